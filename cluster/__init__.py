@@ -1,0 +1,1 @@
+"""How the jobs run on clusters: a local one of several nodes, KubeRay manifests, a cluster launcher file, the image."""

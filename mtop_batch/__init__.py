@@ -1,0 +1,59 @@
+"""One model, one forward pass, every text-classification label.
+
+    from mtop_batch import MTOPModel, Predictor, read_labels
+
+Names are imported on first use, so that `mtop --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtop_batch.errors import BundleError, ConfigError, DataError, JobError, LabelTableError, MtopError, TaskError
+    from mtop_batch.labelling.predictor import Predictor
+    from mtop_batch.labelling.table import read_labels
+    from mtop_batch.model.mtop import MTOPConfig, MTOPModel
+    from mtop_batch.tasks import Task
+
+_MODULES = {
+    "BundleError": "errors",
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "JobError": "errors",
+    "LabelTableError": "errors",
+    "MTOPConfig": "model.mtop",
+    "MTOPModel": "model.mtop",
+    "MtopError": "errors",
+    "Predictor": "labelling.predictor",
+    "Task": "tasks",
+    "TaskError": "errors",
+    "read_labels": "labelling.table",
+}
+
+__all__ = [
+    "BundleError",
+    "ConfigError",
+    "DataError",
+    "JobError",
+    "LabelTableError",
+    "MTOPConfig",
+    "MTOPModel",
+    "MtopError",
+    "Predictor",
+    "Task",
+    "TaskError",
+    "read_labels",
+]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'mtop_batch' has no attribute {name!r}")
+    return getattr(import_module(f"mtop_batch.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,202 @@
+"""The `mtop` command.
+
+Each command checks its arguments, calls one function of the package, and turns the outcome into an exit code:
+0 done, 2 bad arguments, configuration or schema, 3 done but for unreadable source files, 1 any other failure.
+Heavy imports wait until a command runs, so that `mtop --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mtop_batch.errors import ConfigError, MtopError
+
+UNREADABLE_FILES_EXIT_CODE = 3
+
+app = typer.Typer(
+    name="mtop",
+    help="One model, one forward pass, every text-classification label.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="TOML configuration file.", metavar="F.toml")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a configuration value; may be repeated.", metavar="section.key=value"),
+]
+ModelOption = Annotated[str, typer.Option("--model", help="Bundle: a local directory or s3://... prefix.")]
+JsonOption = Annotated[str | None, typer.Option("--json", help="Also write the result here as JSON.", metavar="OUT")]
+
+
+@app.command()
+def train(config: ConfigOption, set_: SetOption = None, json_out: JsonOption = None) -> None:
+    """Train one model on all tasks of a configuration and write its bundle to the configuration's `output`."""
+    from mtop_batch.config import load_config
+    from mtop_batch.engine.train import train as run_training
+
+    result = run_training(load_config(config, set_ or ()))
+    _write_json(json_out, {"output": result.output, "metrics": result.metrics})
+
+
+@app.command()
+def evaluate(model: ModelOption, config: ConfigOption, set_: SetOption = None, json_out: JsonOption = None) -> None:
+    """Measure every task of a bundle on the evaluation data that a configuration names."""
+    from mtop_batch.config import load_config
+    from mtop_batch.engine.evaluate import evaluate_bundle
+
+    metrics = evaluate_bundle(model, load_config(config, set_ or ()))
+    _write_json(json_out, metrics)
+
+
+@app.command()
+def label(
+    model: ModelOption,
+    corpus: Annotated[str, typer.Option(help="Parquet files anywhere below this directory or prefix.")],
+    labels: Annotated[str, typer.Option(help="The label table: a directory or prefix of its own.")],
+    tasks: Annotated[str | None, typer.Option(help="Only these tasks.", metavar="a,b")] = None,
+    partition: Annotated[
+        list[str] | None,
+        typer.Option(help="Only source files of this hive partition; may be repeated.", metavar="key=value"),
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would be done, and do nothing.")] = False,
+    id_column: Annotated[str, typer.Option(help="Column that identifies an article.")] = "id",
+    text_columns: Annotated[
+        str | None, typer.Option(help="One text column, or two for a pair. Default: title,body as far as present.")
+    ] = None,
+    unit_rows: Annotated[int, typer.Option(min=1, help="Larger source files are sliced into units of about this.")] = (
+        20_000
+    ),
+    num_actors: Annotated[
+        int | None, typer.Option(min=1, help="Labelling actors. Default: one per GPU, else one per spare CPU.")
+    ] = None,
+    max_error_fraction: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Fail as soon as more of the rows than this cannot be labelled.")
+    ] = 1.0,
+    json_out: JsonOption = None,
+) -> None:
+    """Make every wanted cell of a corpus current: only what is missing or stale is computed."""
+    from mtop_batch.engine.label import LabelOptions, label_corpus
+
+    options = LabelOptions(
+        model=model,
+        corpus=corpus,
+        labels=labels,
+        tasks=tuple(_comma_separated(tasks, "--tasks")),
+        partitions=tuple(partition or ()),
+        id_column=id_column,
+        text_columns=tuple(_comma_separated(text_columns, "--text-columns")),
+        unit_rows=unit_rows,
+        num_actors=num_actors,
+        max_error_fraction=max_error_fraction,
+    )
+    report = label_corpus(options, plan_only=plan)
+    _write_json(json_out, report)
+    if report["unreadable_files"]:
+        raise typer.Exit(UNREADABLE_FILES_EXIT_CODE)
+
+
+@app.command()
+def predict(
+    model: ModelOption,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; without any, the lines of standard input.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text instead of a table.")] = False,
+) -> None:
+    """Show all labels of a few texts."""
+    from mtop_batch.labelling.predictor import Predictor
+
+    given = texts or [line.rstrip("\n") for line in sys.stdin]
+    if not given:
+        raise ConfigError("there is no text: give texts as arguments, or lines on standard input")
+    table = Predictor.load(model).predict(given)
+    rows = [{"text": text, **row} for text, row in zip(given, table.to_pylist(), strict=True)]
+    if as_json:
+        for row in rows:
+            typer.echo(json.dumps(row, ensure_ascii=False))
+    else:
+        _print_predictions(rows)
+
+
+@app.command(name="build-nhc")
+def build_nhc(
+    source: Annotated[str, typer.Option(help="The News Category Dataset: its JSON lines, or Parquet.")],
+    output: Annotated[str, typer.Option(help="Directory for the tasks' Parquet files and tasks.toml.")] = "data/nhc",
+    extra: Annotated[
+        list[str] | None,
+        typer.Option(help="A further task from labelled Parquet; may be repeated.", metavar="NAME=LABELLED.parquet"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Make the paper's eight-task news set (NHC) from the News Category Dataset."""
+    from mtop_batch.data.nhc import build_nhc as build
+
+    extras: dict[str, str] = {}
+    for item in extra or ():
+        name, separator, path = item.partition("=")
+        if not separator or not name or not path:
+            raise ConfigError(f"--extra {item!r} is not of the form NAME=LABELLED.parquet")
+        extras[name] = path
+    counts = build(source, output, extras, seed=seed)
+    for task, count in counts.items():
+        typer.echo(f"{task:20} {count.train:6,} train {count.eval:6,} eval")
+    typer.echo(f"wrote {output}/tasks.toml")
+
+
+def _comma_separated(value: str | None, option: str) -> list[str]:
+    if value is None:
+        return []
+    names = [name.strip() for name in value.split(",")]
+    if not all(names):
+        raise ConfigError(f"{option} {value!r} has an empty name; write names with commas between, such as a,b")
+    return names
+
+
+def _write_json(uri: str | None, value: Any) -> None:
+    if uri is not None:
+        from mtop_batch.storage import write_bytes
+
+        write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _print_predictions(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for row in rows:
+        table = Table("task", "label", "score", title=row["text"][:100], title_justify="left", title_style="bold")
+        if row["error"]:
+            table.add_row("-", f"[red]{row['error']}[/red]", "")
+        else:
+            for name in (key.removesuffix("_score") for key in row if key.endswith("_score")):
+                table.add_row(name, row.get(f"{name}_label") or "", f"{row[f'{name}_score']:.3f}")
+        console.print(table)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and exit with its code; an error of the user's is one message, without a traceback."""
+    # Job supervisors end a job with SIGTERM: let `finally` blocks run as they do for Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        app(args=arguments, prog_name="mtop")
+    except MtopError as error:
+        if os.environ.get("MTOP_TRACEBACK"):
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on where it stopped", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""Configuration files: TOML, checked before any work starts.
+
+`load_config` reads a file, applies `--set section.key=value` overrides, and returns a `Config` whose fields say
+what is allowed. Unknown keys are refused with the closest known name. The resolved configuration is stored in
+the bundle, so that a bundle says how it was made.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mtop_batch.errors import ConfigError, TaskError
+from mtop_batch.tasks import METRICS, Metric, Task, TaskKind, check_task_names
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneConfig(_Section):
+    """The pretrained encoder."""
+
+    name: str
+    """A hub id, a local directory, or `package:<package>/<directory>` inside an installed package."""
+    max_tokens: int = Field(128, ge=8, le=8192)
+    """Texts are cut to this many tokens, special tokens included; prompts do not count."""
+
+
+class ModelConfig(_Section):
+    """The multi-task model on top of the backbone."""
+
+    kind: Literal["mtop"] = "mtop"
+    prompts_per_task: int = Field(2, ge=1, le=64)
+    """L_P of the paper: soft prompt tokens of each task."""
+    shared_prompts: int = Field(0, ge=0, le=64)
+    """Task-agnostic prompts, prepended before the tasks' own."""
+    prompt_attention: Literal["joint", "isolated"] = "joint"
+    """"joint" as in the paper; "isolated": the text attends to text only, a task's prompts to text and themselves."""
+    prompt_init: Literal["random", "token", "single-task"] = "single-task"
+    pooler_init: Literal["random", "single-task"] = "single-task"
+    stop_gradient: bool = True
+    """A step on one task leaves the other tasks' prompts alone."""
+
+
+class WarmStartConfig(_Section):
+    """The single-task phase: frozen backbone; prompts, pooler and head of each task train apart (paper, 4.3)."""
+
+    epochs: float = Field(2.0, gt=0)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(1e-3, gt=0, lt=1)
+
+
+class TrainConfig(_Section):
+    """The multi-task phase."""
+
+    epochs: float = Field(5.0, gt=0)
+    """One epoch is as many examples as all tasks have together."""
+    batch_size: int = Field(16, ge=1)
+    """Examples per step over all workers together; all of one task."""
+    learning_rate: float = Field(1e-5, gt=0, lt=1)
+    head_learning_rate: float | None = Field(None, gt=0, lt=1)
+    """Learning rate of prompts, poolers and heads; the same as `learning_rate` if not given."""
+    weight_decay: float = Field(0.01, ge=0, lt=1)
+    warmup_fraction: float = Field(0.1, ge=0, le=1)
+    """Share of the steps in which the rate rises linearly; it falls linearly to zero over the rest."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradients are clipped to this norm; 0 turns clipping off."""
+    alpha: float = Field(1.0, ge=0, le=1)
+    """Task i is drawn at a rate proportional to (its number of examples) ** alpha: 1 proportional, 0 uniform."""
+    seed: int = Field(0, ge=0)
+    num_workers: int = Field(1, ge=1)
+    """Ray Train workers; each holds the whole model and takes its part of every batch."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """"auto": bf16 autocast on GPUs that have it, fp32 elsewhere."""
+    freeze_word_embeddings: bool = False
+    """Leave the word-embedding table as pretrained; on CPU and small backbones this is several times faster."""
+    max_failures: int = Field(3, ge=0)
+    """Worker failures after which training goes on from the last checkpoint before giving up."""
+    warm_start: WarmStartConfig = WarmStartConfig()  # type: ignore[call-arg]
+
+
+class TaskConfig(_Section):
+    """One `[[task]]`: its definition and where its examples lie."""
+
+    name: str
+    kind: TaskKind = "classification"
+    labels: tuple[str, ...] = ()
+    metric: Metric | None = None
+    text: tuple[str, ...] = ("text",)
+    """One column, or two for a pair."""
+    label: str = "label"
+    """The label column."""
+    train: str
+    """Parquet file or directory (local or object storage), or `hub:<data set>?config=...&split=...`."""
+    eval: str
+
+    @model_validator(mode="after")
+    def _definition_fits(self) -> Self:
+        self.definition()
+        return self
+
+    def definition(self) -> Task:
+        """The part of the task that decides its output."""
+        metric = self.metric or METRICS[self.kind][0]
+        return Task(self.name, self.kind, self.labels, self.text, metric)
+
+
+class Config(_Section):
+    """A whole configuration file."""
+
+    output: str
+    """Where the bundle goes: a local directory or an object-storage prefix."""
+    backbone: BackboneConfig
+    model: ModelConfig = ModelConfig()  # type: ignore[call-arg]
+    train: TrainConfig = TrainConfig()  # type: ignore[call-arg]
+    task: tuple[TaskConfig, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _task_names_differ(self) -> Self:
+        check_task_names(task.name for task in self.task)
+        return self
+
+    def tasks(self) -> list[Task]:
+        """The definitions of all tasks, in the order of the file."""
+        return [task.definition() for task in self.task]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read, complete and check a configuration.
+
+    Args:
+        path: A TOML file. `tasks = "other.toml"` in it takes the `[[task]]` tables from that file.
+        overrides: `section.key=value` strings; the value is read as TOML, or else as a plain string.
+
+    Raises:
+        ConfigError: The file is missing or not TOML, a key is unknown, or a value is outside what is allowed.
+    """
+    values = _read_toml(path)
+    for override in overrides:
+        _apply_override(values, override)
+    _inline_tasks(values, path)
+    return _validate(values, str(path))
+
+
+def _read_toml(path: str | Path) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise ConfigError(f"there is no configuration file {str(path)!r} (relative to {Path.cwd()})") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{str(path)!r} is a directory; name a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    *sections, last = key.strip().split(".")
+    if not separator or not last or not all(sections):
+        raise ConfigError(f"--set {override!r} is not of the form section.key=value, such as train.epochs=3")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override!r}: {section!r} is not a section")
+    values[last] = value
+
+
+def _inline_tasks(values: dict[str, Any], path: str | Path) -> None:
+    if "tasks" not in values:
+        return
+    if "task" in values:
+        raise ConfigError(f"{path} has both tasks = {values['tasks']!r} and [[task]] tables; keep one of them")
+    tasks_file = values.pop("tasks")
+    if not isinstance(tasks_file, str):
+        raise ConfigError(f"{path}: tasks = {tasks_file!r} must be the path of a TOML file with [[task]] tables")
+    tables = _read_toml(tasks_file)
+    if set(tables) != {"task"}:
+        raise ConfigError(f"{tasks_file} must hold [[task]] tables and nothing else; it has {sorted(tables)}")
+    values["task"] = tables["task"]
+
+
+def _validate(values: Mapping[str, Any], source: str) -> Config:
+    try:
+        return Config.model_validate(values)
+    except TaskError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    except ValidationError as error:
+        lines = [_explain(dict(detail), values) for detail in error.errors()]
+        raise ConfigError(f"{source}: " + "\n  ".join(lines)) from None
+
+
+def _explain(detail: dict[str, Any], values: Mapping[str, Any]) -> str:
+    """One line of what is wrong, the value, what is allowed, and what to do."""
+    location = _dotted(detail["loc"], values)
+    if detail["type"] == "extra_forbidden":
+        known = _known_keys(detail["loc"])
+        close = get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+        return f"unknown key {location}; {hint}"
+    if detail["type"] == "missing":
+        return f"{location} is missing; add it"
+    return f"{location} = {detail['input']!r} cannot be used: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+
+
+def _dotted(location: Sequence[str | int], values: Mapping[str, Any]) -> str:
+    """`task.3.metric` as `task[politics].metric`, so that the reader finds the place."""
+    if len(location) > 1 and location[0] == "task" and isinstance(location[1], int):
+        task = values["task"][location[1]]
+        name = task.get("name", location[1]) if isinstance(task, dict) else location[1]
+        return ".".join([f"task[{name}]", *map(str, location[2:])])
+    return ".".join(map(str, location)) or "the configuration"
+
+
+def _known_keys(location: Sequence[str | int]) -> list[str]:
+    section: type[BaseModel] = Config
+    for part in location[:-1]:
+        if part == "task":
+            section = TaskConfig
+        elif isinstance(part, str):
+            annotation = section.model_fields[part].annotation
+            assert isinstance(annotation, type)
+            section = annotation
+    return list(section.model_fields)

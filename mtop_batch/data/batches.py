@@ -1,0 +1,63 @@
+"""Ragged tokens to padded batches. B rows, T tokens of the longest of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mtop_batch.data.tokens import Tokens
+
+
+def pad_batch(tokens: Tokens, rows: npt.NDArray[np.integer], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """The model's inputs for these rows.
+
+    Args:
+        tokens: Tokens of all rows.
+        rows: (B,) indices into `tokens`.
+        pad_token_id: What fills the positions after a row's end.
+
+    Returns:
+        `input_ids`, `attention_mask` (1 where there is a token) and `token_type_ids` (1 in the second text of a pair),
+        each (B, T) int64.
+    """
+    lengths = tokens.lengths[rows]
+    position = np.arange(lengths.max(initial=0))
+    mask = position < lengths[:, None]
+    second = mask & (position >= tokens.first_lengths[rows][:, None])
+    input_ids = np.full(mask.shape, pad_token_id, dtype=np.int64)
+    input_ids[mask] = tokens.values[tokens.positions(rows)]
+    return {
+        "input_ids": torch.from_numpy(input_ids),
+        "attention_mask": torch.from_numpy(mask.astype(np.int64)),
+        "token_type_ids": torch.from_numpy(second.astype(np.int64)),
+    }
+
+
+def length_sorted_batches(
+    lengths: npt.NDArray[np.integer], max_batch_tokens: int, max_batch_rows: int | None = None
+) -> list[npt.NDArray[np.int64]]:
+    """Batches of rows of similar length, longest first, so that running out of memory shows at once.
+
+    Every row with tokens is in exactly one batch; rows without are in none. In each batch rows times the longest is at
+    most `max_batch_tokens`; a row that is longer than that is a batch of its own.
+
+    Args:
+        lengths: (R,) tokens of each row.
+        max_batch_tokens: Tokens of a batch, padding included.
+        max_batch_rows: Rows of a batch; None for no limit.
+
+    >>> [batch.tolist() for batch in length_sorted_batches(np.array([3, 9, 0, 3, 4]), max_batch_tokens=9)]
+    [[1], [4, 0], [3]]
+    """
+    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    order = order[: np.count_nonzero(lengths)]
+    batches = []
+    start = 0
+    while start < len(order):
+        num_rows = max(1, max_batch_tokens // int(lengths[order[start]]))
+        if max_batch_rows is not None:
+            num_rows = min(num_rows, max_batch_rows)
+        batches.append(order[start : start + num_rows])
+        start += num_rows
+    return batches

@@ -1,0 +1,231 @@
+"""How `TextTokenizer` tokenises only the beginning of a text and yet gets the ids of the whole one, truncated.
+
+Each text is cut at the last safe place within a limit of characters (`mtop_batch.data.cuts`) and tokenised. If the
+tokens are enough, no more text can change them; otherwise the row goes round again with a higher limit. Special tokens
+are added here, from a template read off the tokenizer once, because truncating a pair needs both texts' lengths first.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from transformers import PreTrainedTokenizerBase
+
+from mtop_batch.data.cuts import find_cut, safe_cuts
+from mtop_batch.errors import ConfigError
+
+# Characters per token to try first; English news has about 4.6, so nearly every article is done in one go.
+_CHARS_PER_TOKEN = 6
+_GROWTH = 2
+
+TokenIds = list[int]
+
+
+class Encoder(Protocol):
+    """Tokenises rows of one or two texts to at most a fixed number of tokens."""
+
+    @property
+    def cuts_early(self) -> bool:
+        """Whether long texts are cut before they are tokenised."""
+
+    def encode(self, texts: Sequence[str | None], seconds: Sequence[str | None]) -> tuple[list[TokenIds], list[int]]:
+        """The ids of each row and how many leading ones have token type 0; a row whose text is None has none."""
+
+
+def make_encoder(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Encoder:
+    """The fastest exact way to tokenise with this tokenizer.
+
+    Raises:
+        ConfigError: The tokenizer's token types are not 0 then 1.
+    """
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        return PythonEncoder(tokenizer, max_tokens)
+    return RustEncoder(tokenizer, max_tokens)
+
+
+class RustEncoder:
+    """Tokenises the beginnings of texts with a private copy of the tokenizer's Rust backend."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+        self._backend = copy.deepcopy(tokenizer.backend_tokenizer)
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = getattr(tokenizer, "split_special_tokens", False)
+        self._max_tokens = max_tokens
+        self._keeps_end = tokenizer.truncation_side == "left"
+        self._cuts = None if self._keeps_end else safe_cuts(self._backend)
+        self._single = Template.probe(self._backend, pair=False)
+        self._pair = Template.probe(self._backend, pair=True)
+
+    @property
+    def cuts_early(self) -> bool:
+        """Whether places are known where text may be cut before it is tokenised."""
+        return self._cuts is not None
+
+    def encode(self, texts: Sequence[str | None], seconds: Sequence[str | None]) -> tuple[list[TokenIds], list[int]]:
+        """See `Encoder.encode`."""
+        rows: list[TokenIds] = [[] for _ in texts]
+        first_lengths = [0] * len(texts)
+        pending = [row for row, text in enumerate(texts) if text is not None]
+        limit = self._max_tokens * _CHARS_PER_TOKEN
+        while pending:
+            beginnings = self._read([text for row in pending for text in (texts[row], seconds[row])], limit)
+            unsettled = []
+            for row, first, second in zip(pending, beginnings[::2], beginnings[1::2], strict=True):
+                template = self._single if seconds[row] is None else self._pair
+                budget = self._max_tokens - template.num_special
+                if not is_settled(first, second, budget):
+                    unsettled.append(row)
+                    continue
+                keep = truncated_lengths(len(first.ids), len(second.ids), budget)
+                rows[row], first_lengths[row] = template.fill(first.ids, second.ids, keep, self._keeps_end)
+            pending = unsettled
+            limit *= _GROWTH
+        return rows, first_lengths
+
+    def _read(self, texts: Sequence[str | None], limit: int) -> list[Beginning]:
+        """Tokenise each text up to the last safe cut within `limit` characters; None is a whole text of no tokens."""
+        ends = [0 if text is None else self._end(text, limit) for text in texts]
+        encodings = self._encode_batch([(text or "")[:end] for text, end in zip(texts, ends, strict=True)])
+        return [
+            Beginning([], whole=True) if text is None else Beginning(encoding.ids, whole=end == len(text))
+            for text, end, encoding in zip(texts, ends, encodings, strict=True)
+        ]
+
+    def _end(self, text: str, limit: int) -> int:
+        return len(text) if self._cuts is None else find_cut(self._cuts, text, limit)
+
+    def _encode_batch(self, texts: list[str]) -> list[Any]:
+        try:
+            return self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        except TypeError:
+            # Python strings may hold half a surrogate pair, which no UTF-8 text can: read it as U+FFFD.
+            texts = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+            return self._backend.encode_batch_fast(texts, add_special_tokens=False)
+
+
+class PythonEncoder:
+    """Tokenises whole texts, one after the other, with a tokenizer written in Python."""
+
+    cuts_early = False
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+        self._tokenizer = tokenizer
+        self._max_tokens = max_tokens
+
+    def encode(self, texts: Sequence[str | None], seconds: Sequence[str | None]) -> tuple[list[TokenIds], list[int]]:
+        """See `Encoder.encode`."""
+        rows: list[TokenIds] = []
+        token_types: list[list[int]] = []
+        for text, second in zip(texts, seconds, strict=True):
+            if text is None:
+                rows.append([])
+                token_types.append([])
+                continue
+            # As a batch of one: called with single texts, transformers takes an empty second text for none.
+            encoded = self._tokenizer(
+                [text],
+                None if second is None else [second],
+                truncation=True,
+                max_length=self._max_tokens,
+                return_token_type_ids=True,
+            )
+            rows.append(encoded["input_ids"][0])
+            token_types.append(encoded["token_type_ids"][0])
+        return rows, [types.index(1) if 1 in types else len(types) for types in token_types]
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Token ids, without special ones, of the beginning of a text; `whole` if that is all of it."""
+
+    ids: TokenIds
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Template:
+    """Where a tokenizer puts its special tokens (before, between and after the texts), and their token types."""
+
+    before: TokenIds
+    between: TokenIds
+    after: TokenIds
+    between_zeros: int  # special tokens between the texts that have token type 0
+    second_is_zero: bool  # the second text has token type 0 as well
+
+    @property
+    def num_special(self) -> int:
+        """Special tokens of a row."""
+        return len(self.before) + len(self.between) + len(self.after)
+
+    @classmethod
+    def probe(cls, backend: Any, pair: bool) -> Template:
+        """Read the template off the encoding of a one-letter text, or of a pair of them.
+
+        Raises:
+            ConfigError: The token types are not 0 then 1, or the tokenizer knows no Latin letter.
+        """
+        encoding = backend.encode("a", "a" if pair else None)
+        sides, types = encoding.sequence_ids, encoding.type_ids
+        first = [index for index, side in enumerate(sides) if side == 0]
+        second = [index for index, side in enumerate(sides) if side == 1] if pair else [len(sides)]
+        if not first or not second:
+            raise ConfigError("the tokenizer has no token for the letter 'a'; choose another backbone")
+        if types != sorted(types) or set(types) - {0, 1}:
+            raise ConfigError(
+                f"the tokenizer gives a {'pair' if pair else 'text'} the token types {types}; allowed are 0, or 0 then "
+                "1: choose another backbone"
+            )
+        between = slice(first[-1] + 1, second[0]) if pair else slice(0)
+        return cls(
+            before=encoding.ids[: first[0]],
+            between=encoding.ids[between],
+            after=encoding.ids[(second if pair else first)[-1] + 1 :],
+            between_zeros=types[between].count(0),
+            second_is_zero=types[-1] == 0,
+        )
+
+    def fill(self, first: TokenIds, second: TokenIds, keep: tuple[int, int], keeps_end: bool) -> tuple[TokenIds, int]:
+        """The ids of a row, and how many leading ones have token type 0.
+
+        Args:
+            first: Ids of the first text.
+            second: Ids of the second text, none for a single text.
+            keep: How many of each remain.
+            keeps_end: They are the last ones, not the first.
+        """
+        if keeps_end:
+            first, second = first[len(first) - keep[0] :], second[len(second) - keep[1] :]
+        else:
+            first, second = first[: keep[0]], second[: keep[1]]
+        row = [*self.before, *first, *self.between, *second, *self.after]
+        return row, len(row) if self.second_is_zero else len(self.before) + len(first) + self.between_zeros
+
+
+def truncated_lengths(first: int, second: int, budget: int) -> tuple[int, int]:
+    """How many tokens of two texts remain if together they may have `budget`, the longer one giving first.
+
+    As in the `tokenizers` library: texts that both exceed half of the budget get half each, the longer one (the
+    second, if they are equal) the odd token.
+
+    >>> truncated_lengths(3, 100, 21), truncated_lengths(50, 40, 21), truncated_lengths(40, 40, 21)
+    ((3, 18), (11, 10), (10, 11))
+    """
+    if first + second <= budget:
+        return first, second
+    shorter = min(first, second, budget // 2)
+    return (budget - shorter, shorter) if first > second else (shorter, budget - shorter)
+
+
+def is_settled(first: Beginning, second: Beginning, budget: int) -> bool:
+    """Whether no more text can change which tokens remain after truncation to `budget`."""
+    num_first, num_second = len(first.ids), len(second.ids)
+    if not (first.whole or num_first >= budget) or not (second.whole or num_second >= budget):
+        return False
+    if budget % 2 == 0 or min(num_first, num_second) <= budget // 2:
+        return True
+    # Both are cut and the odd token goes to the longer text: it has to be known which one that is.
+    return second.whole if num_first > num_second else first.whole

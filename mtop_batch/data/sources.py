@@ -1,0 +1,141 @@
+"""Where labelled data comes from: Parquet files, local or on object storage, and data sets of the Hugging Face hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+from urllib.parse import parse_qsl
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mtop_batch import storage
+from mtop_batch.errors import DataError
+
+_HUB_PREFIX = "hub:"
+_HUB_OPTIONS = ("config", "split")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one file, or of one split of a hub data set.
+
+    Args:
+        name: What a message calls it.
+        table: The wanted columns.
+        label_names: Column -> what its integers stand for, where a hub data set says so.
+    """
+
+    name: str
+    table: pa.Table
+    label_names: dict[str, list[str]]
+
+
+def read_columns(source: str, columns: Sequence[str], *, default_split: str = "train") -> list[Part]:
+    """Read columns of a source.
+
+    Args:
+        source: A Parquet file, or a directory or prefix with Parquet files anywhere below, by path or URL; or
+            `hub:<data set>[?config=NAME&split=SPLIT]`, where the data set is a hub id or a local directory that
+            `datasets.load_dataset` understands. No code of a data set is ever run.
+        columns: In the wanted order.
+        default_split: Of a hub data set, if the source names none.
+
+    Raises:
+        DataError: The source does not exist, is not Parquet, or lacks a column.
+        LabelTableError: The storage cannot be reached or refuses.
+    """
+    if source.startswith(_HUB_PREFIX):
+        return [_read_hub(source, columns, default_split)]
+
+    def wanted(name: str, present: list[str]) -> Sequence[str]:
+        check_columns(name, columns, present)
+        return columns
+
+    return [Part(name, table, {}) for name, table in read_parquet(source, wanted)]
+
+
+def read_parquet(source: str, wanted: Callable[[str, list[str]], Sequence[str]]) -> Iterator[tuple[str, pa.Table]]:
+    """The Parquet files of a source, by name, in the order of their paths.
+
+    Args:
+        source: A file, or a directory or prefix with files that end in `.parquet` anywhere below.
+        wanted: Given the name of a file and its columns, returns those to read; may raise a DataError.
+
+    Raises:
+        DataError: There are no such files, or one cannot be read.
+        LabelTableError: The storage cannot be reached or refuses.
+    """
+    for uri in _parquet_files(source):
+        fs, path = storage.filesystem(uri)
+        try:
+            with fs.open_input_file(path) as stream:
+                file = pq.ParquetFile(stream)
+                columns = list(dict.fromkeys(wanted(uri, file.schema_arrow.names)))
+                table = file.read(columns)
+        except (pa.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(
+                f"{uri} cannot be read as Parquet: {reason}; check the path, or write the file anew"
+            ) from error
+        yield uri, table.select(columns)
+
+
+def check_columns(name: str, columns: Sequence[str], present: Sequence[str]) -> None:
+    """Refuse a file that lacks a column.
+
+    Raises:
+        DataError: Names the column, the closest one there is, and all there are.
+    """
+    for column in columns:
+        if column not in present:
+            close = get_close_matches(column, present, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise DataError(
+                f"{name} has no column {column!r}; {hint}columns: {', '.join(present)}; "
+                "set `text` and `label` of the task to columns of its data"
+            )
+
+
+def _parquet_files(source: str) -> list[str]:
+    if storage.is_file(source):
+        return [source]
+    files = [storage.join(source, info.path) for info in storage.list_files(source, suffix=".parquet")]
+    if not files:
+        what = "no file below it ends in .parquet" if storage.exists(source) else "it does not exist"
+        raise DataError(
+            f"there is no data at {source!r}: {what}; give a Parquet file, a directory of such files, or "
+            f"{_HUB_PREFIX}<data set>"
+        )
+    return files
+
+
+def _read_hub(source: str, columns: Sequence[str], default_split: str) -> Part:
+    import datasets  # slow to import, and only needed here
+
+    dataset_id, _, query = source.removeprefix(_HUB_PREFIX).partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    unknown = sorted(set(options) - set(_HUB_OPTIONS))
+    if unknown or not dataset_id:
+        reason = f"unknown option {unknown[0]!r}" if unknown else "no data set is named"
+        raise DataError(
+            f"{source!r} cannot be used: {reason}; write {_HUB_PREFIX}<data set>?config=NAME&split=SPLIT, "
+            "where both options may be left out"
+        )
+    try:
+        found: Any = datasets.load_dataset(dataset_id, options.get("config"), split=options.get("split", default_split))
+    except Exception as error:  # loaders raise whatever they like
+        reason = " ".join(str(error).split())[:500]
+        raise DataError(
+            f"the data set {dataset_id!r} cannot be loaded: {reason}; check its id, config and split, and the network"
+        ) from error
+    check_columns(source, columns, found.column_names)
+    names = {
+        column: list(found.features[column].names)
+        for column in columns
+        if isinstance(found.features[column], datasets.ClassLabel)
+    }
+    table = found.select_columns(list(dict.fromkeys(columns))).with_format("arrow")[:]
+    return Part(source, table, names)

@@ -1,0 +1,175 @@
+"""Texts to token ids: ragged, never padded, and tokenised from their beginning only.
+
+A long text is cut to `max_tokens` tokens anyway, and tokenising is what a labelling job spends its CPU on, so
+`TextTokenizer` cuts the *characters* first (how: `mtop_batch.data.encoders`; where that is safe:
+`mtop_batch.data.cuts`). The ids are always those of tokenising the whole text and truncating it.
+
+Shapes: R rows, T tokens in all rows together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from mtop_batch.data.encoders import make_encoder
+from mtop_batch.errors import ConfigError, DataError
+
+_ROWS_AT_ONCE = 1024
+_MAX_ARROW_TOKENS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of R texts (or pairs) of any length, one after the other.
+
+    Args:
+        values: (T,) int32, the ids of all rows, special tokens included.
+        offsets: (R + 1,) int64, starting with 0; row i is `values[offsets[i]:offsets[i + 1]]`. A row may have no
+            tokens: nothing can be said about it.
+        first_lengths: (R,) int32, how many leading tokens of a row have token type 0; the whole row for a single text.
+    """
+
+    values: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    first_lengths: npt.NDArray[np.int32]
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Sequence[int]], first_lengths: Sequence[int] | None = None) -> Tokens:
+        """Tokens of the given rows of ids; without `first_lengths` every row is a single text.
+
+        >>> Tokens.from_rows([[5, 6], [], [7]]).lengths.tolist()
+        [2, 0, 1]
+        """
+        lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
+        values = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(lengths.sum()))
+        firsts = lengths if first_lengths is None else np.asarray(first_lengths)
+        return cls(values, _offsets(lengths), firsts.astype(np.int32))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(R,) tokens of each row."""
+        return np.diff(self.offsets)
+
+    def row(self, index: int) -> npt.NDArray[np.int32]:
+        """The ids of one row, as a view."""
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    def take(self, rows: npt.NDArray[np.integer]) -> Tokens:
+        """The rows with these indices, in this order."""
+        lengths = self.lengths[rows]
+        return Tokens(self.values[self.positions(rows)], _offsets(lengths), self.first_lengths[rows])
+
+    def positions(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+        """Where in `values` the tokens of these rows lie, row after row: (tokens of the rows,)."""
+        lengths = self.lengths[rows]
+        starts = _offsets(lengths)
+        return np.repeat(self.offsets[:-1][rows] - starts[:-1], lengths) + np.arange(starts[-1])
+
+    @classmethod
+    def concat(cls, parts: Iterable[Tokens]) -> Tokens:
+        """All rows of all parts, in order."""
+        parts = list(parts)
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            return cls.from_rows([])
+        return cls(
+            np.concatenate([part.values for part in parts]),
+            _offsets(np.concatenate([part.lengths for part in parts])),
+            np.concatenate([part.first_lengths for part in parts]),
+        )
+
+    def to_arrow(self) -> pa.Table:
+        """The columns `input_ids` (list of int32) and `first_length` (int32); the token ids are not copied.
+
+        Raises:
+            DataError: There are more tokens than one Arrow list column holds (2^31 - 1).
+        """
+        if self.offsets[-1] > _MAX_ARROW_TOKENS:
+            raise DataError(
+                f"{self.offsets[-1]} tokens do not fit one Arrow list column (at most {_MAX_ARROW_TOKENS}); "
+                "convert fewer rows at a time"
+            )
+        input_ids = pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), pa.array(self.values))
+        return pa.table({"input_ids": input_ids, "first_length": pa.array(self.first_lengths)})
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table) -> Tokens:
+        """The tokens that `to_arrow` wrote; not copied where the table is in one chunk."""
+        chunks = table.column("input_ids").chunks
+        firsts = table.column("first_length").combine_chunks().to_numpy(zero_copy_only=False)
+        firsts = firsts.astype(np.int32, copy=False)
+        if len(chunks) != 1:
+            rows = cls.concat(cls._from_list_array(chunk) for chunk in chunks)
+            return cls(rows.values, rows.offsets, firsts)
+        rows = cls._from_list_array(chunks[0])
+        return cls(rows.values, rows.offsets, firsts)
+
+    @classmethod
+    def _from_list_array(cls, array: pa.ListArray) -> Tokens:
+        offsets = array.offsets.to_numpy().astype(np.int64)
+        values = array.values.slice(offsets[0], offsets[-1] - offsets[0]).to_numpy(zero_copy_only=False)
+        offsets -= offsets[0]
+        return cls(values.astype(np.int32, copy=False), offsets, np.diff(offsets).astype(np.int32))
+
+
+class TextTokenizer:
+    """Texts to `Tokens` of at most `max_tokens` tokens, special tokens included.
+
+    Ids are the same as `tokenizer(text, second, truncation=True, max_length=max_tokens)`; of a pair, tokens are taken
+    from the longer text first ("longest_first"). The tokenizer is copied, so its truncation and padding stay as they
+    are. Threads are those of the `tokenizers` library: set `TOKENIZERS_PARALLELISM=false` or `RAYON_NUM_THREADS`
+    where other processes share the cores.
+
+    Args:
+        tokenizer: Any Hugging Face tokenizer. One without a Rust backend, or whose pieces may reach over white space,
+            tokenises whole texts: correct, but slow on long ones.
+        max_tokens: Tokens per row, at least one more than the special tokens of a pair.
+
+    Raises:
+        ConfigError: `max_tokens` leaves no room for text, or the tokenizer's token types are not 0 then 1.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+        num_special = tokenizer.num_special_tokens_to_add(pair=True)
+        if max_tokens <= num_special:
+            raise ConfigError(
+                f"max_tokens = {max_tokens} leaves no room for text; this tokenizer adds {num_special} special tokens "
+                f"to a pair: allowed is {num_special + 1} or more"
+            )
+        self.max_tokens = max_tokens
+        self._encoder = make_encoder(tokenizer, max_tokens)
+
+    @property
+    def cuts_early(self) -> bool:
+        """Whether long texts are cut before they are tokenised."""
+        return self._encoder.cuts_early
+
+    def encode(self, texts: Sequence[str | None], seconds: Sequence[str | None] | None = None) -> Tokens:
+        """Tokens of each text, or of each pair where `seconds` has a text.
+
+        Args:
+            texts: One per row; None gives a row without tokens.
+            seconds: The second text of each row; None, for a row or for all, means that there is none.
+        """
+        if seconds is None:
+            seconds = [None] * len(texts)
+        slices = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(texts), _ROWS_AT_ONCE)]
+        return Tokens.concat(Tokens.from_rows(*self._encoder.encode(texts[rows], seconds[rows])) for rows in slices)
+
+
+def _offsets(lengths: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    """(R + 1,) where each row starts, and the end of the last."""
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets

@@ -1,0 +1,173 @@
+"""`mtop label`: plan, label what is not current, report.
+
+The order of a run: read what the bundle says of itself, plan, say what will be done; then, if there is something to
+do, record the run, remove labels of outdated content, start Ray, and stream the units through it. Every run that was
+more than a plan leaves a report, also one that found nothing to do and one that failed.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ray.exceptions import RayError
+from rich.console import Console
+
+from mtop_batch import storage
+from mtop_batch.engine.pipeline import plan_actors, run_pieces
+from mtop_batch.engine.progress import Progress
+from mtop_batch.engine.session import ray_session
+from mtop_batch.errors import JobError, MtopError
+from mtop_batch.labelling.definition import DEFAULT_TEXT_COLUMNS, Definition
+from mtop_batch.labelling.gather import DEFAULT_UNIT_ROWS, plan_labels
+from mtop_batch.labelling.paths import parse_partitions
+from mtop_batch.labelling.plan import Plan
+from mtop_batch.labelling.report import RunReport, write_report
+from mtop_batch.labelling.runs import new_run_id, write_run
+from mtop_batch.labelling.stages import LabelJob, pieces_of_work
+from mtop_batch.labelling.summary import estimate_s, plan_dict, plan_text
+from mtop_batch.model.bundle import read_bundle_info
+from mtop_batch.tasks import select_tasks
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """The options of `mtop label`; empty tuples stand for the default.
+
+    Args:
+        model: URI of the bundle.
+        corpus: URI of the corpus.
+        labels: URI of the label table.
+        tasks: Only these tasks.
+        partitions: Only source files of these hive partitions, `key=value`.
+        id_column: Column that identifies an article.
+        text_columns: One text column, or two for a pair; by default title and body as far as present.
+        unit_rows: Larger source files are sliced into units of at most this many rows.
+        num_actors: Labelling actors; by default one per GPU, else one per spare CPU.
+        max_error_fraction: The run fails as soon as it is certain that more of its rows than this have errors.
+    """
+
+    model: str
+    corpus: str
+    labels: str
+    tasks: tuple[str, ...] = ()
+    partitions: tuple[str, ...] = ()
+    id_column: str = "id"
+    text_columns: tuple[str, ...] = ()
+    unit_rows: int = DEFAULT_UNIT_ROWS
+    num_actors: int | None = None
+    max_error_fraction: float = 1.0
+
+
+def label_corpus(options: LabelOptions, *, plan_only: bool = False) -> dict[str, Any]:
+    """Make every wanted cell of a corpus current, or only say what that takes.
+
+    Args:
+        options: What to label with what.
+        plan_only: Write nothing.
+
+    Returns:
+        The plan or the run report, JSON-ready; both have `unreadable_files`.
+
+    Raises:
+        ConfigError, TaskError, DataError, BundleError: Before any work starts.
+        LabelTableError, JobError: In the middle; what was written stays, and the same call does the rest.
+    """
+    options = replace(
+        options,
+        model=storage.absolute(options.model),
+        corpus=storage.absolute(options.corpus),
+        labels=storage.absolute(options.labels),
+    )
+    definition = _definition(options)
+    plan = plan_labels(
+        options.corpus, options.labels, definition, unit_rows=options.unit_rows, partitions=options.partitions
+    )
+    _say(plan_text(plan, estimate_s(plan)))
+    return plan_dict(plan) if plan_only else _run(options, definition, plan)
+
+
+def _definition(options: LabelOptions) -> Definition:
+    bundle = read_bundle_info(options.model)
+    names = select_tasks(options.tasks or list(bundle.fingerprints), list(bundle.fingerprints))
+    return Definition(
+        bundle_name=bundle.name,
+        bundle_uri=bundle.uri,
+        specs=tuple(task for task in bundle.tasks if task.name in names),
+        tasks={name: bundle.fingerprints[name] for name in names},
+        text_columns=options.text_columns or DEFAULT_TEXT_COLUMNS,
+        text_columns_required=bool(options.text_columns),
+        id_column=options.id_column,
+    )
+
+
+def _run(options: LabelOptions, definition: Definition, plan: Plan) -> dict[str, Any]:
+    """Do what is planned; the report is written whatever happens, as long as storage answers."""
+    report = RunReport(new_run_id(), definition, plan)
+    write_run(options.labels, report.run, definition, options.corpus, parse_partitions(options.partitions))
+    failure = "stopped from outside"
+    try:
+        if plan.units:
+            _label_units(options, report)
+        failure = ""
+    except Exception as error:
+        failure = _first_line(_cause(error))
+        raise _explained(error, failure) from error
+    finally:
+        report.finish(failure or None)
+        uri = write_report(report)
+        _say(f"{report.summary_line()}\nreport: {uri}")
+    return report.to_dict()
+
+
+def _label_units(options: LabelOptions, report: RunReport) -> None:
+    plan = report.plan
+    list(storage.in_threads(lambda path: storage.delete(storage.join(options.labels, path)), plan.obsolete))
+    job = LabelJob(plan.corpus, options.labels, report.run, report.definition)
+    pieces = pieces_of_work(plan.units, options.unit_rows)
+    with ray_session(spare_cpus=1) as resources, Progress() as progress:
+        pool = plan_actors(resources, options.num_actors, len(pieces))
+        progress.note(f"{resources}; {pool}")
+        progress.phase("label", total=plan.num_articles_planned, unit="articles")
+        with closing(run_pieces(job, options.model, pieces, pool)) as results:
+            for result in results:
+                report.add(result)
+                progress.advance(result.rows, f"{report.documents_per_s:,.1f} documents/s, {report.errors:,} errors")
+                if result.unreadable:
+                    progress.note(f"cannot read {result.source}: {result.unreadable}")
+                _check_errors(report, options.max_error_fraction)
+
+
+def _check_errors(report: RunReport, max_error_fraction: float) -> None:
+    """Stop as soon as no good row to come can bring the share of errors down to what is allowed."""
+    num_rows = report.plan.num_articles_planned
+    if report.errors > max_error_fraction * num_rows:
+        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in report.error_reasons.most_common(3))
+        raise JobError(
+            f"{report.errors:,} of the run's {num_rows:,} rows cannot be labelled: {reasons}; that is more than "
+            f"--max-error-fraction {max_error_fraction:g} allows. Mend the corpus or allow more, and run again"
+        )
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a stage raised, out of what Ray wrapped around it."""
+    while isinstance(error, RayError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _explained(error: Exception, failure: str) -> MtopError:
+    cause = _cause(error)
+    if isinstance(cause, MtopError):
+        return cause
+    return JobError(f"the job failed: {failure}; what was written stays, and the same command does the rest")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _say(text: str) -> None:
+    Console(highlight=False).print(text, markup=False, soft_wrap=True)

@@ -1,0 +1,84 @@
+"""What the driver makes of the events of a training run: a log, and progress for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from datetime import UTC, datetime
+from statistics import median
+
+from mtop_batch.engine.events import Event, EventQueue
+from mtop_batch.engine.progress import Progress
+from mtop_batch.engine.run_directory import RunDirectory
+
+
+class TrainingMonitor:
+    """Takes events, stamps them with the time, keeps them in the run's directory and shows what they say.
+
+    Args:
+        run: Where the events are kept.
+        progress: Where people look.
+        on_event: Called with every event as well.
+    """
+
+    def __init__(self, run: RunDirectory, progress: Progress, on_event: Callable[[Event], None] | None = None) -> None:
+        self._run = run
+        self._progress = progress
+        self._on_event = on_event
+        self._warm_steps: dict[str, int] = {}
+        self._mean: float | None = None
+        self._started = False
+
+    def begin_warm_start(self, num_steps: Mapping[str, int], done: Collection[str]) -> None:
+        """The single-task phase begins, with this many steps for each task; an earlier run has done these tasks."""
+        self._warm_steps = {name: num_steps[name] for name in done}
+        self._progress.phase("warm start", sum(num_steps.values()), completed=sum(self._warm_steps.values()))
+
+    def poll(self, queue: EventQueue) -> None:
+        """Handle what has come in."""
+        for event in queue.take():
+            self.record(event)
+
+    def record(self, event: Event) -> None:
+        """Handle one event."""
+        event = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event}
+        self._run.events.append(event)
+        if event.get("phase") == "warm start":
+            self._show_warm_start(event)
+        elif event.get("phase") == "train":
+            self._show_training(event)
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def examples_per_s(self) -> float:
+        """How fast the multi-task phase was, most of the time; 0 where it was over before anyone looked."""
+        speeds = [e["examples_per_s"] for e in self._run.events if e["event"] == "step" and e.get("phase") == "train"]
+        return median(speeds) if speeds else 0.0
+
+    def _show_warm_start(self, event: Event) -> None:
+        if event["event"] != "step":
+            return
+        self._warm_steps[event["task"]] = event["step"]
+        self._progress.update(sum(self._warm_steps.values()), f"{event['task']}: loss {event['loss']:.3f}")
+
+    def _show_training(self, event: Event) -> None:
+        if event["event"] == "start":
+            self._show_start(event)
+        elif event["event"] == "step":
+            details = f"epoch {event['epoch']:.2f}, loss {event['loss']:.3f}, {event['examples_per_s']:,.0f} examples/s"
+            if self._mean is not None:
+                details += f", last mean {self._mean:.4f}"
+            self._progress.update(event["step"], details)
+        elif event["event"] == "evaluation":
+            self._mean = event["mean"]
+            best = ", the best so far" if event["best"] else ""
+            self._progress.note(f"epoch {event['epoch']:.2f}: mean {event['mean']:.4f}{best}")
+            self._run.keep_events()
+
+    def _show_start(self, event: Event) -> None:
+        if self._started:
+            self._progress.note(f"a worker was lost; training goes on from step {event['step']:,}")
+        else:
+            workers = f"{event['num_workers']} worker{'s' if event['num_workers'] > 1 else ''}"
+            self._progress.phase("train", event["num_steps"], completed=event["step"])
+            self._progress.note(f"training on {workers} ({event['device']}, {event['precision']})")
+        self._started = True

@@ -1,0 +1,144 @@
+"""The labelling pipeline on Ray Data: pieces of work stream through reading tasks, labelling actors, writing tasks.
+
+One row of the data set is one piece of work, so nothing depends on how Ray splits, bundles or reorders blocks, and a
+piece is what is done again when a process dies. Label files have deterministic names: doing a piece twice changes
+nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from mtop_batch.data.tokens import TextTokenizer
+from mtop_batch.engine.session import Resources
+from mtop_batch.labelling.plan import Unit
+from mtop_batch.labelling.predictor import Predictor
+from mtop_batch.labelling.stages import LabelJob, UnitResult, label, read_and_tokenise, write
+from mtop_batch.model.bundle import load_bundle, load_bundle_tokenizer, read_bundle_info
+
+# Readers and writers wait for storage half of the time.
+_STORAGE_STAGE_CPUS = 0.5
+
+
+@dataclass(frozen=True)
+class ActorPool:
+    """How many labelling actors there are, and what each of them holds."""
+
+    size: int
+    num_gpus: int
+    num_cpus: int
+
+    def __str__(self) -> str:
+        actors = "1 labelling actor" if self.size == 1 else f"{self.size} labelling actors"
+        return f"{actors}, each with {'a GPU' if self.num_gpus else 'a CPU'}"
+
+
+def plan_actors(resources: Resources, num_actors: int | None, num_pieces: int) -> ActorPool:
+    """One actor per GPU where there are GPUs; else one per CPU but for one per node, which reads and writes.
+
+    Args:
+        resources: Of the cluster.
+        num_actors: Overrides the number.
+        num_pieces: Pieces of work; there are never more actors.
+    """
+    if resources.num_gpus:
+        return ActorPool(min(num_actors or resources.num_gpus, num_pieces), num_gpus=1, num_cpus=0)
+    size = num_actors or max(1, resources.num_cpus - resources.num_nodes)
+    return ActorPool(min(size, num_pieces), num_gpus=0, num_cpus=1)
+
+
+def run_pieces(
+    job: LabelJob, bundle_uri: str, pieces: Sequence[Sequence[Unit]], pool: ActorPool
+) -> Generator[UnitResult]:
+    """Run pieces of work on the connected Ray; yields each unit's result when its label files are written.
+
+    Closing the iterator stops the work. What was written stays.
+
+    Raises:
+        Exception: What a stage raised, wrapped by Ray, when it failed for good.
+    """
+    _configure_ray_data()
+    rows = [{"work": json.dumps([unit.to_dict() for unit in piece])} for piece in pieces]
+    one_piece: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
+    labelled = (
+        ray.data.from_items(rows, override_num_blocks=len(rows))
+        .map_batches(partial(_read_piece, job=job, bundle_uri=bundle_uri), num_cpus=_STORAGE_STAGE_CPUS, **one_piece)
+        .map_batches(
+            _Labeller,
+            fn_constructor_kwargs={"bundle_uri": bundle_uri, "threads": pool.num_cpus or None},
+            compute=ActorPoolStrategy(size=pool.size),
+            num_cpus=pool.num_cpus,
+            num_gpus=pool.num_gpus,
+            **one_piece,
+        )
+        .map_batches(partial(_write_piece, job=job), num_cpus=_STORAGE_STAGE_CPUS, **one_piece)
+    )
+    for row in labelled.iter_rows():
+        for values in json.loads(row["results"]):
+            yield UnitResult(**values)
+
+
+def _configure_ray_data() -> None:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False  # ours counts articles
+    context.target_max_block_size = None  # a piece of work is never split
+    context.actor_init_retry_on_errors = True
+    context.execution_options.preserve_order = False
+
+
+def _read_piece(block: pa.Table, job: LabelJob, bundle_uri: str) -> pa.Table:
+    work: str = block["work"][0].as_py()
+    units = [Unit.from_dict(values) for values in json.loads(work)]
+    return _block(units[0].tasks, read_and_tokenise(job, units, _text_tokenizer(bundle_uri)))
+
+
+class _Labeller:
+    """An actor of the pool: the bundle on one GPU, or on some CPU threads."""
+
+    def __init__(self, bundle_uri: str, threads: int | None) -> None:
+        import torch
+
+        if threads:
+            torch.set_num_threads(threads)
+        self._bundle = load_bundle(bundle_uri)
+        self._predictors: dict[tuple[str, ...], Predictor] = {}
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        tasks = tuple(block["tasks"][0].as_py())
+        if tasks not in self._predictors:
+            self._predictors[tasks] = Predictor(self._bundle.model, self._bundle.tokenizer, tasks=tasks)
+        return _block(tasks, label(_streams(block), self._predictors[tasks]))
+
+
+def _write_piece(block: pa.Table, job: LabelJob) -> pa.Table:
+    results = [asdict(result) for result in write(job, _streams(block))]
+    return pa.table({"results": [json.dumps(results)]})
+
+
+def _block(tasks: Sequence[str], streams: Sequence[bytes]) -> pa.Table:
+    """A block of one row: the tasks that the piece wants, and one stream per unit."""
+    return pa.table(
+        {
+            "tasks": pa.array([list(tasks)], pa.list_(pa.string())),
+            "streams": pa.array([list(streams)], pa.list_(pa.large_binary())),
+        }
+    )
+
+
+def _streams(block: pa.Table) -> list[pa.Buffer]:
+    """The streams of a block, not copied."""
+    return [value.as_buffer() for value in block["streams"][0].values]
+
+
+@lru_cache(maxsize=2)
+def _text_tokenizer(bundle_uri: str) -> TextTokenizer:
+    """The bundle's tokenizer, loaded once per process."""
+    return TextTokenizer(load_bundle_tokenizer(bundle_uri), read_bundle_info(bundle_uri).max_tokens)

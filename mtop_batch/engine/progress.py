@@ -1,0 +1,169 @@
+"""How a job gets on, for people: a live bar on a terminal, a plain line now and then in a log, a table at the end.
+
+Progress goes to stderr, so that stdout holds results only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from mtop_batch.tasks import Task
+
+
+class Progress:
+    """Shows the phases of a job, one after the other; use it as a context manager, from one thread.
+
+        with Progress() as progress:
+            progress.phase("label", total=20, unit="units")
+            progress.advance(1, "1,250 docs/s")
+            progress.note("2 source files cannot be read")
+
+    Args:
+        console: Where to; stderr by default. Whether it is a terminal decides between bar and lines.
+        interval_s: Seconds between two lines where it is no terminal.
+        clock: Seconds that pass; tests give their own.
+    """
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        interval_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console or Console(stderr=True)
+        self._interval_s = interval_s
+        self._clock = clock
+        self._bar = _make_bar(self._console) if self._console.is_terminal else None
+        self._phase: _Phase | None = None
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._finish_phase()
+        if self._bar is not None:
+            self._bar.stop()
+
+    def phase(self, name: str, total: float | None = None, unit: str = "steps", completed: float = 0) -> None:
+        """Begin a phase; the one before it is over.
+
+        Args:
+            name: What is done, such as "train".
+            total: Units of work; None if nobody knows yet.
+            unit: What they are called.
+            completed: Units that an earlier run did.
+        """
+        self._finish_phase()
+        self._phase = _Phase(name, total, unit, completed, self._clock())
+        if self._bar is None:
+            self._line(f"{name} ...")
+        else:
+            self._bar.add_task(name, total=total, completed=int(completed), amount="", details="")
+
+    def advance(self, amount: float = 1, details: str = "") -> None:
+        """`amount` more units are done; `details` is a short text to show beside the bar."""
+        if self._phase is not None:
+            self.update(self._phase.completed + amount, details)
+
+    def update(self, completed: float, details: str = "") -> None:
+        """`completed` units of the phase are done in all; it may go back when work is done again."""
+        phase = self._phase
+        if phase is None:
+            return
+        phase.completed = completed
+        phase.details = details or phase.details
+        if self._bar is not None:
+            task_id = self._bar.task_ids[-1]
+            self._bar.update(task_id, completed=completed, amount=phase.amount(), details=phase.details)
+        elif self._clock() - phase.shown_at >= self._interval_s:
+            phase.shown_at = self._clock()
+            self._line(phase.line(self._clock()))
+
+    def note(self, text: str) -> None:
+        """One line for the reader, above the bar."""
+        self._line(text)
+
+    def _finish_phase(self) -> None:
+        phase, self._phase = self._phase, None
+        if phase is None:
+            return
+        if self._bar is not None:
+            self._bar.stop_task(self._bar.task_ids[-1])
+        else:
+            self._line(f"{phase.line(self._clock())}, took {_duration(self._clock() - phase.started_at)}")
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class _Phase:
+    """One phase: what was done of what, since when."""
+
+    def __init__(self, name: str, total: float | None, unit: str, completed: float, now: float) -> None:
+        self.name, self.total, self.unit = name, total, unit
+        self.started_at = self.shown_at = now
+        self.completed = self.completed_before = completed
+        self.details = ""
+
+    def amount(self) -> str:
+        total = "" if self.total is None else f"/{self.total:,.0f}"
+        return f"{self.completed:,.0f}{total} {self.unit}"
+
+    def line(self, now: float) -> str:
+        parts = [f"{self.name}: {self.amount()}", *([self.details] if self.details else [])]
+        done = self.completed - self.completed_before
+        if self.total is not None and done > 0 and self.completed < self.total:
+            left_s = (now - self.started_at) / done * (self.total - self.completed)
+            parts.append(f"about {_duration(left_s)} left")
+        return ", ".join(parts)
+
+
+def metric_table(metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) -> Table:
+    """A table of each task's own metric on its evaluation data, and their mean.
+
+    Args:
+        metrics: Task name -> metric -> value, with "num_examples".
+        tasks: The rows, in order.
+    """
+    table = Table("task", "metric")
+    table.add_column("value", justify="right")
+    table.add_column("examples", justify="right")
+    values = [metrics[task.name][str(task.metric)] for task in tasks]
+    for task, value in zip(tasks, values, strict=True):
+        examples = metrics[task.name].get("num_examples", 0)
+        table.add_row(task.name, str(task.metric), f"{value:.4f}", f"{examples:,.0f}")
+    table.add_section()
+    table.add_row("mean", "", f"{sum(values) / len(values):.4f}", "", style="bold")
+    return table
+
+
+def _make_bar(console: Console) -> Bar:
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[amount]}"),
+        TextColumn("{task.fields[details]}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+    )
+
+
+def _duration(seconds: float) -> str:
+    """
+    >>> _duration(42), _duration(3900)
+    ('42 s', '1 h 5 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

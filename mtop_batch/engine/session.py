@@ -1,0 +1,127 @@
+"""The Ray session of a command: the cluster that RAY_ADDRESS names, or a local Ray of its own.
+
+Ray's ports listen on every interface of the machine, and whoever reaches them can run code. A local Ray is
+therefore given a token that only this process and its workers know; it is kept in the environment, so no token
+file is left behind that would turn authentication on for clusters started later.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+from ray._private.utils import get_num_cpus
+
+from mtop_batch.errors import ConfigError
+
+_CONNECT_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What Ray can give out at the moment."""
+
+    num_cpus: int
+    """Logical CPUs of all nodes."""
+    num_gpus: int
+    num_nodes: int
+    may_grow: bool
+    """Nodes may join: a cluster, whose autoscaler could add what is missing; not so for a local Ray."""
+
+    def __str__(self) -> str:
+        nodes = "1 node" if self.num_nodes == 1 else f"{self.num_nodes} nodes"
+        gpus = {0: "no GPU", 1: "1 GPU"}.get(self.num_gpus, f"{self.num_gpus} GPUs")
+        return f"{nodes}, {self.num_cpus} CPUs, {gpus}"
+
+
+@contextmanager
+def ray_session(*, spare_cpus: int = 0) -> Iterator[Resources]:
+    """Ray for the time of a command.
+
+    With RAY_ADDRESS set (as it is inside `ray job submit`) this connects to that cluster. Otherwise it starts a Ray
+    on this machine, without dashboard or usage statistics, and stops it in the end. A Ray that this process has
+    already initialised is used and left running.
+
+    Args:
+        spare_cpus: Logical CPUs that a local Ray offers beyond the machine's cores, so that short tasks still run
+            while actors hold every core.
+
+    Raises:
+        ConfigError: RAY_ADDRESS is not the address of a cluster that this process can join, or nobody answers there.
+    """
+    if ray.is_initialized():
+        yield _resources(may_grow=False)
+        return
+    address = os.environ.get("RAY_ADDRESS", "")
+    is_cluster = address not in ("", "local")
+    try:
+        if is_cluster:
+            _connect(address)
+        else:
+            _start_local(num_cores() + spare_cpus)
+        yield _resources(may_grow=is_cluster)
+    finally:
+        ray.shutdown()
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use; a container's limit counts."""
+    return int(get_num_cpus(override_docker_cpu_warning=True))
+
+
+def _connect(address: str) -> None:
+    if "://" in address:
+        raise ConfigError(
+            f"RAY_ADDRESS = {address!r} is not the address of a cluster that this process can join: use host:port or "
+            "'auto' on a node of the cluster, or send the job there with `ray job submit`"
+        )
+    try:
+        _check_reachable(address)
+        ray.init(address=address, logging_level=logging.WARNING)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"no Ray cluster answers at RAY_ADDRESS = {address!r} ({_first_line(error)}); start it, or unset "
+            "RAY_ADDRESS to use a Ray of this machine's own"
+        ) from error
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try an address where nobody listens for many minutes."""
+    host, _, port = address.rpartition(":")
+    if host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+
+
+def _start_local(num_cpus: int) -> None:
+    _set_local_defaults(os.environ)
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def _set_local_defaults(environ: MutableMapping[str, str]) -> None:
+    environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray turns authentication on by itself, and takes this token in place of writing one to ~/.ray.
+    if "RAY_AUTH_MODE" not in environ and "RAY_AUTH_TOKEN_PATH" not in environ:
+        environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def _resources(*, may_grow: bool) -> Resources:
+    totals = ray.cluster_resources()
+    num_nodes = sum(node["Alive"] for node in ray.nodes())
+    return Resources(int(totals.get("CPU", 0)), int(totals.get("GPU", 0)), num_nodes, may_grow)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,90 @@
+"""What a run wants to be true: which tasks, by which weights, of which columns.
+
+A label file is current for a task when it was computed by the same definition from the source file's present
+content. All label files of one label set share one definition; the set's name carries a hash of it, so a rerun
+writes to the same place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from mtop_batch.errors import ConfigError
+from mtop_batch.tasks import Task
+
+DEFAULT_TEXT_COLUMNS = ("title", "body")
+
+
+@dataclass(frozen=True)
+class Definition:
+    """The wanted tasks of one bundle, and the columns of the corpus they are asked about.
+
+    Args:
+        bundle_name: Goes into the names of new label sets.
+        bundle_uri: Where the bundle lies, for the record.
+        specs: The wanted tasks, in the bundle's order.
+        tasks: Each wanted task's fingerprint, by name and in the same order.
+        text_columns: One column, or two that are read as a pair.
+        text_columns_required: False lets a file lack some of the text columns (not all of them).
+        id_column: The column that identifies an article.
+
+    Raises:
+        ConfigError: There is no task, or not one or two different text columns.
+    """
+
+    bundle_name: str
+    bundle_uri: str
+    specs: tuple[Task, ...]
+    tasks: Mapping[str, str]
+    text_columns: tuple[str, ...] = DEFAULT_TEXT_COLUMNS
+    text_columns_required: bool = False
+    id_column: str = "id"
+
+    def __post_init__(self) -> None:
+        if not self.specs or [spec.name for spec in self.specs] != list(self.tasks):
+            raise ConfigError(f"bundle {self.bundle_uri}: no tasks, or tasks without fingerprints; train it again")
+        if not 1 <= len(self.text_columns) <= 2 or len(set(self.text_columns)) < len(self.text_columns):
+            raise ConfigError(
+                f"--text-columns {','.join(self.text_columns)}: give one column, or two different ones for a pair"
+            )
+
+    @property
+    def columns(self) -> tuple[tuple[str, ...], str]:
+        """The part of the definition that says what is read."""
+        return self.text_columns, self.id_column
+
+    def label_set_name(self, tasks: Iterable[str]) -> str:
+        """The name of the label set for these of the definition's tasks: the same for the same definition."""
+        content = {
+            "tasks": sorted((name, self.tasks[name]) for name in tasks),
+            "text_columns": self.text_columns,
+            "id_column": self.id_column,
+        }
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        # "=" would read as a hive partition, a leading "_" or "." would hide the directory from readers.
+        safe_name = re.sub(r"[^A-Za-z0-9._-]", "-", self.bundle_name).lstrip("._-")
+        return f"{safe_name or 'bundle'}-{digest[:8]}"
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The definition that all files of an existing label set share, as their footers tell it."""
+
+    name: str
+    tasks: Mapping[str, str]
+    text_columns: tuple[str, ...]
+    id_column: str
+    kinds: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> tuple[tuple[str, ...], str]:
+        """The part of the definition that says what was read."""
+        return self.text_columns, self.id_column
+
+    def holds(self, definition: Definition, task: str) -> bool:
+        """Whether labels of `task` in this set are what `definition` would compute from the same content."""
+        return self.columns == definition.columns and self.tasks.get(task) == definition.tasks[task]

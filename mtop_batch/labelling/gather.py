@@ -1,0 +1,150 @@
+"""From two URIs to a plan: lists the corpus and the label table, and reads the footers that the plan depends on.
+
+Source files whose cells are all current are not opened: their label files know how many rows they have. So a run
+that finds nothing to do costs two listings and one footer per label file of the wanted tasks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from mtop_batch import storage
+from mtop_batch.errors import ConfigError, DataError
+from mtop_batch.labelling.cells import Cells, LabelFile, build_plan, relevant_sets
+from mtop_batch.labelling.definition import Definition
+from mtop_batch.labelling.footer import DamagedLabelFile, SourceFile
+from mtop_batch.labelling.label_files import list_label_files, read_footer, read_label_sets
+from mtop_batch.labelling.paths import in_partition, is_source, parse_partitions, partition_keys, source_path
+from mtop_batch.labelling.plan import Layout, Plan
+from mtop_batch.labelling.sources import MissingColumns, UnreadableSource, read_layout
+
+DEFAULT_UNIT_ROWS = 20_000
+
+
+def plan_labels(
+    corpus: str,
+    labels: str,
+    definition: Definition,
+    *,
+    unit_rows: int = DEFAULT_UNIT_ROWS,
+    partitions: Sequence[str] = (),
+) -> Plan:
+    """Compare a corpus with its label table, and plan what makes every wanted cell current. Writes nothing.
+
+    Args:
+        corpus: A directory or prefix with Parquet files anywhere below, or one file.
+        labels: The label table; it need not exist yet.
+        definition: What is wanted.
+        unit_rows: Most rows of a unit.
+        partitions: `key=value` filters on hive partitions, all of which must hold.
+
+    Raises:
+        ConfigError: The label table and the corpus lie in each other, or a partition filter cannot work.
+        DataError: There is no corpus, or none of its readable files has the columns.
+        LabelTableError: Corpus or label table cannot be reached.
+    """
+    wanted_partition = parse_partitions(partitions)
+    corpus, labels = storage.absolute(corpus), storage.absolute(labels)
+    _check_apart(corpus, labels)
+    root, sources, ignored = _list_corpus(corpus)
+    in_scope = _filter(sources, wanted_partition)
+    cells = _read_cells(labels, definition, {source.path for source in in_scope})
+
+    current: list[tuple[SourceFile, int]] = []
+    stale: list[SourceFile] = []
+    for source in in_scope:
+        num_rows = cells.num_rows_if_current(source)
+        if num_rows is None:
+            stale.append(source)
+        else:
+            current.append((source, num_rows))
+    layouts, unreadable = _read_layouts(root, stale, definition, has_current=bool(current))
+    plan = build_plan(cells, definition.tasks, current, layouts, unit_rows)
+    return replace(
+        plan,
+        corpus=root,
+        labels=labels,
+        unreadable=tuple(unreadable),
+        ignored_files=tuple(ignored),
+        orphaned=tuple(cells.orphaned({source.path for source in sources})),
+    )
+
+
+def _check_apart(corpus: str, labels: str) -> None:
+    """The label table must not be listed as corpus, nor the corpus as label files."""
+    for outer, inner in ((corpus, labels), (labels, corpus)):
+        outer_path, inner_path = (
+            (uri if storage.is_remote(uri) else os.path.realpath(uri)).rstrip("/") + "/" for uri in (outer, inner)
+        )
+        if inner_path.startswith(outer_path) and not storage.is_hidden(inner_path[len(outer_path) : -1]):
+            raise ConfigError(
+                f"--labels {labels} and --corpus {corpus} lie in each other, so one would be read as the other; "
+                "use separate directories, or keep the labels below one whose name starts with '_'"
+            )
+
+
+def _list_corpus(corpus: str) -> tuple[str, list[SourceFile], list[str]]:
+    """The directory that paths start from, the source files, and the names of files that are not taken for Parquet."""
+    listed = storage.list_files(corpus)
+    sources = [SourceFile(info.path, info.size, info.version) for info in listed if is_source(info.path)]
+    ignored = [info.path for info in listed if not is_source(info.path)]
+    if not sources:
+        found = f"none of its {len(ignored)} files, such as {ignored[0]}," if ignored else "nothing there"
+        raise DataError(f"--corpus {corpus}: {found} is a Parquet file by its name (.parquet); check the path")
+    is_one_file = len(listed) == 1 and storage.is_file(corpus)
+    return (corpus.rsplit("/", 1)[0] if is_one_file else corpus), sources, ignored
+
+
+def _filter(sources: Sequence[SourceFile], wanted: Mapping[str, str]) -> list[SourceFile]:
+    keys = partition_keys(source.path for source in sources) if wanted else []
+    for key in wanted:
+        if key not in keys:
+            known = f"partition keys: {', '.join(keys)}" if keys else "its paths have no key=value directories"
+            raise ConfigError(f"--partition {key}={wanted[key]}: the corpus is not partitioned by {key!r}; {known}")
+    return [source for source in sources if in_partition(source.path, wanted)]
+
+
+def _read_cells(labels: str, definition: Definition, paths: set[str]) -> Cells:
+    """What the label table holds for these source files."""
+    listing = list_label_files(labels)
+    label_sets = read_label_sets(labels, listing)
+    # A set of which no file could be read is of unknown definition: its files are damaged ones.
+    matter = {label_set.name for label_set in relevant_sets(definition, label_sets)}
+    matter |= listing.keys() - {label_set.name for label_set in label_sets}
+
+    def read(name: tuple[str, str]) -> LabelFile:
+        label_set, path = name
+        try:
+            return LabelFile.of(label_set, path, read_footer(labels, label_set, path))
+        except DamagedLabelFile:
+            return LabelFile(label_set, path, source=None)
+
+    names = [(name, path) for name in sorted(matter) for path in listing[name] if source_path(path) in paths]
+    return Cells(definition, label_sets, storage.in_threads(read, names), listing)
+
+
+def _read_layouts(
+    root: str, stale: Iterable[SourceFile], definition: Definition, *, has_current: bool
+) -> tuple[list[tuple[SourceFile, Layout]], list[tuple[str, str]]]:
+    """Layouts of the readable files, and the reasons of the unreadable ones.
+
+    Raises:
+        DataError: No file is usable, and at least one for want of the columns: that is a wrong option, not bad files.
+    """
+
+    def read(source: SourceFile) -> tuple[SourceFile, Layout | UnreadableSource]:
+        try:
+            return source, read_layout(root, source, definition)
+        except UnreadableSource as error:
+            return source, error
+
+    results = list(storage.in_threads(read, stale))
+    readable = [(source, found) for source, found in results if isinstance(found, Layout)]
+    bad = [(source.path, found) for source, found in results if isinstance(found, UnreadableSource)]
+    without_columns = [(path, reason) for path, reason in bad if isinstance(reason, MissingColumns)]
+    if without_columns and not readable and not has_current:
+        path, reason = without_columns[0]
+        raise DataError(f"{storage.join(root, path)} has {reason}; name others with --id-column and --text-columns")
+    return readable, [(path, str(reason)) for path, reason in bad]

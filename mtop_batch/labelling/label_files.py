@@ -1,0 +1,160 @@
+"""Label files: row for row the labels of a slice of a source file, with a record of what they are.
+
+    <labels>/<label set>/<path of the source file>     columns id, <task>_label, <task>_score ..., error
+
+Each label set is a plain Parquet data set. A label file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mtop_batch import storage
+from mtop_batch.errors import LabelTableError
+from mtop_batch.labelling.definition import LabelSet
+from mtop_batch.labelling.footer import FOOTER_KEY, DamagedLabelFile, Footer
+from mtop_batch.labelling.paths import is_source
+from mtop_batch.labelling.plan import Target
+from mtop_batch.labelling.sources import UnreadableSource, decoding
+from mtop_batch.tasks import Task
+
+LABEL_TYPE = pa.dictionary(pa.int32(), pa.string())
+SCORE_TYPE = pa.float32()
+# Files of a data set of which only some are damaged: one of so many should tell the label set's definition.
+_DEFINITION_TRIES = 8
+
+
+def label_schema(id_type: pa.DataType, tasks: Iterable[Task]) -> pa.Schema:
+    """The columns of a label file: `id`, per task `<task>_label` (not for regression) and `<task>_score`, `error`."""
+    fields = [pa.field("id", id_type)]
+    for task in tasks:
+        if task.kind == "classification":
+            fields.append(pa.field(f"{task.name}_label", LABEL_TYPE))
+        fields.append(pa.field(f"{task.name}_score", SCORE_TYPE))
+    return pa.schema([*fields, pa.field("error", pa.string())])
+
+
+def write_label_file(
+    labels: str,
+    target: Target,
+    ids: pa.Array | pa.ChunkedArray,
+    columns: Mapping[str, pa.Array],
+    errors: Sequence[str | None] | pa.Array,
+    footer: Footer,
+    specs: Iterable[Task],
+) -> int:
+    """Write one label file, whole or not at all; a file of that name is replaced.
+
+    The same input gives the same bytes. If it fails, what was there before is still there.
+
+    Args:
+        labels: The label table.
+        target: Which label file, and its tasks.
+        ids: The source rows' ids.
+        columns: `<task>_label` and `<task>_score` of the target's tasks, at least.
+        errors: Why a row has no labels; None where it has.
+        footer: The file's record of itself.
+        specs: The tasks, at least the target's.
+
+    Returns:
+        Bytes written.
+
+    Raises:
+        LabelTableError: The columns do not have the source's rows, or the storage cannot be reached or refuses.
+    """
+    by_name = {task.name: task for task in specs}
+    schema = label_schema(ids.type, [by_name[name] for name in target.tasks])
+    given = {**columns, "id": ids, "error": pa.array(errors, pa.string()) if isinstance(errors, Sequence) else errors}
+    arrays = [given[field.name].cast(field.type) if field.name != "id" else ids for field in schema]
+    num_rows = footer.rows[1] - footer.rows[0]
+    if any(len(array) != num_rows for array in arrays):
+        lengths = {field.name: len(array) for field, array in zip(schema, arrays, strict=True)}
+        raise LabelTableError(f"{footer.source.path}: {num_rows} rows were read, but there are labels for {lengths}")
+    sink = pa.BufferOutputStream()
+    dictionary_columns = [field.name for field in schema if field.name.endswith("_label") or field.name == "error"]
+    with pq.ParquetWriter(sink, schema, compression="zstd", use_dictionary=dictionary_columns) as writer:
+        writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+        writer.add_key_value_metadata({FOOTER_KEY: footer.encode().decode()})
+    data = sink.getvalue()
+    storage.write_bytes(storage.join(labels, target.label_set, target.path), data)
+    return int(data.size)
+
+
+def read_footer(labels: str, label_set: str, path: str) -> Footer:
+    """The record in a label file.
+
+    Raises:
+        DamagedLabelFile: It is not readable as a label file.
+        LabelTableError: The storage does not answer, or a later version of this package wrote the file.
+    """
+    with _open(labels, label_set, path) as parquet:
+        return _footer_of(parquet)
+
+
+def read_label_file(labels: str, label_set: str, path: str, columns: Sequence[str]) -> tuple[Footer, pa.Table]:
+    """A label file's record, and those of its columns that it has.
+
+    Raises:
+        DamagedLabelFile: It is not readable as a label file.
+        LabelTableError: The storage does not answer, or a later version of this package wrote the file.
+    """
+    with _open(labels, label_set, path) as parquet:
+        names = set(parquet.schema_arrow.names)
+        table = parquet.read([name for name in columns if name in names], use_threads=False)
+        return _footer_of(parquet), table
+
+
+def list_label_files(labels: str) -> dict[str, list[str]]:
+    """Paths of all label files below their label set, by label set; none if there is no table yet.
+
+    Raises:
+        LabelTableError: The storage cannot be reached or refuses.
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    for info in storage.list_files(labels):
+        label_set, separator, path = info.path.partition("/")
+        if separator and is_source(path):
+            found[label_set].append(path)
+    return dict(found)
+
+
+def read_label_sets(labels: str, listing: Mapping[str, Sequence[str]]) -> list[LabelSet]:
+    """The definitions of the label sets, each from one of its files; directories that hold something else are left out.
+
+    Raises:
+        LabelTableError: The storage does not answer, or a later version of this package wrote the table.
+    """
+
+    def read(label_set: str) -> LabelSet | None:
+        for path in listing[label_set][:_DEFINITION_TRIES]:
+            try:
+                return read_footer(labels, label_set, path).label_set(label_set)
+            except DamagedLabelFile:
+                continue
+        return None
+
+    return [label_set for label_set in storage.in_threads(read, sorted(listing)) if label_set is not None]
+
+
+@contextmanager
+def _open(labels: str, label_set: str, path: str) -> Iterator[pq.ParquetFile]:
+    uri = storage.join(labels, label_set, path)
+    try:
+        with decoding(uri):
+            fs, fs_path = storage.filesystem(uri)
+            with fs.open_input_file(fs_path) as file:
+                yield pq.ParquetFile(file)
+    except UnreadableSource as error:
+        raise DamagedLabelFile(f"{uri} is no label file: {error}; remove it and run `mtop label`") from error
+
+
+def _footer_of(parquet: pq.ParquetFile) -> Footer:
+    record = (parquet.metadata.metadata or {}).get(FOOTER_KEY.encode())
+    if record is None:
+        raise ValueError(f"its footer has no key {FOOTER_KEY!r}")
+    return Footer.decode(record)

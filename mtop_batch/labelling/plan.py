@@ -1,0 +1,147 @@
+"""What a run is to do: units of work, the label files they become, and why.
+
+A unit is a slice of one source file with the tasks that are not current there. It is read once, goes through the
+model once, and is committed as one label file per label set.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mtop_batch.labelling.definition import Definition
+from mtop_batch.labelling.footer import Footer, SourceFile
+from mtop_batch.labelling.slices import Rows
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rows of each row group of a source file, and the text columns it has of those asked for."""
+
+    row_groups: tuple[int, ...]
+    text_columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A label file to write, and the tasks whose columns it gets."""
+
+    label_set: str
+    path: str
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A slice of a source file with the tasks that are not current there: one read, one forward pass, one commit.
+
+    Args:
+        source: The file, as it was listed.
+        num_rows_file: Rows of the whole file.
+        num_row_groups: Row groups of the whole file.
+        row_groups: The row groups that hold the unit: first, and the one after the last.
+        rows: The unit's rows in the file: first, and the one after the last.
+        text_columns: The text columns to read.
+        tasks: The tasks to compute, in the definition's order.
+        targets: The label files to write; each task belongs to one.
+    """
+
+    source: SourceFile
+    num_rows_file: int
+    num_row_groups: int
+    row_groups: tuple[int, int]
+    rows: Rows
+    text_columns: tuple[str, ...]
+    tasks: tuple[str, ...]
+    targets: tuple[Target, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the unit."""
+        return self.rows[1] - self.rows[0]
+
+    @property
+    def num_cells(self) -> int:
+        """Cells (rows x tasks) that the unit computes."""
+        return self.num_rows * len(self.tasks)
+
+    def __str__(self) -> str:
+        whole = self.rows == (0, self.num_rows_file)
+        return self.source.path if whole else f"{self.source.path} rows {self.rows[0]}-{self.rows[1]}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The unit as JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Unit:
+        """The unit that `to_dict` described, also after a detour through JSON."""
+        targets = tuple(Target(t["label_set"], t["path"], tuple(t["tasks"])) for t in values["targets"])
+        tuples = {key: tuple(values[key]) for key in ("row_groups", "rows", "text_columns", "tasks")}
+        return cls(**{**values, **tuples, "source": SourceFile(**values["source"]), "targets": targets})
+
+    def footer(self, target: Target, definition: Definition, run: str) -> Footer:
+        """The footer of one of the unit's label files, as written by run `run`."""
+        return Footer(
+            source=self.source,
+            num_rows=self.num_rows_file,
+            num_row_groups=self.num_row_groups,
+            row_groups=self.row_groups,
+            rows=self.rows,
+            fingerprints={task: definition.tasks[task] for task in target.tasks},
+            kinds={spec.name: spec.kind for spec in definition.specs if spec.name in target.tasks},
+            bundles=dict.fromkeys(target.tasks, definition.bundle_name),
+            bundle=definition.bundle_uri,
+            text_columns=definition.text_columns,
+            text_columns_used=self.text_columns,
+            id_column=definition.id_column,
+            run=run,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is to do, and why.
+
+    Args:
+        units: The work, in order of source file and row.
+        corpus: Where the source files' paths start.
+        labels: Where the label sets lie.
+        num_files: Readable source files in scope.
+        num_articles: Their rows.
+        cells_total: Articles x wanted tasks.
+        cells_planned: Those of them that the units compute.
+        reasons: Planned cells by the reason why they are not current.
+        planned_per_task: Articles to label, per wanted task.
+        unreadable: Source files that cannot be read, each with the reason.
+        ignored_files: Files of the corpus that are not Parquet by their name.
+        obsolete: Label files (below `labels`) to delete before any unit is written: labels of older content, which
+            readers would see beside the new ones.
+        orphaned: Label files (below `labels`) whose source file is gone from the corpus; they stay.
+    """
+
+    units: tuple[Unit, ...]
+    corpus: str = ""
+    labels: str = ""
+    num_files: int = 0
+    num_articles: int = 0
+    cells_total: int = 0
+    cells_planned: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    planned_per_task: Mapping[str, int] = field(default_factory=dict)
+    unreadable: tuple[tuple[str, str], ...] = ()
+    ignored_files: tuple[str, ...] = ()
+    obsolete: tuple[str, ...] = ()
+    orphaned: tuple[str, ...] = ()
+
+    @property
+    def cells_current(self) -> int:
+        """Cells (articles x tasks) that need no work."""
+        return self.cells_total - self.cells_planned
+
+    @property
+    def num_articles_planned(self) -> int:
+        """Articles that at least one task is to be computed for."""
+        return sum(unit.num_rows for unit in self.units)

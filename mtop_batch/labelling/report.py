@@ -1,0 +1,171 @@
+"""What came of a run: counts that add up, and everything that was not done, with reasons.
+
+<labels>/_runs/<run>/report.json
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from mtop_batch import storage
+from mtop_batch.labelling.definition import Definition
+from mtop_batch.labelling.plan import Plan
+from mtop_batch.labelling.runs import new_run_id, run_uri, write_run
+
+if TYPE_CHECKING:
+    from mtop_batch.labelling.stages import UnitResult
+
+__all__ = ["RunReport", "new_run_id", "write_report", "write_run"]
+
+_FORMAT = 1
+_MAX_EXAMPLES = 20
+
+
+@dataclass
+class RunReport:
+    """Adds up the results of a run's units.
+
+    `rows == labelled + errors` at any time. `documents_per_s` counts rows over the wall-clock time of the run so far.
+
+    Args:
+        run: The run's id.
+        definition: What the run wants.
+        plan: What it set out to do.
+        status: "running", and in the end "done" or "failed".
+        failure: Why it failed.
+    """
+
+    run: str
+    definition: Definition
+    plan: Plan
+    status: str = "running"
+    failure: str | None = None
+    rows: int = 0
+    labelled: int = 0
+    errors: int = 0
+    cells_done: int = 0
+    units_done: int = 0
+    num_tokens: int = 0
+    num_padded_tokens: int = 0
+    num_bytes: int = 0
+    retries: int = 0
+    error_reasons: Counter[str] = field(default_factory=Counter)
+    error_examples: list[dict[str, Any]] = field(default_factory=list)
+    label_counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    stage_seconds: Counter[str] = field(default_factory=Counter)
+    unreadable: dict[str, str] = field(init=False)
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    _clock_s: float = field(default_factory=time.monotonic)
+    _seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        self.unreadable = dict(self.plan.unreadable)
+
+    def add(self, result: UnitResult) -> None:
+        """Count what became of a unit."""
+        self.retries += result.retries
+        self.stage_seconds.update(result.seconds)
+        if result.unreadable is not None:
+            self.unreadable.setdefault(result.source, result.unreadable)
+            return
+        self.units_done += 1
+        self.rows += result.rows
+        self.labelled += result.labelled
+        self.errors += result.errors
+        self.cells_done += result.cells
+        self.num_tokens += result.num_tokens
+        self.num_padded_tokens += result.num_padded_tokens
+        self.num_bytes += result.num_bytes
+        self.error_reasons.update(result.error_reasons)
+        self.error_examples += result.error_examples[: _MAX_EXAMPLES - len(self.error_examples)]
+        for task, counts in result.label_counts.items():
+            self.label_counts[task].update(counts)
+
+    def finish(self, failure: str | None = None) -> None:
+        """Stop the clock; with a failure, say why the run did not do all it could."""
+        self._seconds = self.seconds
+        self.status = "done" if failure is None else "failed"
+        self.failure = failure
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of the run, so far or in all."""
+        return time.monotonic() - self._clock_s if self._seconds is None else self._seconds
+
+    @property
+    def documents_per_s(self) -> float:
+        """Rows per second of wall-clock time."""
+        return self.rows / self.seconds if self.seconds > 0 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready values."""
+        plan = self.plan
+        return {
+            "format": _FORMAT,
+            "run": self.run,
+            "status": self.status,
+            "failure": self.failure,
+            "started": self.started.isoformat(timespec="seconds"),
+            "corpus": plan.corpus,
+            "labels": plan.labels,
+            "bundle": self.definition.bundle_uri,
+            "tasks": list(self.definition.tasks),
+            "rows": self.rows,
+            "labelled": self.labelled,
+            "errors": self.errors,
+            "error_reasons": dict(self.error_reasons.most_common()),
+            "error_examples": self.error_examples,
+            "articles": plan.num_articles,
+            "files": plan.num_files,
+            "cells_planned": plan.cells_planned,
+            "cells_done": self.cells_done,
+            "cells_already_current": plan.cells_current,
+            "planned_reasons": dict(plan.reasons.most_common()),
+            "units_planned": len(plan.units),
+            "units_done": self.units_done,
+            "unreadable_files": [{"path": path, "reason": reason} for path, reason in sorted(self.unreadable.items())],
+            "ignored_files": list(plan.ignored_files),
+            "orphaned_files": list(plan.orphaned),
+            "removed_files": list(plan.obsolete),
+            "label_counts": {task: dict(counts.most_common()) for task, counts in sorted(self.label_counts.items())},
+            "num_tokens": self.num_tokens,
+            "num_padded_tokens": self.num_padded_tokens,
+            "num_bytes": self.num_bytes,
+            "retries": self.retries,
+            "seconds": round(self.seconds, 3),
+            "stage_seconds": {stage: round(seconds, 3) for stage, seconds in sorted(self.stage_seconds.items())},
+            "documents_per_s": round(self.documents_per_s, 2),
+        }
+
+    def summary_line(self) -> str:
+        """The run in one line, for the end of a log."""
+        plan = self.plan
+        parts = [
+            f"run {self.run} {self.status}",
+            f"{self.rows:,} articles in {self.seconds:,.1f} s ({self.documents_per_s:,.1f} documents/s)",
+            f"{self.cells_done:,} of {plan.cells_planned:,} cells done, {plan.cells_current:,} already current",
+            f"{self.errors:,} rows with errors",
+        ]
+        if self.unreadable:
+            parts.append(f"{len(self.unreadable):,} source files not readable")
+        if plan.orphaned:
+            parts.append(f"{len(plan.orphaned):,} label files without a source file")
+        if self.failure:
+            parts.append(self.failure)
+        return "; ".join(parts)
+
+
+def write_report(report: RunReport) -> str:
+    """Write `report.json` into the label table; returns its URI.
+
+    Raises:
+        LabelTableError: The storage cannot be reached or refuses; a report written earlier in the run is still there.
+    """
+    uri = run_uri(report.plan.labels, report.run, "report.json")
+    storage.write_bytes(uri, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
+    return uri

@@ -1,0 +1,128 @@
+"""The record of each run: what it wanted, written when it starts.
+
+    <labels>/_runs/<run>/run.json       the definition
+    <labels>/_runs/<run>/report.json    what came of it, see `mtop_batch.labelling.report`
+
+The newest run that wanted a task says which of its labels are the current ones.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from mtop_batch import storage
+from mtop_batch.errors import LabelTableError
+from mtop_batch.labelling.definition import Definition, LabelSet
+
+_FORMAT = 1
+
+
+def new_run_id(now: datetime | None = None) -> str:
+    """A run id such as `20261120T020000Z-1a2b3c`: later runs have greater ids.
+
+    The six hexadecimal digits are the microsecond and a random one.
+    """
+    now = (now or datetime.now(UTC)).astimezone(UTC)
+    return f"{now:%Y%m%dT%H%M%SZ}-{now.microsecond:05x}{secrets.randbelow(16):x}"
+
+
+def run_uri(labels: str, run: str, name: str) -> str:
+    """Where a run keeps its file `name`."""
+    return storage.join(labels, "_runs", run, name)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run wanted.
+
+    Args:
+        run: Its id.
+        wanted: The tasks' fingerprints and the columns, in the form of a label set of that name.
+        bundle: URI of the bundle.
+        corpus: URI of the corpus.
+        partitions: The `--partition` filter.
+        started: When, as ISO 8601.
+    """
+
+    run: str
+    wanted: LabelSet
+    bundle: str
+    corpus: str
+    partitions: Mapping[str, str]
+    started: str
+
+
+def write_run(
+    labels: str, run: str, definition: Definition, corpus: str, partitions: Mapping[str, str] | None = None
+) -> None:
+    """Write `run.json`, before the first label file of the run.
+
+    Raises:
+        LabelTableError: The storage cannot be reached or refuses.
+    """
+    content = {
+        "format": _FORMAT,
+        "run": run,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "corpus": corpus,
+        "partitions": dict(partitions or {}),
+        "bundle": definition.bundle_uri,
+        "tasks": dict(definition.tasks),
+        "text_columns": definition.text_columns,
+        "id_column": definition.id_column,
+    }
+    storage.write_bytes(run_uri(labels, run, "run.json"), json.dumps(content, indent=2).encode())
+
+
+def list_runs(labels: str) -> list[str]:
+    """Ids of the table's runs, the newest first."""
+    files = storage.list_files(storage.join(labels, "_runs"), suffix="/run.json")
+    return sorted((info.path.removesuffix("/run.json") for info in files), reverse=True)
+
+
+def read_run(labels: str, run: str) -> RunRecord:
+    """A run's record.
+
+    Raises:
+        LabelTableError: It cannot be read.
+    """
+    uri = run_uri(labels, run, "run.json")
+    try:
+        content = json.loads(storage.read_bytes(uri))
+        columns = tuple(content["text_columns"]), content["id_column"]
+        return RunRecord(
+            run=run,
+            wanted=LabelSet(run, content["tasks"], *columns),
+            bundle=content["bundle"],
+            corpus=content["corpus"],
+            partitions=content["partitions"],
+            started=content["started"],
+        )
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        raise LabelTableError(
+            f"{uri} is not the record of a run ({error!r}); remove it and run `mtop label`"
+        ) from error
+
+
+def present_definitions(labels: str, tasks: Sequence[str]) -> dict[str, LabelSet]:
+    """For each task, what the newest run wanted that wanted it: by that, its labels are current or not.
+
+    Args:
+        labels: The label table.
+        tasks: The tasks asked about; the others' definitions come along as far as they are met.
+    """
+    found: dict[str, LabelSet] = {}
+    for record in _newest_first(labels):
+        for task in record.wanted.tasks:
+            found.setdefault(task, record.wanted)
+        if found.keys() >= set(tasks):
+            break
+    return found
+
+
+def _newest_first(labels: str) -> Iterator[RunRecord]:
+    return (read_run(labels, run) for run in list_runs(labels))

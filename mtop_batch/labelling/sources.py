@@ -1,0 +1,154 @@
+"""Opening source files, and telling a bad file from storage that does not answer.
+
+A bad file (not Parquet, truncated, encrypted, without the columns, forbidden) is data: it is recorded with its
+reason and the others are labelled. Storage that does not answer says nothing about the file: that is an error, and
+the work is tried again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from mtop_batch import storage
+from mtop_batch.errors import LabelTableError
+from mtop_batch.labelling.definition import Definition
+from mtop_batch.labelling.footer import SourceFile
+from mtop_batch.labelling.paths import path_problem
+from mtop_batch.labelling.plan import Layout
+
+# Column chunks are read through a buffer of this size, so a huge row group does not have to fit into memory.
+_BUFFER_BYTES = 4 << 20
+_MAX_REASON = 200
+CHANGED = "changed while the run was going on; the next run will label it"
+VANISHED = "vanished while the run was going on"
+# What pyarrow raises for bytes that are not what they should be.
+_DECODE_ERRORS = (OSError, ValueError, KeyError, OverflowError, pa.ArrowException)
+
+
+class UnreadableSource(Exception):
+    """A source file, or what a unit needs of it, cannot be read; the message is the one-line reason."""
+
+
+class SourceChanged(UnreadableSource):
+    """A source file is not the one that was planned."""
+
+
+class MissingColumns(UnreadableSource):
+    """A source file lacks the id column or the text columns."""
+
+
+@contextmanager
+def open_source(corpus: str, source: SourceFile) -> Iterator[pq.ParquetFile]:
+    """The source file for reading in pieces, if it is still the one that was listed.
+
+    Raises:
+        UnreadableSource: The file is bad; also if pyarrow finds so while the block reads it.
+        SourceChanged: It is no longer there, or has another size or version.
+        LabelTableError: The storage does not answer.
+    """
+    if problem := path_problem(source.path):
+        raise UnreadableSource(problem)
+    if source.version == storage.DANGLING_LINK:
+        raise UnreadableSource("it is a link that leads nowhere")
+    if source.size == 0:
+        raise UnreadableSource("the file is empty (0 bytes)")
+    uri = storage.join(corpus, source.path)
+    with decoding(uri), _open(uri, source) as file:
+        yield pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+
+
+@contextmanager
+def decoding(uri: str) -> Iterator[None]:
+    """Turn what pyarrow raises while reading `uri` into `UnreadableSource` or `LabelTableError`."""
+    try:
+        yield
+    except _DECODE_ERRORS as error:
+        raise _bad_file(uri, error) from error
+
+
+def check_unchanged(corpus: str, source: SourceFile) -> None:
+    """Make sure that a source file is still the one that was listed.
+
+    Raises:
+        SourceChanged: It is not.
+        LabelTableError: The storage does not answer.
+    """
+    uri = storage.join(corpus, source.path)
+    with decoding(uri), _open(uri, source):
+        pass
+
+
+def read_layout(corpus: str, source: SourceFile, definition: Definition) -> Layout:
+    """Row groups of a source file, and its text columns.
+
+    Raises:
+        MissingColumns: It has no id column, or not the text columns that the definition asks for.
+        UnreadableSource: The file is bad.
+        LabelTableError: The storage does not answer.
+    """
+    with open_source(corpus, source) as parquet:
+        metadata = parquet.metadata
+        row_groups = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
+        names = parquet.schema_arrow.names
+    return Layout(row_groups, _text_columns(names, definition))
+
+
+def _text_columns(names: list[str], definition: Definition) -> tuple[str, ...]:
+    """The definition's text columns that a file has."""
+    present = tuple(column for column in definition.text_columns if column in names)
+    missing = [column for column in definition.text_columns if column not in names]
+    if definition.id_column not in names:
+        raise MissingColumns(f"no id column {definition.id_column!r}; columns: {', '.join(names)}")
+    if not present or (missing and definition.text_columns_required):
+        raise MissingColumns(f"no text column {' or '.join(map(repr, missing))}; columns: {', '.join(names)}")
+    for column in (definition.id_column, *present):
+        if names.count(column) > 1:
+            raise MissingColumns(f"column {column!r} occurs {names.count(column)} times; columns: {', '.join(names)}")
+    return present
+
+
+@contextmanager
+def _open(uri: str, source: SourceFile) -> Iterator[pa.NativeFile]:
+    fs, path = storage.filesystem(uri)
+    with fs.open_input_file(path) as file:
+        # On S3 the open file knows its etag, by the client that waits for a server to come back.
+        etag = file.metadata().get("ETag", b"") if isinstance(fs, pafs.S3FileSystem) else b""
+        version = etag.decode().strip('"') if etag else storage.stat(uri).version
+        if (file.size(), version) != (source.size, source.version):
+            raise SourceChanged(CHANGED)
+        yield file
+
+
+def _bad_file(uri: str, error: BaseException) -> UnreadableSource | LabelTableError:
+    """What an exception while reading says: about the file, or about the storage."""
+    try:
+        with storage.explained(uri):
+            if _is_storage_error(error):
+                raise error
+            _probe(uri)
+    except FileNotFoundError:
+        return SourceChanged(VANISHED)
+    except LabelTableError as failure:
+        if isinstance(failure.__cause__, Exception) and storage.is_refusal(failure.__cause__):
+            return UnreadableSource("access denied")
+        return failure
+    first_line = (str(error).splitlines() or [""])[0]
+    return UnreadableSource(f"not readable as Parquet: {first_line or type(error).__name__}"[:_MAX_REASON])
+
+
+def _is_storage_error(error: BaseException) -> bool:
+    """Whether the bytes could not be had; what cannot be parsed has neither an errno nor an AWS error."""
+    return isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error))
+
+
+def _probe(uri: str) -> None:
+    """Read the first and the last byte, past the Parquet reader."""
+    fs, path = storage.filesystem(uri)
+    with fs.open_input_file(path) as file:
+        file.read_at(1, 0)
+        file.read_at(1, max(file.size() - 1, 0))

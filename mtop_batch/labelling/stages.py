@@ -1,0 +1,248 @@
+"""The three stages of a piece of work: read and tokenise, label, write.
+
+A piece of work is a list of units that want the same tasks. Between stages, and so between processes, a unit travels
+as one Arrow IPC stream: ragged tokens, never padded lists; its schema metadata says which unit it is and what has
+become of it so far. A source file that cannot be read goes through with the reason and without rows.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mtop_batch.data.tokens import TextTokenizer, Tokens
+from mtop_batch.errors import LabelTableError
+from mtop_batch.labelling.definition import Definition
+from mtop_batch.labelling.label_files import write_label_file
+from mtop_batch.labelling.plan import Target, Unit
+from mtop_batch.labelling.predictor import Predictor, label_columns
+from mtop_batch.labelling.sources import UnreadableSource
+from mtop_batch.labelling.units import DEFAULT_MAX_CHARS, read_unit
+
+# Storage that does not answer gets these pauses (two minutes in all) to come back before the job gives up.
+RETRY_PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0)
+MAX_ERROR_EXAMPLES = 5
+_METADATA_KEY = b"mtop_unit"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LabelJob:
+    """What all pieces of work of a run share.
+
+    Args:
+        corpus: URI of the corpus.
+        labels: URI of the label table.
+        run: The run's id.
+        definition: The wanted tasks with their fingerprints, and the columns they are computed from.
+    """
+
+    corpus: str
+    labels: str
+    run: str
+    definition: Definition
+
+
+@dataclass
+class UnitResult:
+    """What became of a unit; the run report adds these up.
+
+    `rows == labelled + errors`; all are 0 where `unreadable` says why the source could not be read.
+
+    Args:
+        source: The source file, below the corpus.
+        rows: Rows written.
+        labelled: Rows that have labels.
+        errors: Rows that have the reason why they have none.
+        cells: Rows x tasks that are current now.
+        unreadable: Why the source could not be read, if so.
+        error_reasons: How often each reason occurred.
+        error_examples: The first few rows without labels: row number in the source file and reason.
+        label_counts: Task -> label -> articles.
+        num_tokens: Tokens of the texts, without padding.
+        num_padded_tokens: Tokens that went through the model, prompts aside.
+        num_bytes: Bytes of the label files.
+        retries: How often storage did not answer and was asked again.
+        seconds: Per stage ("read", "model", "write").
+    """
+
+    source: str
+    rows: int = 0
+    labelled: int = 0
+    errors: int = 0
+    cells: int = 0
+    unreadable: str | None = None
+    error_reasons: dict[str, int] = field(default_factory=dict)
+    error_examples: list[dict[str, Any]] = field(default_factory=list)
+    label_counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    num_tokens: int = 0
+    num_padded_tokens: int = 0
+    num_bytes: int = 0
+    retries: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def pieces_of_work(units: Iterable[Unit], max_rows: int) -> list[list[Unit]]:
+    """Put neighbouring units that want the same tasks together, up to about `max_rows` rows.
+
+    Many small files then cost one batch of the model and one task of the engine, not one each.
+    """
+    pieces: list[list[Unit]] = []
+    num_rows = 0
+    for unit in units:
+        if pieces and pieces[-1][-1].tasks == unit.tasks and num_rows + unit.num_rows <= max_rows:
+            pieces[-1].append(unit)
+            num_rows += unit.num_rows
+        else:
+            pieces.append([unit])
+            num_rows = unit.num_rows
+    return pieces
+
+
+def read_and_tokenise(job: LabelJob, units: Sequence[Unit], tokenizer: TextTokenizer) -> list[bytes]:
+    """First stage: one stream per unit with the columns `id`, `input_ids`, `first_length` and `error`.
+
+    Raises:
+        LabelTableError: Storage did not answer for two minutes.
+    """
+    return [_read_unit(job, unit, tokenizer) for unit in units]
+
+
+def label(streams: Sequence[Any], predictor: Predictor) -> list[bytes]:
+    """Second stage: the rows of all units together through the model; one stream per unit with its label columns.
+
+    Args:
+        streams: What the first stage returned, as bytes or Arrow buffers.
+        predictor: Of the tasks that the units want.
+    """
+    opened = [_open_stream(stream) for stream in streams]
+    tokens = Tokens.concat(Tokens.from_arrow(table) for table, _, _ in opened)
+    started = time.perf_counter()
+    outputs = predictor.predict_tokens(tokens)
+    seconds_per_row = (time.perf_counter() - started) / max(1, len(tokens))
+    labelled, start = [], 0
+    for table, unit, result in opened:
+        rows = slice(start, start + len(table))
+        start += len(table)
+        valid = pc.is_null(table["error"]).to_numpy()
+        columns = {"id": table["id"], **dict(label_columns(predictor.tasks, outputs[rows], valid))}
+        result.num_tokens = int(tokens.lengths[rows].sum())
+        result.num_padded_tokens = round(outputs.num_padded_tokens * len(table) / max(1, len(tokens)))
+        result.seconds["model"] = seconds_per_row * len(table)
+        labelled.append(_stream(pa.table({**columns, "error": table["error"]}), unit, result))
+    return labelled
+
+
+def write(job: LabelJob, streams: Sequence[Any]) -> list[UnitResult]:
+    """Third stage: write each unit's label files; a file becomes visible whole or not at all.
+
+    Raises:
+        LabelTableError: Storage did not answer for two minutes. Files already written are whole and stay; the next
+            run finds them current.
+    """
+    return [_write_unit(job, *_open_stream(stream)) for stream in streams]
+
+
+def _read_unit(job: LabelJob, unit: Unit, tokenizer: TextTokenizer) -> bytes:
+    result = UnitResult(unit.source.path)
+    started = time.perf_counter()
+    try:
+        table = _patiently(lambda: _tokenised(job, unit, tokenizer), result)
+    except UnreadableSource as unreadable:
+        result.unreadable = str(unreadable)
+        table = _token_table(pa.chunked_array([pa.nulls(0)]), [], [])
+    result.seconds["read"] = time.perf_counter() - started
+    return _stream(table, unit, result)
+
+
+def _tokenised(job: LabelJob, unit: Unit, tokenizer: TextTokenizer) -> pa.Table:
+    ids, tokens, errors = [], [], []
+    # Generous: a text would need words of 100 letters on average to fill fewer tokens than it is cut to.
+    max_chars = max(DEFAULT_MAX_CHARS, 100 * tokenizer.max_tokens)
+    for batch in read_unit(job.corpus, unit, job.definition.id_column, max_chars=max_chars):
+        ids.append(batch.ids)
+        tokens.append(tokenizer.encode(batch.texts, batch.seconds))
+        errors += batch.errors
+    return _token_table(pa.chunked_array(ids), tokens, errors)
+
+
+def _token_table(ids: pa.ChunkedArray, tokens: Sequence[Tokens], errors: Sequence[str | None]) -> pa.Table:
+    columns = Tokens.concat(tokens).to_arrow()
+    return columns.add_column(0, "id", ids).append_column("error", pa.array(errors, pa.string()))
+
+
+def _write_unit(job: LabelJob, table: pa.Table, unit: Unit, result: UnitResult) -> UnitResult:
+    if result.unreadable is not None:
+        return result
+    started = time.perf_counter()
+    for target in unit.targets:
+        result.num_bytes += _patiently(partial(_write_target, job, table, unit, target), result)
+    result.seconds["write"] = time.perf_counter() - started
+    _count(table, unit, result)
+    return result
+
+
+def _write_target(job: LabelJob, table: pa.Table, unit: Unit, target: Target) -> int:
+    columns = {name: table[name] for name in table.column_names}
+    return write_label_file(
+        job.labels,
+        target,
+        columns["id"],
+        columns,
+        columns["error"],
+        unit.footer(target, job.definition, job.run),
+        job.definition.specs,
+    )
+
+
+def _count(table: pa.Table, unit: Unit, result: UnitResult) -> None:
+    errors = table["error"].drop_null()
+    result.rows, result.errors = len(table), len(errors)
+    result.labelled = result.rows - result.errors
+    result.cells = unit.num_cells
+    result.error_reasons = _value_counts(errors)
+    if result.errors:
+        rows = pc.indices_nonzero(pc.is_valid(table["error"]))[:MAX_ERROR_EXAMPLES].to_pylist()
+        result.error_examples = [
+            {"source": result.source, "row": unit.rows[0] + row, "error": table["error"][row].as_py()} for row in rows
+        ]
+    for task in unit.tasks:
+        if f"{task}_label" in table.column_names:
+            result.label_counts[task] = _value_counts(table[f"{task}_label"].drop_null())
+
+
+def _value_counts(values: pa.ChunkedArray) -> dict[str, int]:
+    return {str(entry["values"]): entry["counts"] for entry in pc.value_counts(values).to_pylist()}
+
+
+def _patiently(action: Callable[[], T], result: UnitResult) -> T:
+    """Do it, and again after a pause while storage does not answer; deterministic names make that safe."""
+    for pause_s in RETRY_PAUSES_S:
+        try:
+            return action()
+        except LabelTableError:
+            result.retries += 1
+            time.sleep(pause_s)
+    return action()
+
+
+def _stream(table: pa.Table, unit: Unit, result: UnitResult) -> bytes:
+    metadata = {_METADATA_KEY: json.dumps({"unit": unit.to_dict(), "result": asdict(result)}).encode()}
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema.with_metadata(metadata)) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def _open_stream(stream: Any) -> tuple[pa.Table, Unit, UnitResult]:
+    table = pa.ipc.open_stream(stream).read_all()
+    content = json.loads(table.schema.metadata[_METADATA_KEY])
+    return table, Unit.from_dict(content["unit"]), UnitResult(**content["result"])

@@ -1,0 +1,200 @@
+"""Reading a unit: ids and texts in batches, each row with its text or with the reason why it has none.
+
+Texts are cut while they are still Arrow memory: an article of 10 MB never becomes a Python string of 10 MB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mtop_batch import storage
+from mtop_batch.labelling.plan import Unit
+from mtop_batch.labelling.sources import (
+    CHANGED,
+    SourceChanged,
+    UnreadableSource,
+    check_unchanged,
+    decoding,
+    open_source,
+)
+
+DEFAULT_MAX_CHARS = 100_000
+TEXT_IS_NULL = "text is null"
+TEXT_IS_EMPTY = "text is empty"
+_BATCH_ROWS = 2_048
+_BATCH_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Rows of a unit, in order.
+
+    Args:
+        ids: The id column, of the source's type.
+        texts: Each row's text; None where there is an error.
+        seconds: Each row's second text, None where it has one alone; None if the unit has one text column.
+        errors: Why a row cannot be labelled; None where it can.
+    """
+
+    ids: pa.Array
+    texts: list[str | None]
+    seconds: list[str | None] | None
+    errors: list[str | None]
+
+    def __len__(self) -> int:
+        return len(self.errors)
+
+
+def read_unit(
+    corpus: str, unit: Unit, id_column: str, *, max_chars: int = DEFAULT_MAX_CHARS, batch_rows: int = _BATCH_ROWS
+) -> Iterator[TextBatch]:
+    """Read the rows of a unit.
+
+    A row's text is what its text columns hold, first to last, those left out that are null or blank; with one left
+    of two it is a single text. Each text is cut to its first `max_chars` code points.
+
+    Args:
+        corpus: Where the unit's path starts.
+        unit: What to read.
+        id_column: The column of ids.
+        max_chars: Code points to keep of a text.
+        batch_rows: Most rows of a batch; there are fewer where texts are long.
+
+    Raises:
+        SourceChanged: The file is no longer the one that was planned; also found after the last batch.
+        UnreadableSource: The file is bad.
+        LabelTableError: The storage does not answer.
+    """
+    uri = storage.join(corpus, unit.source.path)
+    num_rows = 0
+    with open_source(corpus, unit.source) as parquet:
+        for rows in _record_batches(parquet, unit, id_column, batch_rows):
+            num_rows += len(rows)
+            with decoding(uri):
+                batch = _text_batch(rows, id_column, unit.text_columns, max_chars)
+            yield batch
+    if num_rows != unit.num_rows:
+        raise UnreadableSource(f"has {num_rows} rows where its footer promises {unit.num_rows}")
+    check_unchanged(corpus, unit.source)
+
+
+def _record_batches(parquet: pq.ParquetFile, unit: Unit, id_column: str, batch_rows: int) -> Iterator[pa.RecordBatch]:
+    """The unit's rows of the columns it needs."""
+    metadata = parquet.metadata
+    if metadata.num_rows != unit.num_rows_file or metadata.num_row_groups != unit.num_row_groups:
+        raise SourceChanged(CHANGED)
+    first_row = sum(metadata.row_group(index).num_rows for index in range(unit.row_groups[0]))
+    skip, wanted = unit.rows[0] - first_row, unit.num_rows
+    batches = parquet.iter_batches(
+        batch_size=_rows_in_memory(parquet, unit, batch_rows),
+        row_groups=range(*unit.row_groups),
+        columns=list(dict.fromkeys([id_column, *unit.text_columns])),
+        use_threads=False,  # units are read side by side
+    )
+    for batch in batches:
+        if skip >= len(batch):
+            skip -= len(batch)
+            continue
+        part = batch.slice(skip, wanted)
+        skip, wanted = 0, wanted - len(part)
+        yield part
+        if wanted == 0:
+            return
+
+
+def _rows_in_memory(parquet: pq.ParquetFile, unit: Unit, batch_rows: int) -> int:
+    """Rows of a batch: fewer than usual if the row groups are full of long texts."""
+    row_groups = [parquet.metadata.row_group(index) for index in range(*unit.row_groups)]
+    bytes_per_row = max((group.total_byte_size / max(group.num_rows, 1) for group in row_groups), default=1.0)
+    return max(1, min(batch_rows, int(_BATCH_BYTES / max(bytes_per_row, 1.0))))
+
+
+def _text_batch(rows: pa.RecordBatch, id_column: str, text_columns: tuple[str, ...], max_chars: int) -> TextBatch:
+    errors: list[str | None] = [None] * len(rows)
+    columns: list[list[str | None]] = []
+    found_blank = [False] * len(rows)
+    for name in text_columns:
+        texts, blank, bad = _texts(rows.column(name), name, max_chars)
+        columns.append(texts)
+        for row in blank:
+            found_blank[row] = True
+        for row, reason in bad.items():
+            errors[row] = errors[row] or reason
+    first = columns[0]
+    second = columns[1] if len(columns) == 2 else None
+    for row in range(len(rows)):
+        if first[row] is None and second is not None:
+            first[row], second[row] = second[row], None
+        if first[row] is None and errors[row] is None:
+            errors[row] = TEXT_IS_EMPTY if found_blank[row] else TEXT_IS_NULL
+        if errors[row] is not None:
+            first[row] = None
+            if second is not None:
+                second[row] = None
+    return TextBatch(rows.column(id_column), first, second, errors)
+
+
+def _texts(column: pa.Array, name: str, max_chars: int) -> tuple[list[str | None], list[int], dict[int, str]]:
+    """A column's texts, cut; None where null, blank or bad. The rows that are blank, and the bad ones' reasons."""
+    try:
+        strings, bad = _strings(column, name)
+    except TypeError as error:
+        return [None] * len(column), [], dict.fromkeys(range(len(column)), str(error))
+    is_blank = pc.or_(pc.equal(pc.binary_length(strings), 0), pc.utf8_is_space(strings))
+    blank = pc.indices_nonzero(pc.fill_null(is_blank, False)).to_pylist()
+    kept = pc.if_else(is_blank, pa.scalar(None, strings.type), strings)
+    return pc.utf8_slice_codeunits(kept, 0, max_chars).to_pylist(), blank, bad
+
+
+def _strings(column: pa.Array, name: str) -> tuple[pa.Array, dict[int, str]]:
+    """A text column as valid large_string, and the reasons of the rows that cannot be; those are null.
+
+    Raises:
+        TypeError: The column's type holds no text.
+    """
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_null(column.type):
+        return pa.nulls(len(column), pa.large_string()), {}
+    if not _holds_text(column.type):
+        raise TypeError(f"text column {name!r} has type {column.type}, not string")
+    raw = column.cast(pa.large_binary())
+    try:
+        return raw.cast(pa.large_string()), {}
+    except pa.ArrowInvalid:  # some row is not UTF-8; Parquet writers are not made to check
+        return _decoded(raw, name)
+
+
+def _decoded(raw: pa.Array, name: str) -> tuple[pa.Array, dict[int, str]]:
+    texts: list[str | None] = []
+    bad: dict[int, str] = {}
+    for row, value in enumerate(raw.to_pylist()):
+        try:
+            texts.append(None if value is None else value.decode())
+        except UnicodeDecodeError:
+            texts.append(None)
+            bad[row] = f"text column {name!r} is not valid UTF-8"
+    return pa.array(texts, pa.large_string()), bad
+
+
+def _holds_text(column_type: pa.DataType) -> bool:
+    types = pa.types
+    return any(
+        is_type(column_type)
+        for is_type in (
+            types.is_string,
+            types.is_large_string,
+            types.is_string_view,
+            types.is_binary,
+            types.is_large_binary,
+            types.is_binary_view,
+            types.is_fixed_size_binary,
+        )
+    )

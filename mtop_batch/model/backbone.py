@@ -1,0 +1,217 @@
+"""Pretrained encoders: where their weights lie, how they are loaded, and which can work."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from mtop_batch.errors import ConfigError
+from mtop_batch.model.encoder import accepts, encode, first_position
+
+_PACKAGE = "package:"
+# Long enough to leave sliding windows and block-sparse attention, short enough for a laptop.
+_LONGEST_TRIAL = 1024
+# Not part of what a backbone computes; they would differ between versions and machines.
+_VOLATILE_CONFIG_KEYS = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+
+
+def locate_backbone(name: str) -> str:
+    """Where the backbone called `name` lies: a directory, or the hub id itself.
+
+    Args:
+        name: A hub id, a local directory, or `package:PACKAGE/DIRECTORY` for a directory inside an installed
+            package, which is not imported.
+
+    Raises:
+        ConfigError: The package or the directory is not there.
+    """
+    if not name.startswith(_PACKAGE):
+        if name.startswith(("/", ".", "~")) and not Path(name).expanduser().is_dir():
+            raise ConfigError(
+                f"backbone.name = {name!r}: there is no such directory; give a directory with config.json and "
+                "model.safetensors, a hub id, or package:PACKAGE/DIRECTORY"
+            )
+        local = Path(name).expanduser()
+        return str(local) if local.is_dir() else name
+    package, _, directory = name.removeprefix(_PACKAGE).partition("/")
+    for root in _package_directories(name, package):
+        if (Path(root) / directory).is_dir():
+            return str(Path(root) / directory)
+    raise ConfigError(f"backbone.name = {name!r}: package {package!r} is installed but has no directory {directory!r}")
+
+
+def _package_directories(name: str, package: str) -> list[str]:
+    """The directories of an installed package."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(
+            f"backbone.name = {name!r}: package {package!r} is not installed; "
+            f"run `pip install {package.split('.')[0].replace('_', '-')}` (on every node of a cluster)"
+        )
+    return list(spec.submodule_search_locations)
+
+
+def load_backbone(name: str) -> PreTrainedModel:
+    """Load a pretrained encoder in float32, without the pooler of its family (tasks have their own).
+
+    Weights are read from safetensors only and no code of the checkpoint is run.
+
+    Args:
+        name: As for `locate_backbone`.
+
+    Raises:
+        ConfigError: It cannot be found or loaded, or its checkpoint lacks weights of the encoder.
+    """
+    path = locate_backbone(name)
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # unused heads are no news; missing weights are checked below
+    try:
+        backbone, report = AutoModel.from_pretrained(
+            path, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise _cannot_load(name, error) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise ConfigError(
+            f"backbone.name = {name!r}: the checkpoint lacks {len(missing)} weights of {type(backbone).__name__}, "
+            f"such as {missing[0]!r}, which would stay random; choose a complete encoder checkpoint"
+        )
+    return _without_pooler(backbone)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a backbone.
+
+    Raises:
+        ConfigError: It cannot be found or loaded, or has no fast (Rust) form, which batch jobs need.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(locate_backbone(name), trust_remote_code=False)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise _cannot_load(name, error) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ConfigError(
+            f"backbone.name = {name!r}: {type(tokenizer).__name__} has no fast (Rust) form; "
+            "choose a backbone that comes with a tokenizer.json"
+        )
+    if tokenizer.pad_token_id is None:
+        raise ConfigError(
+            f"backbone.name = {name!r}: its tokenizer has no padding token, so it belongs to a decoder; "
+            "choose an encoder such as BERT, ELECTRA, RoBERTa or ModernBERT"
+        )
+    return tokenizer
+
+
+def _cannot_load(name: str, error: Exception) -> ConfigError:
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return ConfigError(
+        f"backbone.name = {name!r} cannot be loaded: {reason.strip()} -- allowed: a hub id (needs network access or a "
+        "filled cache), a local directory, or package:PACKAGE/DIRECTORY, each with config.json, model.safetensors "
+        "and tokenizer files, of an architecture that transformers itself knows"
+    )
+
+
+def backbone_config_dict(config: PreTrainedConfig) -> dict[str, Any]:
+    """The JSON-ready settings from which `build_backbone` builds the same architecture."""
+    values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return {key: value for key, value in sorted(values.items()) if key not in _VOLATILE_CONFIG_KEYS}
+
+
+def build_backbone(config: dict[str, Any]) -> PreTrainedModel:
+    """An encoder with random weights from the settings that `backbone_config_dict` gave."""
+    return _without_pooler(AutoModel.from_config(AutoConfig.for_model(**config), trust_remote_code=False))
+
+
+def _without_pooler(backbone: PreTrainedModel) -> PreTrainedModel:
+    if getattr(backbone, "pooler", None) is not None:
+        setattr(backbone, "pooler", None)  # noqa: B010 (declared as a module)
+    return backbone
+
+
+def check_backbone(backbone: PreTrainedModel, max_tokens: int) -> None:
+    """Refuse a backbone that cannot work, by its settings and by a trial run.
+
+    The trial makes sure that text given as embeddings has the same outputs as text given as ids, that early tokens
+    see late ones, and that prompts which the text may not see leave its outputs unchanged.
+
+    Raises:
+        ConfigError: It cannot work; the message says why.
+    """
+    config = backbone.config
+    if getattr(config, "is_encoder_decoder", False):
+        raise _unfit(backbone, "it is an encoder-decoder")
+    if getattr(config, "is_decoder", False):
+        raise _unfit(backbone, "it is a decoder, whose tokens do not see what follows them")
+    for argument in ("inputs_embeds", "position_ids", "attention_mask"):
+        if not accepts(backbone, argument):
+            raise _unfit(backbone, f"its forward takes no {argument}, so prompts cannot be put before the text")
+    num_positions = getattr(config, "max_position_embeddings", None)
+    if num_positions is not None and num_positions - first_position(backbone) < max_tokens:
+        raise ConfigError(
+            f"backbone.max_tokens = {max_tokens} is more than {type(backbone).__name__} has positions for; "
+            f"allowed: up to {num_positions - first_position(backbone)}"
+        )
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        _try_out(backbone, min(max_tokens, _LONGEST_TRIAL))
+    finally:
+        backbone.train(was_training)
+
+
+@torch.no_grad()
+def _try_out(backbone: PreTrainedModel, num_tokens: int) -> None:
+    pad_id = getattr(backbone.config, "pad_token_id", None)
+    ids = [token for token in range(8) if token != pad_id]
+    text = torch.tensor([(ids * num_tokens)[:num_tokens]], device=backbone.device)
+    changed = torch.cat([text[:, :1], text[:, 1:].flip(1)], dim=1)
+    padding = torch.ones_like(text)
+    prompts = backbone.get_input_embeddings()(text[0, :2])
+    groups = torch.ones(len(prompts), dtype=torch.long)
+    plain = _trial(backbone, "text", lambda: backbone(text, attention_mask=padding).last_hidden_state)
+    others = _trial(backbone, "text", lambda: backbone(changed, attention_mask=padding).last_hidden_state)
+    embedded = _trial(backbone, "embeddings", lambda: encode(backbone, prompts[:0], text)[1])
+    apart = _trial(backbone, "4D attention masks", lambda: encode(backbone, prompts, text, groups=groups)[1])
+    tolerance = 1e-4 if plain.dtype == torch.float32 else 5e-2
+    if torch.allclose(plain[:, 0], others[:, 0], rtol=0, atol=1e-7):
+        raise _unfit(backbone, "it is a decoder (causal): its tokens do not see what follows them")
+    if not torch.allclose(plain, embedded, atol=tolerance):
+        raise _unfit(backbone, "text given as embeddings has other outputs than the same text given as ids")
+    if not torch.allclose(plain, apart, atol=tolerance):
+        raise _unfit(backbone, "it does not keep to 4D attention masks, which keep tasks apart")
+
+
+def _trial(backbone: PreTrainedModel, what: str, run: Callable[[], Tensor]) -> Tensor:
+    try:
+        return run()
+    except Exception as error:  # families fail in their own ways; each means that it cannot be used
+        reason = f"a trial run with {what} failed ({type(error).__name__}: {error})"
+        raise _unfit(backbone, reason) from error
+
+
+def _unfit(backbone: PreTrainedModel, reason: str) -> ConfigError:
+    return ConfigError(
+        f"the backbone {type(backbone).__name__} cannot be used: {reason}; "
+        "choose an encoder such as BERT, ELECTRA, RoBERTa, DistilBERT or ModernBERT"
+    )

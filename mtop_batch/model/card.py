@@ -1,0 +1,71 @@
+"""The model card of a bundle: what a person sees who opens its directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mtop_batch.tasks import Task
+
+
+def model_card(
+    name: str,
+    tasks: Sequence[Task],
+    metrics: Mapping[str, Mapping[str, float]],
+    training_config: Mapping[str, Any],
+    backbone_name: str,
+    max_tokens: int,
+) -> str:
+    """The card as Markdown.
+
+    Args:
+        name: Of the bundle.
+        tasks: In the model's order.
+        metrics: Task -> metric -> value on its evaluation data; tasks without any are listed all the same.
+        training_config: The resolved configuration.
+        backbone_name: As in the configuration.
+        max_tokens: At which texts are cut.
+    """
+    rows = "\n".join(_row(task, metrics.get(task.name, {})) for task in tasks)
+    return f"""---
+library_name: transformers
+pipeline_tag: text-classification
+tags: [mtop, multi-task, prompt-tuning]
+---
+
+# {name}
+
+One MTOP model for {len(tasks)} task{"s" if len(tasks) != 1 else ""}: one forward pass gives every label of a text.
+Backbone: `{backbone_name}`. Texts are cut at {max_tokens} tokens.
+
+| task | kind | labels | text columns | on its evaluation data |
+|---|---|---|---|---|
+{rows}
+
+## Use
+
+    mtop predict --model {name} "Some text"
+    mtop label --model {name} --corpus articles/ --labels labels/
+
+```python
+from mtop_batch import Predictor
+
+Predictor.load("{name}").predict(["Some text"])
+```
+
+`MTOPModel.from_pretrained` and `transformers.AutoTokenizer.from_pretrained` load the parts from a local copy.
+
+## Training configuration
+
+```json
+{json.dumps(training_config, indent=2, default=str)}
+```
+"""
+
+
+def _row(task: Task, metrics: Mapping[str, float]) -> str:
+    labels = ", ".join(task.labels) if task.labels else "a number"
+    values = ", ".join(f"{metric} {value:.4g}" for metric, value in metrics.items()) or "not evaluated"
+    cells = (task.name, task.kind, labels, ", ".join(task.text), values)
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

@@ -1,0 +1,88 @@
+"""Fingerprints: equal exactly where a task's outputs are equal, so that a stored label says whether it is current.
+
+A task's fingerprint covers everything that determines its output: the tokenizer, the length at which texts are cut,
+its text columns, kind and labels, the backbone's settings and weights, the prompts of the context that every output
+depends on (shared prompts and those of joint tasks), and its own prompts, pooler and head. It covers nothing else:
+not its metric, not other isolated tasks, not where the bundle lies. So adding isolated tasks leaves the fingerprints
+of the tasks already there unchanged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from mtop_batch.model.mtop import MTOPModel
+
+# Counts up when the same weights and tokens come to give other outputs because the code that runs them changed.
+COMPUTATION = 1
+_HEX_DIGITS = 32
+
+
+def task_fingerprints(model: MTOPModel, tokenizer_digest: str) -> dict[str, str]:
+    """The fingerprint of every task, by name: 32 hexadecimal digits.
+
+    Args:
+        model: In the type its weights are stored in; rounding them changes the fingerprints.
+        tokenizer_digest: From `tokenizer_digest`.
+    """
+    common = {
+        "computation": COMPUTATION,
+        "tokenizer": tokenizer_digest,
+        "max_tokens": model.config.max_tokens,
+        "backbone_config": model.config.backbone_config,
+        "backbone": tensors_digest(model.backbone.state_dict().items()),
+        "context_prompts": tensors_digest(_context_prompts(model)),
+    }
+    fingerprints = {}
+    for task, prompts in zip(model.tasks, model.task_prompts, strict=True):
+        own = {
+            "text": task.text,
+            "kind": task.kind,
+            "labels": task.labels,
+            "isolated": prompts.isolated,
+            "task": tensors_digest(model.task_tensors(task.name).items()),
+        }
+        fingerprints[task.name] = json_digest({**common, **own})[:_HEX_DIGITS]
+    return fingerprints
+
+
+def _context_prompts(model: MTOPModel) -> Iterable[tuple[str, Tensor]]:
+    """The prompts that all outputs depend on. Names of tasks do not count, the order of their prompts does."""
+    if model.shared_prompts is not None:
+        yield "shared", model.shared_prompts
+    for prompts in model.task_prompts:
+        if not prompts.isolated:
+            yield "joint", model.task_module(prompts.name).prompts
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of what turns texts into token ids: 64 hexadecimal digits.
+
+    The truncation and padding that the tokenizer happens to be set to are left out, because every call sets its own.
+    """
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    rules.pop("truncation", None)
+    rules.pop("padding", None)
+    return json_digest({"rules": rules, "truncation_side": tokenizer.truncation_side})
+
+
+def json_digest(value: Any) -> str:
+    """A hash of JSON-ready values, whatever the order of their keys: 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A hash of named tensors, of their values as float32, in the order given: 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        values = tensor.detach().to(device="cpu", dtype=torch.float32).contiguous()
+        digest.update(f"{name}{tuple(values.shape)}".encode())
+        digest.update(values.numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,393 @@
+"""MTOP: one encoder pass over the prompts of all tasks and the text gives the labels of all tasks.
+
+Follows Huang et al., "All Birds with One Stone: Multi-task Text Classification for Efficient Inference with One
+Forward Pass", sections 4.2 to 4.4: the tasks' prompts stand before the text, a step on one task moves the prompts of
+that task only (gradient stop), and each task reads the encoder's outputs at its own prompts through its own pooler
+and head.
+
+Shapes: B texts, T text positions, S prompt positions, N tasks, C outputs of the task with the most.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from mtop_batch.errors import ConfigError, TaskError
+from mtop_batch.model.backbone import backbone_config_dict, build_backbone, check_backbone
+from mtop_batch.model.encoder import embedding_size, encode, hidden_size, word_embeddings
+from mtop_batch.model.heads import StackedTasks, TaskModule, task_loss
+from mtop_batch.model.prompts import PromptLayout, TaskPrompts, prompt_layout, random_prompts
+from mtop_batch.tasks import Task, check_task_names, select_tasks
+
+PromptAttention = Literal["joint", "isolated"]
+
+
+class MTOPConfig(PreTrainedConfig):
+    """What, besides weights, makes an `MTOPModel`.
+
+    Args:
+        backbone_config: Settings of the encoder, with its `model_type`.
+        tasks: One entry per task, in order: `{"task": Task.to_dict(), "prompts": how many, "isolated": bool}`.
+        shared_prompts: How many prompts belong to no task.
+        prompt_attention: "joint" (the paper) or "isolated"; what the model was made with. What counts for a task
+            is its own `isolated`, because tasks added later are isolated in joint models too.
+        stop_gradient: Whether a step on one task leaves the other tasks' prompts alone (section 4.2).
+        max_tokens: Longest text, special tokens included, prompts not.
+    """
+
+    model_type = "mtop"
+
+    backbone_config: dict[str, Any] | None = None
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    shared_prompts: int = 0
+    prompt_attention: str = "joint"
+    stop_gradient: bool = True
+    max_tokens: int = 128
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("bundle", None)  # it describes the files that the configuration came with, not the model
+        super().__post_init__(**kwargs)
+        allowed = get_args(PromptAttention)
+        if self.prompt_attention not in allowed:
+            raise ConfigError(f"model.prompt_attention = {self.prompt_attention!r} is not one of {', '.join(allowed)}")
+        if self.shared_prompts < 0:
+            raise ConfigError(f"model.shared_prompts = {self.shared_prompts} is negative; allowed: 0 or more")
+
+
+@dataclass
+class MTOPOutput(ModelOutput):
+    """What `MTOPModel.forward` returns.
+
+    Args:
+        loss: () The batch's loss, where labels were given.
+        logits: (B, C) of the one task, or (B, N, C) of all tasks.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class MTOPModel(PreTrainedModel):
+    """The model; make one with `from_backbone` or load one with `from_pretrained`.
+
+    Args:
+        config: Its backbone is built with random weights unless one is given.
+        backbone: The encoder to use.
+    """
+
+    config_class = MTOPConfig
+    config: MTOPConfig
+    base_model_prefix = "mtop"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    def __init__(self, config: MTOPConfig, backbone: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        if config.backbone_config is None:
+            raise ConfigError("an MTOPConfig without backbone_config makes no model; use MTOPModel.from_backbone")
+        self.backbone = build_backbone(config.backbone_config) if backbone is None else backbone
+        shared = torch.zeros(config.shared_prompts, embedding_size(self.backbone))
+        self.shared_prompts = nn.Parameter(shared) if config.shared_prompts else None
+        self.task_modules = nn.ModuleDict()
+        for entry in config.tasks:
+            self._build_task(Task.from_dict(entry["task"]), entry["prompts"])
+        self._inference_cache: _InferenceCache | None = None
+        self.post_init()
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: PreTrainedModel,
+        tasks: Sequence[Task],
+        *,
+        prompts_per_task: int = 2,
+        shared_prompts: int = 0,
+        prompt_attention: PromptAttention = "joint",
+        stop_gradient: bool = True,
+        max_tokens: int = 128,
+        seed: int = 0,
+    ) -> MTOPModel:
+        """A model around a pretrained encoder, its prompts, poolers and heads drawn at random (section 6.1, "RD").
+
+        A task's draws depend on the seed and its name only, so they are the same whatever other tasks there are.
+        The backbone is taken over, not copied. Like `from_pretrained`, this returns the model in evaluation mode.
+
+        Args:
+            backbone: As `mtop_batch.model.backbone.load_backbone` returns it.
+            tasks: At least one.
+            prompts_per_task: The paper's L_P.
+            shared_prompts: Prompts that belong to no task and learn from all.
+            prompt_attention: "joint": prompts, text and the other tasks' prompts all see one another (the paper).
+                "isolated": the text sees text and shared prompts only; a task's prompts see these and each other.
+            stop_gradient: False lets a task's loss move all prompts (the paper's ablation, section 6.5).
+            max_tokens: Longest text, special tokens included.
+            seed: Of the random draws.
+
+        Raises:
+            ConfigError: The backbone or a setting cannot work.
+            TaskError: There is no task, or two have the same name.
+        """
+        check_backbone(backbone, max_tokens)
+        config = MTOPConfig(
+            backbone_config=backbone_config_dict(backbone.config),
+            shared_prompts=shared_prompts,
+            prompt_attention=prompt_attention,
+            stop_gradient=stop_gradient,
+            max_tokens=max_tokens,
+        )
+        model = cls(config, backbone)
+        if model.shared_prompts is not None:
+            shared = random_prompts(model.shared_prompts.shape, _generator(seed, ""))
+            model.shared_prompts.data = shared.to(backbone.device, backbone.dtype)
+        model._append_tasks(tasks, prompts_per_task, isolated=prompt_attention == "isolated", seed=seed)
+        model.eval()
+        return model
+
+    def add_tasks(self, tasks: Sequence[Task], *, prompts_per_task: int = 2, seed: int = 0) -> None:
+        """Add tasks, drawn at random and isolated, so that the outputs of the tasks already there stay the same.
+
+        Raises:
+            ConfigError: `prompts_per_task` is not positive.
+            TaskError: There is no task to add, or one has a name that is taken; nothing is added then.
+        """
+        self._append_tasks(tasks, prompts_per_task, isolated=True, seed=seed)
+
+    def _append_tasks(self, tasks: Sequence[Task], num_prompts: int, *, isolated: bool, seed: int) -> None:
+        if not tasks:
+            raise TaskError("no task is given; give at least one [[task]]")
+        if num_prompts < 1:
+            raise ConfigError(f"model.prompts_per_task = {num_prompts} is not positive; the paper uses 2")
+        check_task_names([*self.task_names, *(task.name for task in tasks)])
+        entries = [{"task": task.to_dict(), "prompts": num_prompts, "isolated": isolated} for task in tasks]
+        self.config.tasks = [*self.config.tasks, *entries]
+        for task in tasks:
+            module = self._build_task(task, num_prompts)
+            module.initialise(_generator(seed, task.name))
+            module.to(self.backbone.device, self.backbone.dtype)
+        self._inference_cache = None
+
+    def _build_task(self, task: Task, num_prompts: int) -> TaskModule:
+        sizes = embedding_size(self.backbone), hidden_size(self.backbone)
+        module = TaskModule(num_prompts, task.num_outputs, *sizes)
+        self.task_modules[_module_key(task.name)] = module
+        return module
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The tasks in the order of the outputs."""
+        return [Task.from_dict(entry["task"]) for entry in self.config.tasks]
+
+    @property
+    def task_names(self) -> list[str]:
+        """The tasks' names in the order of the outputs."""
+        return [entry["task"]["name"] for entry in self.config.tasks]
+
+    @property
+    def task_prompts(self) -> list[TaskPrompts]:
+        """How many prompts each task has and whether it is isolated, in the order of the outputs."""
+        return [TaskPrompts(e["task"]["name"], e["prompts"], e["isolated"]) for e in self.config.tasks]
+
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        """The backbone's table of input embeddings, for freezing and for `token_prompts`."""
+        return word_embeddings(self.backbone)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The same, under the name that transformers uses."""
+        return word_embeddings(self.backbone)
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the backbone's table of input embeddings."""
+        self.backbone.set_input_embeddings(value)
+
+    def task_module(self, name: str) -> TaskModule:
+        """The task's prompts, pooler and head.
+
+        Raises:
+            TaskError: There is no such task.
+        """
+        if _module_key(name) not in self.task_modules:
+            select_tasks([name], self.task_names)
+        return cast(TaskModule, self.task_modules[_module_key(name)])
+
+    def task_parameters(self, name: str) -> list[nn.Parameter]:
+        """The parameters that belong to the task alone: all that trains in a warm start (section 4.3)."""
+        return list(self.task_module(name).parameters())
+
+    def task_tensors(self, name: str) -> dict[str, Tensor]:
+        """Copies of the task's parameters: `prompts`, `pooler.weight`, `pooler.bias`, `head.weight`."""
+        return {key: value.detach().clone() for key, value in self.task_module(name).state_dict().items()}
+
+    def load_task(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Set some or all of a task's parameters, from a warm start or from tokens (section 4.3).
+
+        Args:
+            name: A task of this model.
+            tensors: Any of what `task_tensors` returns.
+
+        Raises:
+            TaskError: There is no such task, or a tensor of another name or shape; nothing is changed then.
+        """
+        own = self.task_module(name).state_dict()
+        for key, value in tensors.items():
+            allowed = {k: tuple(v.shape) for k, v in own.items()}
+            if allowed.get(key) != tuple(value.shape):
+                raise TaskError(
+                    f"task {name!r} cannot take {key!r} of shape {tuple(value.shape)}; its tensors: {allowed}"
+                )
+        with torch.no_grad():
+            for key, value in tensors.items():
+                own[key].copy_(value)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        task: str | None = None,
+        labels: Tensor | None = None,
+    ) -> MTOPOutput:
+        """The logits of one task, and its loss, or the logits of all tasks.
+
+        With `stop_gradient`, the loss of one task reaches the backbone, the shared prompts and that task's own
+        parameters; those of the other tasks get no gradient at all (None, not zero), so that no optimiser moves them.
+
+        Args:
+            input_ids: (B, T) Padded on the right.
+            attention_mask: (B, T) 1 for tokens, 0 for padding.
+            token_type_ids: (B, T) 0 and 1 for the two texts of a pair.
+            task: The one task wanted; None for all.
+            labels: (B,) Label indices or regression values of that task.
+
+        Raises:
+            TaskError: There is no such task, or labels are given without one.
+        """
+        if task is None:
+            if labels is not None:
+                raise TaskError("labels are given without the task they belong to; pass task=NAME")
+            return MTOPOutput(logits=self.all_tasks(input_ids, attention_mask, token_type_ids))
+        module = self.task_module(task)
+        layout = self._layout([task])
+        prompts = self._prompts(layout, trained=task if self.config.stop_gradient else None)
+        groups = self._groups(layout)
+        outputs, _ = encode(self.backbone, prompts, input_ids, attention_mask, token_type_ids, groups)
+        own = layout.positions[task]
+        logits: Tensor = module(outputs[:, own.start : own.stop])
+        if labels is None:
+            return MTOPOutput(logits=logits)
+        definition = Task.from_dict(self.config.tasks[self.task_names.index(task)]["task"])
+        return MTOPOutput(loss=task_loss(definition, logits, labels), logits=logits)
+
+    def all_tasks(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        tasks: Sequence[str] | None = None,
+    ) -> Tensor:
+        """The logits of several tasks by one pass of the encoder.
+
+        Prompts of isolated tasks that are not wanted are left out; those of the context are always there, because
+        the wanted outputs depend on them.
+
+        Args:
+            input_ids: (B, T) Padded on the right.
+            attention_mask: (B, T) 1 for tokens, 0 for padding.
+            token_type_ids: (B, T) 0 and 1 for the two texts of a pair.
+            tasks: The wanted ones, in the wanted order; None for all.
+
+        Returns:
+            (B, n, C) logits of the n wanted tasks; -inf beyond a task's own labels; a regression's value comes first.
+
+        Raises:
+            TaskError: A wanted task does not exist, or none is wanted.
+        """
+        wanted = tuple(self.task_names if tasks is None else tasks)
+        parts = self._inference_parts(wanted)
+        outputs, _ = encode(self.backbone, parts.prompts, input_ids, attention_mask, token_type_ids, parts.groups)
+        return parts.stacked(outputs)
+
+    def _inference_parts(self, wanted: tuple[str, ...]) -> _InferenceCache:
+        """Prompts and stacked heads of the wanted tasks; kept in evaluation for as long as no parameter changes."""
+        cache = self._inference_cache
+        if cache is not None and not torch.is_grad_enabled() and cache.fits(wanted):
+            return cache
+        select_tasks(wanted, self.task_names)
+        if not wanted:
+            raise TaskError(f"no task is wanted; tasks: {', '.join(self.task_names)}")
+        layout = self._layout(wanted)
+        modules = [self.task_module(name) for name in wanted]
+        shared = () if self.shared_prompts is None else (self.shared_prompts,)
+        parameters = (*shared, *self.task_modules.parameters())
+        parts = _InferenceCache(
+            wanted=wanted,
+            prompts=self._prompts(layout),
+            groups=self._groups(layout),
+            stacked=StackedTasks.stack(modules, [layout.positions[name] for name in wanted]),
+            parameters=parameters,
+            versions=sum(parameter._version for parameter in parameters),
+        )
+        self._inference_cache = None if self.training or torch.is_grad_enabled() else parts
+        return parts
+
+    def _layout(self, wanted: Sequence[str]) -> PromptLayout:
+        return prompt_layout(self.task_prompts, self.config.shared_prompts, wanted)
+
+    def _prompts(self, layout: PromptLayout, trained: str | None = None) -> Tensor:
+        """(S, E) The prompts of the sequence; if a task is trained, the other tasks' are cut off from gradients."""
+        own = {name: self.task_module(name).prompts for name in layout.positions}
+        stopped = [p if trained in (None, name) else p.detach() for name, p in own.items()]
+        return torch.cat(stopped if self.shared_prompts is None else [self.shared_prompts, *stopped])
+
+    def _groups(self, layout: PromptLayout) -> Tensor | None:
+        return None if layout.all_see_all else torch.tensor(layout.groups, device=self.backbone.device)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> MTOPModel:
+        self._inference_cache = None  # the model moves to another device or type
+        return super()._apply(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> MTOPModel:
+        """Switch between training and evaluation; training forgets what evaluation had stacked."""
+        if mode:
+            self._inference_cache = None
+        return super().train(mode)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Do nothing: `from_backbone` and `add_tasks` draw new parameters, checkpoints hold all others."""
+
+
+@dataclass(frozen=True)
+class _InferenceCache:
+    """What `all_tasks` needs of the parameters, stacked once for many batches."""
+
+    wanted: tuple[str, ...]
+    prompts: Tensor
+    groups: Tensor | None
+    stacked: StackedTasks
+    parameters: tuple[nn.Parameter, ...]
+    versions: int
+
+    def fits(self, wanted: tuple[str, ...]) -> bool:
+        """Whether it was made for these tasks and no parameter has been written to since."""
+        return wanted == self.wanted and self.versions == sum(parameter._version for parameter in self.parameters)
+
+
+def _module_key(name: str) -> str:
+    """A task's key in the module dictionary; the prefix keeps names such as "type" or "keys" from its attributes."""
+    return f"task_{name}"
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    """A source of draws that depends on the seed and the task's name only."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -1,0 +1,137 @@
+"""Tasks: what a model is asked about a text.
+
+A `Task` is the part of a task's definition that decides its output: name, kind, labels, text columns. Where its
+examples lie is the configuration's business (`mtop_batch.config`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from typing import Any, Literal, get_args
+
+from mtop_batch.errors import TaskError
+
+TaskKind = Literal["classification", "regression"]
+Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman"]
+
+TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
+METRICS: Mapping[TaskKind, tuple[Metric, ...]] = {
+    "classification": ("accuracy", "f1", "matthews"),
+    "regression": ("pearson_spearman", "pearson", "spearman"),
+}
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One classification or regression task.
+
+    Args:
+        name: Letters, digits, `_` and `-`, starting with a letter; it names the columns `<name>_label` and
+            `<name>_score`.
+        kind: "classification" or "regression".
+        labels: The labels in the order of the head's outputs; empty for regression.
+        text: The column(s) its texts come from: one, or two for a pair.
+        metric: The metric that judges it; "" chooses the first that `METRICS` allows for the kind.
+
+    Raises:
+        TaskError: A field is outside what is allowed.
+    """
+
+    name: str
+    kind: TaskKind = "classification"
+    labels: tuple[str, ...] = ("no", "yes")
+    text: tuple[str, ...] = ("text",)
+    metric: Metric | Literal[""] = ""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise TaskError(
+                f"task name {self.name!r} is not allowed: use letters, digits, '_' and '-', starting with a letter "
+                "(it names label columns)"
+            )
+        if self.kind not in TASK_KINDS:
+            raise TaskError(f"task {self.name!r}: kind = {self.kind!r} is not one of {', '.join(TASK_KINDS)}")
+        self._check_labels()
+        if not 1 <= len(self.text) <= 2:
+            raise TaskError(
+                f"task {self.name!r}: text = {list(self.text)} names {len(self.text)} columns; "
+                "give one, or two for a pair of texts"
+            )
+        if not self.metric:
+            object.__setattr__(self, "metric", METRICS[self.kind][0])
+        if self.metric not in METRICS[self.kind]:
+            raise TaskError(
+                f"task {self.name!r}: metric = {self.metric!r} does not fit a {self.kind} task; "
+                f"allowed: {', '.join(METRICS[self.kind])}"
+            )
+
+    def _check_labels(self) -> None:
+        if self.kind == "regression":
+            if self.labels:
+                raise TaskError(
+                    f"task {self.name!r}: a regression task has no labels; remove labels = {list(self.labels)}"
+                )
+            return
+        if len(self.labels) < 2:
+            raise TaskError(
+                f"task {self.name!r}: labels = {list(self.labels)}; a classification task needs at least two"
+            )
+        repeated = [label for label, count in Counter(self.labels).items() if count > 1]
+        if repeated:
+            raise TaskError(f"task {self.name!r}: labels {repeated} are given more than once")
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the task's head: one per label, or one for regression."""
+        return len(self.labels) or 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """The task as JSON-ready values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Task:
+        """The task that `to_dict` described.
+
+        Raises:
+            TaskError: A field is unknown or outside what is allowed.
+        """
+        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise TaskError(f"unknown task fields {unknown}; known: {sorted(cls.__dataclass_fields__)}")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def check_task_names(names: Iterable[str]) -> None:
+    """Refuse task names that occur twice, also when they differ in case only (columns of a label table do not).
+
+    Raises:
+        TaskError: Two names are the same.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        if name.lower() in seen:
+            raise TaskError(
+                f"two tasks are called {seen[name.lower()]!r} and {name!r}; names must differ in more than case"
+            )
+        seen[name.lower()] = name
+
+
+def select_tasks(names: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The wanted names in the order of `known`.
+
+    Raises:
+        TaskError: A name is not known; the message offers the closest one.
+    """
+    for name in names:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise TaskError(f"there is no task {name!r}; {hint}tasks: {', '.join(known)}")
+    wanted = set(names)
+    return [name for name in known if name in wanted]

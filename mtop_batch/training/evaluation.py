@@ -1,0 +1,152 @@
+"""How good a model is at each task, and the one number that chooses a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import distributed
+
+from mtop_batch.data.batches import length_sorted_batches, pad_batch
+from mtop_batch.data.examples import LabelledTokens
+from mtop_batch.errors import DataError
+from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.prompts import prompt_layout
+from mtop_batch.tasks import Task
+from mtop_batch.training.metrics import compute_metric
+from mtop_batch.training.settings import Precision, TaskData, Worker
+from mtop_batch.training.state import TaskMetrics
+
+MAX_BATCH_TOKENS = 8192
+
+
+def evaluate(
+    model: MTOPModel,
+    data: Sequence[TaskData],
+    *,
+    pad_token_id: int,
+    precision: Precision = "fp32",
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+    worker: Worker | None = None,
+) -> dict[str, TaskMetrics]:
+    """The metrics of every task on its evaluation examples, by task name; the arguments are those of `evaluate_task`.
+
+    Raises:
+        DataError: A task has no evaluation examples.
+    """
+    metrics = {}
+    for item in data:
+        if item.eval is None or not len(item.eval.tokens):
+            raise DataError(
+                f"task {item.task.name!r} has no evaluation examples; give it some or train with evaluate=False"
+            )
+        metrics[item.task.name] = evaluate_task(
+            model,
+            item.eval,
+            item.task,
+            pad_token_id=pad_token_id,
+            precision=precision,
+            max_batch_tokens=max_batch_tokens,
+            worker=worker,
+        )
+    return metrics
+
+
+def evaluate_task(
+    model: MTOPModel,
+    examples: LabelledTokens,
+    task: Task,
+    *,
+    pad_token_id: int,
+    precision: Precision = "fp32",
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+    worker: Worker | None = None,
+) -> TaskMetrics:
+    """The metrics of one task.
+
+    With several workers, worker r of w takes the rows r, r + w, r + 2w ...; all call this together and get the same
+    result.
+
+    Args:
+        model: On the worker's device; left in the mode (training or evaluation) it was in.
+        examples: R labelled rows, at least one.
+        task: A task of the model.
+        pad_token_id: Of the tokenizer.
+        precision: "bf16" runs the model under autocast.
+        max_batch_tokens: Positions of a batch, prompts and padding included.
+        worker: This process; None for a single one on the CPU.
+
+    Returns:
+        The task's own metric under its name, "accuracy" for classification, "loss", and "num_examples".
+    """
+    worker = worker or Worker()
+    rows = np.arange(worker.rank, len(examples.tokens), worker.world_size)
+    layout = prompt_layout(model.task_prompts, model.config.shared_prompts, [task.name])
+    lengths = examples.tokens.lengths[rows] + len(layout.groups)
+    batches = [rows[batch] for batch in length_sorted_batches(lengths, max_batch_tokens)]
+    with _evaluating(model), worker.autocast(precision):
+        own_predictions, own_loss = _predict(model, examples, task, batches, pad_token_id, worker.device)
+    order = np.concatenate([np.empty(0, np.int64), *batches])
+    predictions, loss = _gather(order, own_predictions, own_loss, worker)
+    values = {
+        name: compute_metric(name, predictions, examples.labels, task.num_outputs) for name in _metric_names(task)
+    }
+    return {**values, "loss": loss / len(predictions), "num_examples": len(predictions)}
+
+
+def mean_metric(metrics: Mapping[str, TaskMetrics], tasks: Sequence[Task]) -> float:
+    """The mean over the tasks of each one's own metric: what chooses the one checkpoint for all (section 6.1)."""
+    return float(np.mean([metrics[task.name][str(task.metric)] for task in tasks]))
+
+
+def _metric_names(task: Task) -> list[Any]:
+    return list(dict.fromkeys([task.metric, *(["accuracy"] if task.kind == "classification" else [])]))
+
+
+@contextmanager
+def _evaluating(model: MTOPModel) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _predict(
+    model: MTOPModel,
+    examples: LabelledTokens,
+    task: Task,
+    batches: Sequence[npt.NDArray[np.int64]],
+    pad_token_id: int,
+    device: torch.device,
+) -> tuple[npt.NDArray[Any], float]:
+    """Label ids, or values, of the rows of all batches one after the other, and the sum of their losses."""
+    predictions, losses = [torch.empty(0, device=device)], [torch.zeros((), device=device)]
+    for rows in batches:
+        inputs = {key: value.to(device) for key, value in pad_batch(examples.tokens, rows, pad_token_id).items()}
+        labels = torch.from_numpy(examples.labels[rows]).to(device)
+        output = model(**inputs, task=task.name, labels=labels)
+        predictions.append(output.logits[:, 0] if task.kind == "regression" else output.logits.argmax(dim=1))
+        losses.append(output.loss * len(rows))
+    # Read once, after the last batch: reading makes the device wait.
+    return torch.cat(predictions).double().cpu().numpy(), torch.stack(losses).sum().item()
+
+
+def _gather(
+    order: npt.NDArray[np.int64], predictions: npt.NDArray[Any], loss: float, worker: Worker
+) -> tuple[npt.NDArray[Any], float]:
+    """All workers' predictions in the order of the examples, and their summed loss."""
+    parts: list[Any] = [(order, predictions, loss)]
+    if worker.world_size > 1:
+        parts *= worker.world_size
+        distributed.all_gather_object(parts, (order, predictions, loss))
+    orders, all_predictions, losses = zip(*parts, strict=True)
+    in_order = np.empty(sum(map(len, all_predictions)))
+    in_order[np.concatenate(orders)] = np.concatenate(all_predictions)
+    return in_order, sum(losses)

@@ -1,0 +1,274 @@
+"""The training loop: one task per step, one model, one checkpoint for all tasks (paper, section 6.1).
+
+`fit` is the only loop: the multi-task phase and the single-task warm start run through it, alone or as one of several
+workers under DDP. It knows nothing of the engine that runs it: checkpoints leave through `save`, news through `emit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+
+from mtop_batch.data.batches import pad_batch
+from mtop_batch.errors import ConfigError, DataError
+from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.training.evaluation import evaluate, mean_metric
+from mtop_batch.training.meter import StepMeter
+from mtop_batch.training.optimizer import make_optimizer, set_learning_rate
+from mtop_batch.training.sampling import BatchPlan, evaluation_steps
+from mtop_batch.training.schedules import linear_warmup_decay
+from mtop_batch.training.settings import TaskData, TrainSettings, Worker
+from mtop_batch.training.state import Evaluation, TaskMetrics, TrainingState
+
+WriteCheckpoint = Callable[[Path], None]
+Save = Callable[[WriteCheckpoint | None, dict[str, Any]], None]
+Emit = Callable[[dict[str, Any]], None]
+
+STEP_EVENTS_EVERY_S = 2.0
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a run went.
+
+    Args:
+        history: All evaluations, oldest first.
+        best_metrics: The metrics of each task at the chosen weights; empty if nothing was evaluated.
+        best_step: The steps after which the chosen weights were taken.
+        num_steps: Steps of the whole run.
+    """
+
+    history: list[Evaluation]
+    best_metrics: dict[str, TaskMetrics]
+    best_step: int
+    num_steps: int
+
+
+def fit(
+    model: MTOPModel,
+    data: Sequence[TaskData],
+    settings: TrainSettings,
+    *,
+    pad_token_id: int,
+    worker: Worker | None = None,
+    checkpoint: Path | None = None,
+    save: Save | None = None,
+    emit: Emit | None = None,
+) -> FitResult:
+    """Train all parameters that require gradients; the model ends with the weights of its best evaluation.
+
+    Every step draws a task and takes the next `batch_size` of its examples; with w workers, worker r computes on rows
+    r, r + w, r + 2w ... of them, and their mean gradient is that of the whole batch. What a step does depends on the
+    settings, its number and the weights only: a run that goes on from a checkpoint ends with the very same weights. The
+    best evaluation is the one with the highest mean of the tasks' own metrics; of equal ones, the earliest.
+
+    Args:
+        model: Moved to the worker's device, trained in place, and left in evaluation mode.
+        data: At least one task, each of the model's.
+        settings: How to train.
+        pad_token_id: Of the tokenizer.
+        worker: This process; None for a single one on the CPU. All workers call `fit` with the same arguments, and
+            models with the same weights.
+        checkpoint: A directory that an earlier `save` wrote, to go on from.
+        save: Called by every worker for every checkpoint, with what writes it into a directory (rank 0) or None (the
+            others), and with its step, epoch, and mean metric if just evaluated. It must write before it returns.
+        emit: Called by rank 0 with events: {"event": "start" | "step" | "evaluation", ...}, "step" every few seconds.
+
+    Raises:
+        ConfigError: More workers than examples in a batch, a checkpoint of another run, or weights that are no longer
+            finite; the last checkpoint is still good then.
+        DataError: A task has no training examples, or none to evaluate on.
+        BundleError: The checkpoint is incomplete.
+    """
+    worker = worker or Worker()
+    settings.check_workers(worker.world_size)
+    _check_data(data, settings)
+    run = _Run(model.to(worker.device), data, settings, pad_token_id, worker, emit if worker.rank == 0 else None)
+    if checkpoint is not None:
+        run.state.read(checkpoint)
+    run.train(save)
+    run.state.load_best_weights()
+    model.eval()
+    best = run.state.best
+    return FitResult(
+        history=run.state.history,
+        best_metrics=best.metrics if best else {},
+        best_step=best.step if best else run.state.step,
+        num_steps=len(run.plan),
+    )
+
+
+class _Run:
+    """The parts of one call of `fit`."""
+
+    def __init__(
+        self,
+        model: MTOPModel,
+        data: Sequence[TaskData],
+        settings: TrainSettings,
+        pad_token_id: int,
+        worker: Worker,
+        emit: Emit | None,
+    ) -> None:
+        self.model, self.data, self.settings, self.worker = model, data, settings, worker
+        self.pad_token_id = pad_token_id
+        self.emit = emit or _ignore
+        sizes = [len(item.train.tokens) for item in data]
+        self.examples_per_epoch = sum(sizes)
+        self.plan = BatchPlan.draw(sizes, settings.batch_size, settings.epochs, settings.alpha, settings.seed)
+        self.optimizer = make_optimizer(model, settings)
+        self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.state = TrainingState(model, self.optimizer, run=_identity(data, settings))
+        self.meter = StepMeter(worker.device)
+
+    def train(self, save: Save | None) -> None:
+        """Do the steps that are left."""
+        steps, evaluation_after = len(self.plan), self._evaluation_steps()
+        parallel = _distribute(self.model.train(), self.worker)
+        self._emit_start()
+        self.meter.restart()
+        while self.state.step < steps:
+            self._step(parallel)
+            evaluating = self.state.step in evaluation_after
+            checkpointing = evaluating or self._checkpoint_due(steps)
+            if checkpointing or self.meter.age_s() > STEP_EVENTS_EVERY_S:
+                self._emit_step()
+            if not checkpointing:
+                continue
+            self._check_finite()
+            if evaluating:
+                self._evaluate()
+            if save is not None:
+                save(self.state.write if self.worker.rank == 0 else None, self._checkpoint_metrics(evaluating))
+            self.meter.restart()
+
+    def _step(self, parallel: nn.Module) -> None:
+        """One step on one task: Eq. 3's cross-entropy (or squared error), AdamW, warm-up and decay."""
+        step, settings, worker = self.state.step, self.settings, self.worker
+        index, joint_rows = self.plan.batch(step)
+        rows = joint_rows[worker.rank :: worker.world_size]
+        examples = self.data[index].train
+        inputs = pad_batch(examples.tokens, rows, self.pad_token_id)
+        labels = torch.from_numpy(examples.labels[rows])
+
+        _seed_dropout(settings.seed, step, worker.rank)
+        with worker.autocast(settings.precision):
+            output = parallel(
+                **{key: value.to(worker.device, non_blocking=True) for key, value in inputs.items()},
+                labels=labels.to(worker.device, non_blocking=True),
+                task=self.data[index].task.name,
+            )
+        # DDP takes the mean over workers, whose shares of the batch may differ by a row.
+        (output.loss * (len(rows) * worker.world_size / settings.batch_size)).backward()
+        if settings.max_grad_norm:
+            clip_grad_norm_(self.trained, settings.max_grad_norm)
+        set_learning_rate(self.optimizer, self._rate_factor(step))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.state.step += 1
+        self.meter.add(output.loss, settings.batch_size)
+
+    def _evaluate(self) -> None:
+        settings = self.settings
+        metrics = evaluate(
+            self.model, self.data, pad_token_id=self.pad_token_id, precision=settings.precision, worker=self.worker
+        )
+        mean = mean_metric(metrics, [item.task for item in self.data])
+        evaluation = Evaluation(self.state.step, self._epoch(), mean, metrics)
+        self.state.record(evaluation)
+        self.emit({"event": "evaluation", **asdict(evaluation), "best": self.state.best is evaluation})
+
+    def _evaluation_steps(self) -> set[int]:
+        if not self.settings.evaluate:
+            return set()
+        return set(evaluation_steps(self.examples_per_epoch, self.settings.batch_size, self.settings.epochs))
+
+    def _checkpoint_due(self, last_step: int) -> bool:
+        return self.state.step == last_step or self.state.step % self.settings.checkpoint_steps == 0
+
+    def _checkpoint_metrics(self, evaluated: bool) -> dict[str, Any]:
+        metrics = {"step": self.state.step, "epoch": self._epoch()}
+        return {**metrics, "mean": self.state.history[-1].mean} if evaluated else metrics
+
+    def _check_finite(self) -> None:
+        """Refuse to evaluate or save weights that are lost; they are the same on all workers, so all of them stop."""
+        if not torch.stack([parameter.isfinite().all() for parameter in self.trained]).all():
+            raise ConfigError(
+                f"training diverged: after step {self.state.step} some weights are no longer finite numbers; lower "
+                f"train.learning_rate = {self.settings.learning_rate} (or head_learning_rate), or raise warmup_fraction"
+            )
+
+    def _rate_factor(self, step: int) -> float:
+        return linear_warmup_decay(step, len(self.plan), self.settings.warmup_fraction)
+
+    def _epoch(self) -> float:
+        return self.state.step * self.settings.batch_size / self.examples_per_epoch
+
+    def _emit_start(self) -> None:
+        self.emit(
+            {
+                "event": "start",
+                "step": self.state.step,
+                "num_steps": len(self.plan),
+                "num_tasks": len(self.data),
+                "num_examples": self.examples_per_epoch,
+                "num_workers": self.worker.world_size,
+                "num_parameters": sum(parameter.numel() for parameter in self.trained),
+                "device": str(self.worker.device),
+                "precision": self.settings.precision,
+            }
+        )
+
+    def _emit_step(self) -> None:
+        last = self.state.step - 1
+        self.emit(
+            {
+                "event": "step",
+                "step": self.state.step,
+                "num_steps": len(self.plan),
+                "epoch": self._epoch(),
+                "task": self.data[int(self.plan.tasks[last])].task.name,
+                "learning_rate": self.settings.learning_rate * self._rate_factor(last),
+                **self.meter.read(),
+            }
+        )
+
+
+def _check_data(data: Sequence[TaskData], settings: TrainSettings) -> None:
+    for item in data:
+        if not len(item.train.tokens):
+            raise DataError(f"task {item.task.name!r} has no training examples; give it some or remove the task")
+        if settings.evaluate and (item.eval is None or not len(item.eval.tokens)):
+            raise DataError(
+                f"task {item.task.name!r} has no evaluation examples; give it some or train with evaluate=False"
+            )
+
+
+def _identity(data: Sequence[TaskData], settings: TrainSettings) -> Mapping[str, Any]:
+    """What a checkpoint must have in common with the run that goes on from it."""
+    values = asdict(settings)
+    del values["checkpoint_steps"]
+    return {**values, "tasks": {item.task.name: len(item.train.tokens) for item in data}}
+
+
+def _ignore(event: dict[str, Any]) -> None:
+    del event
+
+
+def _distribute(model: MTOPModel, worker: Worker) -> nn.Module:
+    if worker.world_size == 1:
+        return model
+    # A step uses the parameters of one task only; DDP leaves the gradients that no worker used at None.
+    return DistributedDataParallel(model, find_unused_parameters=True)
+
+
+def _seed_dropout(*seeds: int) -> None:
+    torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))

@@ -1,0 +1,57 @@
+"""What the optimiser moves, at which rate, and how its work is kept cheap."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import AdamW
+
+from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.training.settings import TrainSettings
+
+
+def freeze_backbone(model: MTOPModel) -> None:
+    """Train prompts, poolers and heads only (section 4.3)."""
+    model.backbone.requires_grad_(False)
+
+
+def freeze_word_embeddings(model: MTOPModel) -> None:
+    """Leave the word-embedding table as pretrained; its dense gradient is much of a step on a small backbone."""
+    model.word_embeddings.requires_grad_(False)
+
+
+def make_optimizer(model: MTOPModel, settings: TrainSettings) -> AdamW:
+    """AdamW over the parameters that train.
+
+    A parameter without a gradient is not touched by a step: not by its momentum and not by decay. With
+    `zero_grad(set_to_none=True)` this is what leaves the other tasks' parameters alone.
+
+    Returns:
+        The optimiser; each group keeps its peak rate under "peak_lr".
+    """
+    return AdamW(_parameter_groups(model, settings), lr=settings.learning_rate, fused=True)
+
+
+def set_learning_rate(optimizer: AdamW, factor: float) -> None:
+    """Let every group run at this share of its peak rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def _parameter_groups(model: MTOPModel, settings: TrainSettings) -> list[dict[str, Any]]:
+    """Groups by rate and decay: backbone or head rate, and no decay for biases, layer norms and prompts."""
+    rates = {True: settings.learning_rate, False: settings.head_learning_rate or settings.learning_rate}
+    in_backbone = {id(parameter) for parameter in model.backbone.parameters()}
+    groups: dict[tuple[bool, bool], list[Any]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.numel():
+            decays = parameter.ndim > 1 and not name.endswith("prompts")
+            groups.setdefault((id(parameter) in in_backbone, decays), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "peak_lr": rates[backbone],
+            "weight_decay": settings.weight_decay if decays else 0.0,
+        }
+        for (backbone, decays), parameters in groups.items()
+    ]

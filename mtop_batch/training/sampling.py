@@ -1,0 +1,153 @@
+"""Which task each step trains on and which of its examples: pure functions of sizes and a seed.
+
+Nothing is remembered between steps, so a run that resumes at step k draws what an undisturbed one would have,
+however many workers share a batch. Every batch holds examples of one task and is full.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+
+def num_steps(total_examples: int, batch_size: int, epochs: float) -> int:
+    """Steps of a run: `ceil(epochs * total_examples / batch_size)`, one epoch being as many examples as all tasks have.
+
+    >>> num_steps(total_examples=100, batch_size=16, epochs=2)
+    13
+    """
+    # 1.1 * 160 is 176.00000000000003: without the slack, noise of the float would cost a step.
+    return max(1, math.ceil(epochs * total_examples / batch_size - 1e-9))
+
+
+def evaluation_steps(total_examples: int, batch_size: int, epochs: float) -> list[int]:
+    """The numbers of finished steps after which to evaluate: the end of every epoch, and the last step.
+
+    >>> evaluation_steps(total_examples=100, batch_size=16, epochs=2.5)
+    [7, 13, 16]
+    """
+    ends = [num_steps(total_examples, batch_size, epoch) for epoch in range(1, math.floor(epochs) + 1)]
+    return sorted({*ends, num_steps(total_examples, batch_size, epochs)})
+
+
+def task_rates(sizes: Sequence[int], alpha: float) -> FloatArray:
+    """The rate at which each task is drawn: N_i^alpha / sum_j N_j^alpha.
+
+    MTOP draws in proportion to size (alpha = 1, section 6.1); the general form is that of "Large-scale multi-task
+    learning" (section 4.2), where alpha = 0 is uniform.
+
+    Args:
+        sizes: N_i, the number of training examples of each task (N,); all positive.
+        alpha: In [0, 1].
+
+    Returns:
+        Rates (N,), float64, summing to 1.
+
+    >>> task_rates([100, 300], alpha=1.0).tolist()
+    [0.25, 0.75]
+    """
+    # Relative to the largest, so that no size overflows.
+    weights = (np.asarray(sizes, dtype=np.float64) / max(sizes)) ** alpha
+    return weights / weights.sum()
+
+
+def draw_tasks(rates: FloatArray, num_steps: int, seed: int) -> IntArray:
+    """One task per step, drawn independently at the given rates (section 6.1).
+
+    Args:
+        rates: (N,), summing to 1.
+        num_steps: Steps of the whole run, also when a part of it is already done.
+        seed: Any non-negative integer.
+
+    Returns:
+        Task indices (num_steps,).
+    """
+    return np.random.default_rng(seed).choice(len(rates), size=num_steps, p=rates)
+
+
+def occurrences(tasks: IntArray) -> IntArray:
+    """For each step, how many earlier steps drew the same task.
+
+    >>> occurrences(np.array([2, 0, 2, 2, 0])).tolist()
+    [0, 0, 1, 2, 1]
+    """
+    order = np.argsort(tasks, kind="stable")
+    counts = np.bincount(tasks)
+    first_places = np.repeat(np.cumsum(counts) - counts, counts)
+    earlier = np.empty_like(order)
+    earlier[order] = np.arange(len(tasks)) - first_places
+    return earlier
+
+
+def example_rows(size: int, start: int, count: int, seed: int, stream: int = 0) -> IntArray:
+    """Places `start` to `start + count` of an endless sequence of shuffled passes over a task's examples.
+
+    Pass k is a permutation of `range(size)` seeded by (seed, stream, k): every example is seen once before any is seen
+    twice. A batch may reach into the next pass; if it is larger than the task, it holds examples more than once.
+
+    Args:
+        size: The number of examples of the task, at least 1.
+        start: Place in the sequence, at least 0.
+        count: How many rows.
+        seed: Any non-negative integer.
+        stream: Sequences of one seed are independent for different streams.
+
+    Returns:
+        Row numbers (count,), each in [0, size).
+    """
+    first_pass, offset = divmod(start, size)
+    num_passes = -(-(offset + count) // size)
+    passes = [_shuffled(size, seed, stream, first_pass + number) for number in range(num_passes)]
+    return np.concatenate([np.empty(0, np.int64), *passes])[offset : offset + count]
+
+
+@lru_cache(maxsize=1024)
+def _shuffled(size: int, seed: int, stream: int, number: int) -> IntArray:
+    """Pass `number`; kept, because shuffling a large task anew at every step would cost more than the step."""
+    rows = np.random.default_rng((seed, stream, number)).permutation(size)
+    rows.flags.writeable = False
+    return rows
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The task and the rows of every step of a run.
+
+    Args:
+        sizes: Training examples of each task (N,).
+        batch_size: Rows per step.
+        seed: Of the order of tasks and of examples.
+        tasks: The task of each step (num_steps,).
+        occurrences: How often each step's task was drawn before (num_steps,).
+    """
+
+    sizes: Sequence[int]
+    batch_size: int
+    seed: int
+    tasks: IntArray
+    occurrences: IntArray
+
+    @classmethod
+    def draw(cls, sizes: Sequence[int], batch_size: int, epochs: float, alpha: float, seed: int) -> BatchPlan:
+        """The plan of a run; the same arguments give the same plan."""
+        steps = num_steps(sum(sizes), batch_size, epochs)
+        tasks = draw_tasks(task_rates(sizes, alpha), steps, seed)
+        return cls(sizes, batch_size, seed, tasks, occurrences(tasks))
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def batch(self, step: int) -> tuple[int, IntArray]:
+        """The step's task and the rows (batch_size,) of that task's examples."""
+        task = int(self.tasks[step])
+        start = int(self.occurrences[step]) * self.batch_size
+        # Numpy takes the seed (s, 0, 0) for s, which draws the tasks: stream 0 is taken.
+        return task, example_rows(self.sizes[task], start, self.batch_size, self.seed, stream=task + 1)

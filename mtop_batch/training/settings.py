@@ -1,0 +1,85 @@
+"""What a training run is given: its settings, its examples, and the process it runs in."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from mtop_batch.data.examples import LabelledTokens
+from mtop_batch.errors import ConfigError
+from mtop_batch.tasks import Task
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train; the defaults are the paper's (section 6.1) where it says.
+
+    Args:
+        epochs: One epoch is as many examples as all tasks have together.
+        batch_size: Examples per step over all workers together; all of one task.
+        learning_rate: Peak rate of the backbone.
+        head_learning_rate: Peak rate of prompts, poolers and heads; None for the same as the backbone.
+        weight_decay: Decoupled decay; biases, layer norms and prompts are left out of it.
+        warmup_fraction: Share of the steps in which the rate rises linearly, before it falls linearly to zero.
+        max_grad_norm: Gradients are clipped to this norm; 0 turns clipping off.
+        alpha: Task i is drawn at a rate proportional to (its number of examples) ** alpha.
+        seed: Of the order of tasks and examples and of dropout. The model's own draws are made before.
+        precision: "bf16" runs the model under autocast; the weights stay fp32.
+        evaluate: Evaluate every epoch and end with the best weights; otherwise end with the last.
+        checkpoint_steps: A checkpoint is taken every so many steps, besides those at evaluations and at the end.
+    """
+
+    epochs: float = 5.0
+    batch_size: int = 16
+    learning_rate: float = 1e-5
+    head_learning_rate: float | None = None
+    weight_decay: float = 0.01
+    warmup_fraction: float = 0.1
+    max_grad_norm: float = 1.0
+    alpha: float = 1.0
+    seed: int = 0
+    precision: Precision = "fp32"
+    evaluate: bool = True
+    checkpoint_steps: int = 1000
+
+    def check_workers(self, world_size: int) -> None:
+        """Refuse batches that leave a worker without an example.
+
+        Raises:
+            ConfigError: There are more workers than examples in a batch.
+        """
+        if self.batch_size < world_size:
+            raise ConfigError(
+                f"train.batch_size = {self.batch_size} is less than train.num_workers = {world_size}, and every worker "
+                f"needs an example of every batch; use at least {world_size}, or at most {self.batch_size} workers"
+            )
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One of the processes that train together; the default is a single one on the CPU.
+
+    Where `world_size` is more than 1, the process group of `torch.distributed` must be set up.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def autocast(self, precision: Precision) -> AbstractContextManager[object]:
+        """The context in which the model runs."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task and its examples; `eval` may be None where nothing is evaluated."""
+
+    task: Task
+    train: LabelledTokens
+    eval: LabelledTokens | None = None

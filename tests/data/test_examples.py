@@ -1,0 +1,224 @@
+"""Labelled data: what counts as an example, how labels are written, and what is refused."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from transformers import BertTokenizer
+
+from mtop_batch.data.examples import load_examples, token_counts, tokenise_examples
+from mtop_batch.data.tokens import TextTokenizer, Tokens
+from mtop_batch.errors import DataError
+from mtop_batch.tasks import Task
+
+POLITICS = Task("politics", text=("headline",))
+GRADE = Task("grade", kind="regression", labels=(), text=("headline",))
+PAIR = Task("entails", labels=("yes", "no"), text=("premise", "claim"))
+
+
+def write(path: Path, **columns: Any) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return str(path)
+
+
+def labels_of(tmp_path: Path, task: Task, labels: Any) -> list[Any]:
+    """The labels read back from a file with that label column."""
+    source = write(tmp_path / "data.parquet", headline=["bank"] * len(labels), label=labels)
+    return load_examples(task, source, "label", training=False).labels.tolist()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pa.array(["yes", "no"]),
+        pa.array(["yes", "no"], pa.large_string()),
+        pa.array(["yes", "no"]).dictionary_encode(),
+        pa.array([1, 0]),
+        pa.array([1, 0], pa.uint8()),
+        pa.array([1.0, 0.0]),
+        pa.array([True, False]),
+    ],
+    ids=lambda labels: str(labels.type),
+)
+def test_labels_may_be_strings_indices_or_booleans(tmp_path: Path, labels: pa.Array) -> None:
+    assert labels_of(tmp_path, POLITICS, labels) == [1, 0]
+
+
+def test_numbers_that_are_the_labels_themselves_are_not_indices(tmp_path: Path) -> None:
+    stars = Task("stars", labels=("3", "2", "1"), text=("headline",))
+    assert labels_of(tmp_path, stars, [1, 2, 3, 1]) == [2, 1, 0, 2]
+    assert labels_of(tmp_path, stars, [1.0, 3.0]) == [2, 0]
+    assert labels_of(tmp_path, stars, [0, 1, 2]) == [0, 1, 2]
+
+
+def test_booleans_mean_true_and_false_where_the_task_has_them(tmp_path: Path) -> None:
+    assert labels_of(tmp_path, Task("t", labels=("True", "False"), text=("headline",)), [True, False]) == [0, 1]
+
+
+def test_a_directory_is_read_in_the_order_of_its_files(tmp_path: Path) -> None:
+    write(tmp_path / "b.parquet", headline=["three"], label=pa.array([None], pa.string()))
+    write(tmp_path / "c/c.parquet", headline=pa.array(["four"]).dictionary_encode(), label=["no"])
+    write(tmp_path / "a.parquet", headline=pa.array(["one", "two"], pa.large_string()), label=["yes", "no"])
+    write(tmp_path / "_hidden.parquet", other=[1])
+    examples = load_examples(POLITICS, str(tmp_path), "label")
+    assert examples.texts == ["one", "two", "four"]
+    assert examples.labels.tolist() == [1, 0, 0]
+    assert examples.skipped == [(2, "label is null")]
+
+
+def test_rows_without_text_or_label_are_skipped_with_their_reason(tmp_path: Path) -> None:
+    source = write(
+        tmp_path / "data.parquet",
+        headline=["bank", None, "", " \t", "cup", "film"],
+        label=["yes", "no", "no", "no", None, "no"],
+    )
+    examples = load_examples(POLITICS, source, "label")
+    assert (examples.texts, examples.labels.tolist(), examples.seconds) == (["bank", "film"], [1, 0], None)
+    reasons = {1: "text is null", 2: "text is empty", 3: "text is empty", 4: "label is null"}
+    assert dict(examples.skipped) == reasons
+
+
+def test_a_pair_with_one_text_is_that_text_alone(tmp_path: Path) -> None:
+    source = write(
+        tmp_path / "data.parquet",
+        premise=["bank", "cup", None, " ", None],
+        claim=["market", None, "film", "star", ""],
+        label=["yes", "no", "no", "no", "no"],
+    )
+    examples = load_examples(PAIR, source, "label")
+    assert examples.texts == ["bank", "cup", "film", "star"]
+    assert examples.seconds == ["market", None, None, None]
+    assert examples.skipped == [(4, "text is empty")]
+
+
+def test_regression_takes_any_finite_number(tmp_path: Path) -> None:
+    source = write(tmp_path / "data.parquet", headline=["a", "b", "c"], label=[2.5, float("nan"), -1.0])
+    examples = load_examples(GRADE, source, "label")
+    assert examples.labels.dtype == np.float32
+    assert examples.labels.tolist() == [2.5, -1.0]
+    assert examples.skipped == [(1, "label is null")]
+    assert labels_of(tmp_path, GRADE, [1, 2]) == [1.0, 2.0]
+
+
+def test_gaps_that_made_floats_of_integers_do_no_harm(tmp_path: Path) -> None:
+    write(tmp_path / "gaps.parquet", headline=["a", "b", "c"], label=[1.0, float("nan"), 0.0])
+    write(tmp_path / "plain.parquet", headline=["d"], label=[1])
+    examples = load_examples(POLITICS, str(tmp_path), "label")
+    assert (examples.texts, examples.labels.tolist()) == (["a", "c", "d"], [1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "message"),
+    [
+        (POLITICS, ["yes", "maybe", "no"], r"data\.parquet, row 1: label 'maybe' cannot be used; allowed: 'no', 'yes'"),
+        (POLITICS, ["Yes", "NO"], r"row 0: label 'Yes' \(and those of 1 more rows\) cannot be used"),
+        (POLITICS, [0, 1, 2], r"row 2: label 2 cannot be used; allowed: 'no', 'yes', or their indices 0 to 1"),
+        (POLITICS, [0, -1], "row 1: label -1 cannot be used"),
+        (POLITICS, [0.0, 0.5], r"row 1: label 0\.5 cannot be used"),
+        (POLITICS, [["yes"], ["no"]], "label column 'label' of .* has type list<.*>; allowed are strings, integers"),
+        (POLITICS, ["yes", "yes"], "has no example of 'no', so the task cannot be learned"),
+        (POLITICS, pa.array([None, None], pa.string()), "has no example: 2 times label is null"),
+        (POLITICS, pa.array([], pa.string()), "has no example: there are no rows"),
+        (GRADE, [1.0, float("inf")], "row 1: label inf cannot be used; allowed: finite numbers"),
+        (GRADE, ["1.0"], "its labels have type string, and a regression needs numbers"),
+    ],
+)
+def test_labels_outside_the_task_are_refused(tmp_path: Path, task: Task, labels: Any, message: str) -> None:
+    source = write(tmp_path / "data.parquet", headline=["bank"] * len(labels), label=labels)
+    with pytest.raises(DataError, match=message):
+        load_examples(task, source, "label")
+
+
+def test_a_label_of_another_file_is_named_by_its_own_row(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", headline=["x", "y"], label=["yes", "no"])
+    write(tmp_path / "b.parquet", headline=["x", "y"], label=["yes", "perhaps"])
+    with pytest.raises(DataError, match=r"b\.parquet, row 1: label 'perhaps'"):
+        load_examples(POLITICS, str(tmp_path), "label")
+
+
+def test_files_with_labels_of_different_types_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", headline=["x"], label=["yes"])
+    write(tmp_path / "b.parquet", headline=["x"], label=[0])
+    with pytest.raises(DataError, match=r"different types: string in .*a\.parquet; int64 in .*b\.parquet"):
+        load_examples(POLITICS, str(tmp_path), "label")
+
+
+def test_evaluation_only_warns_of_a_label_without_example(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = write(tmp_path / "data.parquet", headline=["a"], label=["yes"])
+    with caplog.at_level(logging.WARNING):
+        assert len(load_examples(POLITICS, source, "label", training=False)) == 1
+    assert "has no example of 'no'" in caplog.text
+
+
+def test_sources_that_cannot_be_read_say_why(tmp_path: Path) -> None:
+    source = write(tmp_path / "data.parquet", headline=["a"], label=["yes"], count=[1])
+    wrong_column = Task("politics", text=("headlin",))
+    with pytest.raises(DataError, match=r"no column 'headlin'; did you mean 'headline'\? columns: headline, label"):
+        load_examples(wrong_column, source, "label")
+    with pytest.raises(DataError, match=r"text column 'count' of .* has type int64, not string"):
+        load_examples(Task("politics", text=("count",)), source, "label")
+    with pytest.raises(DataError, match=r"there is no data at '.*missing': it does not exist"):
+        load_examples(POLITICS, str(tmp_path / "missing"), "label")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no file below it ends in \.parquet"):
+        load_examples(POLITICS, str(tmp_path / "empty"), "label")
+    (tmp_path / "text.parquet").write_text("headline,label\n")
+    with pytest.raises(DataError, match=r"text\.parquet cannot be read as Parquet"):
+        load_examples(POLITICS, str(tmp_path / "text.parquet"), "label")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A data set in a local directory, which stands for one of the hub."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    features = datasets.Features(
+        {"headline": datasets.Value("string"), "label": datasets.ClassLabel(names=["yes", "no"])}
+    )
+    for split, labels in {"train": [0, 1, 1], "validation": [1, -1]}.items():
+        data = datasets.Dataset.from_dict({"headline": ["bank"] * len(labels), "label": labels}, features=features)
+        path = tmp_path / f"news/data/{split}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data.to_parquet(path)
+    return f"hub:{tmp_path / 'news'}"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_hub_data_set_is_read_by_its_own_label_names(hub: str) -> None:
+    assert load_examples(POLITICS, hub, "label").labels.tolist() == [1, 0, 0]
+    evaluation = load_examples(POLITICS, hub, "label", training=False)
+    assert (evaluation.labels.tolist(), evaluation.skipped) == ([0], [(1, "label is null")])
+    renamed = Task("politics", labels=("politics", "rest"), text=("headline",))
+    assert load_examples(renamed, f"{hub}?config=default&split=train", "label").labels.tolist() == [0, 1, 1]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hub_data_sets_that_cannot_be_loaded_are_named(hub: str) -> None:
+    with pytest.raises(DataError, match="the data set 'no-one/no-such-set' cannot be loaded"):
+        load_examples(POLITICS, "hub:no-one/no-such-set", "label")
+    with pytest.raises(DataError, match="news' cannot be loaded: Unknown split"):
+        load_examples(POLITICS, f"{hub}?split=dev", "label")
+    with pytest.raises(DataError, match="unknown option 'splt'; write hub:<data set>"):
+        load_examples(POLITICS, f"{hub}?splt=train", "label")
+    with pytest.raises(DataError, match="has no column 'labels'; did you mean 'label'"):
+        load_examples(POLITICS, hub, "labels")
+
+
+def test_examples_become_tokens_with_their_labels(tmp_path: Path, tokenizer: BertTokenizer) -> None:
+    source = write(tmp_path / "d.parquet", premise=["bank", "cup"], claim=["law", None], label=["yes", "no"])
+    examples = tokenise_examples(load_examples(PAIR, source, "label"), TextTokenizer(tokenizer, 8))
+    assert (len(examples), examples.tokens.first_lengths.tolist()) == (2, [3, 3])
+    assert examples.tokens.row(0).tolist() == tokenizer("bank", "law")["input_ids"]
+    assert examples.labels.tolist() == [0, 1]
+
+
+def test_token_counts_add_up() -> None:
+    parts = [Tokens.from_rows([[1, 2], [2]]), Tokens.from_rows([]), Tokens.from_rows([[2]])]
+    assert token_counts(parts, 4).tolist() == [0, 1, 3, 0]

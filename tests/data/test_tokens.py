@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import unicodedata
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from mtop_batch.data.encoders import PythonEncoder
+from mtop_batch.data.tokens import TextTokenizer, Tokens
+from mtop_batch.errors import ConfigError
+
+# Pieces that tokenizers treat specially; texts are built from runs of them.
+_PIECES = st.sampled_from(
+    [
+        *("shares", "fell", "again", "the bank's", "12.5%", "don't", "U.S.", "e-mail", "naïve", "ANGST", "ﬁre", "ß"),
+        *("東京", "経済", "株価は下落した", "。", "，", "中", "हिन्दी", "العالمي", "ภาษาไทย", "한국어", "ﷺ", "⑴", "½"),
+        *("e\u0301", "\u0301", "\u0308", "🙂", "👩‍👩‍👧", "🇫🇷", "\ufe0f", "\u200b", "\u00ad", "\u0600", "ͺ", "\u3164"),
+        *(" ", "  ", "     ", "\t", "\n", "\n\n", "\u00a0", "\u3000", "\u2028", "\x1c", "\x00", "\x7f"),
+        *(".", "...", " .", "!", "''", "``", "_", "[SEP]", "[MASK]", "<mask>", "</s>", "a" * 99, "b" * 101, "x" * 400),
+    ]
+)
+_TEXTS = st.one_of(
+    st.lists(_PIECES, max_size=60).map("".join),
+    st.lists(_PIECES, max_size=60).map(" ".join),
+    st.text(max_size=200),
+    st.lists(st.text(max_size=12), max_size=40).map(" ".join),
+)
+_MAX_TOKENS = st.sampled_from([5, 8, 13, 32])
+# A few thousand characters each: more than is cut at first, but pairs of long texts take transformers minutes.
+_LONG_TEXTS = {
+    "news": "The bank's shares fell 12.5% on Monday, and don't expect a recovery soon. " * 40,
+    "chinese": "東京の株価は下落した" * 100,
+    "chinese sentences": "東京の株価は下落した。" * 100,
+    "one word": "a" * 4_000,
+    "one word, then text": "a" * 2_000 + " and then the shares fell" * 50,
+    "white space": " \n\t\u3000" * 1_000,
+    "white space, then text": " " * 4_000 + "shares fell",
+    "emoji": "👩‍👩‍👧🙂" * 200,
+    "combining marks": "e" + "\u0301" * 2_000 + " x" * 100,
+    "control characters": "\x00\x01 a\x1c" * 500,
+    "unknown words": ("q" * 150 + " ") * 50,
+    "empty": "",
+}
+
+
+def reference(
+    tokenizer: PreTrainedTokenizerBase, max_tokens: int, text: str, second: str | None = None
+) -> tuple[list[int], int]:
+    """Ids and first length from the whole text, truncated by transformers."""
+    seconds = None if second is None else [second]
+    encoded: Any = tokenizer([text], seconds, truncation=True, max_length=max_tokens, return_token_type_ids=True)
+    types = encoded["token_type_ids"][0]
+    return encoded["input_ids"][0], types.index(1) if 1 in types else len(types)
+
+
+@cache
+def text_tokenizer(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> TextTokenizer:
+    return TextTokenizer(tokenizer, max_tokens)
+
+
+@given(st.lists(_TEXTS, min_size=1, max_size=4), _MAX_TOKENS)
+@settings(max_examples=100, deadline=None)
+def test_cutting_text_early_gives_identical_token_ids(
+    any_tokenizer: PreTrainedTokenizerBase, texts: list[str], max_tokens: int
+) -> None:
+    tokens = text_tokenizer(any_tokenizer, max_tokens).encode(texts)
+    for row, text in enumerate(texts):
+        assert (tokens.row(row).tolist(), tokens.first_lengths[row]) == reference(any_tokenizer, max_tokens, text)
+
+
+@given(st.lists(st.tuples(_TEXTS, st.none() | _TEXTS), min_size=1, max_size=4), _MAX_TOKENS)
+@settings(max_examples=100, deadline=None)
+def test_pairs_are_truncated_as_transformers_does(
+    any_tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str | None]], max_tokens: int
+) -> None:
+    tokens = text_tokenizer(any_tokenizer, max_tokens).encode(*map(list, zip(*pairs, strict=True)))
+    for row, (text, second) in enumerate(pairs):
+        expected = reference(any_tokenizer, max_tokens, text, second)
+        assert (tokens.row(row).tolist(), tokens.first_lengths[row]) == expected
+
+
+@pytest.mark.parametrize("name", _LONG_TEXTS)
+def test_long_odd_texts_give_identical_token_ids(any_tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    text = _LONG_TEXTS[name]
+    encoder = TextTokenizer(any_tokenizer, 32)
+    assert encoder.encode([text]).row(0).tolist() == reference(any_tokenizer, 32, text)[0]
+    for first, second in [(text, "shares"), ("shares", text), (text, _LONG_TEXTS["news"])]:
+        assert encoder.encode([first], [second]).row(0).tolist() == reference(any_tokenizer, 32, first, second)[0]
+
+
+def test_the_odd_token_of_a_pair_goes_to_the_longer_text(minilm_tokenizer: PreTrainedTokenizerBase) -> None:
+    # Of 8 tokens 3 are special, 5 remain: both beginnings yield enough, but only whole texts say which is longer.
+    longer, shorter = "a " * 400, "b " * 300
+    tokens = TextTokenizer(minilm_tokenizer, 8).encode([longer, shorter, shorter], [shorter, longer, shorter])
+    assert tokens.first_lengths.tolist() == [5, 4, 4]
+
+
+def test_ten_megabytes_in_one_word_are_one_unknown_token(minilm_tokenizer: PreTrainedTokenizerBase) -> None:
+    tokens = TextTokenizer(minilm_tokenizer, 32).encode(["a" * 10_000_000])
+    assert tokens.row(0).tolist() == minilm_tokenizer("a" * 101)["input_ids"]
+
+
+def test_letters_never_normalise_to_something_that_ends_with_white_space() -> None:
+    # `cuts` relies on it: a space after a letter ends a piece under every Unicode normalisation.
+    letters = (chr(code) for code in range(0x110000) if chr(code).isalnum())
+    assert not [letter for letter in letters if unicodedata.normalize("NFKC", letter)[-1].isspace()]
+
+
+def test_the_given_tokenizer_is_left_as_it_was(minilm_tokenizer: PreTrainedTokenizerBase) -> None:
+    backend = minilm_tokenizer.backend_tokenizer
+    before = (backend.truncation, backend.padding)
+    TextTokenizer(minilm_tokenizer, 16).encode(["shares fell " * 50])
+    assert (backend.truncation, backend.padding) == before
+
+
+@pytest.mark.parametrize(
+    "pre_tokenizer",
+    [
+        None,
+        pre_tokenizers.Split(" ", "isolated"),
+        pre_tokenizers.Metaspace(split=False),
+        pre_tokenizers.ByteLevel(use_regex=False),
+    ],
+)
+def test_unknown_pieces_are_never_cut(pre_tokenizer: Any) -> None:
+    backend = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    if pre_tokenizer is not None:
+        backend.pre_tokenizer = pre_tokenizer
+    encoder = TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend), 4)
+    assert not encoder.cuts_early
+    assert encoder.encode(["b " * 100]).row(0).tolist() == encoder.encode(["b " * 100]).row(0).tolist()
+
+
+def test_truncation_from_the_left_keeps_the_end(byte_level_tokenizer: PreTrainedTokenizerBase) -> None:
+    left = PreTrainedTokenizerFast(tokenizer_object=byte_level_tokenizer.backend_tokenizer, truncation_side="left")
+    encoder = TextTokenizer(left, 9)
+    for first, second in [("shares fell " * 40, None), ("shares " * 40, "the bank's profit " * 40)]:
+        assert encoder.encode([first], [second]).row(0).tolist() == reference(left, 9, first, second)[0]
+
+
+def test_a_tokenizer_without_rust_backend_tokenises_whole_texts(minilm_tokenizer: PreTrainedTokenizerBase) -> None:
+    rows, first_lengths = PythonEncoder(minilm_tokenizer, 8).encode(["shares " * 40, None], ["fell " * 40, None])
+    expected = reference(minilm_tokenizer, 8, "shares " * 40, "fell " * 40)
+    assert (rows[0], first_lengths[0]) == expected
+    assert (rows[1], first_lengths[1]) == ([], 0)
+
+
+def test_missing_texts_have_no_tokens_and_half_surrogates_are_read(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokens = TextTokenizer(tokenizer, 8).encode([None, "bank \ud83d market", "bank"])
+    assert tokens.lengths.tolist() == [0, 4, 3]
+
+
+def test_too_few_tokens_for_a_text_are_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(ConfigError, match=r"max_tokens = 3 leaves no room for text.*allowed is 4 or more"):
+        TextTokenizer(tokenizer, 3)
+
+
+_ROWS = st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=5), max_size=8)
+
+
+@given(_ROWS, st.data())
+@settings(deadline=None)
+def test_take_concat_and_arrow_keep_rows(rows: list[list[int]], data: st.DataObject) -> None:
+    tokens = Tokens.from_rows(rows, [len(row) // 2 for row in rows])
+    wanted = np.array(data.draw(st.lists(st.integers(0, len(rows) - 1))) if rows else [], dtype=np.int64)
+    both = Tokens.concat([tokens, tokens.take(wanted), Tokens.from_rows([])])
+    table = both.to_arrow()
+    chunked = pa.concat_tables([table.slice(0, 3), table.slice(3)])
+    expected = rows + [rows[index] for index in wanted]
+    for back in (both, Tokens.from_arrow(table), Tokens.from_arrow(table.slice(0)), Tokens.from_arrow(chunked)):
+        assert [back.row(index).tolist() for index in range(len(back))] == expected
+        assert back.first_lengths.tolist() == [len(row) // 2 for row in expected]
+
+
+def test_arrow_shares_the_memory_of_the_ids() -> None:
+    tokens = Tokens.from_rows([[1, 2], [3]])
+    back = Tokens.from_arrow(tokens.to_arrow())
+    assert np.shares_memory(back.values, tokens.values)

@@ -1,0 +1,85 @@
+"""A real local Ray for a test module, and small learnable tasks in Parquet files."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from mtop_batch.config import Config
+from tests.conftest import WORDS
+
+TOPICS = {"sport": "match goal team player cup".split(), "business": "bank market profit shares economy".split()}
+
+
+@pytest.fixture(scope="module")
+def ray_local() -> Iterator[None]:
+    """A Ray of this test module's own, with more logical CPUs than cores."""
+    with pytest.MonkeyPatch.context() as environment:
+        # How soon Ray Train sees reports, deaths and the end.
+        environment.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def dropout_backbone_dir(backbone_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny backbone with dropout, so that random numbers matter."""
+    path = tmp_path_factory.mktemp("backbone") / "dropout"
+    shutil.copytree(backbone_dir, path)
+    config = json.loads((path / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+@pytest.fixture(scope="session")
+def task_tables(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """`[[task]]` tables of two topics, with 48 training and 24 evaluation examples each."""
+    root = tmp_path_factory.mktemp("tasks")
+    return [_write_task(root, topic, seed) for seed, topic in enumerate(TOPICS)]
+
+
+@pytest.fixture
+def make_config(backbone_dir: Path, task_tables: list[dict[str, Any]], tmp_path: Path) -> Callable[..., Config]:
+    """`make_config(train={...}, ...)`: a short training of both tasks; sections given replace values of these."""
+
+    def make(**sections: Any) -> Config:
+        values: dict[str, Any] = {
+            "output": str(tmp_path / "bundle"),
+            "backbone": {"name": str(backbone_dir), "max_tokens": 16},
+            "train": {"epochs": 2, "batch_size": 8, "learning_rate": 3e-3, "warm_start": {"epochs": 1}},
+            "task": task_tables,
+        }
+        for name, given in sections.items():
+            values[name] = {**values.get(name, {}), **given} if isinstance(given, dict) else given
+        return Config.model_validate(values)
+
+    return make
+
+
+def _write_task(root: Path, topic: str, seed: int) -> dict[str, Any]:
+    paths = {"train": root / topic / "train.parquet", "eval": root / topic / "eval.parquet"}
+    for split, count in (("train", 48), ("eval", 24)):
+        rng = random.Random(f"{seed}/{split}")
+        rows = [_example(rng, topic, label) for label in ("no", "yes") * (count // 2)]
+        paths[split].parent.mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows), paths[split])
+    sources = {split: str(path) for split, path in paths.items()}
+    return {"name": topic, "labels": ["no", "yes"], "text": ["headline"], **sources}
+
+
+def _example(rng: random.Random, topic: str, label: str) -> dict[str, str]:
+    others = [word for word in WORDS if word not in TOPICS[topic]]
+    words = rng.choices(others, k=rng.randint(2, 6)) + rng.choices(TOPICS[topic] if label == "yes" else others, k=2)
+    rng.shuffle(words)
+    return {"headline": " ".join(words), "label": label}

@@ -1,0 +1,234 @@
+"""The labelling job on a real local Ray: local disk and a real S3 server, by the same code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from mtop_batch import Predictor, Task, read_labels, storage
+from mtop_batch.engine.label import LabelOptions, label_corpus
+from mtop_batch.engine.pipeline import plan_actors
+from mtop_batch.engine.session import Resources
+from mtop_batch.errors import BundleError, ConfigError, DataError, JobError, TaskError
+from mtop_batch.model.bundle import load_bundle, save_bundle
+from mtop_batch.model.mtop import MTOPModel
+from tests.conftest import make_backbone, make_tokenizer
+from tests.s3 import S3Server
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+TASKS = [
+    Task("politics", text=("title", "body")),
+    Task("mood", labels=("bad", "neutral", "good"), text=("title", "body")),
+    Task("length", kind="regression", labels=(), text=("title", "body")),
+]
+
+Texts = Callable[[int, int], list[str]]
+
+
+def save_model(uri: str, tasks: Sequence[Task] = TASKS, seed: int = 0) -> str:
+    model = MTOPModel.from_backbone(make_backbone(), tasks, prompt_attention="isolated", max_tokens=32, seed=seed)
+    save_bundle(uri, model, make_tokenizer(), metrics={}, training_config={}, backbone_name="tiny")
+    return uri
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_model(str(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+def write_articles(uri: str, texts: list[str], first_id: int = 0, **columns: list[Any]) -> None:
+    table = pa.table(
+        {
+            "id": pa.array(range(first_id, first_id + len(texts)), pa.int64()),
+            "title": [text[:10] for text in texts],
+            "body": texts,
+            **columns,
+        }
+    )
+    fs, path = storage.filesystem(uri)
+    fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
+    pq.write_table(table, path, filesystem=fs)
+
+
+def options(bundle: str, root: str, **changes: Any) -> LabelOptions:
+    return LabelOptions(model=bundle, corpus=f"{root}/corpus", labels=f"{root}/labels", **changes)
+
+
+def table_files(labels: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(labels)): path.read_bytes()
+        for path in sorted(labels.rglob("*.parquet"))
+        if not path.relative_to(labels).parts[0].startswith("_")
+    }
+
+
+def label_two_files(bundle: str, root: str, make_texts: Texts) -> list[str]:
+    texts = make_texts(50, 1)
+    write_articles(f"{root}/corpus/date=2026-11-19/a.parquet", texts[:30])
+    write_articles(f"{root}/corpus/date=2026-11-20/b.parquet", texts[30:], first_id=30)
+    report = label_corpus(options(bundle, root))
+    assert (report["rows"], report["labelled"], report["errors"]) == (50, 50, 0)
+    assert report["cells_done"] == 150
+    return texts
+
+
+def check_labels(labels: str, bundle: str, texts: list[str]) -> None:
+    table = read_labels(labels).sort_by("id")
+    expected = Predictor.load(bundle).predict([text[:10] for text in texts], texts)
+    assert table["id"].to_pylist() == list(range(len(texts)))
+    assert table["mood_label"].to_pylist() == expected["mood_label"].to_pylist()
+    assert table["length_score"].to_pylist() == pytest.approx(expected["length_score"].to_pylist(), abs=1e-5)
+
+
+def test_every_article_gets_every_label_on_local_disk(bundle: str, tmp_path: Path, make_texts: Texts) -> None:
+    texts = label_two_files(bundle, str(tmp_path), make_texts)
+    check_labels(str(tmp_path / "labels"), bundle, texts)
+    reports = list((tmp_path / "labels" / "_runs").glob("*/report.json"))
+    assert json.loads(reports[0].read_text())["label_counts"]["politics"].keys() <= {"no", "yes"}
+
+
+def test_every_article_gets_every_label_on_s3(bundle: str, s3: S3Server, make_texts: Texts) -> None:
+    root = f"s3://{s3.bucket}/label-job"
+    remote_bundle = save_model(f"{root}/models/tiny")
+    texts = label_two_files(remote_bundle, root, make_texts)
+    check_labels(f"{root}/labels", bundle, texts)
+    assert label_corpus(options(remote_bundle, root))["cells_planned"] == 0
+
+
+def test_a_label_set_is_a_plain_parquet_data_set(bundle: str, tmp_path: Path, make_texts: Texts) -> None:
+    label_two_files(bundle, str(tmp_path), make_texts)
+    (label_set,) = (path for path in (tmp_path / "labels").iterdir() if not path.name.startswith("_"))
+    table = ds.dataset(label_set, partitioning="hive").to_table()
+    assert sorted(table["id"].to_pylist()) == list(range(50))
+    query = f"SELECT date, count(DISTINCT id) FROM read_parquet('{label_set}/**/*.parquet') GROUP BY 1 ORDER BY 1"
+    assert [count for _, count in duckdb.connect().execute(query).fetchall()] == [30, 20]
+
+
+def test_a_second_run_finds_everything_current_and_writes_no_labels(
+    bundle: str, tmp_path: Path, make_texts: Texts
+) -> None:
+    label_two_files(bundle, str(tmp_path), make_texts)
+    before = table_files(tmp_path / "labels")
+    report = label_corpus(options(bundle, str(tmp_path)))
+    assert (report["cells_planned"], report["cells_already_current"], report["rows"]) == (0, 150, 0)
+    assert table_files(tmp_path / "labels") == before
+
+
+def test_bad_rows_keep_their_place_and_say_why(bundle: str, tmp_path: Path) -> None:
+    titles = ["bank profit", None, "", "film star", None]
+    bodies = ["shares in a new bank", None, "  ", None, "team wins cup"]
+    (tmp_path / "corpus").mkdir()
+    table = pa.table({"id": ["a", "b", "c", "d", "e"], "title": titles, "body": bodies})
+    pq.write_table(table, tmp_path / "corpus" / "x.parquet")
+    report = label_corpus(options(bundle, str(tmp_path)))
+    labels = read_labels(str(tmp_path / "labels"))
+    assert labels["id"].to_pylist() == ["a", "b", "c", "d", "e"]
+    assert labels["error"].to_pylist() == [None, "text is null", "text is empty", None, None]
+    assert [label is None for label in labels["mood_label"].to_pylist()] == [False, True, True, False, False]
+    assert (report["rows"], report["labelled"], report["errors"]) == (5, 3, 2)
+    assert report["error_reasons"] == {"text is null": 1, "text is empty": 1}
+
+
+def test_unreadable_files_are_listed_and_the_others_labelled(bundle: str, tmp_path: Path, make_texts: Texts) -> None:
+    write_articles(f"{tmp_path}/corpus/good.parquet", make_texts(5, 0))
+    (tmp_path / "corpus" / "truncated.parquet").write_bytes(b"PAR1 and no more")
+    (tmp_path / "corpus" / "empty.parquet").write_bytes(b"")
+    pq.write_table(pa.table({"key": [1]}), tmp_path / "corpus" / "other.parquet")
+    report = label_corpus(options(bundle, str(tmp_path)))
+    assert report["labelled"] == 5
+    reasons = {entry["path"]: entry["reason"] for entry in report["unreadable_files"]}
+    assert reasons.keys() == {"truncated.parquet", "empty.parquet", "other.parquet"}
+    assert "no id column 'id'" in reasons["other.parquet"]
+
+
+def test_large_files_are_cut_into_units(bundle: str, tmp_path: Path, make_texts: Texts) -> None:
+    texts = make_texts(40, 3)
+    write_articles(f"{tmp_path}/corpus/a.parquet", texts)
+    report = label_corpus(options(bundle, str(tmp_path), unit_rows=15))
+    assert report["units_done"] == 3
+    check_labels(str(tmp_path / "labels"), bundle, texts)
+
+
+def test_a_plan_writes_nothing(bundle: str, tmp_path: Path, make_texts: Texts) -> None:
+    write_articles(f"{tmp_path}/corpus/a.parquet", make_texts(5, 0))
+    plan = label_corpus(options(bundle, str(tmp_path)), plan_only=True)
+    assert (plan["articles"], plan["cells_planned"], plan["units_planned"]) == (5, 15, 1)
+    assert not (tmp_path / "labels").exists()
+
+
+def test_only_the_wanted_tasks_and_partitions_are_touched(bundle: str, tmp_path: Path, make_texts: Texts) -> None:
+    for day in ("2026-11-19", "2026-11-20"):
+        write_articles(f"{tmp_path}/corpus/date={day}/a.parquet", make_texts(5, 0))
+    report = label_corpus(options(bundle, str(tmp_path), tasks=("mood",), partitions=("date=2026-11-20",)))
+    assert report["cells_done"] == 5
+    labels = read_labels(str(tmp_path / "labels"))
+    assert labels.column_names == ["id", "date", "mood_label", "mood_score", "error"]
+    assert labels["date"].to_pylist() == ["2026-11-20"] * 5
+
+
+def test_a_new_task_gets_a_label_set_of_its_own(tmp_path: Path, make_texts: Texts) -> None:
+    write_articles(f"{tmp_path}/corpus/a.parquet", make_texts(8, 0))
+    label_corpus(options(save_model(f"{tmp_path}/m1", TASKS[:2]), str(tmp_path)))
+    before = table_files(tmp_path / "labels")
+    report = label_corpus(options(save_model(f"{tmp_path}/m2", TASKS), str(tmp_path)))
+    after = table_files(tmp_path / "labels")
+    assert (report["cells_done"], report["cells_already_current"]) == (8, 16)
+    assert {name: after[name] for name in before} == before
+    assert {"politics_label", "mood_label", "length_score"} <= set(read_labels(str(tmp_path / "labels")).column_names)
+
+
+def test_too_many_bad_rows_stop_the_run(bundle: str, tmp_path: Path, make_texts: Texts) -> None:
+    write_articles(f"{tmp_path}/corpus/a.parquet", make_texts(5, 0))
+    write_articles(f"{tmp_path}/corpus/b.parquet", [""] * 5)
+    with pytest.raises(JobError, match=r"5 of the run's 10 rows cannot be labelled.*--max-error-fraction 0.2"):
+        label_corpus(options(bundle, str(tmp_path), max_error_fraction=0.2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model": "nowhere"}, BundleError, "there is no bundle at"),
+        ({"corpus": "nowhere"}, DataError, "check the path"),
+        ({"tasks": ("moood",)}, TaskError, "did you mean 'mood'"),
+        ({"text_columns": ("headline",)}, DataError, "no text column 'headline'.*--text-columns"),
+        ({"id_column": "key"}, DataError, "no id column 'key'.*--id-column"),
+        ({"partitions": ("date",)}, ConfigError, "--partition"),
+        ({"partitions": ("day=1",)}, ConfigError, "not partitioned by 'day'"),
+    ],
+)
+def test_wrong_options_are_refused_before_any_work(
+    bundle: str, tmp_path: Path, make_texts: Texts, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    write_articles(f"{tmp_path}/corpus/a.parquet", make_texts(5, 0))
+    wrong = {**{"model": bundle, "corpus": f"{tmp_path}/corpus", "labels": f"{tmp_path}/labels"}, **changes}
+    with pytest.raises(error, match=message):
+        label_corpus(LabelOptions(**wrong))
+    assert not (tmp_path / "labels").exists()
+
+
+def test_actors_are_one_per_gpu_or_one_per_spare_cpu() -> None:
+    gpus = plan_actors(Resources(num_cpus=32, num_gpus=4, num_nodes=2, may_grow=True), None, num_pieces=100)
+    assert (gpus.size, gpus.num_gpus, gpus.num_cpus) == (4, 1, 0)
+    cpus = plan_actors(Resources(num_cpus=8, num_gpus=0, num_nodes=2, may_grow=True), None, num_pieces=100)
+    assert (cpus.size, cpus.num_gpus, cpus.num_cpus) == (6, 0, 1)
+    assert plan_actors(Resources(8, 0, 2, False), 3, num_pieces=2).size == 2
+
+
+def test_the_bundle_says_the_same_fingerprints_as_the_label_files(
+    bundle: str, tmp_path: Path, make_texts: Texts
+) -> None:
+    write_articles(f"{tmp_path}/corpus/a.parquet", make_texts(3, 0))
+    label_corpus(options(bundle, str(tmp_path)))
+    (path,) = (tmp_path / "labels").glob("[!_]*/a.parquet")
+    footer = json.loads(pq.read_metadata(path).metadata[b"mtop_batch"])
+    fingerprints = {name: task["fingerprint"] for name, task in footer["tasks"].items()}
+    assert fingerprints == load_bundle(bundle).fingerprints

@@ -1,0 +1,77 @@
+"""Progress on a terminal and in a log, and the final table."""
+
+from __future__ import annotations
+
+import io
+import re
+
+from rich.console import Console
+
+from mtop_batch.engine.progress import Progress, metric_table
+from mtop_batch.tasks import Task
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_log_gets_a_plain_line_now_and_then() -> None:
+    output, clock = io.StringIO(), Clock()
+    with Progress(Console(file=output, width=200), interval_s=30, clock=clock) as progress:
+        progress.phase("train", total=1000)
+        for step in range(0, 400, 10):
+            clock.now = step / 5
+            progress.update(step, f"loss {1 / (step + 1):.2f}")
+        progress.note("a worker was lost [1]")
+    assert output.getvalue().splitlines() == [
+        "train ...",
+        "train: 150/1,000 steps, loss 0.01, about 3 min left",
+        "train: 300/1,000 steps, loss 0.00, about 2 min left",
+        "a worker was lost [1]",
+        "train: 390/1,000 steps, loss 0.00, about 2 min left, took 1 min",
+    ]
+
+
+def test_work_of_an_earlier_run_does_not_count_as_speed() -> None:
+    output, clock = io.StringIO(), Clock()
+    with Progress(Console(file=output, width=200), interval_s=30, clock=clock) as progress:
+        progress.phase("train", total=1000, completed=900)
+        clock.now = 30
+        progress.advance(50)
+        clock.now = 60
+        progress.advance(50)
+    assert "train: 950/1,000 steps, about 30 s left" in output.getvalue()
+    assert "train: 1,000/1,000 steps, took 1 min" in output.getvalue()
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    output = io.StringIO()
+    with Progress(Console(file=output, force_terminal=True, width=120)) as progress:
+        progress.phase("read", total=2, unit="tasks")
+        progress.advance(2)
+        progress.phase("train", total=None)
+        progress.advance(7, "loss 0.5")
+    assert "2/2 tasks" in output.getvalue()
+    assert re.search(r"7 steps +loss 0\.5", output.getvalue())
+
+
+def test_progress_without_a_phase_is_no_error() -> None:
+    Progress(Console(file=io.StringIO())).advance()
+
+
+def test_the_table_has_each_tasks_own_metric_and_the_mean() -> None:
+    tasks = [Task("topic"), Task("stars", kind="regression", labels=())]
+    metrics = {
+        "topic": {"accuracy": 0.75, "loss": 0.5, "num_examples": 1200},
+        "stars": {"pearson_spearman": 0.25, "loss": 1.0, "num_examples": 10},
+    }
+    output = io.StringIO()
+    Console(file=output, width=80).print(metric_table(metrics, tasks))
+    rows = [line.replace("│", " ").split() for line in output.getvalue().splitlines()]
+    assert ["topic", "accuracy", "0.7500", "1,200"] in rows
+    assert ["stars", "pearson_spearman", "0.2500", "10"] in rows
+    assert ["mean", "0.5000"] in rows

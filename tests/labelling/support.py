@@ -1,0 +1,94 @@
+"""Small corpora, and a stand-in for the model: what a label should be can be read off the text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mtop_batch import storage
+from mtop_batch.labelling.definition import Definition
+from mtop_batch.labelling.gather import plan_labels
+from mtop_batch.labelling.label_files import LABEL_TYPE, write_label_file
+from mtop_batch.labelling.plan import Plan, Unit
+from mtop_batch.labelling.runs import new_run_id, write_run
+from mtop_batch.labelling.units import read_unit
+from mtop_batch.tasks import Task
+
+
+def definition(fingerprints: Mapping[str, str], **options: Any) -> Definition:
+    """A definition of yes-or-no tasks (regressions if their name starts with "r") with these fingerprints."""
+    specs = tuple(
+        Task(name, kind="regression", labels=()) if name.startswith("r") else Task(name) for name in fingerprints
+    )
+    options = {"bundle_name": "news", "bundle_uri": "models/news", **options}
+    return Definition(specs=specs, tasks=dict(fingerprints), **options)
+
+
+def write_corpus(root: Path, files: Mapping[str, Any], **options: Any) -> None:
+    """Write Parquet files: each a table, or a dict of columns."""
+    for name, columns in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table = columns if isinstance(columns, pa.Table) else pa.table(columns)
+        pq.write_table(table, path, **options)
+
+
+def articles(count: int, start: int = 0) -> dict[str, list[Any]]:
+    """Columns of `count` articles with ids from `start`."""
+    numbers = range(start, start + count)
+    return {
+        "id": [f"a{n}" for n in numbers],
+        "title": [f"title {n}" for n in numbers],
+        "body": [f"body {n}" for n in numbers],
+    }
+
+
+def expected_label(task: str, fingerprint: str, text: str, second: str | None) -> tuple[str, float]:
+    """What the stand-in says: as arbitrary as a model, and as deterministic."""
+    digest = hashlib.sha256(f"{task}|{fingerprint}|{text}|{second}".encode()).digest()
+    return ("yes" if digest[0] % 2 else "no"), digest[1] / 256
+
+
+def label_unit(corpus: str, labels: str, wanted: Definition, unit: Unit, run: str, max_targets: int = 99) -> None:
+    """Read, label and write one unit; at most so many of its label files, as if killed between two."""
+    batches = list(read_unit(corpus, unit, wanted.id_column, batch_rows=7))
+    texts = [text for batch in batches for text in batch.texts]
+    seconds = [second for batch in batches for second in batch.seconds or [None] * len(batch)]
+    errors = [error for batch in batches for error in batch.errors]
+    ids = pa.chunked_array([batch.ids for batch in batches]) if batches else pa.chunked_array([[]], pa.string())
+    columns: dict[str, pa.Array] = {}
+    for task in unit.tasks:
+        pairs = [
+            (None, None) if text is None else expected_label(task, wanted.tasks[task], text, second)
+            for text, second in zip(texts, seconds, strict=True)
+        ]
+        columns[f"{task}_label"] = pa.array([label for label, _ in pairs], pa.string()).cast(LABEL_TYPE)
+        columns[f"{task}_score"] = pa.array([score for _, score in pairs], pa.float32())
+    for target in unit.targets[:max_targets]:
+        footer = unit.footer(target, wanted, run)
+        write_label_file(labels, target, ids, columns, errors, footer, wanted.specs)
+
+
+def run_plan(plan: Plan, wanted: Definition, units: Iterable[Unit] | None = None) -> str:
+    """Do all or some units of a plan as a run would; returns the run's id."""
+    run = new_run_id()
+    write_run(plan.labels, run, wanted, plan.corpus)
+    for path in plan.obsolete:
+        storage.delete(storage.join(plan.labels, path))
+    for unit in plan.units if units is None else units:
+        label_unit(plan.corpus, plan.labels, wanted, unit, run)
+    return run
+
+
+def label_corpus(
+    corpus: Path, labels: Path, wanted: Definition, partitions: Sequence[str] = (), unit_rows: int = 20_000
+) -> Plan:
+    """Plan and do everything; returns the plan that was done."""
+    plan = plan_labels(str(corpus), str(labels), wanted, unit_rows=unit_rows, partitions=partitions)
+    run_plan(plan, wanted)
+    return plan

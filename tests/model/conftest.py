@@ -1,0 +1,50 @@
+"""Tasks, models and batches shared by the model's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from mtop_batch.model import MTOPModel
+from mtop_batch.tasks import Task
+from tests.conftest import make_backbone
+
+TASKS = (
+    Task("topic", labels=("sport", "film", "money"), text=("title",)),
+    Task("type", labels=("no", "yes"), text=("title", "body")),
+    Task("score", kind="regression", labels=()),
+)
+MakeModel = Callable[..., MTOPModel]
+Batch = dict[str, Any]
+
+
+@pytest.fixture
+def make_model() -> MakeModel:
+    """`make_model(prompt_attention=..., ...)`: three tasks on the tiny ELECTRA; prompts and heads made large."""
+
+    def make(tasks: tuple[Task, ...] = TASKS, **settings: Any) -> MTOPModel:
+        model = MTOPModel.from_backbone(make_backbone(), tasks, **{"max_tokens": 40, **settings})
+        enlarge(model)
+        return model
+
+    return make
+
+
+def enlarge(model: MTOPModel) -> None:
+    """Scale prompts up, so that a test notices what they do; at the scale of a fresh start they hardly count."""
+    with torch.no_grad():
+        for name in model.task_names:
+            model.task_module(name).prompts.mul_(30)
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Three texts of 12, 7 and 2 tokens, padded on the right."""
+    generator = torch.Generator().manual_seed(1)
+    input_ids = torch.randint(5, 80, (3, 12), generator=generator)
+    lengths = torch.tensor([12, 7, 2])
+    attention_mask = (torch.arange(12) < lengths[:, None]).long()
+    return {"input_ids": input_ids * attention_mask, "attention_mask": attention_mask}

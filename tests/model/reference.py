@@ -1,0 +1,85 @@
+"""A slow second reading of the paper for ELECTRA: one text, one task, one position after another, no masks, float64.
+
+It knows two streams. The context (shared prompts, joint tasks' prompts, text) attends to itself. The prompts of an
+isolated task attend to the context and to themselves. No code is shared with the package but the parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtop_batch.model import MTOPModel
+
+
+def reference_logits(model: MTOPModel, input_ids: Tensor, task: str, token_types: Tensor | None = None) -> Tensor:
+    """The logits of one task for one text without padding: (T,) -> (C,)."""
+    twin: Any = MTOPModel(model.config).double()
+    twin.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        return _logits(twin, input_ids, task, token_types).float()
+
+
+def _logits(model: Any, input_ids: Tensor, task: str, token_types: Tensor | None) -> Tensor:
+    embeddings = model.backbone.embeddings
+    types = torch.zeros_like(input_ids) if token_types is None else token_types
+    words = embeddings.word_embeddings.weight[input_ids]
+    context = [] if model.shared_prompts is None else [_embed(model, p, 0, 0) for p in model.shared_prompts]
+    isolated: list[Tensor] = []
+    own_rows: list[int] = []
+    for entry in model.config.tasks:
+        name = entry["task"]["name"]
+        prompts = [_embed(model, p, 0, 0) for p in model.task_modules[f"task_{name}"].prompts]
+        if entry["isolated"]:
+            isolated = prompts if name == task else isolated
+        else:
+            own_rows = list(range(len(context), len(context) + len(prompts))) if name == task else own_rows
+            context += prompts
+    context += [_embed(model, word, i, int(types[i])) for i, word in enumerate(words)]
+    for block in model.backbone.encoder.layer:
+        keys = context + isolated
+        context, isolated = (
+            [_block(block, x, context) for x in context],
+            [_block(block, x, keys) for x in isolated],
+        )
+    own = isolated or [context[row] for row in own_rows]
+    module = model.task_modules[f"task_{task}"]
+    mean = torch.stack(own).mean(0)
+    return module.head.weight @ torch.tanh(module.pooler.weight @ mean + module.pooler.bias)
+
+
+def _embed(model: Any, vector: Tensor, position: int, token_type: int) -> Tensor:
+    table = model.backbone.embeddings
+    summed = vector + table.position_embeddings.weight[position] + table.token_type_embeddings.weight[token_type]
+    return _affine(model.backbone.embeddings_project, _norm(table.LayerNorm, summed))
+
+
+def _block(block: Any, query: Tensor, keys: list[Tensor]) -> Tensor:
+    attention = block.attention.self
+    size = attention.attention_head_size
+    mixed = []
+    for head in range(attention.num_attention_heads):
+        rows = slice(head * size, (head + 1) * size)
+        q = _affine(attention.query, query)[rows]
+        scores = [torch.dot(q, _affine(attention.key, k)[rows]).item() / math.sqrt(size) for k in keys]
+        total = sum(math.exp(score) for score in scores)
+        values = [_affine(attention.value, k)[rows] for k in keys]
+        weighted = [math.exp(s) / total * value for s, value in zip(scores, values, strict=True)]
+        mixed.append(torch.stack(weighted).sum(0))
+    output = block.attention.output
+    attended = _norm(output.LayerNorm, _affine(output.dense, torch.cat(mixed)) + query)
+    wide = _affine(block.intermediate.dense, attended)
+    wide = wide * 0.5 * (1 + torch.erf(wide / math.sqrt(2)))
+    return _norm(block.output.LayerNorm, _affine(block.output.dense, wide) + attended)
+
+
+def _affine(layer: Any, x: Tensor) -> Tensor:
+    return layer.weight @ x + layer.bias
+
+
+def _norm(layer: Any, x: Tensor) -> Tensor:
+    variance = ((x - x.mean()) ** 2).mean()
+    return (x - x.mean()) / torch.sqrt(variance + layer.eps) * layer.weight + layer.bias

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AlbertConfig,
+    AlbertModel,
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    ModernBertConfig,
+    ModernBertModel,
+    MPNetConfig,
+    MPNetModel,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaModel,
+)
+
+from mtop_batch.model.backbone import check_backbone
+from mtop_batch.model.encoder import embedding_size, encode, first_position, has_token_types
+from tests.conftest import make_backbone
+
+SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+DISTIL: dict[str, Any] = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48}
+SPECIALS: dict[str, Any] = {
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "cls_token_id": 2,
+    "sep_token_id": 3,
+}
+
+
+def modernbert(**settings: Any) -> ModernBertModel:
+    config = ModernBertConfig(vocab_size=90, local_attention=8, **SPECIALS, **{**SIZES, **settings})
+    return ModernBertModel(config)
+
+
+BACKBONES: dict[str, Callable[[], PreTrainedModel]] = {
+    "bert": lambda: BertModel(BertConfig(vocab_size=90, **SIZES), add_pooling_layer=False),
+    "electra": make_backbone,
+    "roberta": lambda: RobertaModel(RobertaConfig(vocab_size=90, type_vocab_size=1, **SIZES)),
+    "distilbert": lambda: DistilBertModel(DistilBertConfig(vocab_size=90, **DISTIL)),
+    "modernbert": modernbert,
+    "mpnet": lambda: MPNetModel(MPNetConfig(vocab_size=90, **SIZES)),
+    "albert": lambda: AlbertModel(AlbertConfig(vocab_size=90, embedding_size=16, **SIZES)),
+}
+
+
+@pytest.fixture(params=sorted(BACKBONES))
+def encoder(request: pytest.FixtureRequest) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return BACKBONES[request.param]().eval()
+
+
+def text(batch_size: int = 2, num_tokens: int = 20) -> Tensor:
+    return torch.randint(5, 80, (batch_size, num_tokens), generator=torch.Generator().manual_seed(0))
+
+
+def some_prompts(encoder: PreTrainedModel, num_prompts: int) -> Tensor:
+    return torch.randn(num_prompts, embedding_size(encoder), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_without_prompts_it_is_the_plain_encoder(encoder: PreTrainedModel) -> None:
+    mask = (torch.arange(20) < torch.tensor([[20], [13]])).long()
+    pad_id = encoder.config.pad_token_id or 0
+    ids = text().masked_fill(mask == 0, pad_id)
+    plain = encoder(ids, attention_mask=mask).last_hidden_state
+    _, outputs = encode(encoder, some_prompts(encoder, 0), ids, mask)
+    torch.testing.assert_close(outputs[mask == 1], plain[mask == 1], atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_isolated_prompts_leave_text_and_each_other_alone(encoder: PreTrainedModel) -> None:
+    check_backbone(encoder, max_tokens=64)
+    prompts = some_prompts(encoder, 5)
+    plain = encoder(text(), attention_mask=torch.ones_like(text())).last_hidden_state
+    both, outputs = encode(encoder, prompts, text(), groups=torch.tensor([1, 1, 2, 2, 2]))
+    alone, _ = encode(encoder, prompts[2:], text(), groups=torch.ones(3, dtype=torch.long))
+    torch.testing.assert_close(outputs, plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(both[:, 2:], alone, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_joint_prompts_are_seen_by_text_and_each_other(encoder: PreTrainedModel) -> None:
+    prompts = some_prompts(encoder, 2)
+    changed = torch.cat([-prompts[:1], prompts[1:]])
+    before, text_before = encode(encoder, prompts, text())
+    after, text_after = encode(encoder, changed, text())
+    assert ((before - after).abs().amax(dim=-1) > 1e-5).all()
+    assert ((text_before - text_after).abs().amax(dim=-1) > 1e-6).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("groups", [None, torch.tensor([0, 1, 1])])
+def test_padding_and_batch_mates_do_not_change_a_row(encoder: PreTrainedModel, groups: Tensor | None) -> None:
+    prompts, mask = some_prompts(encoder, 3), (torch.arange(20) < torch.tensor([[20], [6]])).long()
+    batch = encode(encoder, prompts, text(), mask, groups=groups)
+    alone = encode(encoder, prompts, text()[1:, :6], groups=groups)
+    torch.testing.assert_close(batch[0][1:], alone[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(batch[1][1:, :6], alone[1], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_eager_form_of_attention_agrees(encoder: PreTrainedModel) -> None:
+    prompts, mask = some_prompts(encoder, 3), (torch.arange(20) < torch.tensor([[20], [6]])).long()
+    groups = torch.tensor([0, 1, 1])
+    fast, _ = encode(encoder, prompts, text(), mask, groups=groups)
+    encoder.set_attn_implementation("eager")
+    eager, _ = encode(encoder, prompts, text(), mask, groups=groups)
+    torch.testing.assert_close(fast, eager, atol=1e-5, rtol=0)
+
+
+def arguments_of(encoder: PreTrainedModel, **inputs: Tensor) -> dict[str, Tensor]:
+    """What `encode` passes to the backbone for two prompts and the inputs."""
+    seen: dict[str, Tensor] = {}
+    handle = encoder.register_forward_pre_hook(lambda _module, _args, kwargs: seen.update(kwargs), with_kwargs=True)
+    with torch.no_grad():
+        encode(encoder, some_prompts(encoder, 2), **inputs)
+    handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize(("name", "start"), [("electra", 0), ("roberta", 2), ("mpnet", 2)])
+def test_text_keeps_its_positions_and_prompts_take_the_first(name: str, start: int) -> None:
+    encoder = BACKBONES[name]().eval()
+    seen = arguments_of(encoder, input_ids=text(1, 4))
+    assert first_position(encoder) == start
+    assert seen["position_ids"].tolist() == [[start, start, start, start + 1, start + 2, start + 3]]
+
+
+def test_token_types_reach_backbones_that_have_them() -> None:
+    types = torch.tensor([[0, 0, 1, 1]])
+    seen = arguments_of(BACKBONES["bert"](), input_ids=text(1, 4), token_type_ids=types)
+    assert seen["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1]]
+    for name in ("roberta", "distilbert", "modernbert"):
+        encoder = BACKBONES[name]()
+        assert not has_token_types(encoder)
+        assert "token_type_ids" not in arguments_of(encoder, input_ids=text(1, 4), token_type_ids=types)
+
+
+def test_without_padding_joint_attention_needs_no_mask() -> None:
+    assert arguments_of(BACKBONES["bert"](), input_ids=text(1, 4))["attention_mask"] is None
+
+
+@torch.no_grad()
+def test_sliding_windows_hold_between_text_positions_only() -> None:
+    torch.manual_seed(0)
+    encoder = modernbert(num_hidden_layers=1, layer_types=["sliding_attention"]).eval()
+    prompts, ids = some_prompts(encoder, 2), text(1, 30)
+    other_ids = torch.cat([ids[:, :1] + 1, ids[:, 1:]], dim=1)
+    at_prompts, at_text = encode(encoder, prompts, ids)
+    at_prompts_2, at_text_2 = encode(encoder, prompts, other_ids)
+    _, at_text_3 = encode(encoder, -prompts, ids)
+    changed = (at_text - at_text_2).abs().amax(dim=-1)[0] > 1e-7
+    assert changed.tolist() == [True] * 5 + [False] * 25
+    assert ((at_prompts - at_prompts_2).abs().amax(dim=-1) > 1e-7).all()
+    assert ((at_text - at_text_3).abs().amax(dim=-1) > 1e-7).all()
+
+
+@pytest.mark.parametrize("groups", [None, torch.tensor([1, 1])])
+def test_half_precision_and_autocast_work(encoder: PreTrainedModel, groups: Tensor | None) -> None:
+    mask = (torch.arange(20) < torch.tensor([[20], [6]])).long()
+    with torch.no_grad():
+        exact, _ = encode(encoder, some_prompts(encoder, 2), text(), mask, groups=groups)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed, _ = encode(encoder, some_prompts(encoder, 2), text(), mask, groups=groups)
+        half, _ = encode(encoder.bfloat16(), some_prompts(encoder, 2), text(), mask, groups=groups)
+    torch.testing.assert_close(mixed.float(), exact, atol=0.1, rtol=0.1)
+    torch.testing.assert_close(half.float(), exact, atol=0.1, rtol=0.1)

@@ -1,0 +1,38 @@
+"""Write the golden files anew: `python -m tests.regenerate_golden`, after a change that is meant to change outputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from mtop_batch.model import MTOPModel
+from mtop_batch.model.prompts import INIT_STD
+from mtop_batch.tasks import Task
+from tests.conftest import make_backbone
+
+LOGITS = Path(__file__).parent / "model" / "golden" / "logits.json"
+
+
+def golden_logits() -> dict[str, list[list[list[float]]]]:
+    """Logits (B, N, C) of fixed models of both kinds of attention, with one task added later, on fixed tokens."""
+    tasks = [Task("topic", labels=("a", "b")), Task("style", labels=("no", "yes"))]
+    input_ids = torch.tensor([[2, 9, 30, 41, 8, 3], [2, 17, 25, 3, 0, 0]])
+    logits = {}
+    for attention in ("joint", "isolated"):
+        model = MTOPModel.from_backbone(
+            make_backbone(), tasks, prompt_attention=attention, shared_prompts=1, max_tokens=16
+        )
+        model.add_tasks([Task("added", labels=("x", "y"))], prompts_per_task=3)
+        with torch.no_grad():
+            for name in model.task_names:
+                model.task_module(name).prompts.div_(INIT_STD)
+            outputs = model(input_ids, (input_ids > 0).long()).logits
+        logits[attention] = [[[round(v, 6) for v in task] for task in row] for row in outputs.tolist()]
+    return logits
+
+
+if __name__ == "__main__":
+    LOGITS.parent.mkdir(exist_ok=True)
+    LOGITS.write_text(json.dumps(golden_logits(), indent=1) + "\n")

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mtop_batch.config import Config, load_config
+from mtop_batch.errors import ConfigError
+
+CONFIG = """
+output = "models/news"
+[backbone]
+name = "some/encoder"
+[train]
+epochs = 2
+[[task]]
+name = "politics"
+labels = ["no", "yes"]
+text = ["headline"]
+train = "train.parquet"
+eval = "eval.parquet"
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def _write(text: str, name: str = "config.toml") -> Path:
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return _write
+
+
+def test_defaults_are_the_papers(write: Callable[..., Path]) -> None:
+    config = load_config(write(CONFIG))
+    assert config.model.prompts_per_task == 2
+    assert config.model.shared_prompts == 0
+    assert config.model.prompt_attention == "joint"
+    assert (config.train.batch_size, config.train.learning_rate, config.train.warmup_fraction) == (
+        16,
+        1e-5,
+        0.1,
+    )
+    assert config.train.alpha == 1.0
+    assert config.backbone.max_tokens == 128
+    assert config.tasks()[0].metric == "accuracy"
+
+
+def test_overrides_are_read_as_toml_or_as_plain_strings(write: Callable[..., Path]) -> None:
+    path = write(CONFIG)
+    config = load_config(
+        path,
+        [
+            "train.epochs=3.5",
+            "output=s3://bucket/model",
+            "train.warm_start.epochs=1",
+            "model.stop_gradient=false",
+        ],
+    )
+    assert config.train.epochs == 3.5
+    assert config.output == "s3://bucket/model"
+    assert config.train.warm_start.epochs == 1
+    assert config.model.stop_gradient is False
+
+
+def test_tasks_may_stand_in_a_file_of_their_own(write: Callable[..., Path]) -> None:
+    head, _, tasks = CONFIG.partition("[[task]]")
+    tasks_file = write("[[task]]" + tasks, "tasks.toml")
+    config = load_config(write(f'tasks = "{tasks_file}"\n' + head))
+    assert [task.name for task in config.task] == ["politics"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("epochs = 2", "epoch = 2", r"unknown key train\.epoch; did you mean 'epochs'\?"),
+        (
+            "epochs = 2",
+            "alpha = 1.4",
+            r"train\.alpha = 1\.4 cannot be used: input should be less than or equal to 1",
+        ),
+        (
+            "epochs = 2",
+            "warm_start = {epoch = 3}",
+            r"unknown key train\.warm_start\.epoch; did you mean 'epochs'",
+        ),
+        (
+            'labels = ["no", "yes"]',
+            'label_names = ["a"]',
+            r"unknown key task\[politics\]\.label_names; did you mean",
+        ),
+        (
+            'labels = ["no", "yes"]',
+            'labels = ["no"]',
+            r"labels = \['no'\]; a classification task needs at least two",
+        ),
+        ('name = "politics"', 'name = "the politics"', r"task name 'the politics' is not allowed"),
+        ('train = "train.parquet"', "", r"task\[politics\]\.train is missing"),
+        ('name = "some/encoder"', "", r"backbone\.name is missing"),
+        ("[[task]]", "[task]", r"task = .* cannot be used: input should be a valid tuple"),
+        ('text = ["headline"]', 'text = ["a", "b", "c"]', r"give one, or two for a pair"),
+        (
+            'text = ["headline"]',
+            'metric = "pearson"',
+            r"metric = 'pearson' does not fit a classification task",
+        ),
+    ],
+)
+def test_a_wrong_configuration_says_what_where_and_what_is_allowed(
+    write: Callable[..., Path], old: str, new: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(CONFIG.replace(old, new)))
+
+
+def test_two_tasks_of_one_name_are_refused(write: Callable[..., Path]) -> None:
+    task = CONFIG[CONFIG.index("[[task]]") :]
+    with pytest.raises(ConfigError, match="two tasks are called 'politics' and 'Politics'"):
+        load_config(write(CONFIG + task.replace("politics", "Politics")))
+
+
+def test_a_missing_file_and_broken_toml_are_named(write: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no configuration file .*nowhere\.toml"):
+        load_config(tmp_path / "nowhere.toml")
+    with pytest.raises(ConfigError, match="is not valid TOML"):
+        load_config(write("output = "))
+
+
+@pytest.mark.parametrize("override", ["train.epochs", "=3", "train..epochs=3"])
+def test_a_malformed_override_is_refused(write: Callable[..., Path], override: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not of the form section\.key=value"):
+        load_config(write(CONFIG), [override])
+
+
+def test_a_resolved_configuration_reads_back(write: Callable[..., Path]) -> None:
+    config = load_config(write(CONFIG))
+    assert Config.model_validate(config.model_dump(mode="json")) == config

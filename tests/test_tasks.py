@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+
+from mtop_batch.errors import TaskError
+from mtop_batch.tasks import Task, check_task_names, select_tasks
+
+
+def test_a_task_reads_back_from_its_dictionary() -> None:
+    task = Task("opinion", labels=("no", "yes"), text=("title", "body"), metric="f1")
+    assert Task.from_dict(task.to_dict()) == task
+
+
+def test_a_regression_task_has_one_output_and_no_labels() -> None:
+    task = Task("similarity", kind="regression", labels=())
+    assert (task.num_outputs, task.metric) == (1, "pearson_spearman")
+    with pytest.raises(TaskError, match="a regression task has no labels"):
+        Task("similarity", kind="regression")
+
+
+def test_an_unknown_field_is_refused() -> None:
+    with pytest.raises(TaskError, match=r"unknown task fields \['colour'\]"):
+        Task.from_dict({"name": "x", "colour": "red"})
+
+
+def test_repeated_labels_are_refused() -> None:
+    with pytest.raises(TaskError, match=r"labels \['a'\] are given more than once"):
+        Task("x", labels=("a", "b", "a"))
+
+
+def test_names_must_differ_in_more_than_case() -> None:
+    check_task_names(["a", "b"])
+    for names in (["a", "A"], ["a", "a"]):
+        with pytest.raises(TaskError, match="names must differ in more than case"):
+            check_task_names(names)
+
+
+def test_selected_tasks_come_in_the_models_order() -> None:
+    assert select_tasks(["c", "a"], ["a", "b", "c"]) == ["a", "c"]
+    with pytest.raises(TaskError, match=r"there is no task 'polotics'; did you mean 'politics'\?"):
+        select_tasks(["polotics"], ["politics", "travel"])

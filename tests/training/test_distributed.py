@@ -1,0 +1,81 @@
+"""Two processes that share every batch train as one process does."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mtop_batch.training.loop import FitResult, WriteCheckpoint, fit
+from mtop_batch.training.settings import Worker
+from tests.training.distributed import run_distributed
+from tests.training.toy import PAD, make_data, make_model, make_settings
+
+SETTINGS = make_settings(epochs=2, batch_size=5, checkpoint_steps=1, weight_decay=0.1)
+
+
+@dataclass
+class Outcome:
+    """What one process saw: its result and final weights; on rank 0 also the weights and task of every step."""
+
+    result: FitResult
+    weights: dict[str, Tensor]
+    steps: list[dict[str, Tensor]]
+    tasks: list[str]
+
+
+def train(worker: Worker) -> Outcome:
+    """A short run that watches every step."""
+    steps: list[dict[str, Tensor]] = []
+    tasks: list[str] = []
+
+    def save(write: WriteCheckpoint | None, metrics: dict[str, Any]) -> None:
+        assert (write is not None) == (worker.rank == 0)
+        if write is not None:
+            with tempfile.TemporaryDirectory() as directory:
+                write(Path(directory))
+                steps.append(load_file(Path(directory) / "model.safetensors"))
+
+    def emit(event: dict[str, Any]) -> None:
+        if event["event"] == "step":
+            tasks.append(event["task"])
+
+    model = make_model().double()  # in float32, Adam makes steps of rounding errors where gradients are zero
+    result = fit(model, make_data(), SETTINGS, pad_token_id=PAD, worker=worker, save=save, emit=emit)
+    return Outcome(result, dict(model.state_dict()), steps, tasks)
+
+
+@pytest.fixture(scope="module")
+def pair() -> list[Outcome]:
+    return run_distributed(train, world_size=2)
+
+
+def test_two_workers_equal_one_with_the_joint_batch(pair: list[Outcome]) -> None:
+    alone = train(Worker())
+    for outcome in pair:
+        torch.testing.assert_close(outcome.weights, alone.weights, rtol=0, atol=1e-8)
+    for together, single in zip(pair[0].steps, alone.steps, strict=True):
+        torch.testing.assert_close(together, single, rtol=0, atol=1e-8)
+
+
+def test_workers_agree_on_the_evaluation(pair: list[Outcome]) -> None:
+    assert pair[0].result == pair[1].result
+    alone = train(Worker()).result
+    for together, single in zip(pair[0].result.history, alone.history, strict=True):
+        for name, metrics in single.metrics.items():
+            assert together.metrics[name] == pytest.approx(metrics, abs=1e-6)
+
+
+def test_other_tasks_stay_as_they_are_under_ddp(pair: list[Outcome]) -> None:
+    assert set(pair[0].tasks) == {"sport", "mood"}
+    before = dict(make_model().double().state_dict())
+    for task, after in zip(pair[0].tasks, pair[0].steps, strict=True):
+        moved = {name.split(".")[1] for name in after if "task_" in name and not torch.equal(after[name], before[name])}
+        assert moved == {f"task_{task}"}
+        before = after

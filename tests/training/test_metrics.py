@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics as reference
+
+from mtop_batch.tasks import Metric
+from mtop_batch.training.metrics import compute_metric, f1, matthews, pearson, spearman
+
+
+@pytest.mark.parametrize("num_labels", [2, 3, 5])
+@pytest.mark.parametrize("seed", range(5))
+def test_metrics_of_labels_are_those_of_scikit_learn(num_labels: int, seed: int) -> None:
+    predictions, labels = np.random.default_rng(seed).integers(num_labels, size=(2, 40))
+    average = "binary" if num_labels == 2 else "macro"
+    expected = {
+        "accuracy": reference.accuracy_score(labels, predictions),
+        "f1": reference.f1_score(labels, predictions, average=average),
+        "matthews": reference.matthews_corrcoef(labels, predictions),
+    }
+    for name, value in expected.items():
+        assert compute_metric(name, predictions, labels, num_labels) == pytest.approx(value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_metrics_of_values_are_those_of_scipy_also_with_ties(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(5, size=40) / 2
+    predictions = np.round(labels + rng.normal(size=40), 1).astype(np.float32)
+    r, rho = stats.pearsonr(predictions, labels).statistic, stats.spearmanr(predictions, labels).statistic
+    assert compute_metric("pearson", predictions, labels) == pytest.approx(r)
+    assert compute_metric("spearman", predictions, labels) == pytest.approx(rho)
+    assert compute_metric("pearson_spearman", predictions, labels) == pytest.approx((r + rho) / 2)
+
+
+def test_a_label_that_never_occurs_does_not_count_in_macro_f1() -> None:
+    predictions, labels = np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0])
+    expected = reference.f1_score(labels, predictions, average="macro")
+    assert f1(predictions, labels, num_labels=4) == pytest.approx(expected)
+
+
+def test_two_labels_of_which_only_the_first_occurs_have_f1_0() -> None:
+    assert f1(np.zeros(4), np.zeros(4)) == 0.0
+
+
+def test_constant_predictions_have_correlation_0() -> None:
+    constant, varying = np.full(4, 0.1, dtype=np.float32), np.arange(4.0)
+    assert [metric(constant, varying) for metric in (pearson, spearman)] == [0.0, 0.0]
+    assert [metric(varying, constant) for metric in (pearson, spearman)] == [0.0, 0.0]
+    assert matthews(np.zeros(4), np.array([0, 1, 0, 1])) == 0.0
+
+
+def test_every_metric_of_a_task_is_known() -> None:
+    values = np.array([0, 1, 0, 1])
+    assert [compute_metric(name, values, values) for name in get_args(Metric)] == pytest.approx([1.0] * 6)

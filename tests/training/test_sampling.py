@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtop_batch.training.sampling import (
+    BatchPlan,
+    draw_tasks,
+    evaluation_steps,
+    example_rows,
+    num_steps,
+    occurrences,
+    task_rates,
+)
+
+SIZES = st.lists(st.integers(1, 10**9), min_size=1, max_size=20)
+
+
+@given(SIZES, st.floats(0, 1))
+def test_rates_sum_to_one_and_never_leave_a_task_out(sizes: list[int], alpha: float) -> None:
+    rates = task_rates(sizes, alpha)
+    assert rates.sum() == pytest.approx(1)
+    assert (rates > 0).all()
+
+
+@given(SIZES)
+def test_alpha_0_is_uniform_and_alpha_1_proportional(sizes: list[int]) -> None:
+    np.testing.assert_allclose(task_rates(sizes, 0), 1 / len(sizes))
+    np.testing.assert_allclose(task_rates(sizes, 1), np.array(sizes) / sum(sizes))
+
+
+def test_tasks_are_drawn_at_their_rates() -> None:
+    drawn = draw_tasks(np.array([0.1, 0.6, 0.3]), num_steps=20_000, seed=0)
+    np.testing.assert_allclose(np.bincount(drawn) / 20_000, [0.1, 0.6, 0.3], atol=0.01)
+    assert (drawn == draw_tasks(np.array([0.1, 0.6, 0.3]), num_steps=20_000, seed=0)).all()
+
+
+@given(st.integers(1, 30), st.integers(0, 5), st.integers(0, 9))
+def test_each_pass_sees_every_example_once(size: int, number: int, seed: int) -> None:
+    assert sorted(example_rows(size, start=number * size, count=size, seed=seed)) == list(range(size))
+
+
+@given(st.integers(1, 30), st.integers(0, 100), st.integers(0, 50), st.integers(0, 50))
+def test_slices_of_the_sequence_fit_together(size: int, start: int, first: int, second: int) -> None:
+    whole = example_rows(size, start, first + second, seed=3)
+    parts = [example_rows(size, start, first, seed=3), example_rows(size, start + first, second, seed=3)]
+    assert whole.tolist() == np.concatenate(parts).tolist()
+
+
+def test_passes_seeds_and_streams_shuffle_differently() -> None:
+    places = [(0, 0, 0), (50, 0, 0), (0, 1, 0), (0, 0, 1), (50, 0, 1)]
+    orders = {tuple(example_rows(50, start, 50, seed, stream)) for start, seed, stream in places}
+    assert len(orders) == len(places)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=60))
+def test_occurrences_count_the_earlier_steps_of_the_same_task(tasks: list[int]) -> None:
+    assert occurrences(np.array(tasks)).tolist() == [tasks[:step].count(task) for step, task in enumerate(tasks)]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "total", "steps"), [(1, 160, 10), (1, 161, 11), (1.1, 160, 11), (0.001, 160, 1), (20, 25_000, 31_250)]
+)
+def test_steps_of_batches_of_16(epochs: float, total: int, steps: int) -> None:
+    assert num_steps(total, 16, epochs) == steps
+
+
+def test_evaluation_follows_every_epoch_and_the_last_step() -> None:
+    assert evaluation_steps(total_examples=160, batch_size=16, epochs=2.5) == [10, 20, 25]
+    assert evaluation_steps(total_examples=160, batch_size=16, epochs=0.5) == [5]
+
+
+def test_a_plan_walks_through_each_tasks_examples() -> None:
+    plan = BatchPlan.draw(sizes=[7, 20], batch_size=4, epochs=10, alpha=0.5, seed=1)
+    rows: dict[int, list[int]] = {0: [], 1: []}
+    for step in range(len(plan)):
+        task, batch = plan.batch(step)
+        assert len(batch) == 4
+        rows[task] += batch.tolist()
+    for task, size in enumerate([7, 20]):
+        passes = [rows[task][start : start + size] for start in range(0, len(rows[task]) - size, size)]
+        assert passes
+        assert all(sorted(seen) == list(range(size)) for seen in passes)

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mtop_batch.errors import ConfigError, TaskError
+from mtop_batch.training.evaluation import evaluate
+from mtop_batch.training.warm_start import initialise, train_single_task
+from tests.training.toy import PAD, TASKS, make_data, make_encoder, make_model, make_settings
+
+KEYS = ("prompts", "pooler.weight", "pooler.bias", "head.weight")
+
+
+@pytest.fixture(scope="module")
+def warm() -> dict[str, dict[str, Tensor]]:
+    """A short warm start of both tasks, for isolated prompts."""
+    settings = make_settings(epochs=20, learning_rate=1e-2, evaluate=False)
+    return {
+        data.task.name: train_single_task(
+            make_encoder(),
+            data,
+            settings,
+            prompts_per_task=2,
+            pad_token_id=PAD,
+            prompt_attention="isolated",
+            max_tokens=16,
+        )
+        for data in make_data()
+    }
+
+
+def test_the_backbone_stays_bit_by_bit() -> None:
+    backbone = make_encoder()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    train_single_task(
+        backbone, make_data()[0], make_settings(epochs=1), prompts_per_task=2, pad_token_id=PAD, max_tokens=16
+    )
+    torch.testing.assert_close(dict(backbone.state_dict()), before, rtol=0, atol=0)
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+
+
+def test_prompts_pooler_and_head_all_train(warm: dict[str, dict[str, Tensor]]) -> None:
+    fresh = make_model()
+    for name, tensors in warm.items():
+        assert tuple(tensors) == KEYS
+        assert all(not torch.equal(tensors[key], fresh.task_tensors(name)[key]) for key in KEYS)
+
+
+def test_a_warm_start_begins_with_a_lower_loss(warm: dict[str, dict[str, Tensor]]) -> None:
+    cold, started = make_model(prompt_attention="isolated"), make_model(prompt_attention="isolated")
+    initialise(started, prompt_init="single-task", pooler_init="single-task", warm=warm)
+    before, after = (evaluate(model, make_data(), pad_token_id=PAD) for model in (cold, started))
+    assert all(after[task.name]["loss"] < 0.7 * before[task.name]["loss"] for task in TASKS)
+
+
+def test_prompts_and_poolers_begin_independently_and_heads_go_with_poolers(
+    warm: dict[str, dict[str, Tensor]],
+) -> None:
+    fresh = make_model()
+    for prompt_init, pooler_init in (("single-task", "random"), ("random", "single-task"), ("random", "random")):
+        model = make_model()
+        initialise(model, prompt_init=prompt_init, pooler_init=pooler_init, warm=warm)  # type: ignore[arg-type]
+        for name, tensors in warm.items():
+            for key in KEYS:
+                chosen = prompt_init if key == "prompts" else pooler_init
+                expected = tensors[key] if chosen == "single-task" else fresh.task_tensors(name)[key]
+                assert torch.equal(model.task_tensors(name)[key], expected)
+
+
+def test_prompts_can_begin_as_frequent_tokens() -> None:
+    model, counts = make_model(), np.zeros(make_encoder().config.vocab_size, dtype=np.int64)
+    counts[[2, 30, 41, 52]] = [100, 5, 7, 9]
+    initialise(model, prompt_init="token", pooler_init="random", token_counts=counts, special_ids=(2,), seed=3)
+    allowed = model.word_embeddings.weight[[30, 41, 52]]
+    for name in model.task_names:
+        for prompt in model.task_tensors(name)["prompts"]:
+            assert (prompt == allowed).all(dim=1).any()
+
+
+def test_what_an_initialisation_needs_must_be_given(warm: dict[str, dict[str, Tensor]]) -> None:
+    with pytest.raises(ConfigError, match="lacks a warm start of tasks mood; train them with train_single_task"):
+        initialise(make_model(), prompt_init="random", pooler_init="single-task", warm={"sport": warm["sport"]})
+    with pytest.raises(ConfigError, match="needs the token counts of the training data"):
+        initialise(make_model(), prompt_init="token", pooler_init="random")
+
+
+def test_a_warm_start_of_another_shape_is_refused(warm: dict[str, dict[str, Tensor]]) -> None:
+    longer = {name: {**tensors, "prompts": torch.zeros(3, 16)} for name, tensors in warm.items()}
+    with pytest.raises(TaskError, match=r"task 'sport' cannot take 'prompts' of shape \(3, 16\)"):
+        initialise(make_model(), prompt_init="single-task", pooler_init="random", warm=longer)

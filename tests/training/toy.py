@@ -1,0 +1,61 @@
+"""Two tasks that a tiny encoder learns in a hundred steps, and what is needed to train on them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import ElectraModel
+
+from mtop_batch.data.examples import LabelledTokens
+from mtop_batch.data.tokens import Tokens
+from mtop_batch.model.mtop import MTOPModel, PromptAttention
+from mtop_batch.tasks import Task
+from mtop_batch.training.settings import TaskData, TrainSettings
+from tests.conftest import make_backbone
+
+TASKS = (Task("sport"), Task("mood", labels=("sad", "calm", "glad")))
+PAD = 0
+
+
+def make_examples(task: Task, count: int, seed: int) -> LabelledTokens:
+    """Rows of 4 to 9 tokens whose second token gives the label away."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(task.num_outputs, size=count)
+    rows = [[2, 10 + label, *rng.integers(20, 60, size=rng.integers(1, 7)), 3] for label in labels]
+    if task.kind == "regression":
+        labels = rng.normal(size=count).astype(np.float32)
+    return LabelledTokens(Tokens.from_rows(rows), labels)
+
+
+def make_data(sizes: tuple[int, ...] = (40, 24), tasks: tuple[Task, ...] = TASKS) -> list[TaskData]:
+    """Training examples of the given sizes, and twelve to evaluate on."""
+    return [
+        TaskData(task, make_examples(task, size, seed=index), make_examples(task, 12, seed=100 + index))
+        for index, (task, size) in enumerate(zip(tasks, sizes, strict=True))
+    ]
+
+
+def make_encoder(dropout: float = 0.0) -> ElectraModel:
+    """The tiny ELECTRA with weights so large that its outputs tell texts apart, as a pretrained one's do."""
+    backbone = make_backbone()
+    for module in backbone.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.mul_(8 if parameter.ndim > 1 else 1)
+    return backbone
+
+
+def make_model(
+    dropout: float = 0.0, tasks: tuple[Task, ...] = TASKS, prompt_attention: PromptAttention = "joint"
+) -> MTOPModel:
+    """The toy encoder with the tasks' prompts, poolers and heads."""
+    return MTOPModel.from_backbone(make_encoder(dropout), tasks, prompt_attention=prompt_attention, max_tokens=16)
+
+
+def make_settings(**changes: float | int | str | bool | None) -> TrainSettings:
+    """Short and steep: four epochs of batches of eight."""
+    values = {"epochs": 4, "batch_size": 8, "learning_rate": 3e-3, "warmup_fraction": 0.1, **changes}
+    return TrainSettings(**values)  # type: ignore[arg-type]
