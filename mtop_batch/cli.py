@@ -11,12 +11,15 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mtop_batch.errors import ConfigError, MtopError
+from mtop_batch.tasks import Task
 
 UNREADABLE_FILES_EXIT_CODE = 3
 
@@ -42,10 +45,18 @@ JsonOption = Annotated[str | None, typer.Option("--json", help="Also write the r
 def train(config: ConfigOption, set_: SetOption = None, json_out: JsonOption = None) -> None:
     """Train one model on all tasks of a configuration and write its bundle to the configuration's `output`."""
     from mtop_batch.config import load_config
+    from mtop_batch.engine.progress import Progress
     from mtop_batch.engine.train import train as run_training
 
-    result = run_training(load_config(config, set_ or ()))
-    _write_json(json_out, {"output": result.output, "metrics": result.metrics})
+    resolved = load_config(config, set_ or ())
+    with Progress() as progress:
+        result = run_training(resolved, progress=progress)
+    _print_metrics(result.metrics, resolved.tasks())
+    typer.echo(
+        f"wrote {result.output}: the weights of step {result.best_step:,} of {result.num_steps:,}, "
+        f"{result.examples_per_s:,.0f} examples/s, {result.seconds:,.0f} s in all"
+    )
+    _write_json(json_out, asdict(result))
 
 
 @app.command()
@@ -54,7 +65,9 @@ def evaluate(model: ModelOption, config: ConfigOption, set_: SetOption = None, j
     from mtop_batch.config import load_config
     from mtop_batch.engine.evaluate import evaluate_bundle
 
-    metrics = evaluate_bundle(model, load_config(config, set_ or ()))
+    resolved = load_config(config, set_ or ())
+    metrics = evaluate_bundle(model, resolved)
+    _print_metrics(metrics, [task for task in resolved.tasks() if task.name in metrics])
     _write_json(json_out, metrics)
 
 
@@ -167,6 +180,14 @@ def _write_json(uri: str | None, value: Any) -> None:
         write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def _print_metrics(metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) -> None:
+    from rich.console import Console
+
+    from mtop_batch.engine.progress import metric_table
+
+    Console().print(metric_table(metrics, tasks))
+
+
 def _print_predictions(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -182,11 +203,19 @@ def _print_predictions(rows: list[dict[str, Any]]) -> None:
         console.print(table)
 
 
+def _quiet_libraries() -> None:
+    """Keep transformers' bars and tips for loading a file out of the output."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code; an error of the user's is one message, without a traceback."""
     # Job supervisors end a job with SIGTERM: let `finally` blocks run as they do for Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
+        _quiet_libraries()
         app(args=arguments, prog_name="mtop")
     except MtopError as error:
         if os.environ.get("MTOP_TRACEBACK"):

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
 
 from mtop_batch.model import MTOPModel
+from mtop_batch.model.mtop import PromptAttention
 from mtop_batch.model.prompts import INIT_STD
 from mtop_batch.tasks import Task
+from mtop_batch.training.loop import fit
 from tests.conftest import make_backbone
+from tests.training.toy import PAD, make_data, make_model, make_settings
 
 LOGITS = Path(__file__).parent / "model" / "golden" / "logits.json"
+LOSSES = Path(__file__).parent / "training" / "golden" / "losses.json"
 
 
 def golden_logits() -> dict[str, list[list[list[float]]]]:
@@ -33,6 +38,20 @@ def golden_logits() -> dict[str, list[list[list[float]]]]:
     return logits
 
 
+def golden_losses() -> dict[str, list[float]]:
+    """The loss of each of the first steps on the toy tasks, for both kinds of attention, without dropout."""
+    settings = make_settings(epochs=2, checkpoint_steps=1)
+    losses = {}
+    for attention in get_args(PromptAttention):
+        events: list[dict[str, Any]] = []
+        model = make_model(prompt_attention=attention)
+        fit(model, make_data(), settings, pad_token_id=PAD, emit=events.append)
+        losses[attention] = [round(event["loss"], 6) for event in events if event["event"] == "step"]
+    return losses
+
+
 if __name__ == "__main__":
     LOGITS.parent.mkdir(exist_ok=True)
+    LOSSES.parent.mkdir(exist_ok=True)
+    LOSSES.write_text(json.dumps(golden_losses(), indent=1) + "\n")
     LOGITS.write_text(json.dumps(golden_logits(), indent=1) + "\n")

@@ -8,6 +8,7 @@ nothing.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -91,7 +92,10 @@ def _configure_ray_data() -> None:
     context.enable_progress_bars = False  # ours counts articles
     context.target_max_block_size = None  # a piece of work is never split
     context.actor_init_retry_on_errors = True
-    context.execution_options.preserve_order = False
+    # Ray Data prints stack traces of what a stage raises; the command says it in one line, the file log has it all.
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)
 
 
 def _read_piece(block: pa.Table, job: LabelJob, bundle_uri: str) -> pa.Table:

@@ -1,6 +1,6 @@
 """One run at a time writes a label table: a lease on it, in the file `L/_lease.json`.
 
-The holder renews the lease three times per ttl. A run that finds it held stops at once, unless the holder seems
+The holder renews the lease four times per ttl. A run that finds it held stops at once, unless the holder seems
 dead: then it watches the file for a full ttl *of its own clock* and takes over if nobody renewed it, so that clocks
 of different machines need not agree. Where the holder ran on the same machine and its process has ended, nobody
 waits. Each taker raises the fence number by compare and swap (`lease_file`): a holder that was suspended and comes
@@ -26,6 +26,11 @@ from mtop_batch.labelling.lease_file import Snapshot
 from mtop_batch.labelling.lease_holder import Holder, in_utc
 
 FILE_NAME = "_lease.json"
+# Parts of the ttl. At 60 s they leave 45 s, at the worst, to a server that is down.
+_RENEW_AFTER = 1 / 4
+_RETRY_AFTER = 1 / 30
+# A holder that is well has renewed less than this ago, with some room for clocks that disagree a little.
+_FRESH = 1 / 2
 _TAKE_ATTEMPTS = 10
 _RELEASE_ATTEMPTS = 3
 _JOIN_TIMEOUT_S = 5.0
@@ -111,7 +116,7 @@ class Lease:
         self._clock = clock
         self._note = note
         self._lost: str | None = None
-        self._problem = "this process did not get to it"
+        self._problem = "storage did not answer in time, or this process was suspended"
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
@@ -144,9 +149,9 @@ class Lease:
             self._note(f"the lease is not released, and ends by itself within {self.token.ttl_s:g} s: {error}")
 
     def _keep(self) -> None:
-        wait_s = self.token.ttl_s / 3
+        wait_s = self.token.ttl_s * _RENEW_AFTER
         while not self._ended.wait(wait_s) and self._lost is None:
-            wait_s = self.token.ttl_s / (3 if self._renew() else 12)
+            wait_s = self.token.ttl_s * (_RENEW_AFTER if self._renew() else _RETRY_AFTER)
 
     def _renew(self) -> bool:
         began = self._clock.monotonic()
@@ -241,8 +246,7 @@ def _wait_until_free(
         if holder is None or holder.released or holder.has_ended():
             return seen, holder
         if watched is None:
-            # A holder that is well has renewed a third of its ttl ago, at most; clocks may differ a little.
-            if abs(clock.now() - holder.renewed_at).total_seconds() <= holder.ttl_s / 2:
+            if abs(clock.now() - holder.renewed_at).total_seconds() <= holder.ttl_s * _FRESH:
                 raise _held(labels_uri, holder)
             note(f"{holder} holds {labels_uri} but seems dead; taking over in {holder.ttl_s:g} s if it stays silent")
             watched, watched_since = seen, clock.monotonic()

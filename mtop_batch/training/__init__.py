@@ -1,0 +1,1 @@
+"""Training without an engine: `loop.fit` trains, `warm_start` prepares, `evaluation` judges."""

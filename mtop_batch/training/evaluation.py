@@ -40,7 +40,7 @@ def evaluate(
     """
     metrics = {}
     for item in data:
-        if item.eval is None or not len(item.eval.tokens):
+        if item.eval is None or not len(item.eval):
             raise DataError(
                 f"task {item.task.name!r} has no evaluation examples; give it some or train with evaluate=False"
             )
@@ -84,7 +84,7 @@ def evaluate_task(
         The task's own metric under its name, "accuracy" for classification, "loss", and "num_examples".
     """
     worker = worker or Worker()
-    rows = np.arange(worker.rank, len(examples.tokens), worker.world_size)
+    rows = np.arange(worker.rank, len(examples), worker.world_size)
     layout = prompt_layout(model.task_prompts, model.config.shared_prompts, [task.name])
     lengths = examples.tokens.lengths[rows] + len(layout.groups)
     batches = [rows[batch] for batch in length_sorted_batches(lengths, max_batch_tokens)]

@@ -91,7 +91,8 @@ def fit(
     worker = worker or Worker()
     settings.check_workers(worker.world_size)
     _check_data(data, settings)
-    run = _Run(model.to(worker.device), data, settings, pad_token_id, worker, emit if worker.rank == 0 else None)
+    model.to(worker.device)  # type: ignore[arg-type]  # transformers wraps it without its types
+    run = _Run(model, data, settings, pad_token_id, worker, emit if worker.rank == 0 else None)
     if checkpoint is not None:
         run.state.read(checkpoint)
     run.train(save)
@@ -121,7 +122,7 @@ class _Run:
         self.model, self.data, self.settings, self.worker = model, data, settings, worker
         self.pad_token_id = pad_token_id
         self.emit = emit or _ignore
-        sizes = [len(item.train.tokens) for item in data]
+        sizes = [len(item.train) for item in data]
         self.examples_per_epoch = sum(sizes)
         self.plan = BatchPlan.draw(sizes, settings.batch_size, settings.epochs, settings.alpha, settings.seed)
         self.optimizer = make_optimizer(model, settings)
@@ -244,9 +245,9 @@ class _Run:
 
 def _check_data(data: Sequence[TaskData], settings: TrainSettings) -> None:
     for item in data:
-        if not len(item.train.tokens):
+        if not len(item.train):
             raise DataError(f"task {item.task.name!r} has no training examples; give it some or remove the task")
-        if settings.evaluate and (item.eval is None or not len(item.eval.tokens)):
+        if settings.evaluate and (item.eval is None or not len(item.eval)):
             raise DataError(
                 f"task {item.task.name!r} has no evaluation examples; give it some or train with evaluate=False"
             )
@@ -256,7 +257,7 @@ def _identity(data: Sequence[TaskData], settings: TrainSettings) -> Mapping[str,
     """What a checkpoint must have in common with the run that goes on from it."""
     values = asdict(settings)
     del values["checkpoint_steps"]
-    return {**values, "tasks": {item.task.name: len(item.train.tokens) for item in data}}
+    return {**values, "tasks": {item.task.name: len(item.train) for item in data}}
 
 
 def _ignore(event: dict[str, Any]) -> None:

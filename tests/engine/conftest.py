@@ -49,19 +49,22 @@ def task_tables(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]
     return [_write_task(root, topic, seed) for seed, topic in enumerate(TOPICS)]
 
 
-@pytest.fixture
-def make_config(backbone_dir: Path, task_tables: list[dict[str, Any]], tmp_path: Path) -> Callable[..., Config]:
-    """`make_config(train={...}, ...)`: a short training of both tasks; sections given replace values of these."""
+MakeConfig = Callable[..., Config]
 
-    def make(**sections: Any) -> Config:
+
+@pytest.fixture(scope="session")
+def make_config(backbone_dir: Path, task_tables: list[dict[str, Any]]) -> MakeConfig:
+    """`make_config(output, train={...}, ...)`: a short training of both tasks; what is given goes on top."""
+
+    def make(output: str | Path, **sections: dict[str, Any]) -> Config:
         values: dict[str, Any] = {
-            "output": str(tmp_path / "bundle"),
+            "output": str(output),
             "backbone": {"name": str(backbone_dir), "max_tokens": 16},
-            "train": {"epochs": 2, "batch_size": 8, "learning_rate": 3e-3, "warm_start": {"epochs": 1}},
+            "train": {"epochs": 5, "batch_size": 8, "learning_rate": 3e-3, "warm_start": {"epochs": 1}},
             "task": task_tables,
         }
         for name, given in sections.items():
-            values[name] = {**values.get(name, {}), **given} if isinstance(given, dict) else given
+            values[name] = {**values.get(name, {}), **given}
         return Config.model_validate(values)
 
     return make
@@ -80,6 +83,6 @@ def _write_task(root: Path, topic: str, seed: int) -> dict[str, Any]:
 
 def _example(rng: random.Random, topic: str, label: str) -> dict[str, str]:
     others = [word for word in WORDS if word not in TOPICS[topic]]
-    words = rng.choices(others, k=rng.randint(2, 6)) + rng.choices(TOPICS[topic] if label == "yes" else others, k=2)
+    words = rng.choices(others, k=rng.randint(1, 4)) + rng.choices(TOPICS[topic] if label == "yes" else others, k=4)
     rng.shuffle(words)
     return {"headline": " ".join(words), "label": label}

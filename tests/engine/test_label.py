@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,10 @@ from mtop_batch.engine.session import Resources
 from mtop_batch.errors import BundleError, ConfigError, DataError, JobError, TaskError
 from mtop_batch.model.bundle import load_bundle, save_bundle
 from mtop_batch.model.mtop import MTOPModel
-from tests.conftest import make_backbone, make_tokenizer
+from tests.conftest import WORDS, make_backbone, make_tokenizer
 from tests.s3 import S3Server
 
-pytestmark = pytest.mark.usefixtures("ray_local")
+pytestmark = pytest.mark.usefixtures("s3_environment", "ray_local")
 
 TASKS = [
     Task("politics", text=("title", "body")),
@@ -38,6 +40,15 @@ def save_model(uri: str, tasks: Sequence[Task] = TASKS, seed: int = 0) -> str:
     model = MTOPModel.from_backbone(make_backbone(), tasks, prompt_attention="isolated", max_tokens=32, seed=seed)
     save_bundle(uri, model, make_tokenizer(), metrics={}, training_config={}, backbone_name="tiny")
     return uri
+
+
+@pytest.fixture(scope="module")
+def s3_environment(s3_service: S3Server) -> Iterator[None]:
+    """The AWS variables, set before Ray starts so that its workers have them."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in s3_service.environment.items():
+            environment.setenv(name, value)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +82,10 @@ def table_files(labels: Path) -> dict[str, bytes]:
     }
 
 
-def label_two_files(bundle: str, root: str, make_texts: Texts) -> list[str]:
-    texts = make_texts(50, 1)
+def label_two_files(bundle: str, root: str, texts: list[str]) -> dict[str, Any]:
     write_articles(f"{root}/corpus/date=2026-11-19/a.parquet", texts[:30])
     write_articles(f"{root}/corpus/date=2026-11-20/b.parquet", texts[30:], first_id=30)
-    report = label_corpus(options(bundle, root))
-    assert (report["rows"], report["labelled"], report["errors"]) == (50, 50, 0)
-    assert report["cells_done"] == 150
-    return texts
+    return label_corpus(options(bundle, root))
 
 
 def check_labels(labels: str, bundle: str, texts: list[str]) -> None:
@@ -89,38 +96,64 @@ def check_labels(labels: str, bundle: str, texts: list[str]) -> None:
     assert table["length_score"].to_pylist() == pytest.approx(expected["length_score"].to_pylist(), abs=1e-5)
 
 
-def test_every_article_gets_every_label_on_local_disk(bundle: str, tmp_path: Path, make_texts: Texts) -> None:
-    texts = label_two_files(bundle, str(tmp_path), make_texts)
-    check_labels(str(tmp_path / "labels"), bundle, texts)
-    reports = list((tmp_path / "labels" / "_runs").glob("*/report.json"))
-    assert json.loads(reports[0].read_text())["label_counts"]["politics"].keys() <= {"no", "yes"}
+@dataclass
+class Labelled:
+    root: Path
+    texts: list[str]
+    report: dict[str, Any]
+
+    @property
+    def labels(self) -> Path:
+        return self.root / "labels"
 
 
-def test_every_article_gets_every_label_on_s3(bundle: str, s3: S3Server, make_texts: Texts) -> None:
-    root = f"s3://{s3.bucket}/label-job"
+@pytest.fixture(scope="module")
+def labelled(bundle: str, tmp_path_factory: pytest.TempPathFactory) -> Labelled:
+    """A corpus of two partitions, labelled once for all tests that only look."""
+    root = tmp_path_factory.mktemp("labelled")
+    rng = random.Random(1)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 30))) for _ in range(50)]
+    return Labelled(root, texts, label_two_files(bundle, str(root), texts))
+
+
+def test_every_article_gets_every_label_on_local_disk(labelled: Labelled, bundle: str) -> None:
+    report = labelled.report
+    assert (report["rows"], report["labelled"], report["errors"], report["cells_done"]) == (50, 50, 0, 150)
+    assert sum(report["label_counts"]["politics"].values()) == 50
+    check_labels(str(labelled.labels), bundle, labelled.texts)
+    (path,) = (labelled.labels / "_runs").glob("*/report.json")
+    assert json.loads(path.read_text()) == report
+
+
+def test_every_article_gets_every_label_on_s3(bundle: str, s3_service: S3Server, labelled: Labelled) -> None:
+    root = f"s3://{s3_service.bucket}/label-job"
     remote_bundle = save_model(f"{root}/models/tiny")
-    texts = label_two_files(remote_bundle, root, make_texts)
-    check_labels(f"{root}/labels", bundle, texts)
+    assert label_two_files(remote_bundle, root, labelled.texts)["labelled"] == 50
+    check_labels(f"{root}/labels", bundle, labelled.texts)
     assert label_corpus(options(remote_bundle, root))["cells_planned"] == 0
 
 
-def test_a_label_set_is_a_plain_parquet_data_set(bundle: str, tmp_path: Path, make_texts: Texts) -> None:
-    label_two_files(bundle, str(tmp_path), make_texts)
-    (label_set,) = (path for path in (tmp_path / "labels").iterdir() if not path.name.startswith("_"))
+def test_a_label_set_is_a_plain_parquet_data_set(labelled: Labelled) -> None:
+    (label_set,) = (path for path in labelled.labels.iterdir() if not path.name.startswith("_"))
     table = ds.dataset(label_set, partitioning="hive").to_table()
     assert sorted(table["id"].to_pylist()) == list(range(50))
     query = f"SELECT date, count(DISTINCT id) FROM read_parquet('{label_set}/**/*.parquet') GROUP BY 1 ORDER BY 1"
     assert [count for _, count in duckdb.connect().execute(query).fetchall()] == [30, 20]
 
 
-def test_a_second_run_finds_everything_current_and_writes_no_labels(
-    bundle: str, tmp_path: Path, make_texts: Texts
-) -> None:
-    label_two_files(bundle, str(tmp_path), make_texts)
-    before = table_files(tmp_path / "labels")
-    report = label_corpus(options(bundle, str(tmp_path)))
+def test_label_files_carry_the_bundles_fingerprints(labelled: Labelled, bundle: str) -> None:
+    for path in labelled.labels.glob("[!_]*/**/*.parquet"):
+        footer = json.loads(pq.read_metadata(path).metadata[b"mtop_batch"])
+        fingerprints = {name: task["fingerprint"] for name, task in footer["tasks"].items()}
+        assert fingerprints == load_bundle(bundle).fingerprints
+        assert footer["run"] == labelled.report["run"]
+
+
+def test_a_second_run_finds_everything_current_and_writes_no_labels(labelled: Labelled, bundle: str) -> None:
+    before = table_files(labelled.labels)
+    report = label_corpus(options(bundle, str(labelled.root)))
     assert (report["cells_planned"], report["cells_already_current"], report["rows"]) == (0, 150, 0)
-    assert table_files(tmp_path / "labels") == before
+    assert table_files(labelled.labels) == before
 
 
 def test_bad_rows_keep_their_place_and_say_why(bundle: str, tmp_path: Path) -> None:
@@ -221,14 +254,3 @@ def test_actors_are_one_per_gpu_or_one_per_spare_cpu() -> None:
     cpus = plan_actors(Resources(num_cpus=8, num_gpus=0, num_nodes=2, may_grow=True), None, num_pieces=100)
     assert (cpus.size, cpus.num_gpus, cpus.num_cpus) == (6, 0, 1)
     assert plan_actors(Resources(8, 0, 2, False), 3, num_pieces=2).size == 2
-
-
-def test_the_bundle_says_the_same_fingerprints_as_the_label_files(
-    bundle: str, tmp_path: Path, make_texts: Texts
-) -> None:
-    write_articles(f"{tmp_path}/corpus/a.parquet", make_texts(3, 0))
-    label_corpus(options(bundle, str(tmp_path)))
-    (path,) = (tmp_path / "labels").glob("[!_]*/a.parquet")
-    footer = json.loads(pq.read_metadata(path).metadata[b"mtop_batch"])
-    fingerprints = {name: task["fingerprint"] for name, task in footer["tasks"].items()}
-    assert fingerprints == load_bundle(bundle).fingerprints

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
 
 from mtop_batch.training.settings import Worker
 
@@ -21,7 +22,7 @@ def run_distributed(func: Callable[[Worker], Any], world_size: int) -> list[Any]
         world_size: How many processes; they find one another through a file.
     """
     with tempfile.TemporaryDirectory() as directory:
-        multiprocessing.spawn(_run, args=(func, world_size, directory), nprocs=world_size)
+        spawn(_run, args=(func, world_size, directory), nprocs=world_size)
         return [torch.load(Path(directory) / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 

@@ -1,0 +1,195 @@
+"""Plans of real directories: what is read, what is refused, what is only noted."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from mtop_batch import storage
+from mtop_batch.errors import ConfigError, DataError
+from mtop_batch.labelling import cells as why
+from mtop_batch.labelling import gather
+from mtop_batch.labelling.gather import plan_labels
+from tests.labelling.support import articles, definition, label_corpus, run_plan, write_corpus
+
+AB = definition({"a": "1", "b": "1"})
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Two days of articles, seven rows in all."""
+    files = {"date=2026-11-19/x.parquet": articles(4), "date=2026-11-20/y z.parquet": articles(3, start=4)}
+    write_corpus(tmp_path / "corpus", files)
+    return tmp_path / "corpus"
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    return tmp_path / "labels"
+
+
+def test_a_first_plan_has_every_cell_and_a_second_none(corpus: Path, labels: Path) -> None:
+    plan = label_corpus(corpus, labels, AB)
+    assert (plan.num_files, plan.num_articles, plan.cells_total, plan.cells_planned) == (2, 7, 14, 14)
+    assert plan.planned_per_task == {"a": 7, "b": 7}
+    again = plan_labels(str(corpus), str(labels), AB)
+    assert (again.units, again.cells_current, again.num_articles) == ((), 14, 7)
+
+
+def test_current_source_files_are_not_opened(corpus: Path, labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    label_corpus(corpus, labels, AB)
+    monkeypatch.setattr(gather, "read_layout", None)
+    assert plan_labels(str(corpus), str(labels), AB).cells_current == 14
+
+
+def test_only_what_is_stale_is_planned_after_every_kind_of_change(corpus: Path, labels: Path) -> None:
+    label_corpus(corpus, labels, AB)
+    write_corpus(corpus, {"date=2026-11-20/y z.parquet": articles(5), "date=2026-11-21/new.parquet": articles(2)})
+    (corpus / "date=2026-11-19" / "x.parquet").unlink()
+    plan = plan_labels(str(corpus), str(labels), AB)
+    assert plan.reasons == Counter({why.CONTENT_CHANGED: 10, why.NEW_FILE: 4})
+    assert plan.orphaned == (f"{AB.label_set_name('ab')}/date=2026-11-19/x.parquet",)
+    run_plan(plan, AB)
+    retrained = definition({"a": "1", "b": "2"})
+    assert plan_labels(str(corpus), str(labels), retrained).reasons == Counter({why.TASK_CHANGED: 7})
+
+
+def test_a_touched_file_is_new_content(corpus: Path, labels: Path) -> None:
+    label_corpus(corpus, labels, AB)
+    os.utime(corpus / "date=2026-11-19" / "x.parquet", ns=(1, 1))
+    assert plan_labels(str(corpus), str(labels), AB).reasons == Counter({why.CONTENT_CHANGED: 8})
+
+
+def test_a_partition_limits_the_plan_but_not_what_counts_as_orphaned(corpus: Path, labels: Path) -> None:
+    label_corpus(corpus, labels, AB)
+    retrained = definition({"a": "2", "b": "2"})
+    plan = plan_labels(str(corpus), str(labels), retrained, partitions=["date=2026-11-20"])
+    assert [unit.source.path for unit in plan.units] == ["date=2026-11-20/y z.parquet"]
+    assert (plan.num_articles, plan.orphaned) == (3, ())
+    assert plan_labels(str(corpus), str(labels), AB, partitions=["date=1999-01-01"]).units == ()
+    with pytest.raises(ConfigError, match=r"not partitioned by 'dat'; partition keys: date"):
+        plan_labels(str(corpus), str(labels), AB, partitions=["dat=2026-11-20"])
+
+
+def test_another_unit_size_keeps_what_is_labelled(corpus: Path, labels: Path) -> None:
+    plan = plan_labels(str(corpus), str(labels), AB, unit_rows=2)
+    assert len(plan.units) == 4
+    run_plan(plan, AB, plan.units[:1])
+    rest = plan_labels(str(corpus), str(labels), AB, unit_rows=100)
+    assert [(unit.rows, unit.targets[0].path) for unit in rest.units] == [
+        ((2, 4), "date=2026-11-19/x.rg00000-00001.rows000000002-000000004.parquet"),
+        ((0, 3), "date=2026-11-20/y z.parquet"),
+    ]
+
+
+def test_bad_files_are_listed_and_the_others_planned(corpus: Path, labels: Path) -> None:
+    (corpus / "bad.parquet").write_bytes(b"not parquet")
+    (corpus / "empty.parquet").write_bytes(b"")
+    (corpus / "link.parquet").symlink_to(corpus / "nowhere")
+    (corpus / "notes.txt").write_text("hello")
+    (corpus / "_SUCCESS").write_text("")
+    write_corpus(corpus, {"other.parquet": {"key": [1], "body": ["x"]}, "z.parquet": articles(0)})
+    plan = plan_labels(str(corpus), str(labels), AB)
+    reasons = dict(plan.unreadable)
+    assert list(reasons) == ["bad.parquet", "empty.parquet", "link.parquet", "other.parquet"]
+    assert "leads nowhere" in reasons["link.parquet"]
+    assert "columns: key, body" in reasons["other.parquet"]
+    assert plan.ignored_files == ("notes.txt",)
+    assert (plan.num_files, plan.num_articles, len(plan.units)) == (3, 7, 3)
+
+
+def test_an_encrypted_file_is_a_bad_one(corpus: Path, labels: Path) -> None:
+    content = (corpus / "date=2026-11-19" / "x.parquet").read_bytes()
+    (corpus / "secret.parquet").write_bytes(b"PARE" + content[4:-4] + b"PARE")
+    ((path, reason),) = plan_labels(str(corpus), str(labels), AB).unreadable
+    assert path == "secret.parquet"
+    assert "not readable as Parquet" in reason
+
+
+def test_wrong_columns_everywhere_are_an_error_that_names_those_there(corpus: Path, labels: Path) -> None:
+    for options, message in (
+        ({"id_column": "key"}, "no id column 'key'; columns: id, title, body; name others with --id-column"),
+        ({"text_columns": ("txt",)}, "no text column 'txt'"),
+        ({"text_columns": ("title", "txt"), "text_columns_required": True}, "no text column 'txt'"),
+    ):
+        with pytest.raises(DataError, match=message):
+            plan_labels(str(corpus), str(labels), definition({"a": "1"}, **options))
+
+
+@pytest.mark.parametrize("columns", [("a", "b", "c"), ("a", "a"), ()])
+def test_text_columns_are_one_or_two(columns: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="give one column, or two different ones"):
+        definition({"a": "1"}, text_columns=columns)
+
+
+def test_a_corpus_that_is_not_there_or_holds_no_parquet_is_an_error(tmp_path: Path, labels: Path) -> None:
+    with pytest.raises(DataError, match="nothing there is a Parquet file"):
+        plan_labels(str(tmp_path / "nowhere"), str(labels), AB)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "notes.txt").write_text("x")
+    with pytest.raises(DataError, match=r"such as notes\.txt"):
+        plan_labels(str(tmp_path / "c"), str(labels), AB)
+
+
+def test_labels_and_corpus_must_lie_apart(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "alias").symlink_to(corpus)
+    for labels in (corpus, corpus / "labels", corpus.parent, tmp_path / "alias" / "labels"):
+        with pytest.raises(ConfigError, match="lie in each other"):
+            plan_labels(str(corpus), str(labels), AB)
+    assert label_corpus(corpus, corpus / "_labels", AB).cells_planned == 14
+    assert plan_labels(str(corpus), str(corpus / "_labels"), AB).units == ()
+    assert plan_labels(str(corpus), str(tmp_path / "corpus-labels"), AB).units
+
+
+def test_a_single_file_can_be_the_corpus(corpus: Path, labels: Path) -> None:
+    one = corpus / "date=2026-11-19" / "x.parquet"
+    plan = label_corpus(one, labels, AB)
+    assert (plan.corpus, [unit.source.path for unit in plan.units]) == (str(one.parent), ["x.parquet"])
+    assert plan_labels(str(one), str(labels), AB).units == ()
+
+
+def test_odd_layouts_are_labelled_once(tmp_path: Path, labels: Path) -> None:
+    root = tmp_path / "corpus"
+    write_corpus(root, {"many.parquet": articles(500)}, row_group_size=1)
+    write_corpus(root, {"ü/one.parquet": articles(1), "huge.parquet": articles(500), "none.parquet": articles(0)})
+    write_corpus(root, {"many.rg00000-00001.parquet": articles(3)})
+    plan = label_corpus(root, labels, AB, unit_rows=150)
+    assert plan.num_articles == 1004
+    assert plan_labels(str(root), str(labels), AB, unit_rows=150).units == ()
+    rows = sum(pq.read_metadata(path).num_rows for path in labels.glob("*/**/*.parquet"))
+    assert rows == 1004
+
+
+def test_damaged_label_files_are_planned_again(corpus: Path, labels: Path) -> None:
+    label_corpus(corpus, labels, AB)
+    damaged = labels / AB.label_set_name("ab") / "date=2026-11-19" / "x.parquet"
+    for content in (damaged.read_bytes()[:-20], (corpus / "date=2026-11-19" / "x.parquet").read_bytes(), b""):
+        damaged.write_bytes(content)
+        assert plan_labels(str(corpus), str(labels), AB).reasons == Counter({why.DAMAGED: 8})
+    run_plan(plan_labels(str(corpus), str(labels), AB), AB)
+    assert plan_labels(str(corpus), str(labels), AB).units == ()
+
+
+def test_strange_files_among_the_labels_do_no_harm(corpus: Path, labels: Path) -> None:
+    label_corpus(corpus, labels, AB)
+    write_corpus(labels, {"export/all.parquet": articles(2), "top.parquet": articles(2)})
+    (labels / "README.md").write_text("hello")
+    plan = plan_labels(str(corpus), str(labels), AB)
+    assert (plan.units, plan.obsolete, plan.orphaned) == ((), (), ())
+
+
+def test_the_plan_writes_nothing(corpus: Path, labels: Path) -> None:
+    plan_labels(str(corpus), str(labels), AB)
+    assert not labels.exists()
+
+
+def test_a_bundle_name_cannot_lead_out_of_the_label_table(corpus: Path, labels: Path) -> None:
+    for name in ("../../evil", "_hidden", ".", "date=1"):
+        wanted = definition({"a": "1"}, bundle_name=name)
+        (target,) = {unit.targets[0].label_set for unit in plan_labels(str(corpus), str(labels), wanted).units}
+        assert not storage.is_hidden(target)
+        assert not set(target) & set("/=")

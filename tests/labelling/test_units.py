@@ -1,0 +1,283 @@
+"""Reading units: every text type, every bad row its reason, files that change or break on the way."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtop_batch import storage
+from mtop_batch.errors import LabelTableError
+from mtop_batch.labelling.footer import SourceFile
+from mtop_batch.labelling.gather import plan_labels
+from mtop_batch.labelling.sources import MissingColumns, SourceChanged, UnreadableSource, read_layout
+from mtop_batch.labelling.units import TextBatch, read_unit
+from tests.labelling.support import articles, definition, write_corpus
+
+WANTED = definition({"a": "1"})
+Row = tuple[str | None, str | None, str | None]
+
+
+def read_rows(root: Path, columns: Any, unit_rows: int = 1000, **options: Any) -> tuple[list[Any], list[Row]]:
+    """Ids, and (text, second text, error) of every row of a corpus of one file."""
+    write_corpus(root / "c", {"x.parquet": columns}, **options)
+    plan = plan_labels(str(root / "c"), str(root / "l"), WANTED, unit_rows=unit_rows)
+    batches = [batch for unit in plan.units for batch in read_unit(plan.corpus, unit, "id", batch_rows=3)]
+    return [value for batch in batches for value in batch.ids.to_pylist()], rows_of(batches)
+
+
+def rows_of(batches: Sequence[TextBatch]) -> list[Row]:
+    return [
+        row
+        for batch in batches
+        for row in zip(batch.texts, batch.seconds or [None] * len(batch), batch.errors, strict=True)
+    ]
+
+
+def test_rows_come_in_order_with_both_texts(tmp_path: Path) -> None:
+    ids, rows = read_rows(tmp_path, articles(8))
+    assert ids == [f"a{n}" for n in range(8)]
+    assert rows == [(f"title {n}", f"body {n}", None) for n in range(8)]
+
+
+def test_null_and_blank_texts_are_left_out_of_a_pair_or_become_errors(tmp_path: Path) -> None:
+    titles = ["t", None, " ", None, "", "t", "t"]
+    bodies = ["b", "b", "b", None, None, " \n\t\u3000", None]
+    _, rows = read_rows(tmp_path, {"id": range(7), "title": titles, "body": bodies})
+    assert rows == [
+        ("t", "b", None),
+        ("b", None, None),
+        ("b", None, None),
+        (None, None, "text is null"),
+        (None, None, "text is empty"),
+        ("t", None, None),
+        ("t", None, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "column_type",
+    [
+        pa.string(),
+        pa.large_string(),
+        pa.string_view(),
+        pa.binary(),
+        pa.large_binary(),
+        pa.binary_view(),
+        pa.dictionary(pa.int32(), pa.string()),
+        pa.dictionary(pa.int8(), pa.large_string()),
+    ],
+    ids=str,
+)
+def test_every_type_of_text_is_read(tmp_path: Path, column_type: pa.DataType) -> None:
+    values = ["ü😀", None, "  ", "x" * 70]
+    value_type = column_type.value_type if pa.types.is_dictionary(column_type) else column_type
+    is_text = "string" in str(value_type)
+    column = pa.array([v if v is None or is_text else v.encode() for v in values], value_type)
+    column = column.dictionary_encode().cast(column_type) if pa.types.is_dictionary(column_type) else column
+    _, rows = read_rows(tmp_path, {"id": range(4), "body": column})
+    assert rows == [
+        ("ü😀", None, None),
+        (None, None, "text is null"),
+        (None, None, "text is empty"),
+        ("x" * 70, None, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "found"),
+    [
+        (pa.array([1, None]), "int64"),
+        (pa.array([["a"], None]), "list<element: string>"),
+        (pa.array([{"a": "b"}, None]), "struct<a: string>"),
+    ],
+    ids=["int", "list", "struct"],
+)
+def test_a_column_of_another_type_is_an_error_in_every_row(tmp_path: Path, column: pa.Array, found: str) -> None:
+    _, rows = read_rows(tmp_path, {"id": [1, 2], "title": ["t", "t"], "body": column})
+    assert rows == [(None, None, f"text column 'body' has type {found}, not string")] * 2
+
+
+def test_a_column_of_nulls_is_null(tmp_path: Path) -> None:
+    _, rows = read_rows(tmp_path, {"id": [1, 2], "title": ["t", None], "body": pa.nulls(2)})
+    assert rows == [("t", None, None), (None, None, "text is null")]
+
+
+def test_invalid_utf8_is_an_error_of_its_row_only(tmp_path: Path) -> None:
+    raw = pa.array([b"fine", b"\xff\xfe", b"ok \xf0\x9f\x98\x80", None])
+    as_string = pa.Array.from_buffers(pa.string(), 4, raw.buffers())
+    for column in (raw, as_string):
+        _, rows = read_rows(tmp_path, {"id": range(4), "body": column})
+        assert [text for text, _, _ in rows] == ["fine", None, "ok 😀", None]
+        assert [error for _, _, error in rows] == [None, "text column 'body' is not valid UTF-8", None, "text is null"]
+
+
+def test_long_texts_are_cut_by_code_points(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "c", {"x.parquet": {"id": [1, 2], "body": ["😀" * 2_500_000, " " * 9 + "end"]}})
+    plan = plan_labels(str(tmp_path / "c"), str(tmp_path / "l"), WANTED)
+    (batch,) = read_unit(plan.corpus, plan.units[0], "id", max_chars=10)
+    assert batch.texts == ["😀" * 10, " " * 9 + "e"]
+
+
+def test_batches_have_fewer_rows_where_texts_are_long(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "c", {"x.parquet": {"id": range(20), "body": [f"{n:010d}" * 2**20 for n in range(20)]}})
+    plan = plan_labels(str(tmp_path / "c"), str(tmp_path / "l"), WANTED)
+    sizes = [len(batch) for batch in read_unit(plan.corpus, plan.units[0], "id")]
+    assert sum(sizes) == 20
+    assert max(sizes) <= 8
+
+
+@pytest.mark.parametrize("unit_rows", [1, 3, 5, 7, 100])
+@pytest.mark.parametrize("row_group_size", [1, 4, 50])
+def test_units_of_any_size_read_every_row_once(tmp_path: Path, unit_rows: int, row_group_size: int) -> None:
+    ids, rows = read_rows(tmp_path, articles(23), unit_rows=unit_rows, row_group_size=row_group_size)
+    assert ids == [f"a{n}" for n in range(23)]
+    assert [text for text, _, _ in rows] == [f"title {n}" for n in range(23)]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pa.array([1, None, 1], pa.uint8()),
+        pa.array([b"\xff", b"", None]),
+        pa.array([uuid.UUID(int=n).bytes for n in range(3)], pa.uuid()),
+        pa.array(["a", "a", None]).dictionary_encode(),
+        pa.array(["a", "b", "c"], pa.string_view()),
+        pa.array([{"a": 1}, None, {"a": 2}]),
+    ],
+    ids=lambda array: str(array.type),
+)
+def test_ids_of_any_type_come_unchanged(tmp_path: Path, ids: pa.Array) -> None:
+    found, _ = read_rows(tmp_path, pa.table({"id": ids, "body": ["x", "y", "z"]}))
+    assert found == ids.to_pylist()
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> tuple[Path, Any]:
+    """A corpus of one file, and its unit."""
+    write_corpus(tmp_path / "c", {"x.parquet": articles(300)}, row_group_size=100)
+    return tmp_path / "c", plan_labels(str(tmp_path / "c"), str(tmp_path / "l"), WANTED).units[0]
+
+
+def test_a_file_that_changed_or_vanished_since_the_plan_is_not_read(planned: tuple[Path, Any]) -> None:
+    root, unit = planned
+    write_corpus(root, {"x.parquet": articles(300, start=1)}, row_group_size=100)
+    with pytest.raises(SourceChanged, match="changed while the run was going on"):
+        list(read_unit(str(root), unit, "id"))
+    (root / "x.parquet").unlink()
+    with pytest.raises(SourceChanged, match="vanished while the run was going on"):
+        list(read_unit(str(root), unit, "id"))
+
+
+def test_a_file_that_changes_while_it_is_read_is_found_out_at_the_end(planned: tuple[Path, Any]) -> None:
+    root, unit = planned
+    batches = read_unit(str(root), unit, "id", batch_rows=10)
+    next(batches)
+    os.utime(root / "x.parquet", ns=(1, 1))
+    with pytest.raises(SourceChanged):
+        list(batches)
+
+
+def source(root: Path, name: str = "x.parquet") -> SourceFile:
+    info = next(info for info in storage.list_files(str(root)) if info.path == name)
+    return SourceFile(info.path, info.size, info.version)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", r"empty \(0 bytes\)"),
+        (b"no parquet at all", "not readable as Parquet"),
+        (b"PAR1 cut off", "not readable as Parquet"),
+        (b"PAR1" + b"\x00" * 60 + b"\x08\x00\x00\x00PAR1", "not readable as Parquet"),
+    ],
+    ids=["empty", "text", "truncated", "bad footer"],
+)
+def test_bad_files_are_told_with_a_reason(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "x.parquet").write_bytes(content)
+    with pytest.raises(UnreadableSource, match=reason) as caught:
+        read_layout(str(tmp_path), source(tmp_path), WANTED)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_pages_behind_a_sound_footer_are_found_while_reading(tmp_path: Path) -> None:
+    write_corpus(tmp_path, {"x.parquet": articles(3000)}, compression="zstd", use_dictionary=False)
+    content = bytearray((tmp_path / "x.parquet").read_bytes())
+    content[100 : len(content) // 3] = b"?" * (len(content) // 3 - 100)
+    (tmp_path / "x.parquet").write_bytes(content)
+    unit = plan_labels(str(tmp_path), str(tmp_path.parent / "labels"), WANTED).units[0]
+    with pytest.raises(UnreadableSource, match="not readable as Parquet"):
+        list(read_unit(str(tmp_path), unit, "id"))
+
+
+def test_a_forbidden_file_is_a_bad_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_corpus(tmp_path, {"x.parquet": articles(1)})
+    found = source(tmp_path)
+
+    def fail(uri: str) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(storage, "filesystem", fail)
+    with pytest.raises(UnreadableSource, match="access denied"):
+        read_layout(str(tmp_path), found, WANTED)
+
+
+def test_storage_that_does_not_answer_says_nothing_about_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path, {"x.parquet": articles(1)})
+    found = source(tmp_path)
+
+    def fail(uri: str) -> Any:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(storage, "filesystem", fail)
+    with pytest.raises(LabelTableError, match="Input/output error"):
+        read_layout(str(tmp_path), found, WANTED)
+
+
+def test_missing_and_repeated_columns_are_told_with_those_that_are_there(tmp_path: Path) -> None:
+    repeated = pa.Table.from_arrays([pa.array([1]), pa.array(["t"]), pa.array(["t"])], names=["id", "body", "body"])
+    files = {"x.parquet": {"key": [1], "body": ["t"]}, "y.parquet": {"id": [1], "text": ["t"]}, "z.parquet": repeated}
+    write_corpus(tmp_path, files)
+    for name, message in (
+        ("x.parquet", "no id column 'id'; columns: key, body"),
+        ("y.parquet", "no text column 'title' or 'body'; columns: id, text"),
+        ("z.parquet", "column 'body' occurs 2 times"),
+    ):
+        with pytest.raises(MissingColumns, match=message):
+            read_layout(str(tmp_path), source(tmp_path, name), WANTED)
+
+
+def test_explicit_text_columns_must_all_be_there(tmp_path: Path) -> None:
+    write_corpus(tmp_path, {"x.parquet": {"id": [1], "body": ["t"]}})
+    assert read_layout(str(tmp_path), source(tmp_path), WANTED).text_columns == ("body",)
+    both = definition({"a": "1"}, text_columns=("title", "body"), text_columns_required=True)
+    with pytest.raises(MissingColumns, match="no text column 'title'"):
+        read_layout(str(tmp_path), source(tmp_path), both)
+
+
+texts = st.none() | st.sampled_from(["", " ", "\n"]) | st.text(max_size=5)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(texts, texts), max_size=12), st.integers(1, 5))
+def test_every_row_has_either_a_text_or_a_reason(
+    tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str | None, str | None]], unit_rows: int
+) -> None:
+    schema = pa.schema([("id", pa.int64()), ("title", pa.string()), ("body", pa.string())])
+    columns = [list(range(len(pairs))), [title for title, _ in pairs], [body for _, body in pairs]]
+    table = pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema)
+    ids, rows = read_rows(tmp_path_factory.mktemp("t"), table, unit_rows=unit_rows)
+    assert ids == list(range(len(pairs)))
+    for (first, second, error), pair in zip(rows, pairs, strict=True):
+        usable = [text for text in pair if text and text.strip()]
+        assert [text for text in (first, second) if text is not None] == usable
+        assert (error is None) == bool(usable)

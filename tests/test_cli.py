@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mtop_batch.cli import main
+from mtop_batch.model.bundle import save_bundle
+from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.tasks import Task
+from tests.conftest import make_backbone, make_tokenizer
+
+
+def exit_code(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    return int(end.value.code or 0)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> str:
+    model = MTOPModel.from_backbone(
+        make_backbone(), [Task("politics"), Task("mood", labels=("bad", "good"))], max_tokens=32
+    )
+    uri = str(tmp_path / "model")
+    save_bundle(uri, model, make_tokenizer(), metrics={}, training_config={}, backbone_name="tiny")
+    return uri
+
+
+def test_predictions_of_arguments_are_shown_as_a_table(bundle: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["predict", "--model", bundle, "bank profit", " "]) == 0
+    output = capsys.readouterr().out
+    assert "bank profit" in output
+    assert "politics" in output
+    assert "text is empty" in output
+
+
+def test_predictions_of_standard_input_are_json_lines(bundle: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "mtop_batch.cli", "predict", "--model", bundle, "--json"],
+        input="bank profit\nfilm star\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [row["text"] for row in rows] == ["bank profit", "film star"]
+    assert rows[0]["politics_label"] in ("no", "yes")
+    assert run.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--config", "nowhere.toml"], "there is no configuration file 'nowhere.toml'"),
+        (["predict", "--model", "nowhere", "text"], "there is no bundle at"),
+        (["label", "--model", "m", "--corpus", "c", "--labels", "l", "--tasks", "a,,b"], "has an empty name"),
+        (["label", "--model", "nowhere", "--corpus", "c", "--labels", "l"], "there is no bundle at"),
+        (["build-nhc", "--source", "s", "--extra", "opinion"], "is not of the form NAME=LABELLED.parquet"),
+        (["label", "--corpus", "c"], "Missing option"),
+        (["lable"], "No such command"),
+    ],
+)
+def test_a_mistake_ends_with_code_2_and_one_message(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in " ".join(error.replace("│", " ").split())
+    assert "Traceback" not in error
+
+
+def test_help_answers_without_loading_torch() -> None:
+    code = "import sys; from mtop_batch.cli import app; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
