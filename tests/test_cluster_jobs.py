@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -23,7 +25,7 @@ from cluster.local_cluster import LocalCluster, find_cluster, kill_node, start_c
 from mtop_batch import Predictor, read_labels
 from tests.conftest import WORDS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).resolve().parent.parent
 RAY = str(Path(sys.executable).parent / "ray")
@@ -45,11 +47,21 @@ def submit(cluster: LocalCluster, name: str, *command: str) -> tuple[int, int | 
         env={**os.environ, **cluster.environment},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     details: dict[str, Any] = cluster.get(f"/api/jobs/{name}")
     return done.returncode, details["driver_exit_code"], done.stdout + done.stderr
+
+
+def documented_exit_code(cluster: LocalCluster, name: str) -> str:
+    """What the command in docs/cluster.md prints for a job."""
+    (command,) = re.findall(
+        r"^python (-c .*driver_exit_code.*)$", (ROOT / "docs" / "cluster.md").read_text(), re.MULTILINE
+    )
+    arguments = [argument.replace('"ID"', repr(name)) for argument in shlex.split(command)]
+    environment = {**os.environ, **cluster.environment}
+    return subprocess.check_output([sys.executable, *arguments], env=environment, text=True, timeout=120).strip()
 
 
 def job(name: str) -> str:
@@ -121,14 +133,14 @@ def test_train_and_label_on_two_nodes(cluster: LocalCluster, trained: Path) -> N
 
 def test_exit_codes_of_jobs_are_in_their_details(cluster: LocalCluster, trained: Path) -> None:
     corpus = trained / "damaged"
-    pq_path = corpus / "good.parquet"
     corpus.mkdir()
-    pq.write_table(pa.table({"id": [1], "body": ["goal"]}), pq_path)
+    pq.write_table(pa.table({"id": [1], "body": ["goal"]}), corpus / "good.parquet")
     (corpus / "bad.parquet").write_bytes(b"PAR1 no more than that PAR1")
     options = ["--model", f"{trained}/model", "--corpus", str(corpus), "--labels", f"{trained}/labels-damaged"]
     code, driver_code, log = submit(cluster, "unreadable", job("label_corpus.py"), *options)
     assert (code, driver_code) == (1, 3), log
     assert "bad.parquet" in log
+    assert documented_exit_code(cluster, "unreadable") == "3"
     code, driver_code, log = submit(cluster, "wrong", job("label_corpus.py"), *options, "--tasks", "sports")
     assert (code, driver_code) == (1, 2), log
     assert "sports" in log
@@ -146,7 +158,7 @@ def test_only_holders_of_the_token_can_send_jobs(cluster: LocalCluster) -> None:
         check=False,
     )
     assert refused.returncode != 0
-    assert "401" in refused.stdout + refused.stderr
+    assert "Missing authentication token" in refused.stdout + refused.stderr
 
 
 def test_nodes_answer_the_probes_of_the_manifest_without_a_token(cluster: LocalCluster, trained: Path) -> None:

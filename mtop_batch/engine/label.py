@@ -21,10 +21,11 @@ from mtop_batch.engine.session import ray_session
 from mtop_batch.errors import JobError, MtopError
 from mtop_batch.labelling.definition import DEFAULT_TEXT_COLUMNS, Definition
 from mtop_batch.labelling.gather import DEFAULT_UNIT_ROWS, plan_labels
+from mtop_batch.labelling.lease import Lease, hold_lease
 from mtop_batch.labelling.paths import parse_partitions
 from mtop_batch.labelling.plan import Plan
 from mtop_batch.labelling.report import RunReport, write_report
-from mtop_batch.labelling.runs import new_run_id, write_run
+from mtop_batch.labelling.runs import list_runs, new_run_id, write_run
 from mtop_batch.labelling.stages import LabelJob, pieces_of_work
 from mtop_batch.labelling.summary import estimate_s, plan_dict, plan_text
 from mtop_batch.model.bundle import read_bundle_info
@@ -81,11 +82,25 @@ def label_corpus(options: LabelOptions, *, plan_only: bool = False) -> dict[str,
         labels=storage.absolute(options.labels),
     )
     definition = _definition(options)
-    plan = plan_labels(
+    runs_before = list_runs(options.labels)
+    plan = _plan(options, definition)
+    _say(plan_text(plan, estimate_s(plan)))
+    if plan_only:
+        return plan_dict(plan)
+    run = new_run_id()
+    if not plan.units:
+        return _run(options, RunReport(run, definition, plan), lease=None)
+    with hold_lease(options.labels, run, note=_log) as lease:
+        if list_runs(options.labels) != runs_before:
+            _say("another run wrote labels in the meantime; planning anew")
+            plan = _plan(options, definition)
+        return _run(options, RunReport(run, definition, plan), lease)
+
+
+def _plan(options: LabelOptions, definition: Definition) -> Plan:
+    return plan_labels(
         options.corpus, options.labels, definition, unit_rows=options.unit_rows, partitions=options.partitions
     )
-    _say(plan_text(plan, estimate_s(plan)))
-    return plan_dict(plan) if plan_only else _run(options, definition, plan)
 
 
 def _definition(options: LabelOptions) -> Definition:
@@ -102,29 +117,36 @@ def _definition(options: LabelOptions) -> Definition:
     )
 
 
-def _run(options: LabelOptions, definition: Definition, plan: Plan) -> dict[str, Any]:
+def _run(options: LabelOptions, report: RunReport, lease: Lease | None) -> dict[str, Any]:
     """Do what is planned; the report is written whatever happens, as long as storage answers."""
-    report = RunReport(new_run_id(), definition, plan)
-    write_run(options.labels, report.run, definition, options.corpus, parse_partitions(options.partitions))
+    write_run(options.labels, report.run, report.definition, options.corpus, parse_partitions(options.partitions))
     failure = "stopped from outside"
     try:
-        if plan.units:
-            _label_units(options, report)
+        if lease and report.plan.units:
+            _label_units(options, report, lease)
         failure = ""
     except Exception as error:
         failure = _first_line(_cause(error))
         raise _explained(error, failure) from error
     finally:
         report.finish(failure or None)
-        uri = write_report(report)
-        _say(f"{report.summary_line()}\nreport: {uri}")
+        _finish(report)
     return report.to_dict()
 
 
-def _label_units(options: LabelOptions, report: RunReport) -> None:
+def _finish(report: RunReport) -> None:
+    """Write the report and say the last lines; when the report cannot be written, the run ends as it would have."""
+    try:
+        _say(f"report: {write_report(report)}")
+    except MtopError as error:
+        _log(f"the report of run {report.run} could not be written: {error}")
+    _say(report.summary_line())
+
+
+def _label_units(options: LabelOptions, report: RunReport, lease: Lease) -> None:
     plan = report.plan
     list(storage.in_threads(lambda path: storage.delete(storage.join(options.labels, path)), plan.obsolete))
-    job = LabelJob(plan.corpus, options.labels, report.run, report.definition)
+    job = LabelJob(plan.corpus, options.labels, report.run, report.definition, lease.token)
     pieces = pieces_of_work(plan.units, options.unit_rows)
     with ray_session(spare_cpus=1) as resources, Progress() as progress:
         pool = plan_actors(resources, options.num_actors, len(pieces))
@@ -132,6 +154,7 @@ def _label_units(options: LabelOptions, report: RunReport) -> None:
         progress.phase("label", total=plan.num_articles_planned, unit="articles")
         with closing(run_pieces(job, options.model, pieces, pool)) as results:
             for result in results:
+                lease.check()
                 report.add(result)
                 progress.advance(result.rows, f"{report.documents_per_s:,.1f} documents/s, {report.errors:,} errors")
                 if result.unreadable:
@@ -167,6 +190,10 @@ def _explained(error: Exception, failure: str) -> MtopError:
 def _first_line(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _log(text: str) -> None:
+    Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)
 
 
 def _say(text: str) -> None:

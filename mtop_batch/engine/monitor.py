@@ -33,6 +33,10 @@ class TrainingMonitor:
         self._warm_steps = {name: num_steps[name] for name in done}
         self._progress.phase("warm start", sum(num_steps.values()), completed=sum(self._warm_steps.values()))
 
+    def begin_training(self) -> None:
+        """The multi-task phase begins; how many steps it has is known when its workers have started."""
+        self._progress.phase("start the training workers")
+
     def poll(self, queue: EventQueue) -> None:
         """Handle what has come in."""
         for event in queue.take():

@@ -124,7 +124,8 @@ class Phases:
         filesystem, path = self.run.storage()
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"job": job},
+            # By reference: Ray Train's controller opens this dictionary, and need not import all that the workers do.
+            train_loop_config={"job": ray.put(job)},
             scaling_config=ScalingConfig(num_workers=train.num_workers, use_gpu=self.resources.num_gpus > 0),
             run_config=RunConfig(
                 name=self.run.name,
@@ -135,6 +136,7 @@ class Phases:
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )
+        self.monitor.begin_training()
         result = self._fit(trainer)
         outcome = cast(FitResult | MtopError, result.return_value)
         if isinstance(outcome, MtopError):

@@ -116,11 +116,14 @@ class _Phase:
         self.details = ""
 
     def amount(self) -> str:
+        if self.total is None and not self.completed:
+            return ""
         total = "" if self.total is None else f"/{self.total:,.0f}"
         return f"{self.completed:,.0f}{total} {self.unit}"
 
     def line(self, now: float) -> str:
-        parts = [f"{self.name}: {self.amount()}", *([self.details] if self.details else [])]
+        parts = [f"{self.name}: {self.amount()}" if self.amount() else self.name]
+        parts += [self.details] if self.details else []
         done = self.completed - self.completed_before
         if self.total is not None and done > 0 and self.completed < self.total:
             left_s = (now - self.started_at) / done * (self.total - self.completed)

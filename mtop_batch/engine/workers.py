@@ -108,13 +108,13 @@ def train_worker(config: dict[str, Any]) -> FitResult | MtopError:
     """Ray Train's loop: this worker's part of the multi-task training, from the last checkpoint if there is one.
 
     Args:
-        config: {"job": MultiTaskJob}.
+        config: {"job": reference to a `MultiTaskJob`}.
 
     Returns:
         How the run went, or what makes it impossible. The latter is the same on all workers and would be the same
         the next time, so it is returned and not raised: Ray Train would try again.
     """
-    job: MultiTaskJob = config["job"]
+    job: MultiTaskJob = ray.get(config["job"])
     context = ray.train.get_context()
     _use_threads(context.get_local_world_size(), job.max_threads)
     worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())

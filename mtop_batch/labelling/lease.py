@@ -7,7 +7,8 @@ waits. Each taker raises the fence number by compare and swap (`lease_file`): a 
 back finds another fence, can neither renew nor release, and its checks fail.
 
 What a lease cannot do: a task that is suspended between its check and the end of its write still writes one file.
-That is why names of label files are a function of what they hold: a late file replaces one with the same labels.
+It has the name that its definition and unit give it, so it replaces a file of the same labels; had the source changed
+meanwhile, the footer says of which content it is, and the next run replaces it.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ _CHECK_EVERY_S = 1.0
 _last_good_check: dict[LeaseToken, float] = {}
 
 
+class LeaseLost(LabelTableError):
+    """This run may not write any more; trying again is of no use."""
+
+
 class Clock:
     """Time as the lease sees it; tests bring their own."""
 
@@ -69,7 +74,8 @@ class LeaseToken:
         """Ask storage whether the lease is still this one; a good answer holds for up to a second in this process.
 
         Raises:
-            LabelTableError: Another run has the lease, it was released, or storage does not answer.
+            LeaseLost: Another run has the lease, or it was released.
+            LabelTableError: Storage does not answer.
         """
         asked = time.monotonic()
         last = _last_good_check.get(self)
@@ -87,17 +93,17 @@ class LeaseToken:
         """The holder in the lease file as read, if that is still this lease's.
 
         Raises:
-            LabelTableError: It is not.
+            LeaseLost: It is not.
         """
         lost = f"run {self.run} no longer holds the lease on {self.labels_uri} and stops writing:"
         after = "the same command does what is then missing"
         if snapshot is None:
-            raise LabelTableError(f"{lost} {FILE_NAME} was deleted; {after}")
+            raise LeaseLost(f"{lost} {FILE_NAME} was deleted; {after}")
         found = Holder.from_json(snapshot.data, self.uri)
         if (found.run, found.fence) != (self.run, self.fence):
-            raise LabelTableError(f"{lost} {found} took it over; {after} once that run has ended")
+            raise LeaseLost(f"{lost} {found} took it over; {after} once that run has ended")
         if found.released:
-            raise LabelTableError(f"{lost} it was released, so the run is over; {after}")
+            raise LeaseLost(f"{lost} it was released, so the run is over; {after}")
         return found
 
 
@@ -129,10 +135,10 @@ class Lease:
                 renewal succeed, because nobody took it meanwhile, the lease holds again.)
         """
         if self._lost:
-            raise LabelTableError(self._lost)
+            raise LeaseLost(self._lost)
         age = self._clock.monotonic() - self._renewed
         if age > self.token.ttl_s:
-            raise LabelTableError(
+            raise LeaseLost(
                 f"run {self.token.run} could not renew its lease on {self.token.labels_uri} for {age:.0f} s and "
                 f"stops writing: {self._problem}; the same command does what is then missing"
             )

@@ -21,6 +21,7 @@ from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import LabelTableError
 from mtop_batch.labelling.definition import Definition
 from mtop_batch.labelling.label_files import write_label_file
+from mtop_batch.labelling.lease import LeaseLost, LeaseToken
 from mtop_batch.labelling.plan import Target, Unit
 from mtop_batch.labelling.predictor import Predictor, label_columns
 from mtop_batch.labelling.sources import UnreadableSource
@@ -43,12 +44,14 @@ class LabelJob:
         labels: URI of the label table.
         run: The run's id.
         definition: The wanted tasks with their fingerprints, and the columns they are computed from.
+        lease: The run's right to write; asked before every label file.
     """
 
     corpus: str
     labels: str
     run: str
     definition: Definition
+    lease: LeaseToken
 
 
 @dataclass
@@ -145,6 +148,7 @@ def write(job: LabelJob, streams: Sequence[Any]) -> list[UnitResult]:
     """Third stage: write each unit's label files; a file becomes visible whole or not at all.
 
     Raises:
+        LeaseLost: Another run has taken the label table over.
         LabelTableError: Storage did not answer for two minutes. Files already written are whole and stay; the next
             run finds them current.
     """
@@ -191,6 +195,7 @@ def _write_unit(job: LabelJob, table: pa.Table, unit: Unit, result: UnitResult) 
 
 
 def _write_target(job: LabelJob, table: pa.Table, unit: Unit, target: Target) -> int:
+    job.lease.check()
     columns = {name: table[name] for name in table.column_names}
     return write_label_file(
         job.labels,
@@ -228,6 +233,8 @@ def _patiently(action: Callable[[], T], result: UnitResult) -> T:
     for pause_s in RETRY_PAUSES_S:
         try:
             return action()
+        except LeaseLost:
+            raise
         except LabelTableError:
             result.retries += 1
             time.sleep(pause_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +13,9 @@ from torch import distributed
 
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.examples import LabelledTokens
-from mtop_batch.errors import DataError
 from mtop_batch.model.mtop import MTOPModel
 from mtop_batch.model.prompts import prompt_layout
-from mtop_batch.tasks import Task
+from mtop_batch.tasks import Metric, Task
 from mtop_batch.training.metrics import compute_metric
 from mtop_batch.training.settings import Precision, TaskData, Worker
 from mtop_batch.training.state import TaskMetrics
@@ -38,22 +37,18 @@ def evaluate(
     Raises:
         DataError: A task has no evaluation examples.
     """
-    metrics = {}
-    for item in data:
-        if item.eval is None or not len(item.eval):
-            raise DataError(
-                f"task {item.task.name!r} has no evaluation examples; give it some or train with evaluate=False"
-            )
-        metrics[item.task.name] = evaluate_task(
+    return {
+        item.task.name: evaluate_task(
             model,
-            item.eval,
+            item.evaluation_examples(),
             item.task,
             pad_token_id=pad_token_id,
             precision=precision,
             max_batch_tokens=max_batch_tokens,
             worker=worker,
         )
-    return metrics
+        for item in data
+    }
 
 
 def evaluate_task(
@@ -89,13 +84,13 @@ def evaluate_task(
     lengths = examples.tokens.lengths[rows] + len(layout.groups)
     batches = [rows[batch] for batch in length_sorted_batches(lengths, max_batch_tokens)]
     with _evaluating(model), worker.autocast(precision):
-        own_predictions, own_loss = _predict(model, examples, task, batches, pad_token_id, worker.device)
+        own_predictions, own_loss = _predict(model, examples, task, batches, pad_token_id, worker)
     order = np.concatenate([np.empty(0, np.int64), *batches])
     predictions, loss = _gather(order, own_predictions, own_loss, worker)
-    values = {
-        name: compute_metric(name, predictions, examples.labels, task.num_outputs) for name in _metric_names(task)
-    }
-    return {**values, "loss": loss / len(predictions), "num_examples": len(predictions)}
+    metrics: TaskMetrics = {"loss": loss / len(predictions), "num_examples": len(predictions)}
+    for name in _metric_names(task):
+        metrics[name] = compute_metric(name, predictions, examples.labels, task.num_outputs)
+    return metrics
 
 
 def mean_metric(metrics: Mapping[str, TaskMetrics], tasks: Sequence[Task]) -> float:
@@ -103,8 +98,9 @@ def mean_metric(metrics: Mapping[str, TaskMetrics], tasks: Sequence[Task]) -> fl
     return float(np.mean([metrics[task.name][str(task.metric)] for task in tasks]))
 
 
-def _metric_names(task: Task) -> list[Any]:
-    return list(dict.fromkeys([task.metric, *(["accuracy"] if task.kind == "classification" else [])]))
+def _metric_names(task: Task) -> list[Metric]:
+    own = cast(Metric, task.metric)  # a task that was made has one
+    return [own] if own == "accuracy" or task.kind == "regression" else [own, "accuracy"]
 
 
 @contextmanager
@@ -124,13 +120,15 @@ def _predict(
     task: Task,
     batches: Sequence[npt.NDArray[np.int64]],
     pad_token_id: int,
-    device: torch.device,
+    worker: Worker,
 ) -> tuple[npt.NDArray[Any], float]:
     """Label ids, or values, of the rows of all batches one after the other, and the sum of their losses."""
-    predictions, losses = [torch.empty(0, device=device)], [torch.zeros((), device=device)]
+    predictions = [torch.empty(0, device=worker.device)]
+    losses = [torch.zeros((), device=worker.device)]
     for rows in batches:
-        inputs = {key: value.to(device) for key, value in pad_batch(examples.tokens, rows, pad_token_id).items()}
-        labels = torch.from_numpy(examples.labels[rows]).to(device)
+        padded = pad_batch(examples.tokens, rows, pad_token_id)
+        inputs = {key: worker.to_device(value) for key, value in padded.items()}
+        labels = worker.to_device(torch.from_numpy(examples.labels[rows]))
         output = model(**inputs, task=task.name, labels=labels)
         predictions.append(output.logits[:, 0] if task.kind == "regression" else output.logits.argmax(dim=1))
         losses.append(output.loss * len(rows))

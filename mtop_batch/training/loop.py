@@ -163,8 +163,8 @@ class _Run:
         _seed_dropout(settings.seed, step, worker.rank)
         with worker.autocast(settings.precision):
             output = parallel(
-                **{key: value.to(worker.device, non_blocking=True) for key, value in inputs.items()},
-                labels=labels.to(worker.device, non_blocking=True),
+                **{key: worker.to_device(value) for key, value in inputs.items()},
+                labels=worker.to_device(labels),
                 task=self.data[index].task.name,
             )
         # DDP takes the mean over workers, whose shares of the batch may differ by a row.
@@ -247,16 +247,13 @@ def _check_data(data: Sequence[TaskData], settings: TrainSettings) -> None:
     for item in data:
         if not len(item.train):
             raise DataError(f"task {item.task.name!r} has no training examples; give it some or remove the task")
-        if settings.evaluate and (item.eval is None or not len(item.eval)):
-            raise DataError(
-                f"task {item.task.name!r} has no evaluation examples; give it some or train with evaluate=False"
-            )
+        if settings.evaluate:
+            item.evaluation_examples()
 
 
 def _identity(data: Sequence[TaskData], settings: TrainSettings) -> Mapping[str, Any]:
-    """What a checkpoint must have in common with the run that goes on from it."""
-    values = asdict(settings)
-    del values["checkpoint_steps"]
+    """What a checkpoint must have in common with the run that goes on from it; the hardware may be another."""
+    values = {key: value for key, value in asdict(settings).items() if key not in ("checkpoint_steps", "precision")}
     return {**values, "tasks": {item.task.name: len(item.train) for item in data}}
 
 

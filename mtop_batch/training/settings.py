@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from mtop_batch.data.examples import LabelledTokens
-from mtop_batch.errors import ConfigError
+from mtop_batch.errors import ConfigError, DataError
 from mtop_batch.tasks import Task
 
 Precision = Literal["fp32", "bf16"]
@@ -75,6 +76,10 @@ class Worker:
         """The context in which the model runs."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """The tensor on the device, without waiting for the work queued there as a plain copy would."""
+        return tensor.to(self.device, non_blocking=True)
+
 
 @dataclass(frozen=True)
 class TaskData:
@@ -83,3 +88,15 @@ class TaskData:
     task: Task
     train: LabelledTokens
     eval: LabelledTokens | None = None
+
+    def evaluation_examples(self) -> LabelledTokens:
+        """What the task is evaluated on.
+
+        Raises:
+            DataError: There are none.
+        """
+        if self.eval is None or not len(self.eval):
+            raise DataError(
+                f"task {self.task.name!r} has no evaluation examples; give it some or train with evaluate=False"
+            )
+        return self.eval

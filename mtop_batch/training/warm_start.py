@@ -100,19 +100,20 @@ def initialise(
         DataError: The training data has no tokens to begin prompts from.
         TaskError: A warm start has other shapes than the model: another number of prompts, another backbone.
     """
+    warm = warm or {}
     if "single-task" in (prompt_init, pooler_init):
-        _check_warm(model, warm or {})
+        _check_warm(model, warm)
     if prompt_init == "token" and token_counts is None:
         raise ConfigError('model.prompt_init = "token" needs the token counts of the training data; pass token_counts')
     generator = torch.Generator().manual_seed(seed)
     for name in model.task_names:
         tensors: dict[str, Tensor] = {}
         if prompt_init == "single-task":
-            tensors["prompts"] = (warm or {})[name]["prompts"]
+            tensors["prompts"] = warm[name]["prompts"]
         elif token_counts is not None and prompt_init == "token":
             tensors["prompts"] = _token_prompts(model, name, token_counts, special_ids, generator)
         if pooler_init == "single-task":
-            tensors |= {key: value for key, value in (warm or {})[name].items() if key != "prompts"}
+            tensors |= {key: value for key, value in warm[name].items() if key != "prompts"}
         model.load_task(name, tensors)
 
 

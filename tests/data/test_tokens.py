@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mtop_batch.data.encoders import PythonEncoder
+from mtop_batch.data.cuts import safe_cuts
+from mtop_batch.data.encoders import PythonEncoder, RustEncoder
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import ConfigError
 
@@ -136,6 +138,27 @@ def test_unknown_pieces_are_never_cut(pre_tokenizer: Any) -> None:
     encoder = TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend), 4)
     assert not encoder.cuts_early
     assert encoder.encode(["b " * 100]).row(0).tolist() == encoder.encode(["b " * 100]).row(0).tolist()
+
+
+@pytest.mark.parametrize("family", ["Bert", "Electra", "DistilBert", "Roberta", "GPTNeoX", "XLMRoberta", "Albert"])
+def test_the_tokenizers_of_common_backbones_can_be_cut(family: str) -> None:
+    tokenizer = getattr(transformers, f"{family}Tokenizer")()
+    assert safe_cuts(tokenizer.backend_tokenizer) is not None
+
+
+def test_a_long_text_is_tokenised_only_as_far_as_needed(
+    any_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    encode_batch = RustEncoder._encode_batch
+
+    def recording(encoder: RustEncoder, texts: list[str]) -> list[Any]:
+        read.extend(texts)
+        return encode_batch(encoder, texts)
+
+    monkeypatch.setattr(RustEncoder, "_encode_batch", recording)
+    text_tokenizer(any_tokenizer, 32).encode(["The bank's shares fell on Monday. " * 3_000])
+    assert sum(map(len, read)) <= 32 * 6
 
 
 def test_truncation_from_the_left_keeps_the_end(byte_level_tokenizer: PreTrainedTokenizerBase) -> None:

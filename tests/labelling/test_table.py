@@ -18,13 +18,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtop_batch.errors import LabelTableError, TaskError
-from mtop_batch.labelling.definition import Definition
 from mtop_batch.labelling.footer import FOOTER_KEY, DamagedLabelFile, Footer
 from mtop_batch.labelling.gather import plan_labels
 from mtop_batch.labelling.runs import new_run_id, write_run
 from mtop_batch.labelling.table import label_schema, read_footer, read_labels, write_label_file
 from mtop_batch.tasks import Task
-from tests.labelling.support import articles, definition, expected_label, label_corpus, run_plan, write_corpus
+from tests.labelling.support import (
+    articles,
+    definition,
+    expected_label,
+    label_corpus,
+    label_unit,
+    run_plan,
+    write_corpus,
+)
 
 AB = definition({"a": "1", "b": "1"})
 FILES = {
@@ -90,8 +97,8 @@ def test_any_reader_sees_every_article_once(corpus: Path, labels: Path) -> None:
     label_corpus(corpus, labels, AB, unit_rows=2)
     (root,) = (path for path in labels.iterdir() if not path.name.startswith("_"))
     expected = sorted(f"a{n}" for n in range(12))
-    found = duckdb.sql(f"select id, lang, a_label from read_parquet('{root}/**/*.parquet', hive_partitioning=true)")
-    assert sorted(row[0] for row in found.fetchall()) == expected
+    query = f"select id, lang, a_label from read_parquet('{root}/**/*.parquet', hive_partitioning=true)"
+    assert sorted(row[0] for row in duckdb.connect().execute(query).fetchall()) == expected
     assert sorted(pl.scan_parquet(root, hive_partitioning=True).collect()["id"]) == expected
     dataset = ds.dataset(root, partitioning="hive")
     assert sorted(dataset.to_table()["id"].to_pylist()) == expected
@@ -103,8 +110,6 @@ def test_the_same_input_gives_the_same_bytes(corpus: Path, tmp_path: Path) -> No
     for name in ("one", "two"):
         plan = plan_labels(str(corpus), str(tmp_path / name), AB)
         for unit in plan.units:
-            from tests.labelling.support import label_unit
-
             label_unit(plan.corpus, plan.labels, AB, unit, run="the run")
         files = sorted((tmp_path / name).rglob("*.parquet"))
         digests.append([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])
@@ -166,7 +171,7 @@ def test_the_newest_wanted_definition_wins_where_it_has_labels(corpus: Path, lab
     run_plan(plan, new, plan.units[:1])
     rows = read_labels(str(labels), provenance=True).to_pylist()
     assert [row["a_fingerprint"] for row in rows] == ["new"] * 5 + ["old"] * 7
-    assert [row["a_bundle"] for row in rows] == ["news"[:4] + "-2"] * 5 + ["news"] * 7
+    assert [row["a_bundle"] for row in rows] == ["news-2"] * 5 + ["news"] * 7
     assert [row["a_label"] for row in rows][:5] == [answers(new.tasks, n)["a_label"] for n in range(5)]
 
 
@@ -251,7 +256,7 @@ def test_over_any_subsets_of_sets_every_article_comes_once_with_present_labels(
     labelled: dict[tuple[str, str], set[int]] = {}
     present: dict[str, str] = {}
     for tasks, fingerprint, unit_rows in runs:
-        wanted = definition({task: fingerprint for task in sorted(tasks)})
+        wanted = definition(dict.fromkeys(sorted(tasks), fingerprint))
         plan = plan_labels(str(root / "corpus"), str(root / "labels"), wanted, unit_rows=unit_rows)
         units = [unit for unit in plan.units if data.draw(st.booleans())]
         run_plan(plan, wanted, units)
@@ -283,7 +288,3 @@ def test_a_run_that_wrote_nothing_still_says_what_is_wanted(corpus: Path, labels
     write_run(str(labels), new_run_id(), definition({"a": "1"}), str(corpus))
     fingerprints = set(read_labels(str(labels), provenance=True)["a_fingerprint"].to_pylist())
     assert fingerprints == {"1"}
-
-
-def label_all(corpus: Path, labels: Path, wanted: Definition) -> None:
-    run_plan(plan_labels(str(corpus), str(labels), wanted), wanted)

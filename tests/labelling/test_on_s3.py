@@ -1,0 +1,122 @@
+"""The same on a real S3 server: listings with etags, plans, label files, and what an outage looks like."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mtop_batch import storage
+from mtop_batch.errors import LabelTableError
+from mtop_batch.labelling import cells as why
+from mtop_batch.labelling.gather import plan_labels
+from mtop_batch.labelling.sources import SourceChanged
+from mtop_batch.labelling.table import read_labels
+from mtop_batch.labelling.units import read_unit
+from tests.labelling.support import articles, definition, run_plan
+from tests.s3 import S3Server, s3_server
+
+AB = definition({"a": "1", "b": "1"})
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def root(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty prefix on the server, which the environment leads to."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(storage, "_S3_ATTEMPTS", 3)
+    storage._pyarrow_s3.cache_clear()
+    return f"s3://{server.bucket}/{uuid4().hex}"
+
+
+def put(uri: str, columns: dict[str, list[str]]) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    storage.write_bytes(uri, sink.getvalue())
+
+
+def test_files_are_listed_written_and_removed(root: str, tmp_path: Path) -> None:
+    odd = storage.join(root, "date=2026-11-20/a b ü%20+=1.parquet")
+    storage.write_bytes(odd, b"x" * 5)
+    storage.write_bytes(storage.join(root, "_hidden/x"), b"")
+    assert storage.list_files(root)[0] == storage.FileInfo(
+        "date=2026-11-20/a b ü%20+=1.parquet", 5, storage.stat(odd).version
+    )
+    assert (storage.exists(root), storage.is_file(root), storage.is_file(odd)) == (True, False, True)
+    storage.download(odd, tmp_path / "copy")
+    storage.upload(tmp_path / "copy", storage.join(root, "copy"))
+    assert storage.read_bytes(storage.join(root, "copy")) == b"xxxxx"
+    for _ in range(2):
+        storage.delete(odd)
+    assert not storage.is_file(odd)
+    assert storage.list_files(storage.join(root, "nothing")) == []
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(odd)
+
+
+def test_more_than_a_page_of_keys_is_listed(root: str) -> None:
+    list(
+        storage.in_threads(lambda n: storage.write_bytes(storage.join(root, f"{n:05d}"), b""), range(1_050), threads=8)
+    )
+    assert [info.path for info in storage.list_files(root)] == [f"{n:05d}" for n in range(1_050)]
+
+
+def test_a_corpus_on_s3_is_labelled_once_and_again_where_it_changed(root: str) -> None:
+    corpus, labels = storage.join(root, "corpus"), storage.join(root, "labels")
+    put(storage.join(corpus, "date=1/x y.parquet"), articles(5))
+    put(storage.join(corpus, "date=2/ü.parquet"), articles(4, start=5))
+    run_plan(plan_labels(corpus, labels, AB, unit_rows=3), AB)
+    assert plan_labels(corpus, labels, AB, unit_rows=3).units == ()
+    put(storage.join(corpus, "date=2/ü.parquet"), articles(4, start=6))
+    plan = plan_labels(corpus, labels, AB, unit_rows=3)
+    assert plan.reasons == Counter({why.CONTENT_CHANGED: 8})
+    run_plan(plan, AB)
+    ids = read_labels(labels)["id"].to_pylist()
+    assert ids == [f"a{n}" for n in (0, 1, 2, 3, 4, 6, 7, 8, 9)]
+
+
+def test_a_file_replaced_since_the_plan_is_found_out_by_its_etag(root: str) -> None:
+    corpus = storage.join(root, "corpus")
+    put(storage.join(corpus, "x.parquet"), articles(5))
+    (unit,) = plan_labels(corpus, storage.join(root, "labels"), AB).units
+    put(storage.join(corpus, "x.parquet"), articles(5, start=1))
+    with pytest.raises(SourceChanged, match="changed"):
+        list(read_unit(corpus, unit, "id"))
+
+
+def test_wrong_credentials_and_missing_buckets_are_told_without_secrets(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(LabelTableError, match="the bucket does not exist"):
+        storage.list_files("s3://no-such-bucket/x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
+    for call in (storage.list_files, storage.read_bytes, storage.exists):
+        with pytest.raises(LabelTableError, match=r"was refused.*AWS_ACCESS_KEY_ID") as caught:
+            call(storage.join(root, "x"))
+        assert "wrong-secret" not in str(caught.value)
+
+
+def test_a_server_that_is_down_is_an_outage_and_not_a_missing_or_bad_file(root: str, server: S3Server) -> None:
+    corpus = storage.join(root, "corpus")
+    put(storage.join(corpus, "x.parquet"), articles(5))
+    (unit,) = plan_labels(corpus, storage.join(root, "labels"), AB).units
+    server.stop()
+    try:
+        with pytest.raises(LabelTableError, match="cannot be reached"):
+            list(read_unit(corpus, unit, "id"))
+        with pytest.raises(LabelTableError, match="cannot be reached"):
+            storage.list_files(corpus)
+    finally:
+        server.start()
+    assert sum(len(batch) for batch in read_unit(corpus, unit, "id")) == 5
