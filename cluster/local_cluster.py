@@ -108,7 +108,7 @@ class LocalCluster:
         return sum(node["raylet"].get("state") == "ALIVE" for node in summary)
 
 
-def start_cluster(directory: Path, nodes: int = 2, cpus_per_node: int = 4, *, timeout_s: float = 120.0) -> LocalCluster:
+def start_cluster(directory: Path, nodes: int = 2, cpus_per_node: int = 4, *, timeout_s: float = 180.0) -> LocalCluster:
     """Start a cluster and wait until all nodes have joined and the job server answers.
 
     GPUs of the machine belong to the first node. Logical CPUs need not exist: short tasks still run while actors

@@ -72,7 +72,7 @@ def _show_results() -> None:
     for what, where in {"corpus": CORPUS, "model": MODEL, "labels": LABELS}.items():
         console.print(f"   {what:7} {where}")
     console.print(f'\nTry: duckdb -c "{QUERY}"\n')
-    _print_rows(duckdb.sql(QUERY).to_arrow_table())
+    _print_rows(duckdb.connect().execute(QUERY).to_arrow_table())
 
 
 def _accuracy_table(rows: list[dict[str, Any]], topics: list[str]) -> Table:

@@ -145,7 +145,11 @@ def build_nhc(
     output: Annotated[str, typer.Option(help="Directory for the tasks' Parquet files and tasks.toml.")] = "data/nhc",
     extra: Annotated[
         list[str] | None,
-        typer.Option(help="A further task from labelled Parquet; may be repeated.", metavar="NAME=LABELLED.parquet"),
+        typer.Option(
+            help="A further task from labelled Parquet; may be repeated. With ?positive=A,B behind the path, "
+            "labels A and B become yes and all others no.",
+            metavar="NAME=LABELLED.parquet",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:

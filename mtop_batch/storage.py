@@ -176,18 +176,25 @@ def read_bytes(uri: str) -> bytes:
         return bytes(file.read())
 
 
-def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
+def write_bytes(uri: str, data: bytes | pa.Buffer, *, unfinished: str | None = None) -> None:
     """Write a file, whole or not at all; directories above it are made.
 
-    If it fails, what was there before is still there. A process killed in the middle may leave a hidden file
-    `.tmp-*` beside it on a local disk, and nothing that can be seen on an object store.
+    If it fails, what was there before is still there. A process killed in the middle may leave a file `.tmp-*` on a
+    local disk, and nothing that can be seen on an object store.
+
+    Args:
+        uri: The file.
+        data: Its content.
+        unfinished: On a local disk, the directory of the file until it is whole; beside it by default. It must be on
+            the same disk.
 
     Raises:
         LabelTableError: The storage cannot be reached or refuses.
     """
     with explained(uri):
         if not is_remote(uri):
-            with _replacing(_local(uri)) as temporary, open(temporary, "wb") as file:
+            path = _local(uri)
+            with _replacing(path, unfinished) as temporary, open(temporary, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -261,12 +268,12 @@ def _name(uri: str) -> str:
 
 
 @contextmanager
-def _replacing(path: str) -> Iterator[str]:
-    """A hidden path beside `path`, to write to; it becomes `path` if the block succeeds and is removed if not."""
+def _replacing(path: str, unfinished: str | None = None) -> Iterator[str]:
+    """A hidden path to write to; it becomes `path` if the block succeeds and is removed if not."""
     directory = os.path.dirname(path)
-    if directory:
-        os.makedirs(directory, exist_ok=True)
-    temporary = os.path.join(directory, f".tmp-{uuid4().hex}")
+    for needed in filter(None, (directory, unfinished)):
+        os.makedirs(needed, exist_ok=True)
+    temporary = os.path.join(unfinished or directory, f".tmp-{uuid4().hex}")
     try:
         yield temporary
         os.replace(temporary, path)

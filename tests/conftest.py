@@ -13,11 +13,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
+import hypothesis
 import pytest
 import torch
 from transformers import BertTokenizer, ElectraConfig, ElectraModel
 
 from tests.s3 import S3Server, s3_server
+
+# Generated examples may take long on a machine that is busy with other tests.
+hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("default")
 
 WORDS = (
     "bank market profit shares economy match goal team player cup film music star album show vote party minister "

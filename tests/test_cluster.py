@@ -77,6 +77,8 @@ def test_image_is_built_from_files_that_exist_with_the_pinned_ray() -> None:
     sources = [word for line in lines if line.startswith("COPY ") for word in line.split()[2:-1]]
     assert {"mtop_batch", "jobs", "constraints.txt", "pyproject.toml"} <= set(sources)
     assert all((ROOT / source).exists() for source in sources)
+    kept = (ROOT / "cluster" / "Dockerfile.dockerignore").read_text().splitlines()
+    assert {line[1:] for line in kept if line.startswith("!")} == set(sources)
     installs = [line for line in lines if line.startswith("RUN pip install")]
     assert len(installs) == 2
     assert all("-c constraints.txt" in line for line in installs)

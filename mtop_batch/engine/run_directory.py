@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.fs as pafs
+from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
 from ray.train.v2.api.result import Result
 from safetensors.torch import load, save
 from torch import Tensor
@@ -124,15 +125,15 @@ class RunDirectory:
     def _checkpoint_step(self) -> int | None:
         """The step that Ray Train will go on from; a note of Ray Train's that cannot be read is removed.
 
-        A driver killed while Ray Train writes its note leaves half of it, at which Ray Train would stop for good.
-        Training then starts anew, from the warm start that is kept.
+        A driver killed while Ray Train writes its note leaves half of it, and another version of Ray does not read it:
+        Ray Train would stop at either for good. Training then starts anew, from the warm start that is kept.
         """
         if not storage.is_file(self._path(_SNAPSHOT)):
             return None
         fs, path = storage.filesystem(self.uri)
         try:
             metrics = Result.from_path(path, storage_filesystem=fs).metrics
-        except (ValueError, RuntimeError, AssertionError, KeyError):
+        except (CheckpointManagerInitializationError, AssertionError, KeyError):
             storage.delete(self._path(_SNAPSHOT))
             return None
         return int(metrics["step"]) if metrics else None

@@ -83,12 +83,11 @@ def train(config: Config, *, progress: Progress, on_event: Callable[[Event], Non
     started = time.monotonic()
     parts = _prepare(config, progress)
     run = RunDirectory(config.output, run_digest(config, parts.data))
-    found = run.begin(config)
-    if found:
-        progress.note(found)
     monitor = TrainingMonitor(run, progress, on_event)
     with ray_session() as resources:
         _check_workers(config, resources, progress)
+        if found := run.begin(config):
+            progress.note(found)
         monitor.record({"event": "run", "resources": str(resources), "versions": _versions()})
         phases = Phases(config, parts.data, parts.pad_token_id, resources, run, monitor, EventQueue())
         needs_warm_start = "single-task" in (config.model.prompt_init, config.model.pooler_init)

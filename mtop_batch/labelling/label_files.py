@@ -7,6 +7,7 @@ Each label set is a plain Parquet data set. A label file appears whole or not at
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -81,8 +82,20 @@ def write_label_file(
         writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
         writer.add_key_value_metadata({FOOTER_KEY: footer.encode().decode()})
     data = sink.getvalue()
-    storage.write_bytes(storage.join(labels, target.label_set, target.path), data)
+    uri = storage.join(labels, target.label_set, target.path)
+    storage.write_bytes(uri, data, unfinished=_unfinished(labels))
     return int(data.size)
+
+
+def remove_unfinished(labels: str) -> None:
+    """Remove what writers left on a local disk when they were killed. Only for who holds the table alone."""
+    if not storage.is_remote(labels):
+        shutil.rmtree(_unfinished(labels), ignore_errors=True)
+
+
+def _unfinished(labels: str) -> str:
+    # Not beside the label files: some readers (Polars) refuse a directory with files that are not Parquet.
+    return storage.join(labels, "_unfinished").removeprefix("file://")
 
 
 def read_footer(labels: str, label_set: str, path: str) -> Footer:

@@ -49,6 +49,20 @@ def starts(events: list[Event], phase: str) -> list[Event]:
     return [event for event in events if event["event"] == "start" and event["phase"] == phase]
 
 
+def assert_same_losses(events: list[Event], expected: list[Event], tolerance: float) -> None:
+    """The evaluations of two runs, the last ones of each step, saw the same weights."""
+    losses = [
+        {
+            (event["step"], task): metrics["loss"]
+            for event in run_events
+            if event["event"] == "evaluation"
+            for task, metrics in event["metrics"].items()
+        }
+        for run_events in (events, expected)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0, abs=tolerance)
+
+
 @pytest.fixture(scope="module")
 def trained(
     make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory
@@ -58,10 +72,10 @@ def trained(
 
 
 @pytest.fixture(scope="module")
-def two_workers(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    config = make_config(tmp_path_factory.mktemp("two") / "bundle", model=COLD, train={"num_workers": 2})
-    run(config)
-    return config
+def two_workers(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, list[Event]]:
+    output = tmp_path_factory.mktemp("two") / "bundle"
+    config = make_config(output, model=COLD, train={"num_workers": 2, "epochs": 4, "learning_rate": 1e-3})
+    return config, run(config)[1]
 
 
 def test_a_configuration_becomes_a_bundle_that_has_learned(trained: tuple[Config, TrainResult, list[Event]]) -> None:
@@ -102,16 +116,19 @@ def test_a_task_that_means_something_else_in_the_bundle_is_not_evaluated(
         evaluate_bundle(trained[0].output, Config.model_validate(values))
 
 
-def test_two_workers_give_the_result_of_one(make_config: MakeConfig, two_workers: Config, tmp_path: Path) -> None:
-    one_worker = make_config(tmp_path / "bundle", model=COLD)
-    run(one_worker)
-    expected = weights(two_workers)
+def test_two_workers_give_the_result_of_one(
+    make_config: MakeConfig, two_workers: tuple[Config, list[Event]], tmp_path: Path
+) -> None:
+    one_worker = make_config(tmp_path / "bundle", model=COLD, train={"epochs": 4, "learning_rate": 1e-3})
+    _, events = run(one_worker)
+    assert_same_losses(events, two_workers[1], tolerance=1e-5)
+    expected = weights(two_workers[0])
     for name, tensor in weights(one_worker).items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5, msg=name)
 
 
 def test_training_goes_on_from_the_last_checkpoint_when_a_worker_is_killed(
-    make_config: MakeConfig, two_workers: Config, tmp_path: Path
+    make_config: MakeConfig, two_workers: tuple[Config, list[Event]], tmp_path: Path
 ) -> None:
     pids: dict[int, int] = {}
     killed: list[int] = []
@@ -119,15 +136,17 @@ def test_training_goes_on_from_the_last_checkpoint_when_a_worker_is_killed(
     def kill_once(event: Event) -> None:
         if event["event"] == "worker":
             pids[event["rank"]] = event["pid"]
-        if event["event"] == "evaluation" and event["epoch"] >= 3 and not killed:
+        if event["event"] == "evaluation" and event["epoch"] >= 2 and not killed:
             killed.append(pids[1])
             os.kill(pids[1], signal.SIGKILL)
 
-    disturbed = make_config(tmp_path / "bundle", model=COLD, train={"num_workers": 2})
+    train_ = {"num_workers": 2, "epochs": 4, "learning_rate": 1e-3}
+    disturbed = make_config(tmp_path / "bundle", model=COLD, train=train_)
     _, events = run(disturbed, kill_once)
-    assert [event["step"] for event in starts(events, "train")][0] == 0
-    assert 0 < [event["step"] for event in starts(events, "train")][1] < events[-1]["num_steps"]
-    expected = weights(two_workers)
+    first, second = (event["step"] for event in starts(events, "train"))
+    assert first == 0 < second < events[-1]["num_steps"]
+    assert_same_losses(events, two_workers[1], tolerance=0)
+    expected = weights(two_workers[0])
     for name, tensor in weights(disturbed).items():
         assert torch.equal(tensor, expected[name]), name
 

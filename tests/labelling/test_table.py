@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from mtop_batch.errors import LabelTableError, TaskError
 from mtop_batch.labelling.footer import FOOTER_KEY, DamagedLabelFile, Footer
 from mtop_batch.labelling.gather import plan_labels
+from mtop_batch.labelling.label_files import remove_unfinished
 from mtop_batch.labelling.runs import new_run_id, write_run
 from mtop_batch.labelling.table import label_schema, read_footer, read_labels, write_label_file
 from mtop_batch.tasks import Task
@@ -125,6 +127,28 @@ def test_labels_of_another_number_of_rows_are_not_written(corpus: Path, labels: 
     with pytest.raises(LabelTableError, match="5 rows were read, but there are labels for"):
         write_label_file(str(labels), target, ids, columns, [None] * 4, unit.footer(target, wanted, "r"), wanted.specs)
     assert not labels.exists()
+
+
+def test_a_killed_writer_leaves_nothing_that_a_reader_stumbles_over(
+    corpus: Path, labels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label_corpus(corpus, labels, AB)
+    wanted = definition({"d": "1"})
+    unit = plan_labels(str(corpus), str(labels), wanted).units[0]
+
+    def die(*_: object, **__: object) -> None:
+        raise SystemExit  # before anything is tidied up, as after SIGKILL
+
+    monkeypatch.setattr(os, "replace", die)
+    monkeypatch.setattr(Path, "unlink", die)
+    with pytest.raises(SystemExit):
+        label_unit(str(corpus), str(labels), wanted, unit, "r")
+    assert list((labels / "_unfinished").iterdir())
+    assert pl.scan_parquet(labels / AB.label_set_name("ab")).collect().height == 12
+    assert read_labels(str(labels)).num_rows == 12
+    monkeypatch.undo()
+    remove_unfinished(str(labels))
+    assert not (labels / "_unfinished").exists()
 
 
 def test_a_schema_has_no_label_column_for_regressions() -> None:

@@ -1,0 +1,47 @@
+"""Where measurements go: one JSON file each, with what is needed to repeat them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("torch", "transformers", "ray", "pyarrow", "tokenizers")
+
+
+def write_result(name: str, result: Any) -> Path:
+    """Write `results/<name>.json`: the result, and the command, machine, date and versions that made it."""
+    content = {
+        "command": shlex.join(
+            ["python", *(os.path.relpath(word) if word.endswith(".py") else word for word in sys.argv)]
+        ),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"cpu": _cpu_model(), "cores": os.cpu_count(), "gpu": _gpu_model()},
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in _PACKAGES}},
+        "result": result,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    return path
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _gpu_model() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None

