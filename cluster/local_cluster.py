@@ -87,6 +87,7 @@ class LocalCluster:
         """The variables with which `ray job submit` and drivers reach this cluster and no other."""
         return {
             "RAY_ADDRESS": self.address,
+            "RAY_API_SERVER_ADDRESS": self.dashboard_url,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.directory / TOKEN_FILE),
         }
@@ -151,7 +152,8 @@ def start_cluster(directory: Path, nodes: int = 2, cpus_per_node: int = 4, *, ti
         stop_cluster(directory)
         raise
     exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in cluster.environment.items())
-    (directory / ENVIRONMENT_FILE).write_text(f"export {exports}\n")
+    # A token in the environment would win over the one in the file.
+    (directory / ENVIRONMENT_FILE).write_text(f"unset RAY_AUTH_TOKEN\nexport {exports}\n")
     return cluster
 
 

@@ -9,6 +9,7 @@ from statistics import median
 from mtop_batch.engine.events import Event, EventQueue
 from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.run_directory import RunDirectory
+from mtop_batch.errors import MtopError
 
 
 class TrainingMonitor:
@@ -76,7 +77,13 @@ class TrainingMonitor:
             self._mean = event["mean"]
             best = ", the best so far" if event["best"] else ""
             self._progress.note(f"epoch {event['epoch']:.2f}: mean {event['mean']:.4f}{best}")
+            self._keep_events()
+
+    def _keep_events(self) -> None:
+        try:
             self._run.keep_events()
+        except (MtopError, OSError) as error:
+            self._progress.note(f"the log of this run could not be kept ({error}); training goes on")
 
     def _show_start(self, event: Event) -> None:
         if self._started:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from mtop_batch.config import Config
 from mtop_batch.engine.evaluate import evaluate_bundle
-from mtop_batch.engine.events import Event
+from mtop_batch.engine.events import Event, EventQueue
 from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.train import TrainResult, train
 from mtop_batch.errors import ConfigError, DataError, JobError, TaskError
@@ -181,6 +182,15 @@ def test_an_output_that_holds_something_else_is_left_alone(make_config: MakeConf
     with pytest.raises(ConfigError, match="has files in it that are no MTOP bundle"):
         run(make_config(tmp_path))
     assert (tmp_path / name).read_text() == "{}"
+
+
+def test_losing_the_event_queue_loses_news_and_nothing_else() -> None:
+    queue = EventQueue()
+    queue.emit({"event": "step"})
+    assert queue.take() == [{"event": "step"}]
+    ray.kill(queue._actor)
+    queue.emit({"event": "step"})
+    assert queue.take() == []
 
 
 @pytest.mark.slow

@@ -62,20 +62,24 @@ def test_gaps_are_the_rows_that_nothing_covers(num_rows: int, covered: list[Rows
         assert missing == ([] if (0, 0) in covered else [(0, 0)])
 
 
-@given(row_group_sizes, unit_sizes, st.lists(st.lists(st.booleans(), min_size=400, max_size=400), max_size=3))
+@given(row_group_sizes, unit_sizes, st.lists(st.sets(st.integers(0, 359)), max_size=3))
 def test_pieces_hold_exactly_the_missing_rows_of_each_thing(
-    row_groups: list[int], unit_rows: int, missing_rows: list[list[bool]]
+    row_groups: list[int], unit_rows: int, missing_rows: list[set[int]]
 ) -> None:
     num_rows = sum(row_groups)
     slices = slice_rows(row_groups, unit_rows)
-    missing = [[(row, row + 1) for row in range(num_rows) if flags[row]] for flags in missing_rows]
+    missing_rows = [{row for row in rows if row < num_rows} for rows in missing_rows]
+    missing = [[(row, row + 1) for row in sorted(rows)] for rows in missing_rows]
     found = list(pieces(slices, missing))
-    for index, flags in enumerate(missing_rows):
-        planned = [rows for rows, things in found if index in things]
-        if num_rows:
-            assert rows_of(planned) == [row for row in range(num_rows) if flags[row]]
+    for index, rows in enumerate(missing_rows):
+        assert rows_of([piece for piece, things in found if index in things]) == sorted(rows)
     assert all(things for _, things in found)
-    assert all(any(s <= a and b <= e for s, e in slices) for (a, b), _ in found)
-    neighbours = pairwise(found)
+    assert all(any(start <= a and b <= stop for start, stop in slices) for (a, b), _ in found)
     edges = {start for start, _ in slices}
-    assert all(x[0][1] < y[0][0] or x[1] != y[1] or y[0][0] in edges for x, y in neighbours), "neighbours are merged"
+    for (one, things), (two, other_things) in pairwise(found):
+        assert one[1] < two[0] or things != other_things or two[0] in edges, "neighbours that are alike are merged"
+
+
+def test_a_file_without_rows_is_a_piece_where_something_is_missing() -> None:
+    assert list(pieces([(0, 0)], [[(0, 0)], []])) == [((0, 0), frozenset({0}))]
+    assert list(pieces([(0, 0)], [[], []])) == []
