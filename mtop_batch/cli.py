@@ -13,7 +13,6 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -32,7 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ConfigOption = Annotated[Path, typer.Option("--config", help="TOML configuration file.", metavar="F.toml")]
+ConfigOption = Annotated[str, typer.Option("--config", help="TOML configuration file.", metavar="F.toml")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a configuration value; may be repeated.", metavar="section.key=value"),

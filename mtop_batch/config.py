@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mtop_batch.errors import ConfigError, TaskError
+from mtop_batch.storage import is_remote, read_bytes
 from mtop_batch.tasks import METRICS, Metric, Task, TaskKind, check_task_names
 
 
@@ -135,7 +136,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read, complete and check a configuration.
 
     Args:
-        path: A TOML file. `tasks = "other.toml"` in it takes the `[[task]]` tables from that file.
+        path: A TOML file, local or on object storage. `tasks = "other.toml"` in it takes the `[[task]]` tables from
+            that file.
         overrides: `section.key=value` strings; the value is read as TOML, or else as a plain string.
 
     Raises:
@@ -150,10 +152,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def _read_toml(path: str | Path) -> dict[str, Any]:
     try:
+        if is_remote(str(path)):
+            return tomllib.loads(read_bytes(str(path)).decode())
         with open(path, "rb") as file:
             return tomllib.load(file)
     except FileNotFoundError:
-        raise ConfigError(f"there is no configuration file {str(path)!r} (relative to {Path.cwd()})") from None
+        place = "" if is_remote(str(path)) else f" (relative to {Path.cwd()})"
+        raise ConfigError(f"there is no configuration file {str(path)!r}{place}") from None
     except IsADirectoryError:
         raise ConfigError(f"{str(path)!r} is a directory; name a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

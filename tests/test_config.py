@@ -7,6 +7,8 @@ import pytest
 
 from mtop_batch.config import Config, load_config
 from mtop_batch.errors import ConfigError
+from mtop_batch.storage import write_bytes
+from tests.s3 import S3Server
 
 CONFIG = """
 output = "models/news"
@@ -137,3 +139,11 @@ def test_a_malformed_override_is_refused(write: Callable[..., Path], override: s
 def test_a_resolved_configuration_reads_back(write: Callable[..., Path]) -> None:
     config = load_config(write(CONFIG))
     assert Config.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_a_configuration_may_lie_on_object_storage(s3: S3Server) -> None:
+    uri = f"s3://{s3.bucket}/configs/news.toml"
+    write_bytes(uri, CONFIG.encode())
+    assert load_config(uri).output == "models/news"
+    with pytest.raises(ConfigError, match=r"there is no configuration file 's3://test/configs/nowhere\.toml'"):
+        load_config(f"s3://{s3.bucket}/configs/nowhere.toml")

@@ -193,8 +193,11 @@ def choose_label_sets(
     """Where the labels of `tasks` for one unit go: label sets, each with its tasks.
 
     Existing sets that hold nothing but some of these tasks are filled up, the largest first; so every set stays a
-    complete table, and nightly new files join the sets of earlier ones. What remains becomes a set of its own.
+    complete table, and nightly new files join the sets of earlier ones. What remains becomes one set for each group of
+    tasks that existing sets do not tell apart (all of them, in a first run). Sets that are made so never tell apart
+    what was one group: a run that is cut short and done again ends with the same files as one that was not.
     """
+    label_sets = list(label_sets)
     open_tasks = set(tasks)
     candidates = [
         label_set
@@ -206,10 +209,12 @@ def choose_label_sets(
         if set(label_set.tasks) <= open_tasks:
             chosen.append((label_set.name, tuple(label_set.tasks)))
             open_tasks -= set(label_set.tasks)
-    if open_tasks:
-        rest = tuple(task for task in tasks if task in open_tasks)
-        chosen.append((definition.label_set_name(rest), rest))
-    return chosen
+    groups: dict[frozenset[str], list[str]] = defaultdict(list)
+    for task in tasks:
+        if task in open_tasks:
+            groups[frozenset(known.name for known in label_sets if known.holds(definition, task))].append(task)
+    chosen += [(definition.label_set_name(group), tuple(group)) for group in groups.values()]
+    return sorted(chosen, key=lambda target: tasks.index(target[1][0]))
 
 
 def build_plan(

@@ -48,6 +48,9 @@ class Table:
                 current.append((source, num_rows))
         return build_plan(cells, wanted.tasks, current, stale, unit_rows)
 
+    def label_sets(self) -> set[str]:
+        return {name for name, _ in self.files}
+
     def start(self, plan: Plan) -> None:
         for file in plan.obsolete:
             name, _, path = file.partition("/")
@@ -135,7 +138,7 @@ def histories(draw: st.DrawFn) -> tuple[Table, Corpus]:
     return table, corpus
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=3000)
 @given(histories(), fingerprints, st.integers(1, 20))
 def test_planned_and_current_cells_are_all_cells_and_do_not_overlap(
     history: tuple[Table, Corpus], tasks: dict[str, str], unit_rows: int
@@ -145,7 +148,7 @@ def test_planned_and_current_cells_are_all_cells_and_do_not_overlap(
     check_plan(table.plan(wanted, corpus, unit_rows), table, wanted, corpus)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=3000)
 @given(histories(), fingerprints, st.integers(1, 20), st.integers(1, 20), st.data())
 def test_after_any_part_of_a_plan_the_next_plan_is_exactly_the_rest(
     history: tuple[Table, Corpus], tasks: dict[str, str], unit_rows: int, unit_rows_next: int, data: st.DataObject
@@ -154,18 +157,26 @@ def test_after_any_part_of_a_plan_the_next_plan_is_exactly_the_rest(
     wanted = definition(tasks)
     plan = table.plan(wanted, corpus, unit_rows)
     done = [unit for unit in plan.units if data.draw(st.booleans())]
+    undisturbed = Table(dict(table.files))
+    sets_before = table.label_sets()
     table.start(plan)
+    lost_no_set = table.label_sets() == sets_before  # one that lost its last file is not known to the next plan
     table.do(wanted, done)
     rest = table.plan(wanted, corpus, unit_rows_next)
     check_plan(rest, table, wanted, corpus)
     assert planned_cells(rest.units) == planned_cells(plan.units) - planned_cells(done)
-    if unit_rows_next == unit_rows:
+    if unit_rows_next == unit_rows and lost_no_set:
         assert [unit for unit in plan.units if unit not in done and unit.num_rows] == [
             unit for unit in rest.units if unit.num_rows
         ]
+        table.start(rest)
+        table.do(wanted, rest.units)
+        undisturbed.start(plan)
+        undisturbed.do(wanted, plan.units)
+        assert table == undisturbed
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=3000)
 @given(histories(), fingerprints, st.integers(1, 20))
 def test_plain_readers_of_every_label_set_see_each_row_once_at_every_moment(
     history: tuple[Table, Corpus], tasks: dict[str, str], unit_rows: int
@@ -268,7 +279,18 @@ def test_the_largest_fitting_sets_are_filled_and_sets_of_other_columns_are_not()
         LabelSet("abcd-old", {"a": "1", "b": "1", "c": "1", "d": "0"}, *wanted.columns),
     ]
     chosen = choose_label_sets(wanted, tuple(wanted.tasks), sets)
-    assert chosen == [("bcd", ("b", "c", "d")), (table_set(wanted, "a"), ("a",))]
+    assert chosen == [(table_set(wanted, "a"), ("a",)), ("bcd", ("b", "c", "d"))]
+
+
+def test_one_retrained_task_gets_a_set_that_old_and_new_files_share() -> None:
+    abc, retrained = definition({"a": "1", "b": "1", "c": "1"}), definition({"a": "2", "b": "1", "c": "1"})
+    table = labelled(abc, {X: (5,)})
+    old_file, new_file = table.plan(retrained, {X: (5,), Y: (3,)}).units
+    a, bc = (table_set(retrained, tasks) for tasks in ("a", "bc"))
+    assert [(t.label_set, t.tasks) for t in old_file.targets] == [(a, ("a",))]
+    assert [(t.label_set, t.tasks) for t in new_file.targets] == [(a, ("a",)), (bc, ("b", "c"))]
+    table.do(retrained, [old_file])
+    assert table.plan(retrained, {X: (5,), Y: (3,)}).units == (new_file,)
 
 
 def test_files_without_rows_get_a_label_file_once() -> None:
