@@ -21,6 +21,7 @@ from mtop_batch.engine.session import ray_session
 from mtop_batch.errors import JobError, MtopError
 from mtop_batch.labelling.definition import DEFAULT_TEXT_COLUMNS, Definition
 from mtop_batch.labelling.gather import DEFAULT_UNIT_ROWS, plan_labels
+from mtop_batch.labelling.label_files import remove_unfinished
 from mtop_batch.labelling.lease import Lease, hold_lease
 from mtop_batch.labelling.paths import parse_partitions
 from mtop_batch.labelling.plan import Plan
@@ -88,7 +89,7 @@ def label_corpus(options: LabelOptions, *, plan_only: bool = False) -> dict[str,
     if plan_only:
         return plan_dict(plan)
     run = new_run_id()
-    if not plan.units:
+    if not plan.units and not plan.obsolete:
         return _run(options, RunReport(run, definition, plan), lease=None)
     with hold_lease(options.labels, run, note=_log) as lease:
         if list_runs(options.labels) != runs_before:
@@ -122,7 +123,8 @@ def _run(options: LabelOptions, report: RunReport, lease: Lease | None) -> dict[
     write_run(options.labels, report.run, report.definition, options.corpus, parse_partitions(options.partitions))
     failure = "stopped from outside"
     try:
-        if lease and report.plan.units:
+        if lease:
+            _remove_outdated(options, report.plan)
             _label_units(options, report, lease)
         failure = ""
     except Exception as error:
@@ -143,9 +145,16 @@ def _finish(report: RunReport) -> None:
     _say(report.summary_line())
 
 
+def _remove_outdated(options: LabelOptions, plan: Plan) -> None:
+    """Delete labels of content that has changed, before readers could see new ones beside them."""
+    remove_unfinished(options.labels)
+    list(storage.in_threads(lambda path: storage.delete(storage.join(options.labels, path)), plan.obsolete))
+
+
 def _label_units(options: LabelOptions, report: RunReport, lease: Lease) -> None:
     plan = report.plan
-    list(storage.in_threads(lambda path: storage.delete(storage.join(options.labels, path)), plan.obsolete))
+    if not plan.units:
+        return
     job = LabelJob(plan.corpus, options.labels, report.run, report.definition, lease.token)
     pieces = pieces_of_work(plan.units, options.unit_rows)
     with ray_session(spare_cpus=1) as resources, Progress() as progress:

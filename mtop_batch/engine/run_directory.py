@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,6 +56,11 @@ def _update(digest: Any, examples: LabelledTokens) -> None:
         digest.update(np.ascontiguousarray(array))
 
 
+def interrupted_runs(output: str) -> str:
+    """Below which URI the runs of an output lie."""
+    return storage.absolute(output) + ".training"
+
+
 class RunDirectory:
     """One run's directory; see the module's text for what is in it.
 
@@ -64,7 +70,7 @@ class RunDirectory:
     """
 
     def __init__(self, output: str, digest: str) -> None:
-        self.root = storage.absolute(output) + ".training"
+        self.root = interrupted_runs(output)
         self.name = digest
         self.uri = storage.join(self.root, digest)
         self.events: list[Event] = []
@@ -117,10 +123,17 @@ class RunDirectory:
     def discard(self) -> None:
         """Remove this run and all others of the same output.
 
-        If it fails, what is left does no harm: it is found, and removed, by the next run.
+        If it fails, what is left does no harm: the next run of the same output removes it.
+
+        Raises:
+            LabelTableError: The storage cannot be reached or refuses.
         """
-        fs, path = storage.filesystem(self.root)
-        fs.delete_dir(path)
+        if not storage.is_remote(self.root):
+            shutil.rmtree(self.root)
+            return
+        fs, path = storage.fsspec_filesystem(self.root)
+        with storage.explained(self.root):
+            fs.rm(path, recursive=True)
 
     def _checkpoint_step(self) -> int | None:
         """The step that Ray Train will go on from; a note of Ray Train's that cannot be read is removed.

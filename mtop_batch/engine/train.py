@@ -26,7 +26,7 @@ from mtop_batch.engine.events import Event, EventQueue
 from mtop_batch.engine.monitor import TrainingMonitor
 from mtop_batch.engine.phases import Phases, multi_task_settings
 from mtop_batch.engine.progress import Progress
-from mtop_batch.engine.run_directory import RunDirectory, run_digest
+from mtop_batch.engine.run_directory import RunDirectory, interrupted_runs, run_digest
 from mtop_batch.engine.session import Resources, ray_session
 from mtop_batch.errors import ConfigError
 from mtop_batch.model.backbone import check_backbone, load_backbone, load_tokenizer
@@ -139,7 +139,7 @@ def _prepare(config: Config, progress: Progress) -> _Parts:
 
 def _check_output(output: str) -> None:
     """Refuse an output that holds something else: a bundle has a README.md, and would replace the one there."""
-    if not storage.exists(output) or storage.exists(storage.absolute(output) + ".training"):
+    if not storage.exists(output) or storage.list_files(interrupted_runs(output)):
         return
     if storage.is_file(output):
         raise ConfigError(f"output = {output!r} is a file; name a directory for the bundle")
@@ -151,8 +151,7 @@ def _check_output(output: str) -> None:
     if not is_ours:
         raise ConfigError(
             f"output = {output!r} has files in it that are no MTOP bundle, and training would replace some of them; "
-            "name another directory, such as "
-            f"{storage.join(output, 'mtop')!r}"
+            f"name another directory, such as {storage.join(output, 'mtop')!r}"
         )
 
 

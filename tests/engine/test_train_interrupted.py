@@ -101,7 +101,7 @@ def test_the_same_command_goes_on_and_ends_with_the_same_weights(
     assert last["metrics"] == last_expected["metrics"]
     for name, tensor in weights(output).items():
         assert torch.equal(tensor, expected[name]), name
-    assert not storage.exists(output + ".training")
+    assert not storage.list_files(output + ".training")
     kept = storage.read_bytes(storage.join(output, "training.jsonl")).splitlines()
     assert sum(json.loads(line)["event"] == "run" for line in kept) == 2
 

@@ -138,7 +138,7 @@ def histories(draw: st.DrawFn) -> tuple[Table, Corpus]:
     return table, corpus
 
 
-@settings(deadline=None, max_examples=3000)
+@settings(deadline=None)
 @given(histories(), fingerprints, st.integers(1, 20))
 def test_planned_and_current_cells_are_all_cells_and_do_not_overlap(
     history: tuple[Table, Corpus], tasks: dict[str, str], unit_rows: int
@@ -148,7 +148,7 @@ def test_planned_and_current_cells_are_all_cells_and_do_not_overlap(
     check_plan(table.plan(wanted, corpus, unit_rows), table, wanted, corpus)
 
 
-@settings(deadline=None, max_examples=3000)
+@settings(deadline=None)
 @given(histories(), fingerprints, st.integers(1, 20), st.integers(1, 20), st.data())
 def test_after_any_part_of_a_plan_the_next_plan_is_exactly_the_rest(
     history: tuple[Table, Corpus], tasks: dict[str, str], unit_rows: int, unit_rows_next: int, data: st.DataObject
@@ -176,7 +176,7 @@ def test_after_any_part_of_a_plan_the_next_plan_is_exactly_the_rest(
         assert table == undisturbed
 
 
-@settings(deadline=None, max_examples=3000)
+@settings(deadline=None)
 @given(histories(), fingerprints, st.integers(1, 20))
 def test_plain_readers_of_every_label_set_see_each_row_once_at_every_moment(
     history: tuple[Table, Corpus], tasks: dict[str, str], unit_rows: int
