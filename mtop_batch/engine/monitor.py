@@ -26,13 +26,20 @@ class TrainingMonitor:
         self._progress = progress
         self._on_event = on_event
         self._warm_steps: dict[str, int] = {}
+        self._warm_total: dict[str, int] = {}
         self._mean: float | None = None
         self._started = False
 
     def begin_warm_start(self, num_steps: Mapping[str, int], done: Collection[str]) -> None:
         """The single-task phase begins, with this many steps for each task; an earlier run has done these tasks."""
+        self._warm_total = dict(num_steps)
         self._warm_steps = {name: num_steps[name] for name in done}
         self._progress.phase("warm start", sum(num_steps.values()), completed=sum(self._warm_steps.values()))
+
+    def end_warm_start(self, task: str) -> None:
+        """A task's warm start is done; its last events may still be on their way."""
+        self._warm_steps[task] = self._warm_total[task]
+        self._progress.update(sum(self._warm_steps.values()))
 
     def begin_training(self) -> None:
         """The multi-task phase begins; how many steps it has is known when its workers have started."""
@@ -60,10 +67,11 @@ class TrainingMonitor:
         return median(speeds) if speeds else 0.0
 
     def _show_warm_start(self, event: Event) -> None:
-        if event["event"] != "step":
+        task = event["task"]
+        if event["event"] != "step" or self._warm_steps.get(task) == self._warm_total.get(task):
             return
-        self._warm_steps[event["task"]] = event["step"]
-        self._progress.update(sum(self._warm_steps.values()), f"{event['task']}: loss {event['loss']:.3f}")
+        self._warm_steps[task] = event["step"]
+        self._progress.update(sum(self._warm_steps.values()), f"{task}: loss {event['loss']:.3f}")
 
     def _show_training(self, event: Event) -> None:
         if event["event"] == "start":

@@ -9,7 +9,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import ray
 from ray.exceptions import RayTaskError
@@ -31,6 +31,7 @@ from mtop_batch.engine.workers import MultiTaskJob, SingleTaskJob, train_worker,
 from mtop_batch.errors import JobError, MtopError
 from mtop_batch.model.mtop import MTOPModel
 from mtop_batch.training.loop import FitResult
+from mtop_batch.training.memory import KEEP_FREED_MEMORY
 from mtop_batch.training.sampling import num_steps
 from mtop_batch.training.settings import TaskData, TrainSettings
 from mtop_batch.training.state import read_final_weights
@@ -40,6 +41,7 @@ T = TypeVar("T")
 _POLL_S = 1.0
 _MAX_TASKS_PER_GPU = 4
 _CHECKPOINTS_TO_KEEP = 2
+_KEEP_MEMORY = {"env_vars": dict(KEEP_FREED_MEMORY)}
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Phases:
                     name = running.pop(ref)
                     done[name] = _result(ref)
                     self.run.keep_warm_start(name, done[name])
+                    self.monitor.end_warm_start(name)
         finally:
             for ref in running:
                 ray.cancel(ref, force=True)
@@ -134,6 +137,7 @@ class Phases:
                 failure_config=FailureConfig(max_failures=train.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=_CHECKPOINTS_TO_KEEP),
                 logging_config=LoggingConfig(log_level="ERROR"),
+                worker_runtime_env=_KEEP_MEMORY,
             ),
         )
         self.monitor.begin_training()
@@ -172,8 +176,12 @@ class Phases:
             max_threads=_max_threads(),
         )
 
-    def _single_task_resources(self) -> dict[str, float]:
-        options: dict[str, float] = {"num_cpus": 1, "max_retries": self.config.train.max_failures}
+    def _single_task_resources(self) -> dict[str, Any]:
+        options: dict[str, Any] = {
+            "num_cpus": 1,
+            "max_retries": self.config.train.max_failures,
+            "runtime_env": _KEEP_MEMORY,
+        }
         if self.resources.num_gpus:
             per_gpu = min(_MAX_TASKS_PER_GPU, math.ceil(len(self.data) / self.resources.num_gpus))
             options["num_gpus"] = 1 / per_gpu

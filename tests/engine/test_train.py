@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
@@ -211,10 +213,13 @@ def test_workers_that_fail_too_often_end_the_job_and_the_same_command_goes_on(
 
 @pytest.mark.slow
 def test_diverged_training_is_not_tried_again(make_config: MakeConfig, tmp_path: Path) -> None:
+    path = str(tmp_path / "huge.parquet")
+    pq.write_table(pa.table({"text": ["bank", "team"], "label": [3e38, -3e38]}), path)
+    task = {"name": "huge", "kind": "regression", "train": path, "eval": path}
+    values = make_config(tmp_path / "bundle", model=COLD).model_dump() | {"task": [task]}
     seen: list[Event] = []
-    train_ = {"learning_rate": 0.99, "max_grad_norm": 0, "weight_decay": 0.99, "epochs": 200}
     with pytest.raises(ConfigError, match="training diverged"):
-        run(make_config(tmp_path / "bundle", model=COLD, train=train_), seen.append)
+        run(Config.model_validate(values), seen.append)
     assert len(starts(seen, "train")) == 1
 
 
