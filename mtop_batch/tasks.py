@@ -104,7 +104,10 @@ class Task:
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
             raise TaskError(f"unknown task fields {unknown}; known: {sorted(cls.__dataclass_fields__)}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**fields)
 
 
 def check_task_names(names: Iterable[str]) -> None:
