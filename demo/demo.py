@@ -14,10 +14,9 @@ from typing import Any
 
 import duckdb
 import news
-import pyarrow as pa
 import pyarrow.dataset as ds
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from mtop_batch import read_labels
 
@@ -71,8 +70,8 @@ def _show_results() -> None:
     console.print("\n[bold]5. Yours to query[/bold]")
     for what, where in {"corpus": CORPUS, "model": MODEL, "labels": LABELS}.items():
         console.print(f"   {what:7} {where}")
-    console.print(f'\nTry: duckdb -c "{QUERY}"\n')
-    _print_rows(duckdb.connect().execute(QUERY).to_arrow_table())
+    console.print(f'\nTry: duckdb -c "{QUERY}"\n', soft_wrap=True)
+    _print_rows(duckdb.connect().execute(QUERY))
 
 
 def _accuracy_table(rows: list[dict[str, Any]], topics: list[str]) -> Table:
@@ -89,18 +88,19 @@ def _accuracy_table(rows: list[dict[str, Any]], topics: list[str]) -> Table:
 
 
 def _article_table(rows: list[dict[str, Any]], topics: list[str]) -> Table:
-    table = Table("title", "category", *topics)
+    """One line per article: a task's label and its probability."""
+    table = Table(Column("title", max_width=28, no_wrap=True), "category", *(topic[:8] for topic in topics))
     for row in rows:
         scores = [(row[f"{topic}_label"], row[f"{topic}_score"]) for topic in topics]
-        cells = [f"[green]yes[/green] {score:.2f}" if label == "yes" else f"no {score:.2f}" for label, score in scores]
+        cells = [f"[green]yes[/green] {score:.0%}" if label == "yes" else f"no {score:.0%}" for label, score in scores]
         table.add_row(row["title"], row["category"], *cells)
     return table
 
 
-def _print_rows(result: pa.Table) -> None:
-    table = Table(*result.column_names)
-    for row in result.to_pylist():
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+def _print_rows(result: duckdb.DuckDBPyConnection) -> None:
+    table = Table(*(column[0] for column in result.description or ()))
+    for row in result.fetchall():
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
     console.print(table)
 
 

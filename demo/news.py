@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,8 +17,9 @@ import pyarrow.parquet as pq
 
 Article = dict[str, str]
 
-TRAIN_PER_LABEL = 48
-EVAL_PER_LABEL = 16
+# Most articles are not of a topic, and they differ more: a task needs more of them.
+TRAIN_EXAMPLES = {"yes": 64, "no": 96}
+EVAL_EXAMPLES = {"yes": 16, "no": 16}
 CORPUS_FILES = 4
 
 
@@ -47,27 +49,26 @@ def build(directory: Path) -> None:
     topics = sorted({article["category"] for article in articles})
     tables = []
     for topic in topics:
-        examples, articles = _take_examples(articles, topic)
-        split = {"train": examples[2 * EVAL_PER_LABEL :], "eval": examples[: 2 * EVAL_PER_LABEL]}
-        for name, rows in split.items():
-            _write(directory / "train" / topic / f"{name}.parquet", rows)
+        for split, counts in {"train": TRAIN_EXAMPLES, "eval": EVAL_EXAMPLES}.items():
+            examples, articles = _take_examples(articles, topic, counts)
+            _write(directory / "train" / topic / f"{split}.parquet", examples)
         tables.append(_task_table(topic, directory / "train" / topic))
     (directory / "train" / "tasks.toml").write_text("\n".join(tables))
     for part in range(CORPUS_FILES):
         _write(directory / "corpus" / f"part-{part}.parquet", articles[part::CORPUS_FILES])
 
 
-def _take_examples(articles: list[Article], topic: str) -> tuple[list[Article], list[Article]]:
-    """A task's own examples, its labels taking turns, and the articles that are left."""
-    wanted = TRAIN_PER_LABEL + EVAL_PER_LABEL
-    positives = [article for article in articles if article["category"] == topic][:wanted]
-    negatives = [article for article in articles if article["category"] != topic][:wanted]
-    taken = {article["id"] for article in positives + negatives}
+def _take_examples(
+    articles: list[Article], topic: str, counts: Mapping[str, int]
+) -> tuple[list[Article], list[Article]]:
+    """A task's own examples, so many of each label, and the articles that are left."""
+    labelled = [{**article, "label": "yes" if article["category"] == topic else "no"} for article in articles]
     examples = [
-        {**article, "label": label}
-        for pair in zip(positives, negatives, strict=True)
-        for article, label in zip(pair, ("yes", "no"), strict=True)
+        example
+        for label, count in counts.items()
+        for example in [example for example in labelled if example["label"] == label][:count]
     ]
+    taken = {example["id"] for example in examples}
     return examples, [article for article in articles if article["id"] not in taken]
 
 

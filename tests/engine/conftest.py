@@ -24,8 +24,8 @@ TOPICS = {"sport": "match goal team player cup".split(), "business": "bank marke
 def ray_local() -> Iterator[None]:
     """A Ray of this test module's own, with more logical CPUs than cores."""
     with pytest.MonkeyPatch.context() as environment:
-        # How soon Ray Train sees reports, deaths and the end. A worker waits for that at every second checkpoint, so
-        # a driver that looks more often can act (kill it, say) long before a short training is over.
+        # How soon Ray Train sees reports, deaths and the end. A checkpoint waits until the one before has been seen,
+        # so a driver that looks more often can act (kill a worker, say) long before a short training is over.
         environment.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         environment.setattr("mtop_batch.engine.phases._POLL_S", 0.1)
         ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)

@@ -127,7 +127,9 @@ def test_two_workers_give_the_result_of_one(
     assert_same_losses(events, two_workers[1], tolerance=1e-5)
     expected = weights(two_workers[0])
     for name, tensor in weights(one_worker).items():
-        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5, msg=name)
+        # Attention does not depend on its key bias, whose gradient is rounding noise that AdamW blows up.
+        tolerance = 1e-3 if name.endswith("key.bias") else 1e-5
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=tolerance, msg=name)
 
 
 def test_training_goes_on_from_the_last_checkpoint_when_a_worker_is_killed(
@@ -139,7 +141,8 @@ def test_training_goes_on_from_the_last_checkpoint_when_a_worker_is_killed(
     def kill_once(event: Event) -> None:
         if event["event"] == "worker":
             pids[event["rank"]] = event["pid"]
-        if event["event"] == "evaluation" and not killed:  # the first of six
+        # The third evaluation of six: the first checkpoint is then known to Ray Train for certain.
+        if event["event"] == "evaluation" and event["epoch"] >= 3 and not killed:
             killed.append(pids[1])
             os.kill(pids[1], signal.SIGKILL)
 

@@ -251,7 +251,7 @@ def test_a_suspended_run_that_comes_back_late_cannot_write(labels: str) -> None:
         with hold_lease(labels, "next", ttl_s=5) as lease:
             late.send_signal(signal.SIGCONT)
             by_lease, by_token = ask(late).split("|")
-            assert "LabelTableError: run late" in by_lease
+            assert "LeaseLost: run late" in by_lease
             assert "run late no longer holds the lease" in by_token
             assert "run next" in by_token
             late.communicate()  # it leaves its block, and must not release what is not its own
