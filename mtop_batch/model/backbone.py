@@ -21,6 +21,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from mtop_batch.errors import ConfigError
+from mtop_batch.model.attention import use_readable_attention
 from mtop_batch.model.encoder import accepts, encode, first_position
 
 _PACKAGE = "package:"
@@ -97,7 +98,7 @@ def load_backbone(name: str) -> PreTrainedModel:
             f"backbone.name = {name!r}: the checkpoint lacks {len(missing)} weights of {type(backbone).__name__}, "
             f"such as {missing[0]!r}, which would stay random; choose a complete encoder checkpoint"
         )
-    return _without_pooler(backbone)
+    return _as_encoder(backbone)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -140,12 +141,14 @@ def backbone_config_dict(config: PreTrainedConfig) -> dict[str, Any]:
 
 def build_backbone(config: dict[str, Any]) -> PreTrainedModel:
     """An encoder with random weights from the settings that `backbone_config_dict` gave."""
-    return _without_pooler(AutoModel.from_config(AutoConfig.for_model(**config), trust_remote_code=False))
+    return _as_encoder(AutoModel.from_config(AutoConfig.for_model(**config), trust_remote_code=False))
 
 
-def _without_pooler(backbone: PreTrainedModel) -> PreTrainedModel:
+def _as_encoder(backbone: PreTrainedModel) -> PreTrainedModel:
+    """Without the pooler of its family, and with attention that isolated prompts can read."""
     if getattr(backbone, "pooler", None) is not None:
         setattr(backbone, "pooler", None)  # noqa: B010 (declared as a module)
+    use_readable_attention(backbone)
     return backbone
 
 
@@ -188,7 +191,7 @@ def _try_out(backbone: PreTrainedModel, num_tokens: int) -> None:
     changed = torch.cat([text[:, :1], text[:, 1:].flip(1)], dim=1)
     padding = torch.ones_like(text)
     prompts = backbone.get_input_embeddings()(text[0, :2])
-    groups = torch.ones(len(prompts), dtype=torch.long)
+    groups = [1] * len(prompts)
     plain = _trial(backbone, "text", lambda: backbone(text, attention_mask=padding).last_hidden_state)
     others = _trial(backbone, "text", lambda: backbone(changed, attention_mask=padding).last_hidden_state)
     embedded = _trial(backbone, "embeddings", lambda: encode(backbone, prompts[:0], text)[1])

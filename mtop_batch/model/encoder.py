@@ -11,13 +11,18 @@ Shapes: B texts, S prompt positions, T text positions, L = S + T, E width of the
 from __future__ import annotations
 
 import inspect
-from typing import cast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from mtop_batch.model.attention import Context, KeyValues, is_readable, reading, recording
 from mtop_batch.model.prompts import visibility
+
+_SLIDING_KINDS = ("full_attention", "sliding_attention")
 
 
 def accepts(backbone: PreTrainedModel, argument: str) -> bool:
@@ -58,7 +63,7 @@ def encode(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     token_type_ids: Tensor | None = None,
-    groups: Tensor | None = None,
+    groups: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the encoder over the prompts followed by the text.
 
@@ -68,26 +73,118 @@ def encode(
         input_ids: (B, T) Padded on the right.
         attention_mask: (B, T) 1 for tokens, 0 for padding; None where there is no padding.
         token_type_ids: (B, T) 0 and 1 for the texts of a pair; left out on backbones without token types.
-        groups: (S,) The group of each prompt (`mtop_batch.model.prompts`); None where all see all.
+        groups: (S) The group of each prompt (`mtop_batch.model.prompts`), those of the context first; None where all
+            prompts belong to it.
 
     Returns:
         (B, S, D) outputs at the prompts and (B, T, D) outputs at the text; those at padding mean nothing.
     """
-    num_prompts, (batch_size, num_tokens) = len(prompts), input_ids.shape
-    embedded = backbone.get_input_embeddings()(input_ids)
+    groups = groups or [0] * len(prompts)
+    num_in_context = groups.count(0)
+    assert not any(groups[:num_in_context]), "the context's prompts come first"
+    text = _Text(input_ids, attention_mask, token_type_ids)
+    if num_in_context == len(groups):
+        return _encode_at_once(backbone, prompts, text, None)
+    if not is_readable(backbone):
+        return _encode_at_once(backbone, prompts, text, torch.tensor(groups, device=input_ids.device))
+    own = prompts[num_in_context:]
+    context, at_context_prompts, at_text = _encode_context(backbone, prompts[:num_in_context], text)
+    at_own = encode_reading(backbone, own, context, groups[num_in_context:])
+    return torch.cat([at_context_prompts, at_own], dim=1), at_text
+
+
+def encode_context(
+    backbone: PreTrainedModel,
+    prompts: Tensor,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+) -> Context:
+    """Run the encoder over the context alone, for `encode_reading`.
+
+    Args:
+        backbone: One whose attention `is_readable`.
+        prompts: (S, E) Those of the context.
+        input_ids: As for `encode`, like the others.
+    """
+    return _encode_context(backbone, prompts, _Text(input_ids, attention_mask, token_type_ids))[0]
+
+
+def encode_reading(backbone: PreTrainedModel, prompts: Tensor, context: Context, groups: Sequence[int]) -> Tensor:
+    """Run the encoder over isolated prompts only, which read a context that was run before.
+
+    Args:
+        backbone: The one that left the context.
+        prompts: (S, E) The same for every text of the batch.
+        context: Of B texts.
+        groups: (S) The group of each prompt; none is 0.
+
+    Returns:
+        (B, S, D) outputs at the prompts.
+    """
+    batch_size, num_prompts = context.batch_size, len(prompts)
+    own = torch.tensor(groups, device=prompts.device)
+    sees_own = (own[:, None] == own[None, :]).expand(batch_size, -1, -1)
+    num_context = context.key_values[0][0].shape[2]
+    if context.attention_mask is None:
+        sees_context = torch.ones(batch_size, num_prompts, num_context, dtype=torch.bool, device=prompts.device)
+    else:
+        sees_context = context.attention_mask[:, None].bool().expand(-1, num_prompts, -1)
+    embedded = prompts.to(word_embeddings(backbone).weight.dtype).expand(batch_size, -1, -1)
+    mask = _additive(torch.cat([sees_context, sees_own], dim=2)[:, None], embedded)
+    positions = torch.full((batch_size, num_prompts), first_position(backbone), device=prompts.device)
+    outputs: Tensor = backbone(
+        inputs_embeds=embedded,
+        attention_mask={kind: mask for kind in _SLIDING_KINDS} if _has_windows(backbone.config) else mask,
+        position_ids=positions,
+        **reading(context.key_values),
+    ).last_hidden_state
+    return outputs
+
+
+@dataclass(frozen=True)
+class _Text:
+    """The text part of a batch, as `encode` takes it."""
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    token_type_ids: Tensor | None
+
+
+def _encode_context(backbone: PreTrainedModel, prompts: Tensor, text: _Text) -> tuple[Context, Tensor, Tensor]:
+    key_values: KeyValues = []
+    at_prompts, at_text = _encode_at_once(backbone, prompts, text, None, **recording(key_values))
+    mask = text.attention_mask
+    return Context(key_values, None if mask is None else _with_prompts(mask, len(prompts))), at_prompts, at_text
+
+
+def _encode_at_once(
+    backbone: PreTrainedModel, prompts: Tensor, text: _Text, groups: Tensor | None, **arguments: Any
+) -> tuple[Tensor, Tensor]:
+    """One pass over everything; groups (S,) take a mask over everything."""
+    num_prompts, (batch_size, num_tokens) = len(prompts), text.input_ids.shape
+    embedded = backbone.get_input_embeddings()(text.input_ids)
     prompts = prompts.to(embedded.dtype).expand(batch_size, -1, -1)
     start = first_position(backbone)
-    positions = torch.arange(start - num_prompts, start + num_tokens, device=input_ids.device).clamp(min=start)
-    extra: dict[str, Tensor] = {}
-    if token_type_ids is not None and has_token_types(backbone):
-        extra["token_type_ids"] = nn.functional.pad(token_type_ids, (num_prompts, 0))
+    positions = torch.arange(start - num_prompts, start + num_tokens, device=embedded.device).clamp(min=start)
+    if text.token_type_ids is not None and has_token_types(backbone):
+        arguments["token_type_ids"] = nn.functional.pad(text.token_type_ids, (num_prompts, 0))
     outputs = backbone(
-        inputs_embeds=torch.cat([prompts, embedded], dim=1),
-        attention_mask=_attention_masks(backbone.config, embedded, num_prompts, attention_mask, groups),
+        inputs_embeds=torch.cat([prompts, embedded], dim=1) if num_prompts else embedded,
+        attention_mask=_attention_masks(backbone.config, embedded, num_prompts, text.attention_mask, groups),
         position_ids=positions.expand(batch_size, -1),
-        **extra,
+        **arguments,
     ).last_hidden_state
     return outputs[:, :num_prompts], outputs[:, num_prompts:]
+
+
+def _with_prompts(attention_mask: Tensor, num_prompts: int) -> Tensor:
+    return nn.functional.pad(attention_mask, (num_prompts, 0), value=1)
+
+
+def _has_windows(config: PreTrainedConfig) -> bool:
+    """Whether some layers see a window of the text only (ModernBERT), so that they take a mask of their own."""
+    return "sliding_attention" in (getattr(config, "layer_types", None) or ())
 
 
 def _attention_masks(
@@ -102,9 +199,9 @@ def _attention_masks(
     Backbones with sliding windows (ModernBERT) take a mask per kind of layer. There the text keeps its window,
     while prompts see all of the text and are seen from everywhere in it, as far as the groups allow.
     """
-    sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-    padded = None if attention_mask is None else nn.functional.pad(attention_mask, (num_prompts, 0), value=1)
-    if groups is None and not sliding:
+    windows = _has_windows(config) and num_prompts > 0
+    padded = None if attention_mask is None else _with_prompts(attention_mask, num_prompts)
+    if groups is None and not windows:
         return padded
     num_tokens = embedded.shape[1]
     if groups is None:
@@ -112,12 +209,13 @@ def _attention_masks(
     sees = visibility(nn.functional.pad(groups.to(embedded.device), (0, num_tokens)))[None, None]
     if padded is not None:
         sees = sees & padded[:, None, None, :].bool()
-    if not sliding:
+    if not windows:
         return _additive(sees, embedded)
     index = torch.arange(-num_prompts, num_tokens, device=embedded.device)
     near = (index[:, None] - index[None, :]).abs() <= config.sliding_window
     near = near | (index[:, None] < 0) | (index[None, :] < 0)
-    return {"full_attention": _additive(sees, embedded), "sliding_attention": _additive(sees & near, embedded)}
+    full, sliding = _SLIDING_KINDS
+    return {full: _additive(sees, embedded), sliding: _additive(sees & near, embedded)}
 
 
 def _additive(sees: Tensor, embedded: Tensor) -> Tensor:

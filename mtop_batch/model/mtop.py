@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from mtop_batch.errors import ConfigError, TaskError
+from mtop_batch.model.attention import use_readable_attention
 from mtop_batch.model.backbone import backbone_config_dict, build_backbone, check_backbone
 from mtop_batch.model.encoder import embedding_size, encode, hidden_size, word_embeddings
 from mtop_batch.model.heads import StackedTasks, TaskModule, task_loss
@@ -136,6 +137,7 @@ class MTOPModel(PreTrainedModel):
             ConfigError: The backbone or a setting cannot work.
             TaskError: There is no task, or two have the same name.
         """
+        use_readable_attention(backbone)
         check_backbone(backbone, max_tokens)
         config = MTOPConfig(
             backbone_config=backbone_config_dict(backbone.config),
@@ -279,8 +281,7 @@ class MTOPModel(PreTrainedModel):
         module = self.task_module(task)
         layout = self._layout([task])
         prompts = self._prompts(layout, trained=task if self.config.stop_gradient else None)
-        groups = self._groups(layout)
-        outputs, _ = encode(self.backbone, prompts, input_ids, attention_mask, token_type_ids, groups)
+        outputs, _ = encode(self.backbone, prompts, input_ids, attention_mask, token_type_ids, layout.groups)
         own = layout.positions[task]
         logits: Tensor = module(outputs[:, own.start : own.stop])
         if labels is None:
@@ -332,7 +333,7 @@ class MTOPModel(PreTrainedModel):
         parts = _InferenceCache(
             wanted=wanted,
             prompts=self._prompts(layout),
-            groups=self._groups(layout),
+            groups=layout.groups,
             stacked=StackedTasks.stack(modules, [layout.positions[name] for name in wanted]),
             parameters=parameters,
             versions=sum(parameter._version for parameter in parameters),
@@ -348,9 +349,6 @@ class MTOPModel(PreTrainedModel):
         own = {name: self.task_module(name).prompts for name in layout.positions}
         stopped = [p if trained in (None, name) else p.detach() for name, p in own.items()]
         return torch.cat(stopped if self.shared_prompts is None else [self.shared_prompts, *stopped])
-
-    def _groups(self, layout: PromptLayout) -> Tensor | None:
-        return None if layout.all_see_all else torch.tensor(layout.groups, device=self.backbone.device)
 
     def _apply(self, *args: Any, **kwargs: Any) -> MTOPModel:
         self._inference_cache = None  # the model moves to another device or type
@@ -372,7 +370,7 @@ class _InferenceCache:
 
     wanted: tuple[str, ...]
     prompts: Tensor
-    groups: Tensor | None
+    groups: tuple[int, ...]
     stacked: StackedTasks
     parameters: tuple[nn.Parameter, ...]
     versions: int

@@ -43,11 +43,6 @@ class PromptLayout:
     groups: tuple[int, ...]
     positions: dict[str, range]
 
-    @property
-    def all_see_all(self) -> bool:
-        """Whether every position sees every other, so that only padding needs a mask."""
-        return not any(self.groups)
-
 
 def prompt_layout(tasks: Sequence[TaskPrompts], num_shared_prompts: int, wanted: Collection[str]) -> PromptLayout:
     """Lay out the prompts that the wanted tasks need.

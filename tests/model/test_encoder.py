@@ -22,8 +22,16 @@ from transformers import (
     RobertaModel,
 )
 
+from mtop_batch.model.attention import is_readable, use_readable_attention
 from mtop_batch.model.backbone import check_backbone
-from mtop_batch.model.encoder import embedding_size, encode, first_position, has_token_types
+from mtop_batch.model.encoder import (
+    embedding_size,
+    encode,
+    encode_context,
+    encode_reading,
+    first_position,
+    has_token_types,
+)
 from tests.conftest import make_backbone
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
@@ -56,7 +64,9 @@ BACKBONES: dict[str, Callable[[], PreTrainedModel]] = {
 @pytest.fixture(params=sorted(BACKBONES))
 def encoder(request: pytest.FixtureRequest) -> PreTrainedModel:
     torch.manual_seed(0)
-    return BACKBONES[request.param]().eval()
+    encoder = BACKBONES[request.param]().eval()
+    use_readable_attention(encoder)
+    return encoder
 
 
 def text(batch_size: int = 2, num_tokens: int = 20) -> Tensor:
@@ -82,10 +92,33 @@ def test_isolated_prompts_leave_text_and_each_other_alone(encoder: PreTrainedMod
     check_backbone(encoder, max_tokens=64)
     prompts = some_prompts(encoder, 5)
     plain = encoder(text(), attention_mask=torch.ones_like(text())).last_hidden_state
-    both, outputs = encode(encoder, prompts, text(), groups=torch.tensor([1, 1, 2, 2, 2]))
-    alone, _ = encode(encoder, prompts[2:], text(), groups=torch.ones(3, dtype=torch.long))
+    both, outputs = encode(encoder, prompts, text(), groups=[1, 1, 2, 2, 2])
+    alone, _ = encode(encoder, prompts[2:], text(), groups=[1, 1, 1])
     torch.testing.assert_close(outputs, plain, atol=1e-5, rtol=0)
     torch.testing.assert_close(both[:, 2:], alone, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_what_a_context_leaves_can_be_read_again(encoder: PreTrainedModel) -> None:
+    if not is_readable(encoder):
+        pytest.skip("a family of its own attention: one pass under a mask over everything")
+    prompts, mask = some_prompts(encoder, 5), (torch.arange(20) < torch.tensor([[20], [6]])).long()
+    together, _ = encode(encoder, prompts, text(), mask, groups=[0, 1, 1, 2, 2])
+    context = encode_context(encoder, prompts[:1], text(), mask)
+    for own, group in ((prompts[1:3], 1), (prompts[3:], 2)):
+        start = 1 if group == 1 else 3
+        read = encode_reading(encoder, own, context, [group, group])
+        torch.testing.assert_close(read, together[:, start : start + 2], atol=1e-5, rtol=0)
+
+
+def test_families_with_the_common_attention_are_read() -> None:
+    readable = {name for name in BACKBONES if _is_readable(BACKBONES[name]())}
+    assert readable == set(BACKBONES) - {"mpnet"}
+
+
+def _is_readable(encoder: PreTrainedModel) -> bool:
+    use_readable_attention(encoder)
+    return is_readable(encoder)
 
 
 @torch.no_grad()
@@ -99,8 +132,8 @@ def test_joint_prompts_are_seen_by_text_and_each_other(encoder: PreTrainedModel)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("groups", [None, torch.tensor([0, 1, 1])])
-def test_padding_and_batch_mates_do_not_change_a_row(encoder: PreTrainedModel, groups: Tensor | None) -> None:
+@pytest.mark.parametrize("groups", [None, [0, 1, 1]])
+def test_padding_and_batch_mates_do_not_change_a_row(encoder: PreTrainedModel, groups: list[int] | None) -> None:
     prompts, mask = some_prompts(encoder, 3), (torch.arange(20) < torch.tensor([[20], [6]])).long()
     batch = encode(encoder, prompts, text(), mask, groups=groups)
     alone = encode(encoder, prompts, text()[1:, :6], groups=groups)
@@ -111,7 +144,7 @@ def test_padding_and_batch_mates_do_not_change_a_row(encoder: PreTrainedModel, g
 @torch.no_grad()
 def test_the_eager_form_of_attention_agrees(encoder: PreTrainedModel) -> None:
     prompts, mask = some_prompts(encoder, 3), (torch.arange(20) < torch.tensor([[20], [6]])).long()
-    groups = torch.tensor([0, 1, 1])
+    groups = [0, 1, 1]
     fast, _ = encode(encoder, prompts, text(), mask, groups=groups)
     encoder.set_attn_implementation("eager")
     eager, _ = encode(encoder, prompts, text(), mask, groups=groups)
@@ -165,8 +198,8 @@ def test_sliding_windows_hold_between_text_positions_only() -> None:
     assert ((at_text - at_text_3).abs().amax(dim=-1) > 1e-7).all()
 
 
-@pytest.mark.parametrize("groups", [None, torch.tensor([1, 1])])
-def test_half_precision_and_autocast_work(encoder: PreTrainedModel, groups: Tensor | None) -> None:
+@pytest.mark.parametrize("groups", [None, [1, 1]])
+def test_half_precision_and_autocast_work(encoder: PreTrainedModel, groups: list[int] | None) -> None:
     mask = (torch.arange(20) < torch.tensor([[20], [6]])).long()
     with torch.no_grad():
         exact, _ = encode(encoder, some_prompts(encoder, 2), text(), mask, groups=groups)
