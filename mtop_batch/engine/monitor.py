@@ -68,6 +68,10 @@ class TrainingMonitor:
 
     def _show_warm_start(self, event: Event) -> None:
         task = event["task"]
+        if event["event"] == "texts":
+            self._progress.update(
+                sum(self._warm_steps.values()), f"{task}: {event['done']:,}/{event['num']:,} texts read"
+            )
         if event["event"] != "step" or self._warm_steps.get(task) == self._warm_total.get(task):
             return
         self._warm_steps[task] = event["step"]

@@ -135,7 +135,7 @@ def encode_reading(backbone: PreTrainedModel, prompts: Tensor, context: Context,
     positions = torch.full((batch_size, num_prompts), first_position(backbone), device=prompts.device)
     outputs: Tensor = backbone(
         inputs_embeds=embedded,
-        attention_mask={kind: mask for kind in _SLIDING_KINDS} if _has_windows(backbone.config) else mask,
+        attention_mask=dict.fromkeys(_SLIDING_KINDS, mask) if _has_windows(backbone.config) else mask,
         position_ids=positions,
         **reading(context.key_values),
     ).last_hidden_state

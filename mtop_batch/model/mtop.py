@@ -21,9 +21,16 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from mtop_batch.errors import ConfigError, TaskError
-from mtop_batch.model.attention import use_readable_attention
+from mtop_batch.model.attention import Context, use_readable_attention
 from mtop_batch.model.backbone import backbone_config_dict, build_backbone, check_backbone
-from mtop_batch.model.encoder import embedding_size, encode, hidden_size, word_embeddings
+from mtop_batch.model.encoder import (
+    embedding_size,
+    encode,
+    encode_context,
+    encode_reading,
+    hidden_size,
+    word_embeddings,
+)
 from mtop_batch.model.heads import StackedTasks, TaskModule, task_loss
 from mtop_batch.model.prompts import PromptLayout, TaskPrompts, prompt_layout, random_prompts
 from mtop_batch.tasks import Task, check_task_names, select_tasks
@@ -252,10 +259,11 @@ class MTOPModel(PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         *,
+        context: Context | None = None,
         task: str | None = None,
         labels: Tensor | None = None,
     ) -> MTOPOutput:
@@ -268,26 +276,58 @@ class MTOPModel(PreTrainedModel):
             input_ids: (B, T) Padded on the right.
             attention_mask: (B, T) 1 for tokens, 0 for padding.
             token_type_ids: (B, T) 0 and 1 for the two texts of a pair.
+            context: What `context` returned for the texts, in place of the three above; for one isolated task.
             task: The one task wanted; None for all.
             labels: (B,) Label indices or regression values of that task.
 
         Raises:
-            TaskError: There is no such task, or labels are given without one.
+            TaskError: There is no such task, labels are given without one, or a context with one that is not isolated.
         """
         if task is None:
-            if labels is not None:
-                raise TaskError("labels are given without the task they belong to; pass task=NAME")
+            if labels is not None or input_ids is None:
+                raise TaskError("labels or a context are given without the task they belong to; pass task=NAME")
             return MTOPOutput(logits=self.all_tasks(input_ids, attention_mask, token_type_ids))
         module = self.task_module(task)
-        layout = self._layout([task])
-        prompts = self._prompts(layout, trained=task if self.config.stop_gradient else None)
-        outputs, _ = encode(self.backbone, prompts, input_ids, attention_mask, token_type_ids, layout.groups)
-        own = layout.positions[task]
+        if context is not None:
+            self._check_isolated(task)
+            outputs = encode_reading(self.backbone, module.prompts, context, [1] * len(module.prompts))
+            own = range(len(module.prompts))
+        else:
+            assert input_ids is not None, "either texts or their context are given"
+            layout = self._layout([task])
+            prompts = self._prompts(layout, trained=task if self.config.stop_gradient else None)
+            outputs, _ = encode(self.backbone, prompts, input_ids, attention_mask, token_type_ids, layout.groups)
+            own = layout.positions[task]
         logits: Tensor = module(outputs[:, own.start : own.stop])
         if labels is None:
             return MTOPOutput(logits=logits)
         definition = Task.from_dict(self.config.tasks[self.task_names.index(task)]["task"])
         return MTOPOutput(loss=task_loss(definition, logits, labels), logits=logits)
+
+    def context(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Context:
+        """What isolated tasks read of texts: the same for all of them, and for as long as the context does not train.
+
+        Args:
+            input_ids: (B, T) Padded on the right.
+            attention_mask: (B, T) 1 for tokens, 0 for padding.
+            token_type_ids: (B, T) 0 and 1 for the two texts of a pair.
+        """
+        prompts = self._prompts(self._layout(()))
+        return encode_context(self.backbone, prompts, input_ids, attention_mask, token_type_ids)
+
+    def has_fixed_context(self, tasks: Sequence[str]) -> bool:
+        """Whether training these tasks leaves the context as it is: all isolated, and nothing trains but their own."""
+        in_context = [self.task_module(name).prompts for name in self._layout(()).positions]
+        shared = [] if self.shared_prompts is None else [self.shared_prompts]
+        trains = any(p.requires_grad for p in (*self.backbone.parameters(), *shared, *in_context))
+        isolated = {prompts.name for prompts in self.task_prompts if prompts.isolated}
+        return not trains and isolated.issuperset(tasks)
+
+    def _check_isolated(self, task: str) -> None:
+        if not self.task_prompts[self.task_names.index(task)].isolated:
+            raise TaskError(f"task {task!r} is part of the context; pass its texts, not what a context left")
 
     def all_tasks(
         self,
@@ -348,7 +388,8 @@ class MTOPModel(PreTrainedModel):
         """(S, E) The prompts of the sequence; if a task is trained, the other tasks' are cut off from gradients."""
         own = {name: self.task_module(name).prompts for name in layout.positions}
         stopped = [p if trained in (None, name) else p.detach() for name, p in own.items()]
-        return torch.cat(stopped if self.shared_prompts is None else [self.shared_prompts, *stopped])
+        parts = stopped if self.shared_prompts is None else [self.shared_prompts, *stopped]
+        return torch.cat(parts) if parts else self.word_embeddings.weight.new_empty(0, embedding_size(self.backbone))
 
     def _apply(self, *args: Any, **kwargs: Any) -> MTOPModel:
         self._inference_cache = None  # the model moves to another device or type

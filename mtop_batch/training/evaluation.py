@@ -11,11 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import distributed
 
-from mtop_batch.data.batches import length_sorted_batches, pad_batch
+from mtop_batch.data.batches import length_sorted_batches
 from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.model.mtop import MTOPModel
 from mtop_batch.model.prompts import prompt_layout
 from mtop_batch.tasks import Metric, Task
+from mtop_batch.training.contexts import FixedContexts, model_inputs
 from mtop_batch.training.metrics import compute_metric
 from mtop_batch.training.settings import Precision, TaskData, Worker
 from mtop_batch.training.state import TaskMetrics
@@ -31,6 +32,7 @@ def evaluate(
     precision: Precision = "fp32",
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     worker: Worker | None = None,
+    contexts: FixedContexts | None = None,
 ) -> dict[str, TaskMetrics]:
     """The metrics of every task on its evaluation examples, by task name; the arguments are those of `evaluate_task`.
 
@@ -46,6 +48,7 @@ def evaluate(
             precision=precision,
             max_batch_tokens=max_batch_tokens,
             worker=worker,
+            contexts=contexts,
         )
         for item in data
     }
@@ -60,6 +63,7 @@ def evaluate_task(
     precision: Precision = "fp32",
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     worker: Worker | None = None,
+    contexts: FixedContexts | None = None,
 ) -> TaskMetrics:
     """The metrics of one task.
 
@@ -74,6 +78,7 @@ def evaluate_task(
         precision: "bf16" runs the model under autocast.
         max_batch_tokens: Positions of a batch, prompts and padding included.
         worker: This process; None for a single one on the CPU.
+        contexts: Those of the examples, where the backbone is frozen and the task isolated.
 
     Returns:
         The task's own metric under its name, "accuracy" for classification, "loss", and "num_examples".
@@ -84,7 +89,7 @@ def evaluate_task(
     lengths = examples.tokens.lengths[rows] + len(layout.groups)
     batches = [rows[batch] for batch in length_sorted_batches(lengths, max_batch_tokens)]
     with _evaluating(model), worker.autocast(precision):
-        own_predictions, own_loss = _predict(model, examples, task, batches, pad_token_id, worker)
+        own_predictions, own_loss = _predict(model, examples, task, batches, pad_token_id, worker, contexts)
     order = np.concatenate([np.empty(0, np.int64), *batches])
     predictions, loss = _gather(order, own_predictions, own_loss, worker)
     metrics: TaskMetrics = {"loss": loss / len(predictions), "num_examples": len(predictions)}
@@ -121,13 +126,13 @@ def _predict(
     batches: Sequence[npt.NDArray[np.int64]],
     pad_token_id: int,
     worker: Worker,
+    contexts: FixedContexts | None,
 ) -> tuple[npt.NDArray[Any], float]:
     """Label ids, or values, of the rows of all batches one after the other, and the sum of their losses."""
     predictions = [torch.empty(0, device=worker.device)]
     losses = [torch.zeros((), device=worker.device)]
     for rows in batches:
-        padded = pad_batch(examples.tokens, rows, pad_token_id)
-        inputs = {key: worker.to_device(value) for key, value in padded.items()}
+        inputs = model_inputs(examples, rows, pad_token_id, worker, contexts)
         labels = worker.to_device(torch.from_numpy(examples.labels[rows]))
         output = model(**inputs, task=task.name, labels=labels)
         predictions.append(output.logits[:, 0] if task.kind == "regression" else output.logits.argmax(dim=1))

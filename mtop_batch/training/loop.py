@@ -17,9 +17,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-from mtop_batch.data.batches import pad_batch
 from mtop_batch.errors import ConfigError, DataError
 from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.training.contexts import fixed_contexts, model_inputs
 from mtop_batch.training.evaluation import evaluate, mean_metric
 from mtop_batch.training.meter import StepMeter
 from mtop_batch.training.optimizer import make_optimizer, set_learning_rate
@@ -129,12 +129,20 @@ class _Run:
         self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.state = TrainingState(model, self.optimizer, run=_identity(data, settings))
         self.meter = StepMeter(worker.device)
+        self.contexts = fixed_contexts(
+            model,
+            [item.task.name for item in data],
+            pad_token_id=pad_token_id,
+            worker=worker,
+            precision=settings.precision,
+        )
 
     def train(self, save: Save | None) -> None:
         """Do the steps that are left."""
         steps, evaluation_after = len(self.plan), self._evaluation_steps()
         parallel = _distribute(self.model.train(), self.worker)
         self._emit_start()
+        self._keep_contexts()
         self.meter.restart()
         while self.state.step < steps:
             self._step(parallel)
@@ -157,13 +165,12 @@ class _Run:
         index, joint_rows = self.plan.batch(step)
         rows = joint_rows[worker.rank :: worker.world_size]
         examples = self.data[index].train
-        inputs = pad_batch(examples.tokens, rows, self.pad_token_id)
         labels = torch.from_numpy(examples.labels[rows])
 
         _seed_dropout(settings.seed, step, worker.rank)
         with worker.autocast(settings.precision):
             output = parallel(
-                **{key: worker.to_device(value) for key, value in inputs.items()},
+                **model_inputs(examples, rows, self.pad_token_id, worker, self.contexts),
                 labels=worker.to_device(labels),
                 task=self.data[index].task.name,
             )
@@ -177,10 +184,24 @@ class _Run:
         self.state.step += 1
         self.meter.add(output.loss, settings.batch_size)
 
+    def _keep_contexts(self) -> None:
+        """Run all texts through a backbone that does not train, once for all epochs."""
+        if self.contexts is None or self.state.step == len(self.plan):
+            return
+        for item in self.data:
+            self.contexts.keep(item.train, lambda done, num: self.emit({"event": "texts", "done": done, "num": num}))
+        for item in self.data:
+            if item.eval is not None and self.settings.evaluate:
+                self.contexts.keep(item.eval)
+
     def _evaluate(self) -> None:
-        settings = self.settings
         metrics = evaluate(
-            self.model, self.data, pad_token_id=self.pad_token_id, precision=settings.precision, worker=self.worker
+            self.model,
+            self.data,
+            pad_token_id=self.pad_token_id,
+            precision=self.settings.precision,
+            worker=self.worker,
+            contexts=self.contexts,
         )
         mean = mean_metric(metrics, [item.task for item in self.data])
         evaluation = Evaluation(self.state.step, self._epoch(), mean, metrics)

@@ -1,0 +1,199 @@
+"""Texts are run through a frozen backbone once, however many epochs the prompts that read them train.
+
+Where neither the backbone nor a prompt of the context trains, the keys and values that isolated prompts read
+(`mtop_batch.model.attention`) are the same in every epoch. Computed once and kept, a step costs the prompts' own few
+positions instead of the whole text.
+
+Shapes: R examples, B rows of a batch, C positions of a context (its prompts and its text), K = 2 x layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mtop_batch.data.batches import length_sorted_batches, pad_batch
+from mtop_batch.data.examples import LabelledTokens
+from mtop_batch.model.attention import Context, is_readable
+from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.training.settings import Precision, Worker
+
+MAX_BATCH_TOKENS = 4096
+MAX_CPU_BYTES = 2 << 30
+_MAX_GPU_SHARE = 0.5
+
+
+class FixedContexts:
+    """The contexts of examples for a model whose context does not train.
+
+    The backbone runs without dropout here. What does not fit into memory is computed anew each time it is asked for,
+    still without gradients.
+
+    Args:
+        model: On the worker's device.
+        pad_token_id: Of the tokenizer.
+        worker: This process.
+        precision: As for `fit`.
+        max_bytes: Memory for contexts that are kept; None for 2 GiB on a CPU, half of what is free on a GPU.
+    """
+
+    def __init__(
+        self,
+        model: MTOPModel,
+        *,
+        pad_token_id: int,
+        worker: Worker,
+        precision: Precision = "fp32",
+        max_bytes: int | None = None,
+    ) -> None:
+        self._model, self._pad_token_id, self._worker, self._precision = model, pad_token_id, worker, precision
+        self._bytes_left = _memory(worker.device) if max_bytes is None else max_bytes
+        self._kept: dict[int, _Kept] = {}
+
+    def keep(self, examples: LabelledTokens, on_progress: Callable[[int, int], None] | None = None) -> bool:
+        """Compute and keep the contexts of all examples, if they fit into memory.
+
+        Args:
+            examples: R of them; asked for later as the same object.
+            on_progress: Called with how many are done, and R.
+
+        Returns:
+            Whether they are kept.
+        """
+        lengths = examples.tokens.lengths
+        done, kept = 0, None
+        for rows in length_sorted_batches(lengths, MAX_BATCH_TOKENS):
+            context = self._compute(examples, rows)
+            if kept is None:
+                kept = _Kept.empty(context, lengths)
+                if kept.num_bytes > self._bytes_left:
+                    return False
+            kept.put(rows, context)
+            done += len(rows)
+            if on_progress is not None:
+                on_progress(done, len(examples))
+        if kept is not None:
+            self._kept[id(examples)] = kept
+            self._bytes_left -= kept.num_bytes
+        return kept is not None
+
+    def batch(self, examples: LabelledTokens, rows: npt.NDArray[np.integer]) -> Context:
+        """The context of B rows of the examples."""
+        kept = self._kept.get(id(examples))
+        return self._compute(examples, rows) if kept is None else kept.take(rows)
+
+    def _compute(self, examples: LabelledTokens, rows: npt.NDArray[np.integer]) -> Context:
+        worker = self._worker
+        inputs = pad_batch(examples.tokens, rows, self._pad_token_id)
+        # Not inference mode: what the backward pass keeps must be ordinary tensors.
+        with torch.no_grad(), worker.autocast(self._precision), _without_dropout(self._model):
+            return self._model.context(**{key: worker.to_device(value) for key, value in inputs.items()})
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Contexts of R examples, one behind the other.
+
+    Args:
+        values: (K, positions of all, heads, width of a head) keys and values of layer after layer.
+        starts: (R,) Where each example's positions start.
+        lengths: (R,) How many positions each has.
+    """
+
+    values: Tensor
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, like: Context, num_tokens: npt.NDArray[np.int64]) -> _Kept:
+        """Room for examples of so many tokens; `like` is the context of the longest, among others."""
+        key = like.key_values[0][0]  # (B, heads, C, width)
+        num_prompts = key.shape[2] - int(num_tokens.max())
+        lengths = num_tokens + num_prompts
+        shape = (2 * len(like.key_values), int(lengths.sum()), key.shape[1], key.shape[3])
+        return cls(key.new_empty(shape), np.cumsum(lengths) - lengths, lengths)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.values.numel() * self.values.element_size()
+
+    def put(self, rows: npt.NDArray[np.integer], context: Context) -> None:
+        """Store the context of these rows, without its padding."""
+        present, positions = self._present(rows), self._positions(rows)
+        for index, tensor in enumerate(_tensors(context)):
+            self.values[index, positions[present]] = tensor.transpose(1, 2)[present]
+
+    def take(self, rows: npt.NDArray[np.integer]) -> Context:
+        """The padded context of these rows."""
+        # (K, B, C, heads, width); what stands at padding is not seen.
+        taken = self.values[:, self._positions(rows)].transpose(2, 3)
+        key_values = [(taken[index], taken[index + 1]) for index in range(0, len(taken), 2)]
+        return Context(key_values, self._present(rows).long())
+
+    def _present(self, rows: npt.NDArray[np.integer]) -> Tensor:
+        """(B, C) Where the rows have positions."""
+        lengths = self.lengths[rows]
+        return self._on_device(np.arange(lengths.max()) < lengths[:, None])
+
+    def _positions(self, rows: npt.NDArray[np.integer]) -> Tensor:
+        """(B, C) Where the positions of the rows are stored; the last one of the row for padding."""
+        lengths = self.lengths[rows]
+        within = np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)
+        return self._on_device(self.starts[rows][:, None] + within)
+
+    def _on_device(self, array: npt.NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(array).to(self.values.device, non_blocking=True)
+
+
+def fixed_contexts(
+    model: MTOPModel, tasks: Sequence[str], *, pad_token_id: int, worker: Worker, precision: Precision
+) -> FixedContexts | None:
+    """The contexts for training these tasks, if nothing trains that changes them; else None."""
+    if not is_readable(model.backbone) or not model.has_fixed_context(tasks):
+        return None
+    return FixedContexts(model, pad_token_id=pad_token_id, worker=worker, precision=precision)
+
+
+def model_inputs(
+    examples: LabelledTokens,
+    rows: npt.NDArray[np.integer],
+    pad_token_id: int,
+    worker: Worker,
+    contexts: FixedContexts | None,
+) -> dict[str, Any]:
+    """What the model takes of B rows: their contexts where these are fixed, else their tokens."""
+    if contexts is not None:
+        return {"context": contexts.batch(examples, rows)}
+    inputs = pad_batch(examples.tokens, rows, pad_token_id)
+    return {key: worker.to_device(value) for key, value in inputs.items()}
+
+
+def _tensors(context: Context) -> Iterator[Tensor]:
+    """(B, heads, C, width) Keys and values of layer after layer."""
+    for key, value in context.key_values:
+        yield key
+        yield value
+
+
+def _memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * _MAX_GPU_SHARE)
+    return MAX_CPU_BYTES
+
+
+@contextmanager
+def _without_dropout(model: MTOPModel) -> Iterator[None]:
+    was_training = model.backbone.training
+    model.backbone.eval()
+    try:
+        yield
+    finally:
+        model.backbone.train(was_training)
