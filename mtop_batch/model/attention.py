@@ -2,9 +2,9 @@
 
 The context (the text, and the prompts that it sees) depends on nothing but itself. So it is run alone first, with the
 plain attention of any encoder and without a mask over everything, and leaves the keys and values of each layer. The
-prompts of isolated tasks, a few positions, run after it and read these. The outputs are those of one pass under the mask
-of `mtop_batch.model.prompts.visibility`, at less cost; no isolated task can change what the context computes; and what
-the context left can be kept and read again.
+prompts of isolated tasks, a few positions, run after it and read these. The outputs are those of one pass under the
+mask of `mtop_batch.model.prompts.visibility`, at less cost; no isolated task can change what the context computes; and
+what the context left can be kept and read again.
 
 Works with the encoders whose attention goes through `transformers.AttentionInterface`, which is how it gets in.
 """
