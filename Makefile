@@ -47,4 +47,4 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
 
 clean:
-	rm -rf $(VENV) demo/corpus demo/train demo/model demo/labels
+	rm -rf $(VENV) demo/corpus demo/train demo/four-topics demo/model demo/labels

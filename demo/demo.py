@@ -1,11 +1,13 @@
 """`make demo`: real news from labelled examples to a queryable label table, in one go.
 
-Builds five yes/no tasks and an unlabelled corpus (`news.py`), trains one model on all tasks, labels the corpus with
-it, and compares the labels with the known categories. What is already there is not done again.
+Builds five yes/no tasks and an unlabelled corpus (`news.py`). Trains one model on four of the tasks, labels the corpus
+with it, then adds the fifth task and labels the corpus again, which computes the new labels only. Compares all labels
+with the known categories. What is already there is not done again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import time
@@ -21,10 +23,15 @@ from rich.table import Column, Table
 from mtop_batch import read_labels
 
 DEMO = Path("demo")
-CONFIG, MODEL, CORPUS, LABELS = DEMO / "demo.toml", DEMO / "model", DEMO / "corpus", DEMO / "labels"
-QUERY = (
-    "SELECT c.title, l.tech_score FROM 'demo/labels/*/*.parquet' l JOIN 'demo/corpus/*.parquet' c USING (id) "
-    "WHERE l.tech_label = 'yes' AND l.business_label = 'yes' ORDER BY l.tech_score DESC LIMIT 5"
+CONFIG, LATER_CONFIG = DEMO / "demo.toml", DEMO / "train" / "later.toml"
+FIRST_MODEL, MODEL, CORPUS, LABELS = DEMO / "four-topics", DEMO / "model", DEMO / "corpus", DEMO / "labels"
+QUERY = " ".join(
+    (
+        "SELECT title, tech_score FROM 'demo/labels/model-*/*.parquet'",
+        "JOIN 'demo/labels/four-topics-*/*.parquet' USING (id)",
+        "JOIN 'demo/corpus/*.parquet' USING (id)",
+        "WHERE tech_label = 'yes' AND business_label = 'yes' ORDER BY tech_score DESC LIMIT 5",
+    )
 )
 NUM_SHOWN = 5
 
@@ -36,17 +43,52 @@ def main() -> None:
     if not CONFIG.exists():
         raise SystemExit("run this from the project's directory: make demo")
     started = time.monotonic()
-    if not (DEMO / "train" / "tasks.toml").exists():
+    if not LATER_CONFIG.exists():
         news.build(DEMO)
-    if (MODEL / "config.json").exists():
-        console.print(f"[bold]1. Train[/bold]: {MODEL} is there already; remove it to train again")
-    else:
-        console.print("[bold]1. Train[/bold] five tasks as one model")
-        _mtop("train", "--config", str(CONFIG))
-    console.print("\n[bold]2. Label[/bold] the corpus: every article, all tasks, one forward pass")
-    _mtop("label", "--model", str(MODEL), "--corpus", str(CORPUS), "--labels", str(LABELS))
+    _first_act()
+    _second_act()
     _show_results()
     console.print(f"\nDone in {time.monotonic() - started:.0f} s.")
+
+
+def _first_act() -> None:
+    if _is_bundle(MODEL):
+        console.print(f"[bold]1.-3.[/bold] {MODEL} is there already; remove {MODEL} and {FIRST_MODEL} to train again")
+        return
+    if _is_bundle(FIRST_MODEL):
+        console.print(f"[bold]1. Train[/bold]: {FIRST_MODEL} is there already; remove it to train again")
+    else:
+        console.print("[bold]1. Train[/bold] four tasks as one model")
+        _mtop("train", "--config", str(CONFIG))
+    console.print("\n[bold]2. Label[/bold] the corpus: every article, all tasks, one forward pass")
+    _label(FIRST_MODEL)
+
+
+def _second_act() -> None:
+    if not _is_bundle(MODEL):
+        console.print(f"\n[bold]3. Add a task[/bold], {news.LATER_TOPIC}: the other four stay what they are")
+        model, config, output = str(FIRST_MODEL), str(LATER_CONFIG), str(MODEL)
+        _mtop("add-tasks", "--model", model, "--config", config, "--output", output)
+    console.print("\n[bold]4. Label[/bold] again: only what is missing is computed")
+    before = _label_files()
+    _label(MODEL)
+    after = _label_files()
+    unchanged = sum(after.get(path) == digest for path, digest in before.items())
+    console.print(f"{unchanged} of the {len(before)} label files from before are there, byte for byte")
+
+
+def _is_bundle(directory: Path) -> bool:
+    return (directory / "config.json").exists()
+
+
+def _label(model: Path) -> None:
+    _mtop("label", "--model", str(model), "--corpus", str(CORPUS), "--labels", str(LABELS))
+
+
+def _label_files() -> dict[Path, str]:
+    """A hash of every label file."""
+    paths = [path for path in LABELS.glob("*/**/*.parquet") if not path.parts[2].startswith("_")]
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def _mtop(*arguments: str) -> None:
@@ -63,11 +105,11 @@ def _show_results() -> None:
     rows = [{**articles[row["id"]], **row} for row in labels.to_pylist()]
     topics = sorted({row["category"] for row in rows})
 
-    console.print("\n[bold]3. Accuracy[/bold] of each task on the corpus, against the known categories")
+    console.print("\n[bold]5. Accuracy[/bold] of each task on the corpus, against the known categories")
     console.print(_accuracy_table(rows, topics))
-    console.print(f"\n[bold]4. A few articles[/bold] with all their labels (of {len(rows):,})")
+    console.print(f"\n[bold]6. A few articles[/bold] with all their labels (of {len(rows):,})")
     console.print(_article_table(rows[:NUM_SHOWN], topics))
-    console.print("\n[bold]5. Yours to query[/bold]")
+    console.print("\n[bold]7. Yours to query[/bold]")
     for what, where in {"corpus": CORPUS, "model": MODEL, "labels": LABELS}.items():
         console.print(f"   {what:7} {where}")
     console.print(f'\nTry: duckdb -c "{QUERY}"\n', soft_wrap=True)
@@ -88,12 +130,15 @@ def _accuracy_table(rows: list[dict[str, Any]], topics: list[str]) -> Table:
 
 
 def _article_table(rows: list[dict[str, Any]], topics: list[str]) -> Table:
-    """One line per article: a task's label and its probability."""
-    table = Table(Column("title", max_width=28, no_wrap=True), "category", *(topic[:8] for topic in topics))
+    """One line per article: its labels that are yes with their probabilities, and how sure the noes are."""
+    table = Table(Column("title", max_width=30, no_wrap=True), "category", "yes", "no")
     for row in rows:
-        scores = [(row[f"{topic}_label"], row[f"{topic}_score"]) for topic in topics]
-        cells = [f"[green]yes[/green] {score:.0%}" if label == "yes" else f"no {score:.0%}" for label, score in scores]
-        table.add_row(row["title"], row["category"], *cells)
+        words: dict[str, list[str]] = {"yes": [], "no": []}
+        for topic in topics:
+            words[row[f"{topic}_label"]].append(f"{topic} {row[f'{topic}_score']:.0%}")
+        table.add_row(
+            row["title"], row["category"], f"[green]{', '.join(words['yes'])}[/green]", ", ".join(words["no"])
+        )
     return table
 
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from mtop_batch.errors import BundleError, ConfigError, DataError, JobError, LabelTableError, MtopError, TaskError
     from mtop_batch.labelling.predictor import Predictor
     from mtop_batch.labelling.table import read_labels
-    from mtop_batch.model.mtop import MTOPConfig, MTOPModel
+    from mtop_batch.model.mtop import MTOPModel
+    from mtop_batch.model.mtop_config import MTOPConfig
     from mtop_batch.tasks import Task
 
 _MODULES = {
@@ -23,7 +24,7 @@ _MODULES = {
     "DataError": "errors",
     "JobError": "errors",
     "LabelTableError": "errors",
-    "MTOPConfig": "model.mtop",
+    "MTOPConfig": "model.mtop_config",
     "MTOPModel": "model.mtop",
     "MtopError": "errors",
     "Predictor": "labelling.predictor",

@@ -58,6 +58,46 @@ def train(config: ConfigOption, set_: SetOption = None, json_out: JsonOption = N
     _write_json(json_out, asdict(result))
 
 
+@app.command(name="add-tasks")
+def add_tasks(
+    model: ModelOption,
+    config: ConfigOption,
+    output: Annotated[str, typer.Option(help="Where the new bundle goes; --model stays as it is.")],
+    set_: SetOption = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Learn a task that the bundle has anew, in its place.")
+    ] = False,
+    json_out: JsonOption = None,
+) -> None:
+    """Learn new tasks on a trained bundle; outputs and labels of the tasks it has stay as they are."""
+    from mtop_batch.engine.add_tasks import add_tasks as add
+    from mtop_batch.engine.progress import Progress
+
+    with Progress() as progress:
+        result = add(model, config, output, progress=progress, overrides=set_ or (), replace=replace)
+    _print_metrics(result.added, result.added_tasks)
+    typer.echo(
+        f"wrote {result.output}: tasks added: {len(result.added)}, unchanged: {len(result.unchanged)}; "
+        f"{result.seconds:,.0f} s"
+    )
+    _write_json(json_out, asdict(result))
+
+
+@app.command(name="drop-tasks")
+def drop_tasks(
+    model: ModelOption,
+    tasks: Annotated[str, typer.Option(help="The tasks to leave out.", metavar="a,b")],
+    output: Annotated[str, typer.Option(help="Where the new bundle goes; --model stays as it is.")],
+    json_out: JsonOption = None,
+) -> None:
+    """Write a bundle without some isolated tasks; the other tasks and all labels stay as they are."""
+    from mtop_batch.engine.add_tasks import drop_tasks as drop
+
+    result = drop(model, _comma_separated(tasks, "--tasks"), output)
+    typer.echo(f"wrote {result.output}: {len(result.tasks)} tasks: {', '.join(result.tasks)}")
+    _write_json(json_out, asdict(result))
+
+
 @app.command()
 def evaluate(model: ModelOption, config: ConfigOption, set_: SetOption = None, json_out: JsonOption = None) -> None:
     """Measure every task of a bundle on the evaluation data that a configuration names."""

@@ -86,6 +86,24 @@ class TrainConfig(_Section):
     warm_start: WarmStartConfig = WarmStartConfig()  # type: ignore[call-arg]
 
 
+class AddTasksConfig(_Section):
+    """`mtop add-tasks`: each new task trains alone, on a backbone that stays as it is."""
+
+    prompts_per_task: int = Field(8, ge=1, le=64)
+    """Soft prompt tokens of each new task; more than in joint training, because only they can adapt."""
+    epochs: float = Field(10.0, gt=0)
+    """The weights of the best one are taken."""
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(1e-3, gt=0, lt=1)
+    weight_decay: float = Field(0.01, ge=0, lt=1)
+    warmup_fraction: float = Field(0.1, ge=0, le=1)
+    max_grad_norm: float = Field(1.0, ge=0)
+    seed: int = Field(0, ge=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    max_failures: int = Field(3, ge=0)
+    """Worker failures of one task after which to give up."""
+
+
 class TaskConfig(_Section):
     """One `[[task]]`: its definition and where its examples lie."""
 
@@ -120,6 +138,7 @@ class Config(_Section):
     backbone: BackboneConfig
     model: ModelConfig = ModelConfig()  # type: ignore[call-arg]
     train: TrainConfig = TrainConfig()  # type: ignore[call-arg]
+    add_tasks: AddTasksConfig = AddTasksConfig()  # type: ignore[call-arg]
     task: tuple[TaskConfig, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -132,13 +151,14 @@ class Config(_Section):
         return [task.definition() for task in self.task]
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None) -> Config:
     """Read, complete and check a configuration.
 
     Args:
         path: A TOML file, local or on object storage. `tasks = "other.toml"` in it takes the `[[task]]` tables from
             that file.
         overrides: `section.key=value` strings; the value is read as TOML, or else as a plain string.
+        defaults: Values of keys and sections that the file may leave out.
 
     Raises:
         ConfigError: The file is missing or not TOML, a key is unknown, or a value is outside what is allowed.
@@ -147,7 +167,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply_override(values, override)
     _inline_tasks(values, path)
-    return _validate(values, str(path))
+    return _validate({**(defaults or {}), **values}, str(path))
 
 
 def _read_toml(path: str | Path) -> dict[str, Any]:

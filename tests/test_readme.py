@@ -43,20 +43,25 @@ def project(tmp_path: Path, backbone_dir: Path, monkeypatch: pytest.MonkeyPatch)
     )
     (tmp_path / "demo" / "corpus").mkdir(parents=True)
     pq.write_table(articles, tmp_path / "demo" / "corpus" / "part-0.parquet")
-    (tmp_path / "demo" / "demo.toml").write_text(
-        f"""
-        output = "demo/model"
-        [backbone]
-        name = "{backbone_dir}"
-        max_tokens = 32
+    task = """
         [[task]]
-        name = "sports"
+        name = "{}"
         labels = ["no", "yes"]
         text = ["title", "body"]
         train = "demo/corpus/part-0.parquet"
         eval = "demo/corpus/part-0.parquet"
+    """
+    (tmp_path / "demo" / "demo.toml").write_text(
+        f"""
+        output = "demo/four-topics"
+        [backbone]
+        name = "{backbone_dir}"
+        max_tokens = 32
+        {task.format("sports")}
         """
     )
+    (tmp_path / "demo" / "train").mkdir()
+    (tmp_path / "demo" / "train" / "later.toml").write_text(task.format("tech"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

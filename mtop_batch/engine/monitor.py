@@ -25,21 +25,29 @@ class TrainingMonitor:
         self._run = run
         self._progress = progress
         self._on_event = on_event
-        self._warm_steps: dict[str, int] = {}
-        self._warm_total: dict[str, int] = {}
+        self._single_phase = ""
+        self._steps: dict[str, int] = {}
+        self._num_steps: dict[str, int] = {}
         self._mean: float | None = None
         self._started = False
 
-    def begin_warm_start(self, num_steps: Mapping[str, int], done: Collection[str]) -> None:
-        """The single-task phase begins, with this many steps for each task; an earlier run has done these tasks."""
-        self._warm_total = dict(num_steps)
-        self._warm_steps = {name: num_steps[name] for name in done}
-        self._progress.phase("warm start", sum(num_steps.values()), completed=sum(self._warm_steps.values()))
+    def begin_single_tasks(self, phase: str, num_steps: Mapping[str, int], done: Collection[str]) -> None:
+        """A phase begins in which tasks train alone, with this many steps each; an earlier run has done these tasks.
 
-    def end_warm_start(self, task: str) -> None:
-        """A task's warm start is done; its last events may still be on their way."""
-        self._warm_steps[task] = self._warm_total[task]
-        self._progress.update(sum(self._warm_steps.values()))
+        Args:
+            phase: Its name; the tasks' events carry it.
+            num_steps: Of each task.
+            done: Some of them.
+        """
+        self._single_phase = phase
+        self._num_steps = dict(num_steps)
+        self._steps = {name: num_steps[name] for name in done}
+        self._progress.phase(phase, sum(num_steps.values()), completed=sum(self._steps.values()))
+
+    def end_single_task(self, task: str) -> None:
+        """A task is done; its last events may still be on their way."""
+        self._steps[task] = self._num_steps[task]
+        self._progress.update(sum(self._steps.values()))
 
     def begin_training(self) -> None:
         """The multi-task phase begins; how many steps it has is known when its workers have started."""
@@ -54,10 +62,10 @@ class TrainingMonitor:
         """Handle one event."""
         event = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event}
         self._run.events.append(event)
-        if event.get("phase") == "warm start":
-            self._show_warm_start(event)
-        elif event.get("phase") == "train":
+        if event.get("phase") == "train":
             self._show_training(event)
+        elif self._single_phase and event.get("phase") == self._single_phase:
+            self._show_single_task(event)
         if self._on_event is not None:
             self._on_event(event)
 
@@ -66,16 +74,18 @@ class TrainingMonitor:
         speeds = [e["examples_per_s"] for e in self._run.events if e["event"] == "step" and e.get("phase") == "train"]
         return median(speeds) if speeds else 0.0
 
-    def _show_warm_start(self, event: Event) -> None:
+    def _show_single_task(self, event: Event) -> None:
         task = event["task"]
-        if event["event"] == "texts":
-            self._progress.update(
-                sum(self._warm_steps.values()), f"{task}: {event['done']:,}/{event['num']:,} texts read"
-            )
-        if event["event"] != "step" or self._warm_steps.get(task) == self._warm_total.get(task):
+        if self._steps.get(task) == self._num_steps.get(task):
             return
-        self._warm_steps[task] = event["step"]
-        self._progress.update(sum(self._warm_steps.values()), f"{task}: loss {event['loss']:.3f}")
+        if event["event"] == "texts":
+            details = f"{task}: {event['done']:,}/{event['num']:,} texts read"
+        elif event["event"] == "step":
+            self._steps[task] = event["step"]
+            details = f"{task}: loss {event['loss']:.3f}"
+        else:
+            return
+        self._progress.update(sum(self._steps.values()), details)
 
     def _show_training(self, event: Event) -> None:
         if event["event"] == "start":

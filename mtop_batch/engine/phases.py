@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from mtop_batch.engine.events import EventQueue
 from mtop_batch.engine.monitor import TrainingMonitor
 from mtop_batch.engine.run_directory import RunDirectory
 from mtop_batch.engine.session import Resources
-from mtop_batch.engine.workers import MultiTaskJob, SingleTaskJob, train_worker, warm_start
+from mtop_batch.engine.workers import WARM_START_PHASE, MultiTaskJob, SingleTaskJob, train_worker, warm_start
 from mtop_batch.errors import JobError, MtopError
 from mtop_batch.model.mtop import MTOPModel
 from mtop_batch.training.loop import FitResult
@@ -76,29 +76,23 @@ class Phases:
         """
         settings = single_task_settings(self.config.train)
         steps = {d.task.name: num_steps(len(d.train.tokens), settings.batch_size, settings.epochs) for d in self.data}
-        kept = {name: self.run.warm_start(name) for name in steps}
+        kept = {name: self.run.task(name) for name in steps}
         done = {name: tensors for name, tensors in kept.items() if tensors is not None}
-        self.monitor.begin_warm_start(steps, done)
-        backbone_ref = ray.put(backbone)
-        train_one = ray.remote(warm_start).options(**self._single_task_resources())
-        job = self._single_task_job(settings)
-        running = {
-            train_one.remote(backbone_ref, item, job): item.task.name
+        self.monitor.begin_single_tasks(WARM_START_PHASE, steps, done)
+        options = single_task_options(len(self.data), self.resources, self.config.train.max_failures)
+        train_one = ray.remote(warm_start).options(**options)
+        backbone_ref, job = ray.put(backbone), self._single_task_job(settings)
+        refs = {
+            item.task.name: train_one.remote(backbone_ref, item, job)
             for item in self.data
             if item.task.name not in done
         }
-        try:
-            while running:
-                finished, _ = ray.wait(list(running), timeout=_POLL_S)
-                self.monitor.poll(self.events)
-                for ref in finished:
-                    name = running.pop(ref)
-                    done[name] = _result(ref)
-                    self.run.keep_warm_start(name, done[name])
-                    self.monitor.end_warm_start(name)
-        finally:
-            for ref in running:
-                ray.cancel(ref, force=True)
+
+        def keep(name: str, tensors: dict[str, Tensor]) -> None:
+            done[name] = tensors
+            self.run.keep_task(name, tensors)
+
+        side_by_side(refs, self.monitor, self.events, keep)
         return done
 
     def all_tasks(self, model: MTOPModel) -> tuple[FitResult, dict[str, Tensor]]:
@@ -122,7 +116,7 @@ class Phases:
             pad_token_id=self.pad_token_id,
             events=self.events,
             run_uri=self.run.uri,
-            max_threads=_max_threads(),
+            max_threads=max_threads(),
         )
         filesystem, path = self.run.storage()
         trainer = TorchTrainer(
@@ -173,19 +167,45 @@ class Phases:
             pad_token_id=self.pad_token_id,
             events=self.events,
             processes=math.ceil(len(self.data) / self.resources.num_nodes),
-            max_threads=_max_threads(),
+            max_threads=max_threads(),
         )
 
-    def _single_task_resources(self) -> dict[str, Any]:
-        options: dict[str, Any] = {
-            "num_cpus": 1,
-            "max_retries": self.config.train.max_failures,
-            "runtime_env": _KEEP_MEMORY,
-        }
-        if self.resources.num_gpus:
-            per_gpu = min(_MAX_TASKS_PER_GPU, math.ceil(len(self.data) / self.resources.num_gpus))
-            options["num_gpus"] = 1 / per_gpu
-        return options
+
+def side_by_side(
+    refs: Mapping[str, ray.ObjectRef[T]], monitor: TrainingMonitor, events: EventQueue, keep: Callable[[str, T], None]
+) -> None:
+    """Wait for trainings of single tasks that run side by side; those still running are ended if one fails.
+
+    Args:
+        refs: Task -> what its training will return.
+        monitor: Shows how they get on.
+        events: What they tell.
+        keep: Called with each task and its result, as they come.
+
+    Raises:
+        MtopError: A task cannot be trained.
+    """
+    running = {ref: name for name, ref in refs.items()}
+    try:
+        while running:
+            finished, _ = ray.wait(list(running), timeout=_POLL_S)
+            monitor.poll(events)
+            for ref in finished:
+                name = running.pop(ref)
+                keep(name, _result(ref))
+                monitor.end_single_task(name)
+    finally:
+        for ref in running:
+            ray.cancel(ref, force=True)
+
+
+def single_task_options(num_tasks: int, resources: Resources, max_failures: int) -> dict[str, Any]:
+    """What Ray gives to each of so many trainings of single tasks: a CPU, or a share of a GPU."""
+    options: dict[str, Any] = {"num_cpus": 1, "max_retries": max_failures, "runtime_env": _KEEP_MEMORY}
+    if resources.num_gpus:
+        per_gpu = min(_MAX_TASKS_PER_GPU, math.ceil(num_tasks / resources.num_gpus))
+        options["num_gpus"] = 1 / per_gpu
+    return options
 
 
 def single_task_settings(train: TrainConfig) -> TrainSettings:
@@ -218,7 +238,7 @@ def multi_task_settings(train: TrainConfig) -> TrainSettings:
     )
 
 
-def _result(ref: ray.ObjectRef[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _result(ref: ray.ObjectRef[T]) -> T:
     try:
         return ray.get(ref)
     except RayTaskError as error:
@@ -241,7 +261,7 @@ def _in_thread(function: Callable[[], T], meanwhile: Callable[[], None]) -> T:
     return future.result()
 
 
-def _max_threads() -> int | None:
+def max_threads() -> int | None:
     """What the user allows by OMP_NUM_THREADS, which Ray sets anew for its workers."""
     value = os.environ.get("OMP_NUM_THREADS", "")
     return int(value) if value.isdigit() and int(value) else None

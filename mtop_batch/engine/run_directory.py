@@ -4,7 +4,7 @@
       <digest>/                        one run: a configuration and its examples
         config.json                    that configuration
         events.jsonl                   the events so far
-        warm_start/<task>.safetensors  each task's result of the single-task phase
+        tasks/<task>.safetensors       what each task learned alone: a warm start, or an added task
         checkpoint_*/                  as Ray Train names them, two at most, and
         checkpoint_manager_snapshot.json   Ray Train's own note of which of them count
 
@@ -36,13 +36,19 @@ from mtop_batch.training.settings import TaskData
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
-def run_digest(config: Config, data: Sequence[TaskData]) -> str:
+def run_digest(config: Config, data: Sequence[TaskData], base: str = "") -> str:
     """What names a run: it changes with whatever would make the unfinished work of an earlier one unfit to go on from.
 
     The number of workers and of tolerated failures does not count: the result is the same.
+
+    Args:
+        config: Of the run.
+        data: Its examples.
+        base: Digest of the bundle that it starts from, if it does.
     """
-    values = config.model_dump(mode="json", exclude={"output": True, "train": {"num_workers", "max_failures"}})
-    digest = hashlib.sha256(json.dumps([mtop_batch.__version__, values], sort_keys=True).encode())
+    left_out: Any = {"output": True, "train": {"num_workers", "max_failures"}, "add_tasks": {"max_failures"}}
+    values = config.model_dump(mode="json", exclude=left_out)
+    digest = hashlib.sha256(json.dumps([mtop_batch.__version__, values, base], sort_keys=True).encode())
     for item in data:
         for examples in (item.train, item.eval):
             if examples is not None:
@@ -101,16 +107,23 @@ class RunDirectory:
         """File system and path below which Ray Train keeps its runs by name."""
         return storage.filesystem(self.root)
 
-    def warm_start(self, task: str) -> dict[str, Tensor] | None:
-        """A task's result of the single-task phase; None if it is not there."""
+    def task(self, task: str) -> dict[str, Tensor] | None:
+        """What a task learned alone; None if it is not there."""
         try:
-            return load(storage.read_bytes(self._warm_start_path(task)))
+            return load(storage.read_bytes(self._path("tasks", f"{task}.safetensors")))
         except FileNotFoundError:
             return None
 
-    def keep_warm_start(self, task: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep a task's result of the single-task phase."""
-        storage.write_bytes(self._warm_start_path(task), save({name: t.contiguous() for name, t in tensors.items()}))
+    def task_result(self, task: str) -> dict[str, Any]:
+        """What `keep_task` was told of a task whose tensors are there."""
+        result: dict[str, Any] = json.loads(storage.read_bytes(self._path("tasks", f"{task}.json")))
+        return result
+
+    def keep_task(self, task: str, tensors: Mapping[str, Tensor], result: Mapping[str, Any] | None = None) -> None:
+        """Keep what a task learned alone, and JSON-ready values that go with it."""
+        storage.write_bytes(self._path("tasks", f"{task}.json"), _json(result or {}))
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        storage.write_bytes(self._path("tasks", f"{task}.safetensors"), save(contiguous))
 
     def keep_events(self) -> None:
         """Write the events so far, those of earlier attempts included."""
@@ -157,9 +170,6 @@ class RunDirectory:
         except FileNotFoundError:
             return
         self.events = [json.loads(line) for line in lines]
-
-    def _warm_start_path(self, task: str) -> str:
-        return self._path("warm_start", f"{task}.safetensors")
 
     def _path(self, *parts: str) -> str:
         return storage.join(self.uri, *parts)

@@ -31,7 +31,8 @@ from mtop_batch.engine.session import Resources, ray_session
 from mtop_batch.errors import ConfigError
 from mtop_batch.model.backbone import check_backbone, load_backbone, load_tokenizer
 from mtop_batch.model.bundle import save_bundle
-from mtop_batch.model.mtop import MTOPConfig, MTOPModel
+from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.mtop_config import MTOPConfig
 from mtop_batch.training.optimizer import freeze_word_embeddings
 from mtop_batch.training.settings import TaskData
 from mtop_batch.training.state import TaskMetrics
@@ -88,7 +89,7 @@ def train(config: Config, *, progress: Progress, on_event: Callable[[Event], Non
         _check_workers(config, resources, progress)
         if found := run.begin(config):
             progress.note(found)
-        monitor.record({"event": "run", "resources": str(resources), "versions": _versions()})
+        monitor.record({"event": "run", "resources": str(resources), "versions": versions()})
         phases = Phases(config, parts.data, parts.pad_token_id, resources, run, monitor, EventQueue())
         needs_warm_start = "single-task" in (config.model.prompt_init, config.model.pooler_init)
         model = _first_model(config, parts, phases.single_tasks(parts.backbone) if needs_warm_start else {})
@@ -124,7 +125,7 @@ class _Parts:
 def _prepare(config: Config, progress: Progress) -> _Parts:
     """Load everything and check all that can be checked before work starts."""
     multi_task_settings(config.train).check_workers(config.train.num_workers)
-    _check_output(config.output)
+    check_output(config.output)
     progress.phase("read and tokenise the examples", len(config.task), "tasks")
     tokenizer = load_tokenizer(config.backbone.name)
     backbone = load_backbone(config.backbone.name)
@@ -132,12 +133,12 @@ def _prepare(config: Config, progress: Progress) -> _Parts:
     text_tokenizer = TextTokenizer(tokenizer, config.backbone.max_tokens)
     data = []
     for task in config.task:
-        data.append(_load_task(task, text_tokenizer))
+        data.append(load_task(task, text_tokenizer))
         progress.advance(1, f"{task.name}: {len(data[-1].train.tokens):,} examples")
     return _Parts(tokenizer, backbone, data)
 
 
-def _check_output(output: str) -> None:
+def check_output(output: str) -> None:
     """Refuse an output that holds something else: a bundle has a README.md, and would replace the one there."""
     if not storage.exists(output) or storage.list_files(interrupted_runs(output)):
         return
@@ -155,7 +156,12 @@ def _check_output(output: str) -> None:
         )
 
 
-def _load_task(config: TaskConfig, text_tokenizer: TextTokenizer) -> TaskData:
+def load_task(config: TaskConfig, text_tokenizer: TextTokenizer) -> TaskData:
+    """The examples of a task, tokenised.
+
+    Raises:
+        DataError, LabelTableError: As `load_examples`.
+    """
     task = config.definition()
     train, eval_ = (
         tokenise_examples(load_examples(task, source, config.label, training=training), text_tokenizer)
@@ -230,5 +236,6 @@ def _write(
     run.discard()
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of what computes, for the log."""
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}

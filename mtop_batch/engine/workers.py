@@ -21,10 +21,15 @@ from mtop_batch import storage
 from mtop_batch.engine.events import Event, EventQueue
 from mtop_batch.engine.session import num_cores
 from mtop_batch.errors import ConfigError, MtopError
-from mtop_batch.model.mtop import PromptAttention
+from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.mtop_config import PromptAttention
+from mtop_batch.training.added_task import AddedTask, train_added_task
 from mtop_batch.training.loop import FitResult, WriteCheckpoint, fit
 from mtop_batch.training.settings import Precision, TaskData, TrainSettings, Worker
 from mtop_batch.training.warm_start import train_single_task
+
+WARM_START_PHASE = "warm start"
+ADD_PHASE = "learn the new tasks"
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,29 @@ class SingleTaskJob:
     prompts_per_task: int
     prompt_attention: PromptAttention
     max_tokens: int
+    pad_token_id: int
+    events: EventQueue
+    processes: int
+    max_threads: int | None
+
+
+@dataclass(frozen=True)
+class AddedTaskJob:
+    """The training of added tasks, as every task's worker is told of it.
+
+    Args:
+        settings: How to train; its precision is decided by the worker.
+        precision: As in the configuration.
+        num_prompts: Of each task.
+        pad_token_id: Of the tokenizer.
+        events: Where news go.
+        processes: How many of these share a node.
+        max_threads: None for as many as there are cores.
+    """
+
+    settings: TrainSettings
+    precision: Literal["auto", "fp32", "bf16"]
+    num_prompts: int
     pad_token_id: int
     events: EventQueue
     processes: int
@@ -89,7 +117,7 @@ def warm_start(backbone: PreTrainedModel, data: TaskData, job: SingleTaskJob) ->
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def emit(event: Event) -> None:
-        job.events.emit({**event, "phase": "warm start", "task": data.task.name})
+        job.events.emit({**event, "phase": WARM_START_PHASE, "task": data.task.name})
 
     return train_single_task(
         backbone,
@@ -98,6 +126,29 @@ def warm_start(backbone: PreTrainedModel, data: TaskData, job: SingleTaskJob) ->
         prompts_per_task=job.prompts_per_task,
         prompt_attention=job.prompt_attention,
         max_tokens=job.max_tokens,
+        pad_token_id=job.pad_token_id,
+        worker=Worker(device=device),
+        emit=emit,
+    )
+
+
+def add_task(model: MTOPModel, data: TaskData, job: AddedTaskJob) -> AddedTask:
+    """A Ray task: one task, learned on a trained model of which nothing else trains.
+
+    Raises:
+        MtopError: As `train_added_task`.
+    """
+    _use_threads(job.processes, job.max_threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def emit(event: Event) -> None:
+        job.events.emit({**event, "phase": ADD_PHASE, "task": data.task.name})
+
+    return train_added_task(
+        model,
+        data,
+        replace(job.settings, precision=resolve_precision(job.precision, device)),
+        num_prompts=job.num_prompts,
         pad_token_id=job.pad_token_id,
         worker=Worker(device=device),
         emit=emit,

@@ -3,7 +3,8 @@
 from mtop_batch.model.backbone import load_backbone, load_tokenizer, locate_backbone
 from mtop_batch.model.bundle import Bundle, bundle_name, load_bundle, save_bundle
 from mtop_batch.model.fingerprints import task_fingerprints, tokenizer_digest
-from mtop_batch.model.mtop import MTOPConfig, MTOPModel, MTOPOutput
+from mtop_batch.model.mtop import MTOPModel, MTOPOutput
+from mtop_batch.model.mtop_config import MTOPConfig
 from mtop_batch.model.prompts import random_prompts, token_prompts
 
 __all__ = [

@@ -30,7 +30,8 @@ from mtop_batch import storage
 from mtop_batch.errors import BundleError, MtopError
 from mtop_batch.model.card import model_card
 from mtop_batch.model.fingerprints import json_digest, task_fingerprints, tokenizer_digest
-from mtop_batch.model.mtop import MTOPConfig, MTOPModel
+from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.mtop_config import MTOPConfig
 from mtop_batch.tasks import Task
 
 FORMAT = 1

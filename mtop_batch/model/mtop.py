@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, cast, get_args
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from mtop_batch.errors import ConfigError, TaskError
@@ -32,42 +32,9 @@ from mtop_batch.model.encoder import (
     word_embeddings,
 )
 from mtop_batch.model.heads import StackedTasks, TaskModule, task_loss
+from mtop_batch.model.mtop_config import MTOPConfig, PromptAttention
 from mtop_batch.model.prompts import PromptLayout, TaskPrompts, prompt_layout, random_prompts
 from mtop_batch.tasks import Task, check_task_names, select_tasks
-
-PromptAttention = Literal["joint", "isolated"]
-
-
-class MTOPConfig(PreTrainedConfig):
-    """What, besides weights, makes an `MTOPModel`.
-
-    Args:
-        backbone_config: Settings of the encoder, with its `model_type`.
-        tasks: One entry per task, in order: `{"task": Task.to_dict(), "prompts": how many, "isolated": bool}`.
-        shared_prompts: How many prompts belong to no task.
-        prompt_attention: "joint" (the paper) or "isolated"; what the model was made with. What counts for a task
-            is its own `isolated`, because tasks added later are isolated in joint models too.
-        stop_gradient: Whether a step on one task leaves the other tasks' prompts alone (section 4.2).
-        max_tokens: Longest text, special tokens included, prompts not.
-    """
-
-    model_type = "mtop"
-
-    backbone_config: dict[str, Any] | None = None
-    tasks: list[dict[str, Any]] = field(default_factory=list)
-    shared_prompts: int = 0
-    prompt_attention: str = "joint"
-    stop_gradient: bool = True
-    max_tokens: int = 128
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        kwargs.pop("bundle", None)  # it describes the files that the configuration came with, not the model
-        super().__post_init__(**kwargs)
-        allowed = get_args(PromptAttention)
-        if self.prompt_attention not in allowed:
-            raise ConfigError(f"model.prompt_attention = {self.prompt_attention!r} is not one of {', '.join(allowed)}")
-        if self.shared_prompts < 0:
-            raise ConfigError(f"model.shared_prompts = {self.shared_prompts} is negative; allowed: 0 or more")
 
 
 @dataclass
@@ -161,14 +128,57 @@ class MTOPModel(PreTrainedModel):
         model.eval()
         return model
 
-    def add_tasks(self, tasks: Sequence[Task], *, prompts_per_task: int = 2, seed: int = 0) -> None:
+    def add_tasks(
+        self, tasks: Sequence[Task], *, prompts_per_task: int = 2, seed: int = 0, replace: bool = False
+    ) -> None:
         """Add tasks, drawn at random and isolated, so that the outputs of the tasks already there stay the same.
+
+        Args:
+            tasks: The new ones; they come last.
+            prompts_per_task: Of each.
+            seed: Of the random draws.
+            replace: An isolated task of the same name makes room, and the new one takes its place.
 
         Raises:
             ConfigError: `prompts_per_task` is not positive.
-            TaskError: There is no task to add, or one has a name that is taken; nothing is added then.
+            TaskError: There is no task to add, or one has a name that is taken; nothing is changed then.
         """
-        self._append_tasks(tasks, prompts_per_task, isolated=True, seed=seed)
+        if replace:
+            taken = [task.name for task in tasks if task.name in self.task_names]
+            self._check_removable(taken)
+            order = self.task_names
+            self._remove(taken)
+            self._append_tasks(tasks, prompts_per_task, isolated=True, seed=seed)
+            places = {name: index for index, name in enumerate(order)}
+            self.config.tasks.sort(key=lambda entry: places.get(entry["task"]["name"], len(places)))
+        else:
+            self._append_tasks(tasks, prompts_per_task, isolated=True, seed=seed)
+
+    def drop_tasks(self, names: Sequence[str]) -> None:
+        """Remove isolated tasks; the outputs of the others stay the same.
+
+        Raises:
+            TaskError: A task does not exist or is part of the context, or none would be left; nothing is removed then.
+        """
+        self._check_removable(names)
+        if set(names) >= set(self.task_names):
+            raise TaskError("no task would be left; keep at least one")
+        self._remove(names)
+
+    def _check_removable(self, names: Sequence[str]) -> None:
+        for name in select_tasks(names, self.task_names):
+            if not self._is_isolated(name):
+                raise TaskError(
+                    f"task {name!r} cannot be removed or replaced: with joint prompt attention the outputs of the "
+                    "other tasks depend on its prompts; train again without it, or leave it out with --tasks when "
+                    "labelling"
+                )
+
+    def _remove(self, names: Sequence[str]) -> None:
+        for name in set(names):
+            del self.task_modules[_module_key(name)]
+        self.config.tasks = [entry for entry in self.config.tasks if entry["task"]["name"] not in names]
+        self._inference_cache = None
 
     def _append_tasks(self, tasks: Sequence[Task], num_prompts: int, *, isolated: bool, seed: int) -> None:
         if not tasks:
@@ -289,7 +299,8 @@ class MTOPModel(PreTrainedModel):
             return MTOPOutput(logits=self.all_tasks(input_ids, attention_mask, token_type_ids))
         module = self.task_module(task)
         if context is not None:
-            self._check_isolated(task)
+            if not self._is_isolated(task):
+                raise TaskError(f"task {task!r} is part of the context; pass its texts, not what a context left")
             outputs = encode_reading(self.backbone, module.prompts, context, [1] * len(module.prompts))
             own = range(len(module.prompts))
         else:
@@ -322,12 +333,10 @@ class MTOPModel(PreTrainedModel):
         in_context = [self.task_module(name).prompts for name in self._layout(()).positions]
         shared = [] if self.shared_prompts is None else [self.shared_prompts]
         trains = any(p.requires_grad for p in (*self.backbone.parameters(), *shared, *in_context))
-        isolated = {prompts.name for prompts in self.task_prompts if prompts.isolated}
-        return not trains and isolated.issuperset(tasks)
+        return not trains and all(map(self._is_isolated, tasks))
 
-    def _check_isolated(self, task: str) -> None:
-        if not self.task_prompts[self.task_names.index(task)].isolated:
-            raise TaskError(f"task {task!r} is part of the context; pass its texts, not what a context left")
+    def _is_isolated(self, task: str) -> bool:
+        return self.task_prompts[self.task_names.index(task)].isolated
 
     def all_tasks(
         self,

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mtop_batch.errors import ConfigError
-from mtop_batch.model.mtop import MTOPModel, PromptAttention
+from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.mtop_config import PromptAttention
 from mtop_batch.model.prompts import token_prompts
 from mtop_batch.training.loop import Emit, fit
 from mtop_batch.training.optimizer import freeze_backbone

@@ -69,10 +69,10 @@ def test_a_log_that_cannot_be_written_does_not_end_the_training(output: io.Strin
 def test_warm_starts_end_complete_although_their_last_events_are_late(output: io.StringIO, tmp_path: Path) -> None:
     with Progress(Console(file=output, width=200), interval_s=0) as progress:
         monitor = TrainingMonitor(RunDirectory(str(tmp_path / "out"), "abc"), progress)
-        monitor.begin_warm_start({"sport": 10, "business": 30, "kept": 20}, done=["kept"])
+        monitor.begin_single_tasks("warm start", {"sport": 10, "business": 30, "kept": 20}, done=["kept"])
         monitor.record(event("step", "warm start", task="business", step=15, loss=0.5))
-        monitor.end_warm_start("sport")
-        monitor.end_warm_start("business")
+        monitor.end_single_task("sport")
+        monitor.end_single_task("business")
         monitor.record(event("step", "warm start", task="business", step=29, loss=0.4))
     lines = output.getvalue()
     assert "warm start: 35/60 steps, business: loss 0.500" in lines

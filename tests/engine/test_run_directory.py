@@ -39,14 +39,14 @@ def test_the_digest_changes_with_what_decides_the_result_and_nothing_else(config
 def test_warm_starts_and_events_are_found_again(config: Config) -> None:
     run = RunDirectory(config.output, "abc")
     assert run.begin(config) == ""
-    assert run.warm_start("sport") is None
-    run.keep_warm_start("sport", {"prompts": torch.ones(2, 3).t()})
+    assert run.task("sport") is None
+    run.keep_task("sport", {"prompts": torch.ones(2, 3).t()})
     run.events.append({"event": "run"})
     run.keep_events()
     again = RunDirectory(config.output, "abc")
     assert "going on with the interrupted run" in again.begin(config)
     assert again.events == [{"event": "run"}]
-    found = again.warm_start("sport")
+    found = again.task("sport")
     assert found is not None
     assert torch.equal(found["prompts"], torch.ones(3, 2))
 

@@ -151,7 +151,7 @@ def test_the_eager_form_of_attention_agrees(encoder: PreTrainedModel) -> None:
     torch.testing.assert_close(fast, eager, atol=1e-5, rtol=0)
 
 
-def arguments_of(encoder: PreTrainedModel, **inputs: Tensor) -> dict[str, Tensor]:
+def arguments_of(encoder: PreTrainedModel, **inputs: Any) -> dict[str, Tensor]:
     """What `encode` passes to the backbone for two prompts and the inputs."""
     seen: dict[str, Tensor] = {}
     handle = encoder.register_forward_pre_hook(lambda _module, _args, kwargs: seen.update(kwargs), with_kwargs=True)

@@ -1,0 +1,260 @@
+"""`mtop add-tasks` and `mtop drop-tasks`: another set of tasks on a trained model, every other output as it was.
+
+The new tasks are isolated: they read the text and are read by nobody. So each trains alone, side by side with the
+others, on weights that stay as they are; the fingerprints of the tasks already there do not change, and neither do
+their labels.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+
+from mtop_batch import storage
+from mtop_batch.config import AddTasksConfig, Config, load_config
+from mtop_batch.data.tokens import TextTokenizer
+from mtop_batch.engine.events import EventQueue
+from mtop_batch.engine.monitor import TrainingMonitor
+from mtop_batch.engine.phases import max_threads, side_by_side, single_task_options
+from mtop_batch.engine.progress import Progress
+from mtop_batch.engine.run_directory import RunDirectory, run_digest
+from mtop_batch.engine.session import Resources, ray_session
+from mtop_batch.engine.train import check_output, load_task, versions
+from mtop_batch.engine.workers import ADD_PHASE, AddedTaskJob, add_task
+from mtop_batch.errors import ConfigError, TaskError
+from mtop_batch.model.bundle import Bundle, load_bundle, save_bundle
+from mtop_batch.model.fingerprints import task_fingerprints, tokenizer_digest
+from mtop_batch.tasks import Task, check_task_names
+from mtop_batch.training.added_task import AddedTask
+from mtop_batch.training.sampling import num_steps
+from mtop_batch.training.settings import TaskData, TrainSettings
+from mtop_batch.training.state import TaskMetrics
+
+
+@dataclass(frozen=True)
+class ChangeResult:
+    """A bundle made from another one.
+
+    Args:
+        output: URI of the bundle.
+        tasks: Names of all its tasks, in order.
+        added_tasks: Those that were learned.
+        added: Task -> metric -> value, of the tasks that were learned.
+        unchanged: The tasks whose fingerprints, and so labels, are those of the bundle before.
+        seconds: Of the whole command.
+    """
+
+    output: str
+    tasks: tuple[str, ...]
+    added_tasks: tuple[Task, ...]
+    added: dict[str, TaskMetrics]
+    unchanged: tuple[str, ...]
+    seconds: float
+
+
+def add_tasks(
+    model_uri: str,
+    config_path: str,
+    output: str,
+    *,
+    progress: Progress,
+    overrides: Sequence[str] = (),
+    replace: bool = False,
+) -> ChangeResult:
+    """Learn the tasks of a configuration on a trained bundle, and write the bundle with both.
+
+    If it fails or is killed, `<output>.training` holds the tasks that were learned, and the same call does the rest;
+    there is no bundle at `output` before all are.
+
+    Args:
+        model_uri: The bundle to add to; it stays as it is.
+        config_path: TOML with the new tasks and, if wanted, a section `[add_tasks]`. Of other sections, `[backbone]`
+            must be the bundle's if it is there.
+        output: Where the new bundle goes.
+        progress: Where to show how it gets on; it is entered already.
+        overrides: `section.key=value` strings.
+        replace: A task that the bundle has is learned anew in its place, if it is isolated; otherwise it is refused.
+
+    Raises:
+        MtopError: The bundle, the configuration or the examples cannot work, or storage fails; nothing is written then.
+    """
+    started = time.monotonic()
+    _check_apart(model_uri, output)
+    check_output(output)
+    bundle = load_bundle(model_uri)
+    config = _load_config(config_path, overrides, bundle, output)
+    names = [task.name for task in config.task]
+    _check_names(bundle, names, replace)
+    progress.phase("read and tokenise the examples", len(names), "tasks")
+    tokenizer = TextTokenizer(bundle.tokenizer, bundle.model.config.max_tokens)
+    data = []
+    for task in config.task:
+        data.append(load_task(task, tokenizer))
+        progress.advance(1, f"{task.name}: {len(data[-1].train):,} examples")
+    run = RunDirectory(output, run_digest(config, data, bundle.digest))
+    monitor = TrainingMonitor(run, progress)
+    with ray_session() as resources:
+        if found := run.begin(config):
+            progress.note(found)
+        monitor.record({"event": "run", "resources": str(resources), "versions": versions()})
+        learned = _learn(bundle, data, config.add_tasks, resources, run, monitor)
+    settings = config.add_tasks
+    bundle.model.add_tasks(config.tasks(), prompts_per_task=settings.prompts_per_task, seed=settings.seed, replace=True)
+    for name in names:
+        bundle.model.load_task(name, learned[name].tensors)
+    result = _write(
+        bundle, output, _described(bundle, config), {name: learned[name].metrics for name in names}, started
+    )
+    run.discard()
+    return result
+
+
+def drop_tasks(model_uri: str, names: Sequence[str], output: str) -> ChangeResult:
+    """Write a bundle without some isolated tasks of another one; the other tasks stay as they are.
+
+    Raises:
+        MtopError: The bundle cannot be read, a task does not exist or other tasks depend on it, or storage fails.
+    """
+    started = time.monotonic()
+    _check_apart(model_uri, output)
+    check_output(output)
+    bundle = load_bundle(model_uri)
+    bundle.model.drop_tasks(names)
+    change = {"dropped": list(names), "from": bundle.uri, "from_digest": bundle.digest}
+    kept = [task for task in bundle.training_config.get("task", []) if task["name"] not in names]
+    return _write(bundle, output, _changed(bundle, change, kept), {}, started)
+
+
+def _check_apart(model_uri: str, output: str) -> None:
+    if storage.absolute(model_uri) == storage.absolute(output):
+        raise ConfigError(
+            f"--output {output} is the bundle itself; name another place, so that the one that made the labels "
+            "stays and a failure costs nothing"
+        )
+
+
+def _load_config(path: str, overrides: Sequence[str], bundle: Bundle, output: str) -> Config:
+    backbone = {"name": bundle.backbone_name, "max_tokens": bundle.model.config.max_tokens}
+    config = load_config(path, overrides, {"output": output, "backbone": backbone})
+    if config.backbone.model_dump() != backbone:
+        raise ConfigError(
+            f"{path}: [backbone] is {config.backbone.model_dump()}, but the bundle {bundle.uri} has {backbone}; added "
+            "tasks use the bundle's: leave the section out"
+        )
+    return config.model_copy(update={"output": output})
+
+
+def _check_names(bundle: Bundle, names: Sequence[str], replace: bool) -> None:
+    known = bundle.model.task_names
+    taken = [name for name in names if name in known]
+    if taken and not replace:
+        raise TaskError(
+            f"the bundle {bundle.uri} has a task {taken[0]!r} already; name the new one otherwise, or pass "
+            "--replace to learn it anew (its labels are then computed anew, and no others)"
+        )
+    check_task_names([*(name for name in known if name not in taken), *names])
+
+
+def _learn(
+    bundle: Bundle,
+    data: Sequence[TaskData],
+    config: AddTasksConfig,
+    resources: Resources,
+    run: RunDirectory,
+    monitor: TrainingMonitor,
+) -> dict[str, AddedTask]:
+    """Every task from a training of its own; what an interrupted run has learned is taken from its directory."""
+    events = EventQueue()
+    job = AddedTaskJob(
+        settings=_settings(config),
+        precision=config.precision,
+        num_prompts=config.prompts_per_task,
+        pad_token_id=int(bundle.tokenizer.pad_token_id or 0),
+        events=events,
+        processes=math.ceil(len(data) / resources.num_nodes),
+        max_threads=max_threads(),
+    )
+    learned = {item.task.name: _kept(run, item.task.name) for item in data}
+    done = {name: task for name, task in learned.items() if task is not None}
+    steps = {item.task.name: num_steps(len(item.train), config.batch_size, config.epochs) for item in data}
+    monitor.begin_single_tasks(ADD_PHASE, steps, done)
+    model_ref = ray.put(bundle.model)
+    train_one = ray.remote(add_task).options(**single_task_options(len(data), resources, config.max_failures))
+    refs = {item.task.name: train_one.remote(model_ref, item, job) for item in data if item.task.name not in done}
+
+    def keep(name: str, task: AddedTask) -> None:
+        done[name] = task
+        result = {key: value for key, value in asdict(task).items() if key != "tensors"}
+        run.keep_task(name, task.tensors, result)
+
+    side_by_side(refs, monitor, events, keep)
+    return done
+
+
+def _kept(run: RunDirectory, name: str) -> AddedTask | None:
+    tensors = run.task(name)
+    return None if tensors is None else AddedTask(tensors, **run.task_result(name))
+
+
+def _settings(config: AddTasksConfig) -> TrainSettings:
+    return TrainSettings(
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_fraction=config.warmup_fraction,
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+    )
+
+
+def _described(bundle: Bundle, config: Config) -> dict[str, Any]:
+    """The training configuration of the new bundle: that of the old one, the new tasks, and what was done."""
+    values = config.model_dump(mode="json")
+    new = {task["name"]: task for task in values["task"]}
+    before = bundle.training_config.get("task", [])
+    tasks = [new.pop(task["name"], task) for task in before]
+    change = {
+        "added": [task.name for task in config.task],
+        "from": bundle.uri,
+        "from_digest": bundle.digest,
+        "add_tasks": values["add_tasks"],
+    }
+    return _changed(bundle, change, [*tasks, *new.values()])
+
+
+def _changed(bundle: Bundle, change: Mapping[str, Any], tasks: Sequence[Any]) -> dict[str, Any]:
+    history = bundle.training_config.get("history", [])
+    return {**bundle.training_config, "task": list(tasks), "history": [*history, dict(change)]}
+
+
+def _write(
+    bundle: Bundle, output: str, training_config: Mapping[str, Any], added: Mapping[str, TaskMetrics], started: float
+) -> ChangeResult:
+    """Write the changed model, after making sure that the tasks which were there are what they were."""
+    model = bundle.model
+    fingerprints = task_fingerprints(model, tokenizer_digest(bundle.tokenizer))
+    unchanged = [name for name in model.task_names if name not in added]
+    assert all(fingerprints[name] == bundle.fingerprints[name] for name in unchanged), "earlier tasks stay as they are"
+    metrics = {**bundle.metrics, **added}
+    save_bundle(
+        output,
+        model,
+        bundle.tokenizer,
+        metrics={name: metrics[name] for name in model.task_names if name in metrics},
+        training_config=training_config,
+        backbone_name=bundle.backbone_name,
+    )
+    return ChangeResult(
+        output=output,
+        tasks=tuple(model.task_names),
+        added_tasks=tuple(task for task in model.tasks if task.name in added),
+        added=dict(added),
+        unchanged=tuple(unchanged),
+        seconds=time.monotonic() - started,
+    )

@@ -1,0 +1,44 @@
+"""What, besides weights, makes a model."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any, Literal, get_args
+
+from transformers import PreTrainedConfig
+
+from mtop_batch.errors import ConfigError
+
+PromptAttention = Literal["joint", "isolated"]
+
+
+class MTOPConfig(PreTrainedConfig):
+    """What, besides weights, makes an `MTOPModel`.
+
+    Args:
+        backbone_config: Settings of the encoder, with its `model_type`.
+        tasks: One entry per task, in order: `{"task": Task.to_dict(), "prompts": how many, "isolated": bool}`.
+        shared_prompts: How many prompts belong to no task.
+        prompt_attention: "joint" (the paper) or "isolated"; what the model was made with. What counts for a task
+            is its own `isolated`, because tasks added later are isolated in joint models too.
+        stop_gradient: Whether a step on one task leaves the other tasks' prompts alone (section 4.2).
+        max_tokens: Longest text, special tokens included, prompts not.
+    """
+
+    model_type = "mtop"
+
+    backbone_config: dict[str, Any] | None = None
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    shared_prompts: int = 0
+    prompt_attention: str = "joint"
+    stop_gradient: bool = True
+    max_tokens: int = 128
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("bundle", None)  # it describes the files that the configuration came with, not the model
+        super().__post_init__(**kwargs)
+        allowed = get_args(PromptAttention)
+        if self.prompt_attention not in allowed:
+            raise ConfigError(f"model.prompt_attention = {self.prompt_attention!r} is not one of {', '.join(allowed)}")
+        if self.shared_prompts < 0:
+            raise ConfigError(f"model.shared_prompts = {self.shared_prompts} is negative; allowed: 0 or more")

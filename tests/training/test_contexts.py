@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.tasks import Task
+from mtop_batch.training.contexts import FixedContexts, fixed_contexts, model_inputs
+from mtop_batch.training.loop import fit
+from mtop_batch.training.optimizer import freeze_backbone
+from mtop_batch.training.settings import TaskData, Worker
+from tests.training.toy import PAD, TASKS, make_data, make_examples, make_model, make_settings
+
+ADDED = Task("added", labels=("a", "b", "c"))
+
+
+def with_added_task(prompt_attention: Any, dropout: float = 0.0) -> MTOPModel:
+    """A model of which only the task `added` trains."""
+    model = make_model(dropout, prompt_attention=prompt_attention)
+    model.add_tasks([ADDED], prompts_per_task=3)
+    model.requires_grad_(False)
+    for parameter in model.task_parameters("added"):
+        parameter.requires_grad_(True)
+    return model
+
+
+@pytest.mark.parametrize("attention", ["joint", "isolated"])
+@pytest.mark.parametrize("max_bytes", [None, 0])
+def test_losses_and_gradients_are_those_of_the_texts_themselves(attention: str, max_bytes: int | None) -> None:
+    examples, rows = make_examples(ADDED, 30, seed=5), np.array([3, 17, 4, 29])
+    labels = torch.from_numpy(examples.labels[rows])
+    results = []
+    for kept in (False, True):
+        model = with_added_task(attention).train()
+        contexts = FixedContexts(model, pad_token_id=PAD, worker=Worker(), max_bytes=max_bytes)
+        assert contexts.keep(examples) == (max_bytes is None)
+        inputs = model_inputs(examples, rows, PAD, Worker(), contexts if kept else None)
+        loss = model(**inputs, task="added", labels=labels).loss
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in model.task_parameters("added"))])
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
+
+
+def test_contexts_are_computed_without_dropout_and_leave_the_model_in_training() -> None:
+    model, examples = with_added_task("isolated", dropout=0.5).train(), make_examples(ADDED, 6, seed=5)
+    contexts = FixedContexts(model, pad_token_id=PAD, worker=Worker(), max_bytes=0)
+    first, second = (contexts.batch(examples, np.arange(6)).key_values[1][0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert model.backbone.training
+
+
+def test_they_are_used_only_where_nothing_trains_that_changes_them() -> None:
+    def used(model: MTOPModel, tasks: tuple[str, ...]) -> bool:
+        return fixed_contexts(model, tasks, pad_token_id=PAD, worker=Worker(), precision="fp32") is not None
+
+    assert used(with_added_task("joint"), ("added",))
+    assert not used(with_added_task("joint"), ("added", "sport"))
+    assert not used(make_model(prompt_attention="isolated"), ("sport",))
+    frozen = make_model(prompt_attention="isolated")
+    freeze_backbone(frozen)
+    assert used(frozen, tuple(frozen.task_names))
+    joint = make_model(prompt_attention="joint")
+    freeze_backbone(joint)
+    assert not used(joint, ("sport",))
+
+
+def test_training_with_kept_contexts_ends_like_training_on_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = [TaskData(ADDED, make_examples(ADDED, 40, seed=1), make_examples(ADDED, 12, seed=2))]
+    weights = []
+    for keep in (True, False):
+        model = with_added_task("isolated")
+        if not keep:
+            monkeypatch.setattr("mtop_batch.training.loop.fixed_contexts", lambda *_, **__: None)
+        fit(model, data, make_settings(epochs=2), pad_token_id=PAD)
+        weights.append(model.task_tensors("added"))
+    torch.testing.assert_close(*weights, atol=1e-4, rtol=1e-3)
+
+
+def test_tasks_together_on_a_frozen_backbone_learn() -> None:
+    model = make_model(prompt_attention="isolated")
+    freeze_backbone(model)
+    result = fit(model, make_data(), make_settings(epochs=30, learning_rate=1e-2), pad_token_id=PAD)
+    assert result.history[-1].mean > result.history[0].mean
+    assert set(result.best_metrics) == {task.name for task in TASKS}
