@@ -94,6 +94,7 @@ def label(
     max_error_fraction: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Fail as soon as more of the rows than this cannot be labelled.")
     ] = 1.0,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove labels whose source file is gone.")] = False,
     json_out: JsonOption = None,
 ) -> None:
     """Make every wanted cell of a corpus current: only what is missing or stale is computed."""
@@ -110,6 +111,7 @@ def label(
         unit_rows=unit_rows,
         num_actors=num_actors,
         max_error_fraction=max_error_fraction,
+        prune=prune,
     )
     report = label_corpus(options, plan_only=plan)
     _write_json(json_out, report)
