@@ -165,7 +165,7 @@ def _read_cells(labels: str, definition: Definition, paths: set[str]) -> Cells:
     def read(name: tuple[str, str]) -> LabelFile:
         label_set, path = name
         try:
-            return LabelFile.of(label_set, path, read_footer(labels, label_set, path))
+            return LabelFile.of(label_set, path, read_footer(labels, label_set, path, listing[label_set][path]))
         except DamagedLabelFile:
             return LabelFile(label_set, path, source=None)
 
