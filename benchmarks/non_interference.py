@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +54,7 @@ def logit_difference(before: Bundle, after: Bundle, tokens: Tokens, tasks: list[
     largest = 0.0
     for start in range(0, len(tokens), 64):
         rows = np.arange(start, min(start + 64, len(tokens)))
-        batch = pad_batch(tokens, rows, int(before.tokenizer.pad_token_id or 0))
+        batch: dict[str, Any] = pad_batch(tokens, rows, int(before.tokenizer.pad_token_id or 0))
         old = before.model.all_tasks(**batch)
         new = after.model.all_tasks(**batch)[:, columns, : old.shape[2]]
         finite = old.isfinite()
@@ -76,7 +77,7 @@ def main() -> None:
     texts = [text for path in arguments.texts for text in pq.read_table(path)[arguments.column].to_pylist() if text]
     texts = list(dict.fromkeys(texts))[: arguments.limit]
     tokens = TextTokenizer(before.tokenizer, before.model.config.max_tokens).encode(texts)
-    result = {
+    result: dict[str, Any] = {
         "texts": len(texts),
         "earlier_tasks": len(tasks),
         "added_tasks": len(after.model.task_names) - len(tasks),

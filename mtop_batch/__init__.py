@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mtop_batch.errors import BundleError, ConfigError, DataError, JobError, LabelTableError, MtopError, TaskError
     from mtop_batch.labelling.predictor import Predictor
-    from mtop_batch.labelling.table import read_labels
+    from mtop_batch.labelling.table import iter_labels, read_labels
     from mtop_batch.model.mtop import MTOPModel
     from mtop_batch.model.mtop_config import MTOPConfig
     from mtop_batch.tasks import Task
@@ -30,6 +30,7 @@ _MODULES = {
     "Predictor": "labelling.predictor",
     "Task": "tasks",
     "TaskError": "errors",
+    "iter_labels": "labelling.table",
     "read_labels": "labelling.table",
 }
 
@@ -45,6 +46,7 @@ __all__ = [
     "Predictor",
     "Task",
     "TaskError",
+    "iter_labels",
     "read_labels",
 ]
 __version__ = "0.1.0"

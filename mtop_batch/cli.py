@@ -13,12 +13,15 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mtop_batch.errors import ConfigError, MtopError
 from mtop_batch.tasks import Task
+
+if TYPE_CHECKING:
+    from mtop_batch.labelling.overview import Overview
 
 UNREADABLE_FILES_EXIT_CODE = 3
 
@@ -134,6 +137,7 @@ def label(
     max_error_fraction: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Fail as soon as more of the rows than this cannot be labelled.")
     ] = 1.0,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove labels whose source file is gone.")] = False,
     json_out: JsonOption = None,
 ) -> None:
     """Make every wanted cell of a corpus current: only what is missing or stale is computed."""
@@ -150,11 +154,31 @@ def label(
         unit_rows=unit_rows,
         num_actors=num_actors,
         max_error_fraction=max_error_fraction,
+        prune=prune,
     )
     report = label_corpus(options, plan_only=plan)
     _write_json(json_out, report)
     if report["unreadable_files"]:
         raise typer.Exit(UNREADABLE_FILES_EXIT_CODE)
+
+
+@app.command()
+def labels(
+    labels: Annotated[str, typer.Option(help="The label table.")],
+    tasks: Annotated[str | None, typer.Option(help="Only these tasks.", metavar="a,b")] = None,
+    partition: Annotated[
+        list[str] | None, typer.Option(help="Only this hive partition; may be repeated.", metavar="key=value")
+    ] = None,
+    json_out: JsonOption = None,
+) -> None:
+    """Say what a label table holds: each task's coverage, label shares and bundles, and the label sets."""
+    from mtop_batch.labelling.overview import label_overview
+    from mtop_batch.labelling.paths import parse_partitions
+
+    wanted = _comma_separated(tasks, "--tasks") or None
+    overview = label_overview(labels, wanted, parse_partitions(partition or ()))
+    _print_overview(overview)
+    _write_json(json_out, overview.to_dict())
 
 
 @app.command()
@@ -244,6 +268,32 @@ def _print_predictions(rows: list[dict[str, Any]]) -> None:
             for name in (key.removesuffix("_score") for key in row if key.endswith("_score")):
                 table.add_row(name, row.get(f"{name}_label") or "", f"{row[f'{name}_score']:.3f}")
         console.print(table)
+
+
+def _print_overview(overview: Overview) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.print(f"{overview.articles:,} articles of {overview.source_files:,} source files in {overview.labels}")
+    table = Table("task", "labels", "bundle: fingerprint")
+    for column in ("current", "older", "errors", "missing"):
+        table.add_column(column, justify="right")
+    for name, task in overview.tasks.items():
+        shares = [f"{label} {share:.1%}" for label, share in task.shares.items()]
+        if not shares and task.labelled:
+            shares = [f"mean {task.score_sum / task.labelled:.3f}"]
+        made_by = "\n".join(f"{bundle}: {fingerprint[:8]}" for bundle, fingerprint in task.made_by)
+        counts = [f"{count:,}" for count in (task.older, task.errors, task.missing)]
+        table.add_row(name, ", ".join(shares), made_by, f"{task.current:,} ({task.coverage:.1%})", *counts)
+    console.print(table)
+    table = Table("label set", "tasks")
+    for column in ("files", "rows", "MB"):
+        table.add_column(column, justify="right")
+    for name, label_set in overview.label_sets.items():
+        size = f"{label_set.num_bytes / 1e6:,.1f}"
+        table.add_row(name, ", ".join(label_set.tasks), f"{label_set.files:,}", f"{label_set.rows:,}", size)
+    console.print(table)
 
 
 def _quiet_libraries() -> None:

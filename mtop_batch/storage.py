@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,6 +34,7 @@ from mtop_batch.errors import ConfigError, LabelTableError, MtopError
 # Attempts wait 25 ms, 50 ms, ...: 11 of them give a server about 50 seconds to come back.
 _S3_ATTEMPTS = 11
 _COPY_BYTES = 8 << 20
+_AHEAD_PER_THREAD = 16
 DANGLING_LINK = "dangling link"
 """The version of a local link that leads nowhere; its size is 0."""
 # What object stores call "the content changed if this changed", best first.
@@ -250,10 +252,29 @@ def download(uri: str, local_path: str | Path) -> None:
             target.write(chunk)
 
 
-def in_threads(function: Callable[[T], R], items: Iterable[T], threads: int = 16) -> Iterator[R]:
-    """`map` for work that waits for storage: results in order, the first exception raised."""
+def in_threads(
+    function: Callable[[T], R], items: Iterable[T], threads: int = 16, *, ahead: int | None = None
+) -> Iterator[R]:
+    """`map` for work that waits for storage: results in order, the first exception raised.
+
+    Args:
+        function: What to do with each item.
+        items: Are taken as they are needed.
+        threads: So many at once.
+        ahead: Most results that are made before they are asked for; by default some for each thread.
+    """
+    running: deque[Future[R]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(function, items)
+        try:
+            for item in items:
+                running.append(pool.submit(function, item))
+                if len(running) >= (ahead or _AHEAD_PER_THREAD * threads):
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
 
 
 # --- local disk -------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """`mtop label`: plan, label what is not current, report.
 
 The order of a run: read what the bundle says of itself, plan, say what will be done; then, if there is something to
-do, record the run, remove labels of outdated content, start Ray, and stream the units through it. Every run that was
-more than a plan leaves a report, also one that found nothing to do and one that failed.
+do, take the lease, record the run, remove labels of outdated content (with `--prune`, of vanished files too), start
+Ray, and stream the units through it. Every run that was more than a plan leaves a report, also one that found nothing
+to do and one that failed.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class LabelOptions:
         unit_rows: Larger source files are sliced into units of at most this many rows.
         num_actors: Labelling actors; by default one per GPU, else one per spare CPU.
         max_error_fraction: The run fails as soon as it is certain that more of its rows than this have errors.
+        prune: Remove label files whose source file is gone from the corpus.
     """
 
     model: str
@@ -60,6 +62,7 @@ class LabelOptions:
     unit_rows: int = DEFAULT_UNIT_ROWS
     num_actors: int | None = None
     max_error_fraction: float = 1.0
+    prune: bool = False
 
 
 def label_corpus(options: LabelOptions, *, plan_only: bool = False) -> dict[str, Any]:
@@ -89,7 +92,7 @@ def label_corpus(options: LabelOptions, *, plan_only: bool = False) -> dict[str,
     if plan_only:
         return plan_dict(plan)
     run = new_run_id()
-    if not plan.units and not plan.obsolete:
+    if not plan.units and not plan.removals:
         return _run(options, RunReport(run, definition, plan), lease=None)
     with hold_lease(options.labels, run, note=_log) as lease:
         if list_runs(options.labels) != runs_before:
@@ -100,7 +103,12 @@ def label_corpus(options: LabelOptions, *, plan_only: bool = False) -> dict[str,
 
 def _plan(options: LabelOptions, definition: Definition) -> Plan:
     return plan_labels(
-        options.corpus, options.labels, definition, unit_rows=options.unit_rows, partitions=options.partitions
+        options.corpus,
+        options.labels,
+        definition,
+        unit_rows=options.unit_rows,
+        partitions=options.partitions,
+        prune=options.prune,
     )
 
 
@@ -124,7 +132,7 @@ def _run(options: LabelOptions, report: RunReport, lease: Lease | None) -> dict[
     failure = "stopped from outside"
     try:
         if lease:
-            _remove_outdated(options, report.plan)
+            _remove_outdated(options, report, lease)
             _label_units(options, report, lease)
         failure = ""
     except Exception as error:
@@ -145,10 +153,17 @@ def _finish(report: RunReport) -> None:
     _say(report.summary_line())
 
 
-def _remove_outdated(options: LabelOptions, plan: Plan) -> None:
-    """Delete labels of content that has changed, before readers could see new ones beside them."""
+def _remove_outdated(options: LabelOptions, report: RunReport, lease: Lease) -> None:
+    """Delete labels of content that has changed, before readers could see new ones beside them, and pruned ones."""
     remove_unfinished(options.labels)
-    list(storage.in_threads(lambda path: storage.delete(storage.join(options.labels, path)), plan.obsolete))
+
+    def remove(path: str) -> str:
+        lease.check()
+        storage.delete(storage.join(options.labels, path))
+        return path
+
+    for path in storage.in_threads(remove, report.plan.removals):
+        report.removed.append(path)
 
 
 def _label_units(options: LabelOptions, report: RunReport, lease: Lease) -> None:

@@ -3,5 +3,6 @@
 gather -> cells (slices, paths) -> plan      which cells are not current, as units of work
 units (sources) -> stages (predictor)        read a unit, label it, write it
 label_files (footer, definition)             one label file and its record
-table (resolve), runs, report                the table as one; what runs wanted and what came of them
+table (view, resolve), overview              the table as one: its rows, its numbers
+runs, report                                 what runs wanted and what came of them
 """

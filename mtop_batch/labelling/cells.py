@@ -68,7 +68,7 @@ class Cells:
         definition: Definition,
         label_sets: Collection[LabelSet],
         label_files: Iterable[LabelFile],
-        listing: Mapping[str, Sequence[str]],
+        listing: Mapping[str, Collection[str]],
     ) -> None:
         self._definition = definition
         self._label_sets = {label_set.name: label_set for label_set in label_sets}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from mtop_batch import storage
 from mtop_batch.errors import ConfigError, DataError
@@ -18,6 +18,7 @@ from mtop_batch.labelling.footer import DamagedLabelFile, SourceFile
 from mtop_batch.labelling.label_files import list_label_files, read_footer, read_label_sets
 from mtop_batch.labelling.paths import in_partition, is_source, parse_partitions, partition_keys, source_path
 from mtop_batch.labelling.plan import Layout, Plan
+from mtop_batch.labelling.runs import list_runs, read_run
 from mtop_batch.labelling.sources import MissingColumns, UnreadableSource, read_layout
 
 DEFAULT_UNIT_ROWS = 20_000
@@ -30,6 +31,7 @@ def plan_labels(
     *,
     unit_rows: int = DEFAULT_UNIT_ROWS,
     partitions: Sequence[str] = (),
+    prune: bool = False,
 ) -> Plan:
     """Compare a corpus with its label table, and plan what makes every wanted cell current. Writes nothing.
 
@@ -39,17 +41,20 @@ def plan_labels(
         definition: What is wanted.
         unit_rows: Most rows of a unit.
         partitions: `key=value` filters on hive partitions, all of which must hold.
+        prune: The run is to remove label files whose source file is gone: in the partition, if one is given, and
+            none where the corpus is a single file.
 
     Raises:
-        ConfigError: The label table and the corpus lie in each other, or a partition filter cannot work.
+        ConfigError: The label table and the corpus lie in each other, a partition filter cannot work, or files are to
+            be removed because of another corpus than the table's newest run knew.
         DataError: There is no corpus, or none of its readable files has the columns.
         LabelTableError: Corpus or label table cannot be reached.
     """
     wanted_partition = parse_partitions(partitions)
     corpus, labels = storage.absolute(corpus), storage.absolute(labels)
     _check_apart(corpus, labels)
-    root, sources, ignored = _list_corpus(corpus)
-    in_scope = _filter(sources, wanted_partition)
+    listing = _list_corpus(corpus)
+    in_scope = _filter(listing.sources, wanted_partition)
     cells = _read_cells(labels, definition, {source.path for source in in_scope})
 
     current: list[tuple[SourceFile, int]] = []
@@ -60,16 +65,19 @@ def plan_labels(
             stale.append(source)
         else:
             current.append((source, num_rows))
-    layouts, unreadable = _read_layouts(root, stale, definition, has_current=bool(current))
-    plan = build_plan(cells, definition.tasks, current, layouts, unit_rows)
-    return replace(
-        plan,
-        corpus=root,
+    layouts, unreadable = _read_layouts(listing.root, stale, definition, has_current=bool(current))
+    plan = replace(
+        build_plan(cells, definition.tasks, current, layouts, unit_rows),
+        corpus=listing.root,
         labels=labels,
         unreadable=tuple(unreadable),
-        ignored_files=tuple(ignored),
-        orphaned=tuple(cells.orphaned({source.path for source in sources})),
+        ignored_files=tuple(listing.ignored),
+        orphaned=tuple(_orphaned(cells, listing, wanted_partition)),
+        prune=prune,
     )
+    if plan.prune and plan.orphaned:
+        _check_same_corpus(plan, corpus)
+    return plan
 
 
 def _check_apart(corpus: str, labels: str) -> None:
@@ -85,16 +93,35 @@ def _check_apart(corpus: str, labels: str) -> None:
             )
 
 
-def _list_corpus(corpus: str) -> tuple[str, list[SourceFile], list[str]]:
-    """The directory that paths start from, the source files, and the names of files that are not taken for Parquet."""
+@dataclass(frozen=True)
+class _Listing:
+    """What lies in a corpus.
+
+    Args:
+        root: The directory that paths start from.
+        sources: Its source files.
+        ignored: Files that are not taken for Parquet.
+        dangling: Links that lead nowhere: whether there are source files below them, nobody can tell.
+        is_one_file: The corpus is one file of `root`.
+    """
+
+    root: str
+    sources: list[SourceFile]
+    ignored: list[str]
+    dangling: list[str]
+    is_one_file: bool
+
+
+def _list_corpus(corpus: str) -> _Listing:
     listed = storage.list_files(corpus)
     sources = [SourceFile(info.path, info.size, info.version) for info in listed if is_source(info.path)]
     ignored = [info.path for info in listed if not is_source(info.path)]
     if not sources:
         found = f"none of its {len(ignored)} files, such as {ignored[0]}," if ignored else "nothing there"
         raise DataError(f"--corpus {corpus}: {found} is a Parquet file by its name (.parquet); check the path")
+    dangling = [info.path for info in listed if info.version == storage.DANGLING_LINK]
     is_one_file = len(listed) == 1 and storage.is_file(corpus)
-    return (corpus.rsplit("/", 1)[0] if is_one_file else corpus), sources, ignored
+    return _Listing(corpus.rsplit("/", 1)[0] if is_one_file else corpus, sources, ignored, dangling, is_one_file)
 
 
 def _filter(sources: Sequence[SourceFile], wanted: Mapping[str, str]) -> list[SourceFile]:
@@ -104,6 +131,27 @@ def _filter(sources: Sequence[SourceFile], wanted: Mapping[str, str]) -> list[So
             known = f"partition keys: {', '.join(keys)}" if keys else "its paths have no key=value directories"
             raise ConfigError(f"--partition {key}={wanted[key]}: the corpus is not partitioned by {key!r}; {known}")
     return [source for source in sources if in_partition(source.path, wanted)]
+
+
+def _orphaned(cells: Cells, listing: _Listing, partition: Mapping[str, str]) -> list[str]:
+    """Label files in scope whose source file is known to be gone."""
+    if listing.is_one_file:
+        return []
+    unknown = tuple(f"{link}/" for link in listing.dangling)
+    found = ((file, file.partition("/")[2]) for file in cells.orphaned({source.path for source in listing.sources}))
+    return [file for file, path in found if in_partition(path, partition) and not path.startswith(unknown)]
+
+
+def _check_same_corpus(plan: Plan, corpus: str) -> None:
+    """A mistyped corpus must not empty the table: to it, the labels of all other files are orphaned."""
+    newest = next(iter(list_runs(plan.labels)), None)
+    known = read_run(plan.labels, newest).corpus if newest else None
+    if known != corpus:
+        raise ConfigError(
+            f"--prune would remove {len(plan.orphaned):,} label files, such as {plan.orphaned[0]}, because --corpus "
+            f"{corpus} does not have their source files; but the newest run on {plan.labels} was for "
+            f"{known or 'an unknown corpus'}. If the corpus has moved, run once without --prune"
+        )
 
 
 def _read_cells(labels: str, definition: Definition, paths: set[str]) -> Cells:
@@ -117,7 +165,7 @@ def _read_cells(labels: str, definition: Definition, paths: set[str]) -> Cells:
     def read(name: tuple[str, str]) -> LabelFile:
         label_set, path = name
         try:
-            return LabelFile.of(label_set, path, read_footer(labels, label_set, path))
+            return LabelFile.of(label_set, path, read_footer(labels, label_set, path, listing[label_set][path]))
         except DamagedLabelFile:
             return LabelFile(label_set, path, source=None)
 

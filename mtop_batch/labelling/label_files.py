@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
+from typing import TypeVar
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from mtop_batch import storage
@@ -26,6 +29,8 @@ from mtop_batch.tasks import Task
 
 LABEL_TYPE = pa.dictionary(pa.int32(), pa.string())
 SCORE_TYPE = pa.float32()
+T = TypeVar("T")
+_FORMAT = ds.ParquetFileFormat()
 # Files of a data set of which only some are damaged: one of so many should tell the label set's definition.
 _DEFINITION_TRIES = 8
 
@@ -98,15 +103,25 @@ def _unfinished(labels: str) -> str:
     return storage.join(labels, "_unfinished").removeprefix("file://")
 
 
-def read_footer(labels: str, label_set: str, path: str) -> Footer:
+def read_footer(labels: str, label_set: str, path: str, size: int | None = None) -> Footer:
     """The record in a label file.
+
+    Args:
+        labels: The label table.
+        label_set: One of its label sets.
+        path: The label file, below the label set.
+        size: Its bytes, if they are known from a listing: then this is one request to an object store, not two.
 
     Raises:
         DamagedLabelFile: It is not readable as a label file.
         LabelTableError: The storage does not answer, or a later version of this package wrote the file.
     """
-    with _open(labels, label_set, path) as parquet:
-        return _footer_of(parquet)
+    return _read_metadata(labels, label_set, path, size, _footer_of)
+
+
+def read_head(labels: str, label_set: str, path: str, size: int | None = None) -> tuple[Footer, pa.DataType]:
+    """The record in a label file, and the type of its ids; otherwise as `read_footer`."""
+    return _read_metadata(labels, label_set, path, size, lambda metadata: (_footer_of(metadata), _id_type(metadata)))
 
 
 def read_label_file(labels: str, label_set: str, path: str, columns: Sequence[str]) -> tuple[Footer, pa.Table]:
@@ -119,24 +134,24 @@ def read_label_file(labels: str, label_set: str, path: str, columns: Sequence[st
     with _open(labels, label_set, path) as parquet:
         names = set(parquet.schema_arrow.names)
         table = parquet.read([name for name in columns if name in names], use_threads=False)
-        return _footer_of(parquet), table
+        return _footer_of(parquet.metadata), table
 
 
-def list_label_files(labels: str) -> dict[str, list[str]]:
-    """Paths of all label files below their label set, by label set; none if there is no table yet.
+def list_label_files(labels: str) -> dict[str, dict[str, int]]:
+    """Bytes of all label files by label set and path below it; none if there is no table yet.
 
     Raises:
         LabelTableError: The storage cannot be reached or refuses.
     """
-    found: dict[str, list[str]] = defaultdict(list)
+    found: dict[str, dict[str, int]] = defaultdict(dict)
     for info in storage.list_files(labels):
         label_set, separator, path = info.path.partition("/")
         if separator and is_source(path):
-            found[label_set].append(path)
+            found[label_set][path] = info.size
     return dict(found)
 
 
-def read_label_sets(labels: str, listing: Mapping[str, Sequence[str]]) -> list[LabelSet]:
+def read_label_sets(labels: str, listing: Mapping[str, Mapping[str, int]]) -> list[LabelSet]:
     """The definitions of the label sets, each from one of its files; directories that hold something else are left out.
 
     Raises:
@@ -144,9 +159,9 @@ def read_label_sets(labels: str, listing: Mapping[str, Sequence[str]]) -> list[L
     """
 
     def read(label_set: str) -> LabelSet | None:
-        for path in listing[label_set][:_DEFINITION_TRIES]:
+        for path, size in islice(listing[label_set].items(), _DEFINITION_TRIES):
             try:
-                return read_footer(labels, label_set, path).label_set(label_set)
+                return read_footer(labels, label_set, path, size).label_set(label_set)
             except DamagedLabelFile:
                 continue
         return None
@@ -166,8 +181,26 @@ def _open(labels: str, label_set: str, path: str) -> Iterator[pq.ParquetFile]:
         raise DamagedLabelFile(f"{uri} is no label file: {error}; remove it and run `mtop label`") from error
 
 
-def _footer_of(parquet: pq.ParquetFile) -> Footer:
-    record = (parquet.metadata.metadata or {}).get(FOOTER_KEY.encode())
+def _read_metadata(
+    labels: str, label_set: str, path: str, size: int | None, interpret: Callable[[pq.FileMetaData], T]
+) -> T:
+    if size:
+        fs, fs_path = storage.filesystem(storage.join(labels, label_set, path))
+        try:
+            # A fragment, unlike an open file, takes our word for the size.
+            return interpret(_FORMAT.make_fragment(fs_path, fs, file_size=size).metadata)
+        except (OSError, ValueError, KeyError):
+            pass  # Replaced or removed since it was listed, or damaged, or an outage: the long way finds out.
+    with _open(labels, label_set, path) as parquet:
+        return interpret(parquet.metadata)
+
+
+def _footer_of(metadata: pq.FileMetaData) -> Footer:
+    record = (metadata.metadata or {}).get(FOOTER_KEY.encode())
     if record is None:
         raise ValueError(f"its footer has no key {FOOTER_KEY!r}")
     return Footer.decode(record)
+
+
+def _id_type(metadata: pq.FileMetaData) -> pa.DataType:
+    return metadata.schema.to_arrow_schema().field("id").type

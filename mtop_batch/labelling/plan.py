@@ -119,7 +119,8 @@ class Plan:
         ignored_files: Files of the corpus that are not Parquet by their name.
         obsolete: Label files (below `labels`) to delete before any unit is written: labels of older content, which
             readers would see beside the new ones.
-        orphaned: Label files (below `labels`) whose source file is gone from the corpus; they stay.
+        orphaned: Label files (below `labels`) in scope whose source file is gone from the corpus.
+        prune: Orphaned label files are deleted too; else they stay.
     """
 
     units: tuple[Unit, ...]
@@ -135,6 +136,12 @@ class Plan:
     ignored_files: tuple[str, ...] = ()
     obsolete: tuple[str, ...] = ()
     orphaned: tuple[str, ...] = ()
+    prune: bool = False
+
+    @property
+    def removals(self) -> tuple[str, ...]:
+        """Label files (below `labels`) that the run deletes before it writes any."""
+        return (*self.obsolete, *self.orphaned) if self.prune else self.obsolete
 
     @property
     def cells_current(self) -> int:

@@ -38,6 +38,7 @@ class RunReport:
         plan: What it set out to do.
         status: "running", and in the end "done" or "failed".
         failure: Why it failed.
+        removed: Label files that it has deleted.
     """
 
     run: str
@@ -54,6 +55,7 @@ class RunReport:
     num_padded_tokens: int = 0
     num_bytes: int = 0
     retries: int = 0
+    removed: list[str] = field(default_factory=list)
     error_reasons: Counter[str] = field(default_factory=Counter)
     error_examples: list[dict[str, Any]] = field(default_factory=list)
     label_counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
@@ -131,7 +133,7 @@ class RunReport:
             "unreadable_files": [{"path": path, "reason": reason} for path, reason in sorted(self.unreadable.items())],
             "ignored_files": list(plan.ignored_files),
             "orphaned_files": list(plan.orphaned),
-            "removed_files": list(plan.obsolete),
+            "removed_files": list(self.removed),
             "label_counts": {task: dict(counts.most_common()) for task, counts in sorted(self.label_counts.items())},
             "num_tokens": self.num_tokens,
             "num_padded_tokens": self.num_padded_tokens,
@@ -153,7 +155,9 @@ class RunReport:
         ]
         if self.unreadable:
             parts.append(f"{len(self.unreadable):,} source files not readable")
-        if plan.orphaned:
+        if self.removed:
+            parts.append(f"{len(self.removed):,} label files removed")
+        if plan.orphaned and not plan.prune:
             parts.append(f"{len(plan.orphaned):,} label files without a source file")
         if self.failure:
             parts.append(self.failure)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass
 from itertools import pairwise
 
+import pyarrow as pa
+
 from mtop_batch.labelling.definition import LabelSet
 from mtop_batch.labelling.footer import SourceFile
 from mtop_batch.labelling.slices import Rows
@@ -18,13 +20,14 @@ from mtop_batch.labelling.slices import Rows
 
 @dataclass(frozen=True, slots=True)
 class TableFile:
-    """A label file: the rows of which source it holds, and the run that wrote it."""
+    """A label file: the rows of which source it holds, the run that wrote it, and the type of its ids."""
 
     label_set: str
     path: str
     source: SourceFile
     rows: Rows
     run: str
+    id_type: pa.DataType
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,11 @@ class Chooser:
 
     def _best(self, task: str, files: Sequence[TableFile]) -> int | None:
         having = [index for index, file in enumerate(files) if task in self._label_sets[file.label_set].tasks]
-        present = [index for index in having if self._is_present(task, files[index].label_set)]
+        present = [index for index in having if self.is_present(task, files[index].label_set)]
         return next(iter(present or having), None)
 
-    def _is_present(self, task: str, label_set: str) -> bool:
+    def is_present(self, task: str, label_set: str) -> bool:
+        """Whether the labels of a task in a label set are of the definition that makes them current."""
         present, found = self._present.get(task), self._label_sets[label_set]
         return present is not None and (present.columns, present.tasks[task]) == (found.columns, found.tasks[task])
 

@@ -25,10 +25,11 @@ def plan_text(plan: Plan, seconds: float | None) -> str:
         lines.append(f"work: {len(plan.units):,} units, {plan.num_articles_planned:,} articles, {duration}")
         lines += [f"  {reason}: {count:,} cells" for reason, count in plan.reasons.most_common()]
     else:
-        lines.append("nothing to do: every readable cell is current")
+        lines.append(f"nothing to {'compute' if plan.removals else 'do'}: every readable cell is current")
     lines += _named("not readable", [f"{path}: {reason}" for path, reason in plan.unreadable])
     lines += _named("ignored, not named as Parquet", plan.ignored_files)
-    lines += _named("label files without a source file (they stay)", plan.orphaned)
+    fate = "to be removed" if plan.prune else "they stay, --prune removes them"
+    lines += _named(f"label files without a source file ({fate})", plan.orphaned)
     return "\n".join(lines)
 
 
@@ -50,6 +51,7 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
         "ignored_files": list(plan.ignored_files),
         "orphaned_files": list(plan.orphaned),
         "obsolete_files": list(plan.obsolete),
+        "files_to_remove": list(plan.removals),
         "estimated_seconds": estimate_s(plan),
     }
 

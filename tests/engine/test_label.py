@@ -19,7 +19,8 @@ from mtop_batch import Predictor, Task, read_labels, storage
 from mtop_batch.engine.label import LabelOptions, label_corpus
 from mtop_batch.engine.pipeline import plan_actors
 from mtop_batch.engine.session import Resources
-from mtop_batch.errors import BundleError, ConfigError, DataError, JobError, TaskError
+from mtop_batch.errors import BundleError, ConfigError, DataError, JobError, LabelTableError, TaskError
+from mtop_batch.labelling.lease import hold_lease
 from mtop_batch.model.bundle import load_bundle, save_bundle
 from mtop_batch.model.mtop import MTOPModel
 from tests.conftest import WORDS, make_backbone, make_tokenizer
@@ -217,6 +218,30 @@ def test_a_new_task_gets_a_label_set_of_its_own(tmp_path: Path, make_texts: Text
     assert (report["cells_done"], report["cells_already_current"]) == (8, 16)
     assert {name: after[name] for name in before} == before
     assert {"politics_label", "mood_label", "length_score"} <= set(read_labels(str(tmp_path / "labels")).column_names)
+
+
+def test_labels_of_removed_source_files_stay_until_a_run_prunes_them(
+    bundle: str, tmp_path: Path, make_texts: Texts
+) -> None:
+    for name in ("a", "b"):
+        write_articles(f"{tmp_path}/corpus/{name}.parquet", make_texts(5, 0))
+    label_corpus(options(bundle, str(tmp_path)))
+    (tmp_path / "corpus" / "b.parquet").unlink()
+    before = table_files(tmp_path / "labels")
+    (orphan,) = (path for path in before if path.endswith("b.parquet"))
+    plan = label_corpus(options(bundle, str(tmp_path), prune=True), plan_only=True)
+    report = label_corpus(options(bundle, str(tmp_path)))
+    assert plan["files_to_remove"] == plan["orphaned_files"] == report["orphaned_files"] == [orphan]
+    assert report["removed_files"] == []
+    assert table_files(tmp_path / "labels") == before
+
+    labels = str(tmp_path / "labels")
+    with hold_lease(labels, "other"), pytest.raises(LabelTableError, match="is being written by run other"):
+        label_corpus(options(bundle, str(tmp_path), prune=True))
+    report = label_corpus(options(bundle, str(tmp_path), prune=True))
+    assert (report["orphaned_files"], report["removed_files"]) == ([orphan], [orphan])
+    assert table_files(tmp_path / "labels").keys() == before.keys() - {orphan}
+    assert label_corpus(options(bundle, str(tmp_path), prune=True))["orphaned_files"] == []
 
 
 def test_too_many_bad_rows_stop_the_run(bundle: str, tmp_path: Path, make_texts: Texts) -> None:

@@ -14,6 +14,7 @@ from mtop_batch.errors import ConfigError, DataError
 from mtop_batch.labelling import cells as why
 from mtop_batch.labelling import gather
 from mtop_batch.labelling.gather import plan_labels
+from mtop_batch.labelling.plan import Plan
 from tests.labelling.support import articles, definition, label_corpus, run_plan, write_corpus
 
 AB = definition({"a": "1", "b": "1"})
@@ -64,7 +65,7 @@ def test_a_touched_file_is_new_content(corpus: Path, labels: Path) -> None:
     assert plan_labels(str(corpus), str(labels), AB).reasons == Counter({why.CONTENT_CHANGED: 8})
 
 
-def test_a_partition_limits_the_plan_but_not_what_counts_as_orphaned(corpus: Path, labels: Path) -> None:
+def test_a_partition_limits_the_plan(corpus: Path, labels: Path) -> None:
     label_corpus(corpus, labels, AB)
     retrained = definition({"a": "2", "b": "2"})
     plan = plan_labels(str(corpus), str(labels), retrained, partitions=["date=2026-11-20"])
@@ -73,6 +74,47 @@ def test_a_partition_limits_the_plan_but_not_what_counts_as_orphaned(corpus: Pat
     assert plan_labels(str(corpus), str(labels), AB, partitions=["date=1999-01-01"]).units == ()
     with pytest.raises(ConfigError, match=r"not partitioned by 'dat'; partition keys: date"):
         plan_labels(str(corpus), str(labels), AB, partitions=["dat=2026-11-20"])
+
+
+def test_orphaned_files_are_named_in_scope_and_removed_by_pruning_runs_only(corpus: Path, labels: Path) -> None:
+    write_corpus(corpus, {"date=2026-11-19/w.parquet": articles(2), "date=2026-11-21/v.parquet": articles(2)})
+    label_corpus(corpus, labels, AB, unit_rows=1)
+    label_corpus(corpus, labels, definition({"d": "1"}))
+    for path in ("date=2026-11-19/w.parquet", "date=2026-11-21/v.parquet"):
+        (corpus / path).unlink()
+
+    def plan(*partitions: str, prune: bool = False) -> Plan:
+        return plan_labels(str(corpus), str(labels), AB, partitions=partitions, prune=prune)
+
+    assert len(plan().orphaned) == 6
+    assert [path.partition("/")[2] for path in plan("date=2026-11-19").orphaned] == [
+        "date=2026-11-19/w.rg00000-00001.rows000000000-000000001.parquet",
+        "date=2026-11-19/w.rg00000-00001.rows000000001-000000002.parquet",
+        "date=2026-11-19/w.parquet",
+    ]
+    assert plan("date=2026-11-20").orphaned == ()
+    assert (plan().removals, plan(prune=True).removals) == ((), plan().orphaned)
+
+
+def test_pruning_because_of_another_corpus_than_the_last_runs_is_refused(corpus: Path, labels: Path) -> None:
+    label_corpus(corpus, labels, AB)
+    corpus_of_today = corpus / "date=2026-11-20"
+    with pytest.raises(ConfigError, match=r"--prune would remove 2 label files.*run once without --prune"):
+        plan_labels(str(corpus_of_today), str(labels), AB, prune=True)
+    run_plan(plan_labels(str(corpus_of_today), str(labels), AB), AB)
+    assert len(plan_labels(str(corpus_of_today), str(labels), AB, prune=True).removals) == 2
+
+
+def test_what_cannot_be_listed_is_not_orphaned(corpus: Path, labels: Path) -> None:
+    label_corpus(corpus, labels, AB)
+    one = corpus / "date=2026-11-20" / "y z.parquet"
+    assert plan_labels(str(one), str(labels), AB, prune=True).removals == ()
+    (corpus / "date=2026-11-19").rename(corpus.parent / "volume")
+    (corpus / "date=2026-11-19").symlink_to(corpus.parent / "not-mounted")
+    assert plan_labels(str(corpus), str(labels), AB, prune=True).removals == ()
+    one.unlink()
+    with pytest.raises(DataError, match="check the path"):
+        plan_labels(str(corpus), str(labels), AB, prune=True)
 
 
 def test_another_unit_size_keeps_what_is_labelled(corpus: Path, labels: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,14 @@ from mtop_batch.labelling.footer import FOOTER_KEY, DamagedLabelFile, Footer
 from mtop_batch.labelling.gather import plan_labels
 from mtop_batch.labelling.label_files import remove_unfinished
 from mtop_batch.labelling.runs import new_run_id, write_run
-from mtop_batch.labelling.table import label_schema, read_footer, read_labels, write_label_file
+from mtop_batch.labelling.table import (
+    iter_labels,
+    label_schema,
+    list_label_files,
+    read_footer,
+    read_labels,
+    write_label_file,
+)
 from mtop_batch.tasks import Task
 from tests.labelling.support import (
     articles,
@@ -256,6 +265,60 @@ def test_ids_of_different_types_are_brought_together_or_refused(tmp_path: Path, 
     label_corpus(tmp_path / "bad", labels / "bad", AB)
     with pytest.raises(LabelTableError, match="types that do not go together"):
         read_labels(str(labels / "bad"))
+
+
+def test_the_stream_is_the_table_in_pieces_of_one_schema(tmp_path: Path, labels: Path) -> None:
+    ids = [pa.array(range(5), pa.int16()), pa.array([], pa.int64()), pa.array(["x", None])]
+    files = {f"d={n}/{n}.parquet": pa.table({"id": array, "body": ["x"] * len(array)}) for n, array in enumerate(ids)}
+    write_corpus(tmp_path / "corpus", files, row_group_size=2)
+    label_corpus(tmp_path / "corpus", labels, AB, unit_rows=2)
+    label_corpus(tmp_path / "corpus", labels, definition({"a": "1", "r": "1"}))
+    pieces = list(iter_labels(str(labels), provenance=True))
+    table = read_labels(str(labels), provenance=True)
+    assert [piece.num_rows for piece in pieces] == [2, 2, 1, 2]
+    assert {piece.schema for piece in pieces} == {table.schema}
+    assert pa.concat_tables(pieces).to_pylist() == table.to_pylist()
+    assert table["id"].to_pylist() == ["0", "1", "2", "3", "4", "x", None]
+    nothing = definition({"a": "1"})
+    write_corpus(tmp_path / "empty", {"x.parquet": articles(0)})
+    label_corpus(tmp_path / "empty", labels / "empty", nothing)
+    assert (list(iter_labels(str(labels / "empty"))), read_labels(str(labels / "empty")).num_rows) == ([], 0)
+
+
+def test_the_stream_holds_a_few_label_files_in_memory(tmp_path: Path, labels: Path) -> None:
+    columns = {"id": [f"{n:0100d}" for n in range(5_000)], "body": ["x"] * 5_000}
+    write_corpus(tmp_path / "corpus", {f"{n:02d}.parquet": columns for n in range(60)})
+    label_corpus(tmp_path / "corpus", labels, definition({"r": "1"}))
+    gc.collect()
+    before = pa.total_allocated_bytes()
+    most = num_bytes = 0
+    for piece in iter_labels(str(labels)):
+        num_bytes += piece.nbytes
+        most = max(most, pa.total_allocated_bytes() - before)
+        time.sleep(0.005)  # so that reading runs ahead as far as it can
+    assert num_bytes > 60 * 5_000 * 100
+    assert most < num_bytes / 3
+
+
+def test_a_label_file_replaced_while_the_stream_is_read_is_an_error(corpus: Path, labels: Path) -> None:
+    label_corpus(corpus, labels, AB)
+    stream = iter_labels(str(labels))
+    for path in labels.glob("[!_]*/**/*.parquet"):
+        path.unlink()
+    label_corpus(corpus, labels, AB)
+    with pytest.raises(LabelTableError, match="was replaced while it was read"):
+        list(stream)
+
+
+def test_a_footer_is_found_whatever_size_the_listing_told(corpus: Path, labels: Path) -> None:
+    label_corpus(corpus, labels, AB)
+    ((label_set, sizes),) = list_label_files(str(labels)).items()
+    for path, size in sizes.items():
+        assert size == (labels / label_set / path).stat().st_size
+        found = [read_footer(str(labels), label_set, path, told) for told in (size, None, 5, size - 100, size + 100)]
+        assert {footer.source.path for footer in found} == {path}
+    with pytest.raises(DamagedLabelFile, match="vanished"):
+        read_footer(str(labels), label_set, "none.parquet", 1000)
 
 
 def test_a_place_without_labels_is_an_error(tmp_path: Path) -> None:

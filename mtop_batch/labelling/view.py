@@ -1,0 +1,189 @@
+"""The label table as one: which label file speaks for which rows, and the rows themselves as a stream.
+
+The footers of all label files in scope are read first; they say what is where. The rows follow in the order of the
+source files' paths and of their rows, a few label files in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from mtop_batch import storage
+from mtop_batch.errors import LabelTableError
+from mtop_batch.labelling.definition import LabelSet
+from mtop_batch.labelling.footer import Footer
+from mtop_batch.labelling.label_files import list_label_files, read_head, read_label_file, read_label_sets
+from mtop_batch.labelling.paths import in_partition, source_path
+from mtop_batch.labelling.resolve import Chooser, Segment, TableFile, resolve
+from mtop_batch.labelling.runs import present_definitions
+from mtop_batch.tasks import select_tasks
+
+# Label files of up to some ten thousand rows: enough at once to keep an object store busy, few enough for memory.
+_FILES_AHEAD = 8
+
+Content = tuple[Footer, pa.Table]
+"""A label file's record and those of its columns that are needed."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A segment with what its label files hold."""
+
+    segment: Segment
+    contents: Mapping[TableFile, Content]
+
+    def __len__(self) -> int:
+        start, stop = self.segment.rows
+        return stop - start
+
+    @property
+    def id_file(self) -> TableFile:
+        """The file whose ids are shown."""
+        return _id_file(self.segment)
+
+    def files_used(self) -> list[TableFile]:
+        """The files that have the current labels of a task, or the ids."""
+        return _files_used(self.segment)
+
+    def file_of(self, task: str) -> TableFile | None:
+        """The file with the task's current labels, if there are any."""
+        index = self.segment.choice.get(task)
+        return None if index is None else self.segment.files[index]
+
+    def footer(self, file: TableFile) -> Footer:
+        """The record of one of the files used."""
+        return self.contents[file][0]
+
+    def has(self, file: TableFile, name: str) -> bool:
+        """Whether one of the files used has a column."""
+        return name in self.contents[file][1].column_names
+
+    def column(self, file: TableFile, name: str) -> pa.ChunkedArray:
+        """The segment's rows of a column of one of the files used."""
+        return self.contents[file][1].column(name).slice(self.segment.rows[0] - file.rows[0], len(self))
+
+
+@dataclass(frozen=True)
+class View:
+    """What a label table shows, before its rows are read.
+
+    Args:
+        labels: The label table.
+        tasks: The tasks to show.
+        label_sets: Definitions of the label sets, by name.
+        chooser: Knows which definitions are the present ones.
+        files: The label files in scope, with their bytes.
+        sources: For each source file in scope, in order of the paths, its path and segments.
+    """
+
+    labels: str
+    tasks: tuple[str, ...]
+    label_sets: Mapping[str, LabelSet]
+    chooser: Chooser
+    files: Sequence[tuple[TableFile, int]]
+    sources: Sequence[tuple[str, Sequence[Segment]]]
+
+    def kind(self, task: str) -> str:
+        """ "classification" if the task has labels in any label set, else "regression"."""
+        kinds = {label_set.kinds[task] for label_set in self.label_sets.values() if task in label_set.tasks}
+        return "classification" if "classification" in kinds else "regression"
+
+    def columns_of(self, task: str) -> list[str]:
+        """The task's columns."""
+        return [f"{task}_label", f"{task}_score"] if self.kind(task) == "classification" else [f"{task}_score"]
+
+    def id_types(self) -> set[pa.DataType]:
+        """The types of the ids that are shown."""
+        return {_id_file(segment).id_type for _, segments in self.sources for segment in segments}
+
+    def parts(self) -> Iterator[Part]:
+        """The rows, segment by segment.
+
+        Raises:
+            LabelTableError: A label file cannot be read, or was replaced since the view was opened.
+        """
+        contents = storage.in_threads(self._read, self._reads(), _FILES_AHEAD, ahead=_FILES_AHEAD)
+        for _, segments in self.sources:
+            held: dict[TableFile, Content] = {}
+            for segment in segments:
+                used = _files_used(segment)
+                while not held.keys() >= set(used):
+                    file, content = next(contents)
+                    held[file] = content
+                yield Part(segment, {file: held[file] for file in used})
+                held = {file: content for file, content in held.items() if file.rows[1] > segment.rows[1]}
+
+    def _reads(self) -> Iterator[tuple[TableFile, list[str]]]:
+        """The label files that are needed, in the order of their first use, each with its columns."""
+        for _, segments in self.sources:
+            tasks_of: dict[TableFile, set[str]] = {}
+            for segment in segments:
+                for file in _files_used(segment):
+                    tasks_of.setdefault(file, set())
+                for task, index in segment.choice.items():
+                    tasks_of[segment.files[index]].add(task)
+            for file, tasks in tasks_of.items():
+                columns = [name for task in self.tasks if task in tasks for name in self.columns_of(task)]
+                yield file, ["id", *columns, "error"]
+
+    def _read(self, needed: tuple[TableFile, list[str]]) -> tuple[TableFile, Content]:
+        file, columns = needed
+        footer, table = read_label_file(self.labels, file.label_set, file.path, columns)
+        if footer.run != file.run:
+            raise LabelTableError(f"{file.label_set}/{file.path} was replaced while it was read; read the labels again")
+        return file, (footer, table)
+
+
+def open_view(labels: str, tasks: Sequence[str] | None, partition: Mapping[str, str] | None) -> View:
+    """Read the footers of the label files in scope, and choose among them.
+
+    Args:
+        labels: The label table.
+        tasks: Only these; all by default.
+        partition: Only articles of this hive partition.
+
+    Raises:
+        LabelTableError: There are no labels, or they cannot be read.
+        TaskError: No label set has one of the tasks.
+    """
+    labels = storage.absolute(labels)
+    listing = list_label_files(labels)
+    label_sets = {label_set.name: label_set for label_set in read_label_sets(labels, listing)}
+    if not label_sets:
+        raise LabelTableError(f"there are no labels in {labels}; check the path, or run `mtop label` first")
+    known = list(dict.fromkeys(task for label_set in label_sets.values() for task in label_set.tasks))
+    wanted = known if tasks is None else select_tasks(tasks, known)
+    chooser = Chooser(wanted, label_sets, present_definitions(labels, wanted))
+    in_scope = {
+        name: {path: size for path, size in listing[name].items() if in_partition(path, partition or {})}
+        for name in label_sets
+    }
+    files = _read_files(labels, in_scope)
+    by_source: dict[str, list[TableFile]] = defaultdict(list)
+    for file, _ in files:
+        by_source[source_path(file.path)].append(file)
+    sources = [(path, resolve(by_source[path], chooser.choose)) for path in sorted(by_source)]
+    return View(labels, tuple(wanted), label_sets, chooser, files, sources)
+
+
+def _read_files(labels: str, listing: Mapping[str, Mapping[str, int]]) -> list[tuple[TableFile, int]]:
+    def read(name: tuple[str, str, int]) -> tuple[TableFile, int]:
+        label_set, path, size = name
+        footer, id_type = read_head(labels, label_set, path, size)
+        return TableFile(label_set, path, footer.source, footer.rows, footer.run, id_type), size
+
+    names = ((label_set, path, size) for label_set, sizes in listing.items() for path, size in sizes.items())
+    return list(storage.in_threads(read, names))
+
+
+def _id_file(segment: Segment) -> TableFile:
+    """The file whose ids are shown: one that is read for its labels, if any is."""
+    return segment.files[min(segment.choice.values(), default=0)]
+
+
+def _files_used(segment: Segment) -> list[TableFile]:
+    return list(dict.fromkeys([_id_file(segment), *(segment.files[index] for index in segment.choice.values())]))
