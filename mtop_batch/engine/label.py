@@ -16,6 +16,8 @@ from ray.exceptions import RayError
 from rich.console import Console
 
 from mtop_batch import storage
+from mtop_batch.engine.events import EventQueue
+from mtop_batch.engine.label_log import LabelLog
 from mtop_batch.engine.pipeline import plan_actors, run_pieces
 from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.session import ray_session
@@ -170,19 +172,17 @@ def _label_units(options: LabelOptions, report: RunReport, lease: Lease) -> None
     plan = report.plan
     if not plan.units:
         return
-    job = LabelJob(plan.corpus, options.labels, report.run, report.definition, lease.token)
     pieces = pieces_of_work(plan.units, options.unit_rows)
     with ray_session(spare_cpus=1) as resources, Progress() as progress:
         pool = plan_actors(resources, options.num_actors, len(pieces))
-        progress.note(f"{resources}; {pool}")
+        progress.note(f"run {report.run} begins on {resources}; {pool}")
         progress.phase("label", total=plan.num_articles_planned, unit="articles")
-        with closing(run_pieces(job, options.model, pieces, pool)) as results:
+        log, queue = LabelLog(progress, report, pool.size), EventQueue()
+        job = LabelJob(plan.corpus, options.labels, report.run, report.definition, lease.token, queue.emit)
+        with log.following(queue), closing(run_pieces(job, options.model, pieces, pool)) as results:
             for result in results:
                 lease.check()
-                report.add(result)
-                progress.advance(result.rows, f"{report.documents_per_s:,.1f} documents/s, {report.errors:,} errors")
-                if result.unreadable:
-                    progress.note(f"cannot read {result.source}: {result.unreadable}")
+                log.unit_done(result)
                 _check_errors(report, options.max_error_fraction)
 
 

@@ -22,7 +22,7 @@ from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.session import Resources
 from mtop_batch.labelling.plan import Unit
 from mtop_batch.labelling.predictor import Predictor
-from mtop_batch.labelling.stages import LabelJob, UnitResult, label, read_and_tokenise, write
+from mtop_batch.labelling.stages import ACTOR_STARTED, LabelJob, News, UnitResult, label, read_and_tokenise, write
 from mtop_batch.model.bundle import load_bundle, load_bundle_tokenizer, read_bundle_info
 
 # Readers and writers wait for storage half of the time.
@@ -74,7 +74,7 @@ def run_pieces(
         .map_batches(partial(_read_piece, job=job, bundle_uri=bundle_uri), num_cpus=_STORAGE_STAGE_CPUS, **one_piece)
         .map_batches(
             _Labeller,
-            fn_constructor_kwargs={"bundle_uri": bundle_uri, "threads": pool.num_cpus or None},
+            fn_constructor_kwargs={"bundle_uri": bundle_uri, "threads": pool.num_cpus or None, "news": job.news},
             compute=ActorPoolStrategy(size=pool.size),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus,
@@ -107,13 +107,14 @@ def _read_piece(block: pa.Table, job: LabelJob, bundle_uri: str) -> pa.Table:
 class _Labeller:
     """An actor of the pool: the bundle on one GPU, or on some CPU threads."""
 
-    def __init__(self, bundle_uri: str, threads: int | None) -> None:
+    def __init__(self, bundle_uri: str, threads: int | None, news: News) -> None:
         import torch
 
         if threads:
             torch.set_num_threads(threads)
         self._bundle = load_bundle(bundle_uri)
         self._predictors: dict[tuple[str, ...], Predictor] = {}
+        news({"event": ACTOR_STARTED})
 
     def __call__(self, block: pa.Table) -> pa.Table:
         tasks = tuple(block["tasks"][0].as_py())

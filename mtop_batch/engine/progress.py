@@ -1,12 +1,13 @@
 """How a job gets on, for people: a live bar on a terminal, a plain line now and then in a log, a table at the end.
 
-Progress goes to stderr, so that stdout holds results only.
+Progress goes to stderr, so that stdout holds results only. Lines in a log begin with the time (UTC).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Self
 
 from rich.console import Console
@@ -29,6 +30,7 @@ class Progress:
         console: Where to; stderr by default. Whether it is a terminal decides between bar and lines.
         interval_s: Seconds between two lines where it is no terminal.
         clock: Seconds that pass; tests give their own.
+        now: The time of day; tests give their own.
     """
 
     def __init__(
@@ -37,10 +39,12 @@ class Progress:
         *,
         interval_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._console = console or Console(stderr=True)
         self._interval_s = interval_s
         self._clock = clock
+        self._now = now
         self._bar = _make_bar(self._console) if self._console.is_terminal else None
         self._phase: _Phase | None = None
 
@@ -103,7 +107,8 @@ class Progress:
             self._line(f"{phase.line(self._clock())}, took {_duration(self._clock() - phase.started_at)}")
 
     def _line(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        at = "" if self._bar is not None else f"{self._now():%H:%M:%SZ} "
+        self._console.print(at + text, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Phase:

@@ -16,6 +16,7 @@ from mtop_batch import storage
 from mtop_batch.labelling.definition import Definition
 from mtop_batch.labelling.plan import Plan
 from mtop_batch.labelling.runs import new_run_id, run_uri, write_run
+from mtop_batch.labelling.slow import SlowUnits
 
 if TYPE_CHECKING:
     from mtop_batch.labelling.stages import UnitResult
@@ -60,6 +61,7 @@ class RunReport:
     error_examples: list[dict[str, Any]] = field(default_factory=list)
     label_counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     stage_seconds: Counter[str] = field(default_factory=Counter)
+    slow_units: SlowUnits = field(default_factory=SlowUnits)
     unreadable: dict[str, str] = field(init=False)
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     _clock_s: float = field(default_factory=time.monotonic)
@@ -68,13 +70,14 @@ class RunReport:
     def __post_init__(self) -> None:
         self.unreadable = dict(self.plan.unreadable)
 
-    def add(self, result: UnitResult) -> None:
-        """Count what became of a unit."""
+    def add(self, result: UnitResult) -> bool:
+        """Count what became of a unit; whether it took much longer than those before it."""
         self.retries += result.retries
         self.stage_seconds.update(result.seconds)
+        is_slow = self.slow_units.add(result.unit, result.seconds)
         if result.unreadable is not None:
             self.unreadable.setdefault(result.source, result.unreadable)
-            return
+            return is_slow
         self.units_done += 1
         self.rows += result.rows
         self.labelled += result.labelled
@@ -87,6 +90,7 @@ class RunReport:
         self.error_examples += result.error_examples[: _MAX_EXAMPLES - len(self.error_examples)]
         for task, counts in result.label_counts.items():
             self.label_counts[task].update(counts)
+        return is_slow
 
     def finish(self, failure: str | None = None) -> None:
         """Stop the clock; with a failure, say why the run did not do all it could."""
@@ -142,6 +146,7 @@ class RunReport:
             "seconds": round(self.seconds, 3),
             "stage_seconds": {stage: round(seconds, 3) for stage, seconds in sorted(self.stage_seconds.items())},
             "documents_per_s": round(self.documents_per_s, 2),
+            "slow_units": self.slow_units.slowest(),
         }
 
     def summary_line(self) -> str:

@@ -32,7 +32,17 @@ RETRY_PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0)
 MAX_ERROR_EXAMPLES = 5
 _METADATA_KEY = b"mtop_unit"
 
+News = Callable[[dict[str, Any]], None]
+"""Takes what happens to a unit while a stage is still at work on it."""
+WAITING, ANSWERED, GAVE_UP, ACTOR_STARTED = "waiting", "answered", "gave up", "actor started"
+"""The events of news: storage fails a unit for the first time; it works again; it did not for two minutes; and a
+labelling actor has loaded its bundle."""
+
 T = TypeVar("T")
+
+
+def silent(event: dict[str, Any]) -> None:
+    """News that nobody wants to hear."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ class LabelJob:
         run: The run's id.
         definition: The wanted tasks with their fingerprints, and the columns they are computed from.
         lease: The run's right to write; asked before every label file.
+        news: Is told, in whatever process a stage runs, when storage does not answer and when it does again.
     """
 
     corpus: str
@@ -52,6 +63,7 @@ class LabelJob:
     run: str
     definition: Definition
     lease: LeaseToken
+    news: News = silent
 
 
 @dataclass
@@ -62,6 +74,7 @@ class UnitResult:
 
     Args:
         source: The source file, below the corpus.
+        unit: The unit, as messages name it.
         rows: Rows written.
         labelled: Rows that have labels.
         errors: Rows that have the reason why they have none.
@@ -78,6 +91,7 @@ class UnitResult:
     """
 
     source: str
+    unit: str = ""
     rows: int = 0
     labelled: int = 0
     errors: int = 0
@@ -156,10 +170,10 @@ def write(job: LabelJob, streams: Sequence[Any]) -> list[UnitResult]:
 
 
 def _read_unit(job: LabelJob, unit: Unit, tokenizer: TextTokenizer) -> bytes:
-    result = UnitResult(unit.source.path)
+    result = UnitResult(unit.source.path, str(unit))
     started = time.perf_counter()
     try:
-        table = _patiently(lambda: _tokenised(job, unit, tokenizer), result)
+        table = _patiently(lambda: _tokenised(job, unit, tokenizer), result, job.news)
     except UnreadableSource as unreadable:
         result.unreadable = str(unreadable)
         table = _token_table(pa.chunked_array([pa.nulls(0)]), [], [])
@@ -188,7 +202,7 @@ def _write_unit(job: LabelJob, table: pa.Table, unit: Unit, result: UnitResult) 
         return result
     started = time.perf_counter()
     for target in unit.targets:
-        result.num_bytes += _patiently(partial(_write_target, job, table, unit, target), result)
+        result.num_bytes += _patiently(partial(_write_target, job, table, unit, target), result, job.news)
     result.seconds["write"] = time.perf_counter() - started
     _count(table, unit, result)
     return result
@@ -228,17 +242,33 @@ def _value_counts(values: pa.ChunkedArray) -> dict[str, int]:
     return {str(entry["values"]): entry["counts"] for entry in pc.value_counts(values).to_pylist()}
 
 
-def _patiently(action: Callable[[], T], result: UnitResult) -> T:
+def _patiently(action: Callable[[], T], result: UnitResult, news: News) -> T:
     """Do it, and again after a pause while storage does not answer; deterministic names make that safe."""
-    for pause_s in RETRY_PAUSES_S:
+    started = time.monotonic()
+    pauses = iter(RETRY_PAUSES_S)
+    retries = 0
+    while True:
         try:
-            return action()
+            value = action()
+            break
         except LeaseLost:
             raise
-        except LabelTableError:
+        except LabelTableError as error:
+            pause_s = next(pauses, None)
+            if pause_s is None or not retries:
+                _tell(news, WAITING if pause_s is not None else GAVE_UP, result, started, str(error))
+            if pause_s is None:
+                raise
+            retries += 1
             result.retries += 1
             time.sleep(pause_s)
-    return action()
+    if retries:
+        _tell(news, ANSWERED, result, started)
+    return value
+
+
+def _tell(news: News, event: str, result: UnitResult, started: float, reason: str = "") -> None:
+    news({"event": event, "unit": result.unit, "reason": reason, "waited_s": time.monotonic() - started})
 
 
 def _stream(table: pa.Table, unit: Unit, result: UnitResult) -> bytes:

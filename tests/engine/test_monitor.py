@@ -76,4 +76,4 @@ def test_warm_starts_end_complete_although_their_last_events_are_late(output: io
         monitor.record(event("step", "warm start", task="business", step=29, loss=0.4))
     lines = output.getvalue()
     assert "warm start: 35/60 steps, business: loss 0.500" in lines
-    assert lines.splitlines()[-1].startswith("warm start: 60/60 steps")
+    assert "Z warm start: 60/60 steps" in lines.splitlines()[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from datetime import UTC, datetime
 
 from rich.console import Console
 
@@ -21,18 +22,19 @@ class Clock:
 
 def test_a_log_gets_a_plain_line_now_and_then() -> None:
     output, clock = io.StringIO(), Clock()
-    with Progress(Console(file=output, width=200), interval_s=30, clock=clock) as progress:
+    console, night = Console(file=output, width=200), datetime(2026, 11, 20, 2, 0, 31, tzinfo=UTC)
+    with Progress(console, interval_s=30, clock=clock, now=lambda: night) as progress:
         progress.phase("train", total=1000)
         for step in range(0, 400, 10):
             clock.now = step / 5
             progress.update(step, f"loss {1 / (step + 1):.2f}")
         progress.note("a worker was lost [1]")
     assert output.getvalue().splitlines() == [
-        "train ...",
-        "train: 150/1,000 steps, loss 0.01, about 3 min left",
-        "train: 300/1,000 steps, loss 0.00, about 2 min left",
-        "a worker was lost [1]",
-        "train: 390/1,000 steps, loss 0.00, about 2 min left, took 1 min",
+        "02:00:31Z train ...",
+        "02:00:31Z train: 150/1,000 steps, loss 0.01, about 3 min left",
+        "02:00:31Z train: 300/1,000 steps, loss 0.00, about 2 min left",
+        "02:00:31Z a worker was lost [1]",
+        "02:00:31Z train: 390/1,000 steps, loss 0.00, about 2 min left, took 1 min",
     ]
 
 
