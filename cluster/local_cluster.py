@@ -139,21 +139,38 @@ def start_cluster(directory: Path, nodes: int = 2, cpus_per_node: int = 4, *, ti
     cluster = LocalCluster(directory, gcs_port, dashboard_port, temp_dir, nodes=())
     head = ["--head", f"--port={gcs_port}", f"--temp-dir={temp_dir}", f"--ray-client-server-port={client_port}"]
     head += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
-    worker = [f"--address={cluster.address}", "--num-gpus=0", "--include-log-monitor=false"]
     deadline = time.monotonic() + timeout_s
     try:
         for index, agent_port in enumerate(agent_ports):
-            options = [f"--num-cpus={cpus_per_node}", f"--dashboard-agent-listen-port={agent_port}"]
-            cluster = _add_node(cluster, [*(worker if index else head), *options])
+            cluster = _launch_node(cluster, cpus_per_node, agent_port, head if index == 0 else _worker_options(cluster))
             if index == 0:
-                _wait(cluster, lambda: _accepts_connections(gcs_port), deadline)
-        _wait(cluster, lambda: cluster.num_alive_nodes() >= nodes, deadline)
+                _wait(cluster, cluster.nodes, lambda: _accepts_connections(gcs_port), deadline)
+        _wait(cluster, cluster.nodes, lambda: cluster.num_alive_nodes() >= nodes, deadline)
     except BaseException:
         stop_cluster(directory)
         raise
     exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in cluster.environment.items())
     # A token in the environment would win over the one in the file.
     (directory / ENVIRONMENT_FILE).write_text(f"unset RAY_AUTH_TOKEN\nexport {exports}\n")
+    return cluster
+
+
+def add_node(cluster: LocalCluster, cpus: int = 4, *, timeout_s: float = 60.0) -> LocalCluster:
+    """Start one more node and wait until it has joined.
+
+    Args:
+        cluster: A running cluster.
+        cpus: Logical CPUs of the node.
+        timeout_s: How long to wait.
+
+    Raises:
+        ClusterError: The node ended, or did not join in time; it belongs to the cluster, which `stop_cluster` ends.
+    """
+    deadline = time.monotonic() + timeout_s
+    wanted = cluster.num_alive_nodes() + 1
+    (agent_port,) = _free_ports(1)
+    cluster = _launch_node(cluster, cpus, agent_port, _worker_options(cluster))
+    _wait(cluster, cluster.nodes[-1:], lambda: cluster.num_alive_nodes() >= wanted, deadline)
     return cluster
 
 
@@ -180,7 +197,7 @@ def stop_cluster(directory: Path, *, grace_s: float = 5.0) -> bool:
     if cluster is None:
         return False
     # Looked up before anything ends: job drivers lead sessions of their own and are found through their parents.
-    processes = _processes_of(cluster.nodes)
+    processes = processes_of(cluster.nodes)
     for node in filter(_is_alive, reversed(cluster.nodes)):
         _signal(node, signal.SIGTERM)
     _end_processes(cluster.nodes, processes, grace_s)
@@ -192,11 +209,16 @@ def stop_cluster(directory: Path, *, grace_s: float = 5.0) -> bool:
 
 def kill_node(node: Process) -> None:
     """SIGKILL every process of one node at once, as if its machine had lost power."""
-    _end_processes([node], _processes_of([node]), grace_s=0.0)
+    _end_processes([node], processes_of([node]), grace_s=0.0)
 
 
-def _add_node(cluster: LocalCluster, options: list[str]) -> LocalCluster:
+def _worker_options(cluster: LocalCluster) -> list[str]:
+    return [f"--address={cluster.address}", "--num-gpus=0", "--include-log-monitor=false"]
+
+
+def _launch_node(cluster: LocalCluster, cpus: int, agent_port: int, options: list[str]) -> LocalCluster:
     """`cluster` with one more node, which has been launched and recorded but need not have joined."""
+    options = [*options, f"--num-cpus={cpus}", f"--dashboard-agent-listen-port={agent_port}"]
     common = ["--block", "--disable-usage-stats", f"--object-store-memory={OBJECT_STORE_BYTES}", "--log-color=false"]
     environment = _node_environment(cluster)
     with (cluster.directory / f"node-{len(cluster.nodes)}.log").open("wb") as output:
@@ -208,7 +230,7 @@ def _add_node(cluster: LocalCluster, options: list[str]) -> LocalCluster:
             env=environment,
             start_new_session=True,
         )
-    cluster = replace(cluster, nodes=(*cluster.nodes, _stat(process.pid).process))
+    cluster = replace(cluster, nodes=(*cluster.nodes, find_process(process.pid)))
     state = {name: value for name, value in asdict(cluster).items() if name != "directory"}
     (cluster.directory / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
     return cluster
@@ -222,9 +244,9 @@ def _node_environment(cluster: LocalCluster) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in foreign}
 
 
-def _wait(cluster: LocalCluster, is_ready: Callable[[], bool], deadline: float) -> None:
+def _wait(cluster: LocalCluster, needed: Sequence[Process], is_ready: Callable[[], bool], deadline: float) -> None:
     while not is_ready():
-        dead = [index for index, node in enumerate(cluster.nodes) if not _is_alive(node)]
+        dead = [index for index, node in enumerate(cluster.nodes) if node in needed and not _is_alive(node)]
         if dead or time.monotonic() > deadline:
             index = dead[0] if dead else len(cluster.nodes) - 1
             log = cluster.directory / f"node-{index}.log"
@@ -288,8 +310,16 @@ def _is_alive(process: Process) -> bool:
     return False
 
 
-def _processes_of(nodes: Sequence[Process]) -> set[Process]:
-    """The processes in the nodes' sessions, whether or not the nodes themselves still live, and their descendants."""
+def find_process(pid: int) -> Process:
+    """The process that has this id now; raises FileNotFoundError or ProcessLookupError if none has."""
+    return _stat(pid).process
+
+
+def processes_of(nodes: Sequence[Process]) -> set[Process]:
+    """The processes in the nodes' sessions, whether or not the nodes themselves still live, and their descendants.
+
+    Any process that leads a session will do for a node.
+    """
     living = _living()
     # The id of a dead node is given to nobody else while its session has members, so it still names that session.
     recycled = {stat.process.pid for stat in living} - {node.pid for node in filter(_is_alive, nodes)}
@@ -303,7 +333,7 @@ def _processes_of(nodes: Sequence[Process]) -> set[Process]:
 def _end_processes(nodes: Sequence[Process], processes: set[Process], grace_s: float) -> None:
     """Wait until `processes`, and those that the nodes started meanwhile, have ended; SIGKILL after `grace_s`."""
     deadline = time.monotonic() + grace_s
-    while processes := {process for process in processes if _is_alive(process)} | _processes_of(nodes):
+    while processes := {process for process in processes if _is_alive(process)} | processes_of(nodes):
         if time.monotonic() >= deadline:
             for process in processes:
                 _signal(process, signal.SIGKILL)

@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,20 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     assert stop_cluster(directory)
 
 
-def submit(cluster: LocalCluster, name: str, *command: str) -> tuple[int, int | None, str]:
-    """Send a job and follow it; returns the exit codes of `ray job submit` and of the job, and the log."""
-    done = subprocess.run(
-        [RAY, "job", "submit", "--submission-id", name, "--", "python", *command],
+def ray_job(cluster: LocalCluster, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [RAY, "job", *arguments],
         env={**os.environ, **cluster.environment},
         capture_output=True,
         text=True,
         timeout=600,
         check=False,
     )
+
+
+def submit(cluster: LocalCluster, name: str, *command: str) -> tuple[int, int | None, str]:
+    """Send a job and follow it; returns the exit codes of `ray job submit` and of the job, and the log."""
+    done = ray_job(cluster, "submit", "--submission-id", name, "--", "python", *command)
     details: dict[str, Any] = cluster.get(f"/api/jobs/{name}")
     return done.returncode, details["driver_exit_code"], done.stdout + done.stderr
 
@@ -129,6 +133,40 @@ def test_train_and_label_on_two_nodes(cluster: LocalCluster, trained: Path) -> N
     assert (code, driver_code) == (0, 0), log
     again = json.loads(report.read_text())
     assert again["rows"] == 0
+
+
+def test_a_stopped_job_is_resumed_by_submitting_it_again(cluster: LocalCluster, trained: Path) -> None:
+    texts = write_corpus(trained / "long-corpus")
+    labels = trained / "long-labels"
+    command = ["python", job("label_corpus.py"), "--model", f"{trained}/model", "--corpus", f"{trained}/long-corpus"]
+    command += ["--labels", str(labels), "--unit-rows", "1"]
+    assert ray_job(cluster, "submit", "--no-wait", "--submission-id", "long", "--", *command).returncode == 0
+    wait_for(lambda: len(label_files(labels)) >= 20)
+    assert ray_job(cluster, "stop", "long").returncode == 0
+    assert cluster.get("/api/jobs/long")["status"] == "STOPPED"
+    before = label_files(labels)
+    assert 20 <= len(before) < len(texts)
+
+    done = ray_job(cluster, "submit", "--submission-id", "long-again", "--", *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = label_files(labels)
+    assert len(after) == len(texts)
+    assert before.items() <= after.items()
+    report = json.loads(max(labels.glob("_runs/*/report.json")).read_text())
+    assert report["cells_done"] == (len(texts) - len(before)) * len(TASKS)
+    assert sorted(read_labels(str(labels))["id"].to_pylist()) == sorted(texts)
+
+
+def label_files(labels: Path) -> dict[str, int]:
+    """Label files with the times they were written."""
+    return {str(path.relative_to(labels)): path.stat().st_mtime_ns for path in labels.glob("[!_]*/**/*.parquet")}
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
 
 
 def test_exit_codes_of_jobs_are_in_their_details(cluster: LocalCluster, trained: Path) -> None:

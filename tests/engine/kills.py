@@ -1,0 +1,260 @@
+"""Kill parts of a labelling run at moments picked by seed, and see what becomes of the label table.
+
+PYTHONPATH=. python -m tests.engine.kills          # every case, then the table of docs/reliability.md
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from cluster.local_cluster import Process
+from mtop_batch import storage
+from tests.engine.kill_world import TASKS, RayKind, Run, Storage, World, open_world
+from tests.engine.label_readers import TableReader, contents, label_files, num_rows, reports
+
+
+@dataclass(frozen=True)
+class Case:
+    """One disturbed run.
+
+    Args:
+        target: What dies, a key of `TARGETS`.
+        where: Where corpus, bundle and labels lie.
+        ray: The Ray that does the work: the command's own, or a cluster of two nodes.
+        seed: Decides the moments, and which of several processes dies.
+    """
+
+    target: str
+    where: Storage
+    ray: RayKind
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.target}, {self.where}, {self.ray} Ray, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of it.
+
+    Args:
+        case: What was tried.
+        num_kills: How often something was killed.
+        code: The disturbed run's exit code; minus the signal that ended it.
+        cells_kept: Cells that were there when the disturbed run had ended.
+        cells_redone: Cells that the same command then did.
+        seconds: Of the disturbed run.
+        last_line: The disturbed run's last line.
+    """
+
+    case: Case
+    num_kills: int
+    code: int
+    cells_kept: int
+    cells_redone: int
+    seconds: float
+    last_line: str
+
+
+class Moments:
+    """Moments of a run: before its first label file for numbers below 0, else when this part of the files is there."""
+
+    def __init__(self, world: World, case: Case, run: Run) -> None:
+        self.rng = random.Random(str(case))
+        self._run = run
+        self._undisturbed = world.undisturbed(case.where)
+        self._started = time.monotonic()
+
+    def wait(self, moment: float) -> None:
+        """Wait for a moment between -1, the start, and 1, the last label file."""
+        if moment < 0:
+            ends = self._started + (1 + moment) * self._undisturbed.first_label_s
+            self._run.wait_for(lambda: time.monotonic() >= ends)
+        else:
+            num_files = moment * len(self._undisturbed.files)
+            self._run.wait_for(lambda: len(label_files(self._run.labels)) >= num_files)
+
+
+# --- targets: each waits for its moments, kills, and returns how often --------------------------------------------
+
+
+def kill_driver(_: World, run: Run, moments: Moments) -> int:
+    moments.wait(moments.rng.uniform(-1, 0.9))
+    run.process.kill()
+    return 1
+
+
+def stop_driver(_: World, run: Run, moments: Moments) -> int:
+    moments.wait(moments.rng.uniform(0.1, 0.8))
+    run.process.terminate()
+    return 1
+
+
+def kill_actors(_: World, run: Run, moments: Moments) -> int:
+    for moment in (0.0, 0.5):
+        moments.wait(moment + moments.rng.uniform(0, 0.3))
+        _kill(_one_of(run, "MapWorker", moments))
+    return 2
+
+
+def kill_workers(_: World, run: Run, moments: Moments) -> int:
+    for moment, task in ((0.0, "_read_piece"), (0.3, "_write_piece")):
+        moments.wait(moment + moments.rng.uniform(0, 0.3))
+        _kill(_one_of(run, f"MapBatches({task})", moments))
+    return 2
+
+
+def kill_raylet(world: World, run: Run, moments: Moments) -> int:
+    moments.wait(moments.rng.uniform(-0.3, 0.8))
+    (raylet,) = [p for p in run.processes() if _is_raylet_of(p, world.cluster.nodes[-1])]
+    _kill(raylet)
+    return 1
+
+
+def stop_server(down_s: float) -> Callable[[World, Run, Moments], int]:
+    """The S3 server dies and is started again after so many seconds; or when the run has given up, if that is first."""
+
+    def stop(world: World, run: Run, moments: Moments) -> int:
+        moments.wait(moments.rng.uniform(-0.5, 0.8))
+        world.server.stop()
+        try:
+            deadline = time.monotonic() + down_s
+            while time.monotonic() < deadline and run.process.poll() is None:
+                time.sleep(0.1)
+        finally:
+            world.server.start()
+        return 1
+
+    return stop
+
+
+TARGETS: dict[str, Callable[[World, Run, Moments], int]] = {
+    "driver": kill_driver,
+    "driver, SIGTERM": stop_driver,
+    "labelling actor": kill_actors,
+    "reading and writing worker": kill_workers,
+    "raylet of a node": kill_raylet,
+    "S3 server, down 4 s": stop_server(4),
+    "S3 server, down 30 s": stop_server(30),
+    "S3 server, down until the run gives up": stop_server(600),
+}
+
+
+def cases() -> list[Case]:
+    """Every case, those of one target and storage side by side."""
+    found: list[Case] = []
+    for target, ray in (("driver", "own"), ("driver, SIGTERM", "own"), ("driver", "cluster")):
+        number = 3 if target == "driver" else 1
+        found += [Case(target, where, ray, seed) for where in ("disk", "s3") for seed in range(number)]  # type: ignore[arg-type]
+    for target in ("labelling actor", "reading and writing worker", "raylet of a node"):
+        found += [Case(target, where, "cluster", seed) for where in ("disk", "s3") for seed in range(3)]
+    outages = {"S3 server, down 4 s": 2, "S3 server, down 30 s": 2, "S3 server, down until the run gives up": 1}
+    found += [Case(target, "s3", "cluster", seed) for target, number in outages.items() for seed in range(number)]
+    return found
+
+
+def run_case(world: World, case: Case) -> Outcome:
+    """Disturb a run, give the same command again if need be, and compare with the undisturbed table.
+
+    Raises:
+        AssertionError: Something does not hold that docs/reliability.md promises.
+    """
+    undisturbed, sources = world.undisturbed(case.where), world.sources[case.where]
+    labels = storage.join(world.base(case.where), f"labels-{abs(hash(case)):x}")
+    started = time.monotonic()
+    run = world.start(case.where, case.ray, labels)
+    with TableReader(labels, sources, through_outages=case.target.startswith("S3")) as reader:
+        num_kills = TARGETS[case.target](world, run, Moments(world, case, run))
+        code = run.end()
+    seconds = time.monotonic() - started
+    if case.target == "raylet of a node":
+        world.replace_node()
+    kept = label_files(labels)
+    cells_kept = num_rows(labels) * len(TASKS)
+    _check_end(case, code, run)
+    cells_redone = 0
+    if code:
+        cells_redone = _resume(world, case, labels)
+        assert cells_redone == undisturbed.num_cells - cells_kept
+    reader.look()
+    now = label_files(labels)
+    assert kept.items() <= now.items(), "label files were written again"
+    assert contents(labels, list(now)) == undisturbed.files
+    for report in reports(labels):
+        assert report["rows"] == report["labelled"] + report["errors"]
+    return Outcome(case, num_kills, code, cells_kept, cells_redone, seconds, run.last_line)
+
+
+def _resume(world: World, case: Case, labels: str) -> int:
+    """Give the same command again; the cells it did."""
+    sources = world.sources[case.where]
+    with TableReader(labels, sources, through_outages=False):
+        again = world.start(case.where, case.ray, labels)
+        assert again.end() == 0, again.output
+    report = reports(labels)[-1]
+    assert report["cells_done"] == report["cells_planned"]
+    return int(report["cells_done"])
+
+
+def _check_end(case: Case, code: int, run: Run) -> None:
+    """A run goes on to the end, or says in its last line that it failed; one that is killed outright cannot."""
+    if case.target == "driver":
+        assert code == -signal.SIGKILL
+    else:
+        assert code in (0, 1), run.output
+        assert code == 0 or run.last_line.startswith(("error: ", "stopped")), run.output
+
+
+def _one_of(run: Run, title: str, moments: Moments) -> Process:
+    found: list[Process] = []
+    run.wait_for(lambda: found.extend(run.workers(title)) or found)
+    return moments.rng.choice(found)
+
+
+def _kill(process: Process) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+
+
+def _is_raylet_of(process: Process, node: Process) -> bool:
+    name = Path(f"/proc/{process.pid}/comm").read_text().strip()
+    return name == "raylet" and os.getsid(process.pid) == node.pid
+
+
+# --- the table of docs/reliability.md ---------------------------------------------------------------------------
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """The outcomes as Markdown, one line per target, storage and Ray."""
+    lines = ["| killed | storage | Ray | kills | went on by itself | resumed | cells kept | cells done again |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for (target, where, ray), group in groupby(outcomes, lambda o: (o.case.target, o.case.where, o.case.ray)):
+        same = list(group)
+        resumed = [outcome for outcome in same if outcome.code]
+        kept, redone = sum(o.cells_kept for o in resumed), sum(o.cells_redone for o in resumed)
+        counts = [sum(o.num_kills for o in same), len(same) - len(resumed), len(resumed), kept, redone]
+        lines.append(f"| {target} | {where} | {ray} | " + " | ".join(f"{count:,}" for count in counts) + " |")
+    return "\n".join(lines)
+
+
+def main(patterns: list[str]) -> None:
+    """Run the cases whose names hold one of the patterns, or all; print each outcome, then the table."""
+    wanted = [case for case in cases() if not patterns or any(pattern in str(case) for pattern in patterns)]
+    with tempfile.TemporaryDirectory() as root, open_world(Path(root)) as world:
+        outcomes = []
+        for case in wanted:
+            outcomes.append(run_case(world, case))
+            print(outcomes[-1], flush=True)
+    print(f"\n{sum(outcome.num_kills for outcome in outcomes)} kills\n\n{table(outcomes)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
