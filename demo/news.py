@@ -63,7 +63,7 @@ def build(directory: Path) -> None:
         tables[topic] = _task_table(topic, directory / "train" / topic)
     later = tables.pop(LATER_TOPIC)
     (directory / "train" / "tasks.toml").write_text("\n".join(tables.values()))
-    (directory / "train" / "later.toml").write_text(later)
+    (directory / "train" / "later.toml").write_text(f"[add_tasks]\nepochs = 20\nbatch_size = 16\n\n{later}")
     for part in range(CORPUS_FILES):
         _write(directory / "corpus" / f"part-{part}.parquet", articles[part::CORPUS_FILES])
 
