@@ -216,7 +216,12 @@ def _check_end(case: Case, code: int, run: Run) -> None:
 
 def _one_of(run: Run, title: str, moments: Moments) -> Process:
     found: list[Process] = []
-    run.wait_for(lambda: found.extend(run.workers(title)) or found)
+
+    def look() -> bool:
+        found[:] = run.workers(title)
+        return bool(found)
+
+    run.wait_for(look)
     return moments.rng.choice(found)
 
 
