@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -73,13 +73,20 @@ class Undisturbed:
 
 @dataclass
 class Run:
-    """`mtop label` in a process of its own, which leads a session."""
+    """`mtop label` in a process of its own, which leads a session; killed where its block ends before it does."""
 
     process: subprocess.Popen[bytes]
     driver: Process
     labels: str
     log: Path
     cluster: LocalCluster | None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
 
     def processes(self) -> set[Process]:
         """The processes of the Ray that does the work, and the driver."""

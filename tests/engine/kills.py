@@ -171,8 +171,8 @@ def run_case(world: World, case: Case) -> Outcome:
     undisturbed, sources = world.undisturbed(case.where), world.sources[case.where]
     labels = storage.join(world.base(case.where), f"labels-{abs(hash(case)):x}")
     started = time.monotonic()
-    run = world.start(case.where, case.ray, labels)
-    with TableReader(labels, sources, through_outages=case.target.startswith("S3")) as reader:
+    reader = TableReader(labels, sources, through_outages=case.target.startswith("S3"))
+    with world.start(case.where, case.ray, labels) as run, reader:
         num_kills = TARGETS[case.target](world, run, Moments(world, case, run))
         code = run.end()
     seconds = time.monotonic() - started
@@ -197,8 +197,8 @@ def run_case(world: World, case: Case) -> Outcome:
 def _resume(world: World, case: Case, labels: str) -> int:
     """Give the same command again; the cells it did."""
     sources = world.sources[case.where]
-    with TableReader(labels, sources, through_outages=False):
-        again = world.start(case.where, case.ray, labels)
+    reader = TableReader(labels, sources, through_outages=False)
+    with world.start(case.where, case.ray, labels) as again, reader:
         assert again.end() == 0, again.output
     report = reports(labels)[-1]
     assert report["cells_done"] == report["cells_planned"]

@@ -90,10 +90,10 @@ def label_files(labels: str) -> dict[str, str]:
 
 def check_label_file(data: bytes, name: str, sources: Sources) -> None:
     """A label file is whole, and has the rows of its slice of the source file in their order."""
-    table = pq.read_table(pa.BufferReader(data))
-    source = json.loads(table.schema.metadata[FOOTER_KEY.encode()])["source"]
+    file = pq.ParquetFile(pa.BufferReader(data))
+    source = json.loads(file.metadata.metadata[FOOTER_KEY.encode()])["source"]
     start, stop = source["rows"]
-    assert table["id"].to_pylist() == list(sources[source["path"]][start:stop]), name
+    assert file.read()["id"].to_pylist() == list(sources[source["path"]][start:stop]), name
 
 
 def check_data_set(label_set: str, sources: Sources) -> None:
