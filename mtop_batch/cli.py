@@ -244,7 +244,8 @@ def _write_json(uri: str | None, value: Any) -> None:
     if uri is not None:
         from mtop_batch.storage import write_bytes
 
-        write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+        # A file name that is not UTF-8 becomes an escape that JSON has for it.
+        write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
 
 
 def _print_metrics(metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) -> None:

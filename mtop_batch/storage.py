@@ -358,7 +358,9 @@ def _s3_settings() -> tuple[tuple[str, str], ...]:
 
 
 def _s3_endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+    """The endpoint without a `user:password@`, which S3 has no use for and clients repeat in their messages."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+    return endpoint and re.sub(r"//[^/]*@", "//", endpoint)
 
 
 @lru_cache(maxsize=4)
@@ -366,7 +368,7 @@ def _pyarrow_s3(_settings: tuple[tuple[str, str], ...]) -> pafs.S3FileSystem:
     options: dict[str, Any] = {"region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")}
     if endpoint := _s3_endpoint():
         parts = urlsplit(endpoint)
-        options |= {"endpoint_override": parts.netloc.rsplit("@")[-1] + parts.path, "scheme": parts.scheme}
+        options |= {"endpoint_override": parts.netloc + parts.path, "scheme": parts.scheme}
         options["region"] = options["region"] or "us-east-1"
     return pafs.S3FileSystem(
         retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
@@ -390,6 +392,11 @@ def fsspec_filesystem(uri: str) -> tuple[Any, str]:
     """
     if _scheme(uri) == "s3":
         return _s3fs(_s3_settings()), _s3_path(uri)
+    if urlsplit(uri).password:
+        raise ConfigError(
+            f"a {_scheme(uri)}:// URI must not carry a password; give it by fsspec's environment variables or "
+            "configuration files (FSSPEC_...)"
+        )
     try:
         fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
     except (ImportError, ValueError) as error:

@@ -18,6 +18,7 @@ SOURCE_SUFFIXES = (".parquet", ".parq", ".pq")
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 # A file name may have 255 bytes on most file systems; a unit's ranges need up to 60 of them.
 _MAX_NAME_BYTES = 195
+_MAX_DIRECTORY_BYTES = 255
 _UNIT = re.compile(r"\.rg\d{5,}-\d{5,}(?:\.rows\d{9,}-\d{9,})?$")
 
 
@@ -68,7 +69,20 @@ def path_problem(path: str) -> str | None:
         return "its path has a directory without a name; rename it"
     if len(PurePosixPath(path).name.encode()) > _MAX_NAME_BYTES:
         return f"its name is longer than {_MAX_NAME_BYTES} bytes; rename it"
+    if any(len(part.encode()) > _MAX_DIRECTORY_BYTES for part in path.split("/")[:-1]):
+        return f"a directory's name is longer than {_MAX_DIRECTORY_BYTES} bytes; rename it"
     return None
+
+
+def shown(path: str) -> str:
+    """A path as messages show it: in one line, whatever it consists of.
+
+    >>> shown("a\\nb ü.parquet")
+    'a\\\\nb ü.parquet'
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in path
+    )
 
 
 def partition_values(path: str) -> dict[str, str | None]:

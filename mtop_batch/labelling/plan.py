@@ -13,6 +13,7 @@ from typing import Any
 
 from mtop_batch.labelling.definition import Definition
 from mtop_batch.labelling.footer import Footer, SourceFile
+from mtop_batch.labelling.paths import shown
 from mtop_batch.labelling.slices import Rows
 
 
@@ -69,7 +70,7 @@ class Unit:
 
     def __str__(self) -> str:
         whole = self.rows == (0, self.num_rows_file)
-        return self.source.path if whole else f"{self.source.path} rows {self.rows[0]}-{self.rows[1]}"
+        return shown(self.source.path) + ("" if whole else f" rows {self.rows[0]}-{self.rows[1]}")
 
     def to_dict(self) -> dict[str, Any]:
         """The unit as JSON-ready values."""

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from mtop_batch import storage
+from mtop_batch.labelling.paths import shown
 from mtop_batch.labelling.plan import Plan
 from mtop_batch.labelling.runs import list_runs, run_uri
 
@@ -72,7 +73,7 @@ def _named(what: str, names: tuple[str, ...] | list[str]) -> list[str]:
     if not names:
         return []
     more = [f"  ... and {len(names) - _MAX_NAMED:,} more"] if len(names) > _MAX_NAMED else []
-    return [f"{len(names):,} {what}:", *(f"  {name}" for name in names[:_MAX_NAMED]), *more]
+    return [f"{len(names):,} {what}:", *(f"  {shown(name)}" for name in names[:_MAX_NAMED]), *more]
 
 
 def _duration(seconds: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -35,7 +36,7 @@ class TextBatch:
     """Rows of a unit, in order.
 
     Args:
-        ids: The id column, of the source's type.
+        ids: The id column, of the source's type; null where the source holds what is not of that type.
         texts: Each row's text; None where there is an error.
         seconds: Each row's second text, None where it has one alone; None if the unit has one text column.
         errors: Why a row cannot be labelled; None where it can.
@@ -115,7 +116,10 @@ def _rows_in_memory(parquet: pq.ParquetFile, unit: Unit, batch_rows: int) -> int
 
 
 def _text_batch(rows: pa.RecordBatch, id_column: str, text_columns: tuple[str, ...], max_chars: int) -> TextBatch:
+    ids, bad_ids = _valid_ids(rows.column(id_column))
     errors: list[str | None] = [None] * len(rows)
+    for row in bad_ids:
+        errors[row] = f"id column {id_column!r} holds no valid {ids.type}"
     columns: list[list[str | None]] = []
     found_blank = [False] * len(rows)
     for name in text_columns:
@@ -136,7 +140,33 @@ def _text_batch(rows: pa.RecordBatch, id_column: str, text_columns: tuple[str, .
             first[row] = None
             if second is not None:
                 second[row] = None
-    return TextBatch(rows.column(id_column), first, second, errors)
+    return TextBatch(ids, first, second, errors)
+
+
+def _valid_ids(ids: pa.Array) -> tuple[pa.Array, list[int]]:
+    """The ids, null where they are not what their type says (not UTF-8, mostly), and the rows where.
+
+    Written as it is, one such id would make some readers refuse the whole label set.
+    """
+    if _is_valid(ids):
+        return ids, []
+    plain = ids
+    if pa.types.is_dictionary(ids.type):
+        plain = ids.cast(ids.type.value_type)
+    elif pa.types.is_string_view(ids.type):  # few functions take it
+        plain = ids.cast(pa.large_binary()).view(pa.large_string())
+    bad = [row for row in range(len(plain)) if not _is_valid(plain.take([row]))]
+    kept = pa.array(range(len(plain)), pa.int64(), mask=np.isin(np.arange(len(plain)), bad))
+    valid = plain.take(kept)
+    return (valid.dictionary_encode() if pa.types.is_dictionary(ids.type) else valid).cast(ids.type), bad
+
+
+def _is_valid(array: pa.Array) -> bool:
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _texts(column: pa.Array, name: str, max_chars: int) -> tuple[list[str | None], list[int], dict[int, str]]:
