@@ -138,6 +138,9 @@ def label(
         float, typer.Option(min=0.0, max=1.0, help="Fail as soon as more of the rows than this cannot be labelled.")
     ] = 1.0,
     prune: Annotated[bool, typer.Option("--prune", help="Remove labels whose source file is gone.")] = False,
+    patience: Annotated[
+        float, typer.Option(min=0.0, help="Fail when storage has not answered for this many seconds.")
+    ] = 120.0,
     json_out: JsonOption = None,
 ) -> None:
     """Make every wanted cell of a corpus current: only what is missing or stale is computed."""
@@ -155,6 +158,7 @@ def label(
         num_actors=num_actors,
         max_error_fraction=max_error_fraction,
         prune=prune,
+        patience_s=patience,
     )
     report = label_corpus(options, plan_only=plan)
     _write_json(json_out, report)

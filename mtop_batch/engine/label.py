@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 
 from mtop_batch import storage
@@ -30,7 +30,7 @@ from mtop_batch.labelling.paths import parse_partitions
 from mtop_batch.labelling.plan import Plan
 from mtop_batch.labelling.report import RunReport, write_report
 from mtop_batch.labelling.runs import list_runs, new_run_id, write_run
-from mtop_batch.labelling.stages import LabelJob, pieces_of_work
+from mtop_batch.labelling.stages import DEFAULT_PATIENCE_S, LabelJob, pieces_of_work
 from mtop_batch.labelling.summary import estimate_s, plan_dict, plan_text
 from mtop_batch.model.bundle import read_bundle_info
 from mtop_batch.tasks import select_tasks
@@ -52,6 +52,7 @@ class LabelOptions:
         num_actors: Labelling actors; by default one per GPU, else one per spare CPU.
         max_error_fraction: The run fails as soon as it is certain that more of its rows than this have errors.
         prune: Remove label files whose source file is gone from the corpus.
+        patience_s: The run fails when storage has not answered for so long.
     """
 
     model: str
@@ -65,6 +66,7 @@ class LabelOptions:
     num_actors: int | None = None
     max_error_fraction: float = 1.0
     prune: bool = False
+    patience_s: float = DEFAULT_PATIENCE_S
 
 
 def label_corpus(options: LabelOptions, *, plan_only: bool = False) -> dict[str, Any]:
@@ -178,7 +180,9 @@ def _label_units(options: LabelOptions, report: RunReport, lease: Lease) -> None
         progress.note(f"run {report.run} begins on {resources}; {pool}")
         progress.phase("label", total=plan.num_articles_planned, unit="articles")
         log, queue = LabelLog(progress, report, pool.size), EventQueue()
-        job = LabelJob(plan.corpus, options.labels, report.run, report.definition, lease.token, queue.emit)
+        job = LabelJob(
+            plan.corpus, options.labels, report.run, report.definition, lease.token, options.patience_s, queue.emit
+        )
         with log.following(queue), closing(run_pieces(job, options.model, pieces, pool)) as results:
             for result in results:
                 lease.check()
@@ -199,8 +203,11 @@ def _check_errors(report: RunReport, max_error_fraction: float) -> None:
 
 def _cause(error: BaseException) -> BaseException:
     """What a stage raised, out of what Ray wrapped around it."""
-    while isinstance(error, RayError) and error.__cause__ is not None:
-        error = error.__cause__
+    while isinstance(error, RayError):
+        inner = error.cause if isinstance(error, RayTaskError) else error.__cause__
+        if inner is None:
+            break
+        error = inner
     return error
 
 

@@ -94,7 +94,7 @@ class LabelLog:
             self._outage = _Outage(told=self._clock() - self._told_at >= _BETWEEN_OUTAGES_S)
             if self._outage.told:
                 self._told_at = self._clock()
-                self._progress.note(f"storage fails, will try again for two minutes: {unit}: {reason}")
+                self._progress.note(f"storage fails, will be tried again: {unit}: {reason}")
         self._outage.waiting.add(unit)
         self._outage.held_up.add(unit)
 

@@ -92,6 +92,7 @@ def _configure_ray_data() -> None:
     context.enable_progress_bars = False  # ours counts articles
     context.target_max_block_size = None  # a piece of work is never split
     context.actor_init_retry_on_errors = True
+    context.raise_original_map_exception = True  # what a stage raised, not that one did
     # Ray Data prints stack traces of what a stage raises; the command says it in one line, the file log has it all.
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):

@@ -123,21 +123,24 @@ class Lease:
         self._note = note
         self._lost: str | None = None
         self._problem = "storage did not answer in time, or this process was suspended"
+        self._renewing = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raise if this run may not write now; asks no storage, so it may be called as often as one likes.
+        """Raise if this run may not write now; asks storage only when the lease has run out, so call it at will.
 
         Raises:
-            LabelTableError: Another run took the lease over, or it could not be renewed within its ttl. (Should a later
-                renewal succeed, because nobody took it meanwhile, the lease holds again.)
+            LabelTableError: Another run took the lease over, or it could not be renewed within its ttl, nor now.
+                (Should a later renewal succeed, because nobody took it meanwhile, the lease holds again.)
         """
+        # After an outage, work goes on before the thread's next try; nobody may have taken the lease meanwhile.
+        if self._lost is None and self._age_s() > self.token.ttl_s:
+            self._renew()
         if self._lost:
             raise LeaseLost(self._lost)
-        age = self._clock.monotonic() - self._renewed
-        if age > self.token.ttl_s:
+        if (age := self._age_s()) > self.token.ttl_s:
             raise LeaseLost(
                 f"run {self.token.run} could not renew its lease on {self.token.labels_uri} for {age:.0f} s and "
                 f"stops writing: {self._problem}; the same command does what is then missing"
@@ -159,16 +162,20 @@ class Lease:
         while not self._ended.wait(wait_s) and self._lost is None:
             wait_s = self.token.ttl_s * (_RENEW_AFTER if self._renew() else _RETRY_AFTER)
 
+    def _age_s(self) -> float:
+        return self._clock.monotonic() - self._renewed
+
     def _renew(self) -> bool:
-        began = self._clock.monotonic()
-        try:
-            renewed = self._write()
-        except Exception as error:  # whatever a storage client raises, the next try may succeed
-            self._problem = str(error)
-            return False
-        if renewed:
-            self._renewed = began
-        return renewed
+        with self._renewing:  # two writers of one process would each take the other's write for its failure
+            began = self._clock.monotonic()
+            try:
+                renewed = self._write()
+            except Exception as error:  # whatever a storage client raises, the next try may succeed
+                self._problem = str(error)
+                return False
+            if renewed:
+                self._renewed = began
+            return renewed
 
     def _write(self, released: bool = False) -> bool:
         """Renew or release; False if it did not succeed, or never will: then `_lost` says why."""

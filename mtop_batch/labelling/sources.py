@@ -59,7 +59,7 @@ def open_source(corpus: str, source: SourceFile) -> Iterator[pq.ParquetFile]:
         raise UnreadableSource("the file is empty (0 bytes)")
     uri = storage.join(corpus, source.path)
     with decoding(uri), _open(uri, source) as file:
-        yield pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        yield pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
 
 
 @contextmanager

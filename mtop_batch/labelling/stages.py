@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import chain, repeat
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtop_batch.data.tokens import TextTokenizer, Tokens
-from mtop_batch.errors import LabelTableError
+from mtop_batch.errors import LabelTableError, MtopError
 from mtop_batch.labelling.definition import Definition
 from mtop_batch.labelling.label_files import write_label_file
 from mtop_batch.labelling.lease import LeaseLost, LeaseToken
@@ -27,15 +28,17 @@ from mtop_batch.labelling.predictor import Predictor, label_columns
 from mtop_batch.labelling.sources import UnreadableSource
 from mtop_batch.labelling.units import DEFAULT_MAX_CHARS, read_unit
 
-# Storage that does not answer gets these pauses (two minutes in all) to come back before the job gives up.
+# Storage that does not answer is asked again after these pauses, until the job's patience ends. An attempt at S3 takes
+# most of a minute by itself.
 RETRY_PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0)
+DEFAULT_PATIENCE_S = 120.0
 MAX_ERROR_EXAMPLES = 5
 _METADATA_KEY = b"mtop_unit"
 
 News = Callable[[dict[str, Any]], None]
 """Takes what happens to a unit while a stage is still at work on it."""
 WAITING, ANSWERED, GAVE_UP, ACTOR_STARTED = "waiting", "answered", "gave up", "actor started"
-"""The events of news: storage fails a unit for the first time; it works again; it did not for two minutes; and a
+"""The events of news: storage fails a unit for the first time; it works again; it did not until patience ended; and a
 labelling actor has loaded its bundle."""
 
 T = TypeVar("T")
@@ -55,6 +58,7 @@ class LabelJob:
         run: The run's id.
         definition: The wanted tasks with their fingerprints, and the columns they are computed from.
         lease: The run's right to write; asked before every label file.
+        patience_s: So long storage may not answer before the run gives up; an attempt that has begun is waited for.
         news: Is told, in whatever process a stage runs, when storage does not answer and when it does again.
     """
 
@@ -63,6 +67,7 @@ class LabelJob:
     run: str
     definition: Definition
     lease: LeaseToken
+    patience_s: float = DEFAULT_PATIENCE_S
     news: News = silent
 
 
@@ -127,8 +132,10 @@ def pieces_of_work(units: Iterable[Unit], max_rows: int) -> list[list[Unit]]:
 def read_and_tokenise(job: LabelJob, units: Sequence[Unit], tokenizer: TextTokenizer) -> list[bytes]:
     """First stage: one stream per unit with the columns `id`, `input_ids`, `first_length` and `error`.
 
+    A source that cannot be read, for whatever reason but storage, does not raise: its stream says so.
+
     Raises:
-        LabelTableError: Storage did not answer for two minutes.
+        LabelTableError: Storage did not answer for as long as the job is patient.
     """
     return [_read_unit(job, unit, tokenizer) for unit in units]
 
@@ -163,8 +170,8 @@ def write(job: LabelJob, streams: Sequence[Any]) -> list[UnitResult]:
 
     Raises:
         LeaseLost: Another run has taken the label table over.
-        LabelTableError: Storage did not answer for two minutes. Files already written are whole and stay; the next
-            run finds them current.
+        LabelTableError: Storage did not answer for as long as the job is patient. Files already written are whole and
+            stay; the next run finds them current.
     """
     return [_write_unit(job, *_open_stream(stream)) for stream in streams]
 
@@ -172,11 +179,15 @@ def write(job: LabelJob, streams: Sequence[Any]) -> list[UnitResult]:
 def _read_unit(job: LabelJob, unit: Unit, tokenizer: TextTokenizer) -> bytes:
     result = UnitResult(unit.source.path, str(unit))
     started = time.perf_counter()
+    table = _token_table(pa.chunked_array([pa.nulls(0)]), [], [])
     try:
-        table = _patiently(lambda: _tokenised(job, unit, tokenizer), result, job.news)
+        table = _patiently(lambda: _tokenised(job, unit, tokenizer), result, job)
     except UnreadableSource as unreadable:
         result.unreadable = str(unreadable)
-        table = _token_table(pa.chunked_array([pa.nulls(0)]), [], [])
+    except MtopError:
+        raise
+    except Exception as error:  # whatever is odd about one file must not keep the others from their labels
+        result.unreadable = f"reading it failed unexpectedly: {type(error).__name__}: {error}"
     result.seconds["read"] = time.perf_counter() - started
     return _stream(table, unit, result)
 
@@ -202,7 +213,7 @@ def _write_unit(job: LabelJob, table: pa.Table, unit: Unit, result: UnitResult) 
         return result
     started = time.perf_counter()
     for target in unit.targets:
-        result.num_bytes += _patiently(partial(_write_target, job, table, unit, target), result, job.news)
+        result.num_bytes += _patiently(partial(_write_target, job, table, unit, target), result, job)
     result.seconds["write"] = time.perf_counter() - started
     _count(table, unit, result)
     return result
@@ -242,10 +253,10 @@ def _value_counts(values: pa.ChunkedArray) -> dict[str, int]:
     return {str(entry["values"]): entry["counts"] for entry in pc.value_counts(values).to_pylist()}
 
 
-def _patiently(action: Callable[[], T], result: UnitResult, news: News) -> T:
+def _patiently(action: Callable[[], T], result: UnitResult, job: LabelJob) -> T:
     """Do it, and again after a pause while storage does not answer; deterministic names make that safe."""
     started = time.monotonic()
-    pauses = iter(RETRY_PAUSES_S)
+    pauses = chain(RETRY_PAUSES_S, repeat(RETRY_PAUSES_S[-1]))
     retries = 0
     while True:
         try:
@@ -254,16 +265,16 @@ def _patiently(action: Callable[[], T], result: UnitResult, news: News) -> T:
         except LeaseLost:
             raise
         except LabelTableError as error:
-            pause_s = next(pauses, None)
-            if pause_s is None or not retries:
-                _tell(news, WAITING if pause_s is not None else GAVE_UP, result, started, str(error))
-            if pause_s is None:
+            gives_up = time.monotonic() - started >= job.patience_s
+            if gives_up or not retries:
+                _tell(job.news, GAVE_UP if gives_up else WAITING, result, started, str(error))
+            if gives_up:
                 raise
             retries += 1
             result.retries += 1
-            time.sleep(pause_s)
+            time.sleep(next(pauses))
     if retries:
-        _tell(news, ANSWERED, result, started)
+        _tell(job.news, ANSWERED, result, started)
     return value
 
 

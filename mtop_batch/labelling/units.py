@@ -91,10 +91,15 @@ def _record_batches(parquet: pq.ParquetFile, unit: Unit, id_column: str, batch_r
         raise SourceChanged(CHANGED)
     first_row = sum(metadata.row_group(index).num_rows for index in range(unit.row_groups[0]))
     skip, wanted = unit.rows[0] - first_row, unit.num_rows
+    names = list(dict.fromkeys([id_column, *unit.text_columns]))
+    if not wanted:  # the label file still takes the ids' type from a batch
+        empty = parquet.schema_arrow.empty_table().select(names)
+        yield pa.RecordBatch.from_arrays([column.combine_chunks() for column in empty.columns], names)
+        return
     batches = parquet.iter_batches(
         batch_size=_rows_in_memory(parquet, unit, batch_rows),
         row_groups=range(*unit.row_groups),
-        columns=list(dict.fromkeys([id_column, *unit.text_columns])),
+        columns=names,
         use_threads=False,  # units are read side by side
     )
     for batch in batches:
@@ -187,7 +192,7 @@ def _strings(column: pa.Array, name: str) -> tuple[pa.Array, dict[int, str]]:
     Raises:
         TypeError: The column's type holds no text.
     """
-    if isinstance(column, pa.ExtensionArray):
+    if isinstance(column, pa.ExtensionArray) and column.type != pa.uuid():
         column = column.storage
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)

@@ -347,6 +347,19 @@ def test_a_lease_fails_its_checks_while_storage_does_not_answer_and_holds_again_
     assert ["the server is down" in note for note in notes] == [True]
 
 
+def test_a_lease_that_ran_out_is_renewed_by_its_check_if_nobody_took_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Lease, "_keep", lambda _: None)  # the thread's next try is still to come
+    with hold_lease(str(tmp_path), "mine", ttl_s=0.1) as lease:
+        time.sleep(0.15)
+        lease.check()
+        assert holder_of(str(tmp_path)).renewals == 1
+        write_holder(str(tmp_path), holder_elsewhere())
+        time.sleep(0.15)
+        assert "run old-run" in failure(lease.check)
+
+
 def test_a_token_travels_and_asks_storage_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[str] = []
     read = lease_file.read

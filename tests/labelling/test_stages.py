@@ -1,0 +1,48 @@
+"""The stages' patience with storage that does not answer."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from mtop_batch import storage
+from mtop_batch.data.tokens import TextTokenizer
+from mtop_batch.errors import LabelTableError
+from mtop_batch.labelling.footer import SourceFile
+from mtop_batch.labelling.lease import LeaseToken
+from mtop_batch.labelling.plan import Target, Unit
+from mtop_batch.labelling.stages import LabelJob, read_and_tokenise, write
+from tests.conftest import make_tokenizer
+from tests.labelling.support import definition
+
+UNIT = Unit(SourceFile("x", 9, "1"), 1, 1, (0, 1), (0, 1), ("body",), ("a",), (Target("set", "x", ("a",)),))
+
+
+@pytest.mark.parametrize(("patience_s", "num_pauses"), [(0, 0), (0.5, 1)])
+def test_storage_is_asked_again_until_patience_ends(
+    monkeypatch: pytest.MonkeyPatch, patience_s: float, num_pauses: int
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(storage, "_S3_ATTEMPTS", 1)
+    wanted = definition({"a": "1"})
+    job = LabelJob("s3://test/corpus", "s3://test/labels", "run", wanted, LeaseToken("", "run", 1, 60), patience_s)
+    started = time.monotonic()
+    with pytest.raises(LabelTableError, match="cannot be reached"):
+        read_and_tokenise(job, [UNIT], TextTokenizer(make_tokenizer(), 32))
+    assert num_pauses <= time.monotonic() - started < num_pauses + 1
+
+
+def test_whatever_is_odd_about_a_file_makes_it_unreadable_and_no_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no such case was thought of")
+
+    monkeypatch.setattr("mtop_batch.labelling.stages.read_unit", fail)
+    job = LabelJob(str(tmp_path), str(tmp_path), "run", definition({"a": "1"}), LeaseToken("", "run", 1, 60))
+    (result,) = write(job, read_and_tokenise(job, [UNIT], TextTokenizer(make_tokenizer(), 32)))
+    assert result.unreadable == "reading it failed unexpectedly: ValueError: no such case was thought of"
