@@ -118,7 +118,7 @@ class Run:
             code = self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the run hangs:\n{self.output}") from None
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180  # an agent of Ray's that was still starting notices late that it is alone
         while left := (self.workers("Map") if self.cluster else self.processes()):
             assert time.monotonic() < deadline, f"left running: {[_title(process) for process in left]}"
             time.sleep(_POLL_S)

@@ -254,11 +254,16 @@ def main(patterns: list[str]) -> None:
     """Run the cases whose names hold one of the patterns, or all; print each outcome, then the table."""
     wanted = [case for case in cases() if not patterns or any(pattern in str(case) for pattern in patterns)]
     with tempfile.TemporaryDirectory() as root, open_world(Path(root)) as world:
-        outcomes = []
+        outcomes, failures = [], 0
         for case in wanted:
-            outcomes.append(run_case(world, case))
-            print(outcomes[-1], flush=True)
-    print(f"\n{sum(outcome.num_kills for outcome in outcomes)} kills\n\n{table(outcomes)}")
+            try:
+                outcomes.append(run_case(world, case))
+                print(outcomes[-1], flush=True)
+            except AssertionError as failure:
+                failures += 1
+                print(f"FAILED {case}: {failure}", flush=True)
+    print(f"\n{sum(outcome.num_kills for outcome in outcomes)} kills, {failures} failed\n\n{table(outcomes)}")
+    sys.exit(bool(failures))
 
 
 if __name__ == "__main__":
