@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayTaskError
 from rich.console import Console
 
 from mtop_batch import storage
@@ -32,7 +32,7 @@ from mtop_batch.labelling.report import RunReport, write_report
 from mtop_batch.labelling.runs import list_runs, new_run_id, write_run
 from mtop_batch.labelling.stages import DEFAULT_PATIENCE_S, LabelJob, pieces_of_work
 from mtop_batch.labelling.summary import estimate_s, plan_dict, plan_text
-from mtop_batch.model.bundle import read_bundle_info
+from mtop_batch.model.bundle import check_bundle, read_bundle_info
 from mtop_batch.tasks import select_tasks
 
 
@@ -95,6 +95,8 @@ def label_corpus(options: LabelOptions, *, plan_only: bool = False) -> dict[str,
     _say(plan_text(plan, estimate_s(plan)))
     if plan_only:
         return plan_dict(plan)
+    if plan.units:
+        check_bundle(options.model)  # here, and not first in every actor
     run = new_run_id()
     if not plan.units and not plan.removals:
         return _run(options, RunReport(run, definition, plan), lease=None)
@@ -140,7 +142,7 @@ def _run(options: LabelOptions, report: RunReport, lease: Lease | None) -> dict[
             _label_units(options, report, lease)
         failure = ""
     except Exception as error:
-        failure = _first_line(_cause(error))
+        failure = _in_one_line(_cause(error))
         raise _explained(error, failure) from error
     finally:
         report.finish(failure or None)
@@ -203,11 +205,8 @@ def _check_errors(report: RunReport, max_error_fraction: float) -> None:
 
 def _cause(error: BaseException) -> BaseException:
     """What a stage raised, out of what Ray wrapped around it."""
-    while isinstance(error, RayError):
-        inner = error.cause if isinstance(error, RayTaskError) else error.__cause__
-        if inner is None:
-            break
-        error = inner
+    while isinstance(error, RayTaskError):
+        error = error.cause
     return error
 
 
@@ -218,9 +217,12 @@ def _explained(error: Exception, failure: str) -> MtopError:
     return JobError(f"the job failed: {failure}; what was written stays, and the same command does the rest")
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def _in_one_line(error: BaseException) -> str:
+    """The line that says most: the first, or where there is a traceback the last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1] if any("Traceback" in line for line in lines) else f"{type(error).__name__}: {lines[0]}"
 
 
 def _log(text: str) -> None:

@@ -193,6 +193,17 @@ def read_bundle_info(uri: str) -> BundleInfo:
     )
 
 
+def check_bundle(uri: str) -> None:
+    """Check that a bundle is whole and unchanged, without loading it.
+
+    One on object storage is copied as by `load_bundle`.
+
+    Raises:
+        BundleError, LabelTableError: As for `load_bundle`.
+    """
+    _checked_directory(uri, _read_config(uri))
+
+
 def load_bundle_tokenizer(uri: str) -> PreTrainedTokenizerBase:
     """Load a bundle's tokenizer alone; everything else as `load_bundle` does it."""
     config = _read_config(uri)
