@@ -153,10 +153,10 @@ def cases() -> list[Case]:
     """Every case, those of one target and storage side by side."""
     found: list[Case] = []
     for target, ray in (("driver", "own"), ("driver, SIGTERM", "own"), ("driver", "cluster")):
-        number = 3 if target == "driver" else 1
+        number = 2 if target == "driver" else 1
         found += [Case(target, where, ray, seed) for where in ("disk", "s3") for seed in range(number)]  # type: ignore[arg-type]
     for target in ("labelling actor", "reading and writing worker", "raylet of a node"):
-        found += [Case(target, where, "cluster", seed) for where in ("disk", "s3") for seed in range(3)]
+        found += [Case(target, where, "cluster", seed) for where in ("disk", "s3") for seed in range(2)]
     outages = {"S3 server, down 4 s": 2, "S3 server, down 30 s": 2, "S3 server, down until the run gives up": 1}
     found += [Case(target, "s3", "cluster", seed) for target, number in outages.items() for seed in range(number)]
     return found
