@@ -310,8 +310,8 @@ def _quiet_libraries() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code; an error of the user's is one message, without a traceback."""
-    # Job supervisors end a job with SIGTERM: let `finally` blocks run as they do for Ctrl-C.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    # Job supervisors end a job with SIGTERM; it ends as with Ctrl-C, and `finally` blocks run.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _quiet_libraries()
         app(args=arguments, prog_name="mtop")
