@@ -71,6 +71,10 @@ class Undisturbed:
         return self.num_articles * len(TASKS)
 
 
+class RunEnded(AssertionError):
+    """The run ended before the moment that was waited for."""
+
+
 @dataclass
 class Run:
     """`mtop label` in a process of its own, which leads a session; killed where its block ends before it does."""
@@ -100,11 +104,13 @@ class Run:
         """Wait until it is so while the run goes on.
 
         Raises:
-            AssertionError: The run ended before, or it took too long.
+            RunEnded: The run ended before.
+            AssertionError: It took too long.
         """
         deadline = time.monotonic() + timeout_s
         while not condition():
-            assert self.process.poll() is None, f"the run ended before its moment came:\n{self.output}"
+            if self.process.poll() is not None:
+                raise RunEnded(f"the run ended before its moment came:\n{self.output}")
             assert time.monotonic() < deadline, f"the moment did not come:\n{self.output}"
             time.sleep(_POLL_S)
 
