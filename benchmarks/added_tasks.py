@@ -23,6 +23,7 @@ import time
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,8 @@ def load_tasks(path: str, text_tokenizer: TextTokenizer) -> dict[str, TaskData]:
 def train_together(study: Study, names: Sequence[str], seed: int) -> tuple[MTOPModel, dict[str, float]]:
     """Train tasks from the start as `mtop train` does with jobs/nhc-cpu.toml; the model and each task's metric."""
     data = [study.data[name] for name in names]
-    backbone = load_backbone(study.backbone).to(study.worker.device)
+    backbone = load_backbone(study.backbone)
+    backbone.to(device=study.worker.device)  # type: ignore[call-arg]
     single = replace(
         study.settings,
         epochs=2,
@@ -98,15 +100,21 @@ def train_together(study: Study, names: Sequence[str], seed: int) -> tuple[MTOPM
         evaluate=False,
         seed=seed,
     )
-    common = {"prompts_per_task": 2, "prompt_attention": "isolated"}
     warm = {
         item.task.name: train_single_task(
-            backbone, item, single, pad_token_id=study.pad_token_id, worker=study.worker, **common
+            backbone,
+            item,
+            single,
+            prompts_per_task=2,
+            prompt_attention="isolated",
+            pad_token_id=study.pad_token_id,
+            worker=study.worker,
         )
         for item in data
     }
     backbone.requires_grad_(True)
-    model = MTOPModel.from_backbone(backbone, [item.task for item in data], seed=seed, **common)
+    tasks = [item.task for item in data]
+    model = MTOPModel.from_backbone(backbone, tasks, prompts_per_task=2, prompt_attention="isolated", seed=seed)
     initialise(model, prompt_init="single-task", pooler_init="single-task", warm=warm, seed=seed)
     freeze_word_embeddings(model)
     settings = replace(study.settings, seed=seed)
@@ -145,7 +153,8 @@ def tuned(study: Study, name: str, seed: int) -> float:
 @torch.no_grad()
 def sentence_vectors(study: Study, examples: LabelledTokens) -> Tensor:
     """(R, D) Mean outputs of the pretrained backbone, normalised."""
-    backbone = load_backbone(study.backbone).eval().to(study.worker.device)
+    backbone = load_backbone(study.backbone)
+    backbone.to(device=study.worker.device)  # type: ignore[call-arg]
     found = torch.zeros(len(examples), backbone.config.hidden_size)
     for rows in length_sorted_batches(examples.tokens.lengths, MAX_BATCH_TOKENS):
         batch = pad_batch(examples.tokens, rows, study.pad_token_id)
@@ -176,10 +185,10 @@ def _regression(train: Tensor, labels: Tensor, evaluation: Tensor, truth: Tensor
         optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(layer(train), labels, reduction="sum") * c
         loss = (loss + layer.weight.square().sum() / 2) / len(train)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    optimizer.step(closure)
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     return float((layer(evaluation).argmax(dim=1) == truth).double().mean())
 
 
@@ -190,14 +199,14 @@ def run(study: Study, base: Sequence[str], left_out: Sequence[str], others: Sequ
     found["joint"] |= {name: whole[name] for name in left_out}
     for name in left_out:
         rest = [task for task in base if task != name]
-        found["added"] |= study.step(f"added-{name}-{seed}", lambda r=rest, n=name: added(study, r, [n], seed))
+        found["added"] |= study.step(f"added-{name}-{seed}", partial(added, study, rest, [name], seed))
     if others:
         together = study.step(f"joint-others-{seed}", lambda: joint(study, [*base, *others], seed))
         found["joint"] |= {name: together[name] for name in others}
         found["added"] |= study.step(f"added-others-{seed}", lambda: added(study, base, others, seed))
     for name in (*left_out, *others):
-        found["tuned"][name] = study.step(f"tuned-{name}-{seed}", lambda n=name: tuned(study, n, seed))
-        found["vectors"][name] = study.step(f"vectors-{name}", lambda n=name: vectors(study, n))
+        found["tuned"][name] = study.step(f"tuned-{name}-{seed}", partial(tuned, study, name, seed))
+        found["vectors"][name] = study.step(f"vectors-{name}", partial(vectors, study, name))
     return found
 
 

@@ -82,7 +82,7 @@ def build_labels(model: str, corpus: str, labels: str) -> float:
     from mtop_batch.labelling.label_files import LABEL_TYPE, write_label_file
     from mtop_batch.labelling.plan import Unit
     from mtop_batch.labelling.runs import new_run_id, write_run
-    from mtop_batch.model.bundle import read_bundle_info
+    from mtop_batch.model.bundle_files import read_bundle_info
 
     bundle = read_bundle_info(model)
     wanted = Definition(bundle.name, bundle.uri, bundle.tasks, bundle.fingerprints)

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import torch
 
-from mtop_batch.model import MTOPModel
+from mtop_batch.model.mtop import MTOPModel
 from mtop_batch.model.mtop_config import PromptAttention
 from mtop_batch.model.prompts import INIT_STD
 from mtop_batch.tasks import Task

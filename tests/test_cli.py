@@ -76,3 +76,8 @@ def test_a_mistake_ends_with_code_2_and_one_message(
 def test_help_answers_without_loading_torch() -> None:
     code = "import sys; from mtop_batch.cli import app; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_only_labelling_actors_import_torch() -> None:
+    code = "import sys; import mtop_batch.engine.label; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -32,7 +32,7 @@ from mtop_batch.labelling.report import RunReport, write_report
 from mtop_batch.labelling.runs import list_runs, new_run_id, write_run
 from mtop_batch.labelling.stages import DEFAULT_PATIENCE_S, LabelJob, pieces_of_work
 from mtop_batch.labelling.summary import estimate_s, plan_dict, plan_text
-from mtop_batch.model.bundle import check_bundle, read_bundle_info
+from mtop_batch.model.bundle_files import check_bundle, read_bundle_info
 from mtop_batch.tasks import select_tasks
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain, repeat
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,10 +23,13 @@ from mtop_batch.errors import LabelTableError, MtopError
 from mtop_batch.labelling.definition import Definition
 from mtop_batch.labelling.label_files import write_label_file
 from mtop_batch.labelling.lease import LeaseLost, LeaseToken
+from mtop_batch.labelling.outputs import label_columns
 from mtop_batch.labelling.plan import Target, Unit
-from mtop_batch.labelling.predictor import Predictor, label_columns
 from mtop_batch.labelling.sources import UnreadableSource
 from mtop_batch.labelling.units import DEFAULT_MAX_CHARS, read_unit
+
+if TYPE_CHECKING:
+    from mtop_batch.labelling.predictor import Predictor
 
 # Storage that does not answer is asked again after these pauses, until the job's patience ends. An attempt at S3 takes
 # most of a minute by itself.

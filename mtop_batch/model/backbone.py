@@ -18,11 +18,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from mtop_batch.errors import ConfigError
 from mtop_batch.model.attention import use_readable_attention
 from mtop_batch.model.encoder import accepts, encode, first_position
+from mtop_batch.model.quiet import quiet_transformers
 
 _PACKAGE = "package:"
 # Long enough to leave sliding windows and block-sparse attention, short enough for a laptop.
@@ -82,16 +82,13 @@ def load_backbone(name: str) -> PreTrainedModel:
         ConfigError: It cannot be found or loaded, or its checkpoint lacks weights of the encoder.
     """
     path = locate_backbone(name)
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # unused heads are no news; missing weights are checked below
     try:
-        backbone, report = AutoModel.from_pretrained(
-            path, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
+        with quiet_transformers():  # unused heads are no news; missing weights are checked below
+            backbone, report = AutoModel.from_pretrained(
+                path, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise _cannot_load(name, error) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise ConfigError(

@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from mtop_batch.model.digests import json_digest
 from mtop_batch.model.mtop import MTOPModel
 
 # Counts up when the same weights and tokens come to give other outputs because the code that runs them changed.
@@ -71,11 +71,6 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     rules.pop("truncation", None)
     rules.pop("padding", None)
     return json_digest({"rules": rules, "truncation_side": tokenizer.truncation_side})
-
-
-def json_digest(value: Any) -> str:
-    """A hash of JSON-ready values, whatever the order of their keys: 64 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
 def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:

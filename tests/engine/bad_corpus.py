@@ -238,7 +238,7 @@ def _damage(content: bytes) -> bytes:
     return content[:1_000] + b"?" * 1_000 + content[2_000:]
 
 
-class _Keys(pe.KmsClient):  # type: ignore[misc]
+class _Keys(pe.KmsClient):
     """A key service that keeps nothing secret."""
 
     def wrap_key(self, key_bytes: bytes, _: str) -> bytes:

@@ -15,7 +15,8 @@ from transformers import BertTokenizer, ElectraModel
 
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.errors import BundleError, ConfigError, DataError, TaskError
-from mtop_batch.labelling.predictor import Predictor, TaskOutputs, label_columns
+from mtop_batch.labelling.outputs import TaskOutputs, label_columns
+from mtop_batch.labelling.predictor import Predictor
 from mtop_batch.model.bundle import save_bundle
 from mtop_batch.model.mtop import MTOPModel
 from mtop_batch.tasks import Task

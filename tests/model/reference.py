@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtop_batch.model import MTOPModel
+from mtop_batch.model.mtop import MTOPModel
 
 
 def reference_logits(model: MTOPModel, input_ids: Tensor, task: str, token_types: Tensor | None = None) -> Tensor:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertTokenizer
 
-from mtop_batch.model import MTOPModel, task_fingerprints, tokenizer_digest
+from mtop_batch.model.fingerprints import task_fingerprints, tokenizer_digest
+from mtop_batch.model.mtop import MTOPModel
 from mtop_batch.tasks import Task
 from tests.model.conftest import TASKS, MakeModel
 

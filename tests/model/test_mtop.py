@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mtop_batch.errors import ConfigError, TaskError
-from mtop_batch.model import MTOPConfig, MTOPModel
+from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.mtop_config import MTOPConfig
 from mtop_batch.tasks import Task
 from tests.conftest import make_backbone
 from tests.model.conftest import TASKS, Batch, MakeModel, enlarge

@@ -1,0 +1,190 @@
+"""The files of a bundle: what they say of it, whether they are whole, and its tokenizer.
+
+Nothing here imports torch, which takes seconds and hundreds of megabytes: the driver of a labelling job and the
+processes that read and write need no more of a bundle than this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from mtop_batch import storage
+from mtop_batch.errors import BundleError
+from mtop_batch.model.digests import json_digest
+from mtop_batch.tasks import Task
+
+FORMAT = 1
+MODEL_TYPE = "mtop"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """What a bundle's `config.json` says: enough to plan a labelling run without loading any weights.
+
+    Args:
+        tasks: In the model's order.
+        fingerprints: Of every task, by name, in the same order.
+        max_tokens: Where texts are cut.
+        uri: Where it was read.
+        name: The last part of the URI.
+        digest: Of everything in the bundle but the card.
+    """
+
+    tasks: tuple[Task, ...]
+    fingerprints: dict[str, str]
+    max_tokens: int
+    uri: str
+    name: str
+    digest: str
+
+
+def bundle_name(uri: str) -> str:
+    """The name of the bundle at `uri`: the last part of its path.
+
+    >>> bundle_name("s3://models/news/2026-11/")
+    '2026-11'
+    """
+    return storage.absolute(uri).rsplit("/", 1)[-1]
+
+
+def read_bundle_info(uri: str) -> BundleInfo:
+    """Read what a bundle says of itself, without its weights.
+
+    Raises:
+        BundleError: There is no bundle, its `config.json` is damaged, or another version wrote it.
+        LabelTableError: The storage cannot be reached or refuses.
+    """
+    config = read_config(uri)
+    tasks = tuple(Task.from_dict(entry["task"]) for entry in config["tasks"])
+    described = config["bundle"]
+    return BundleInfo(
+        tasks=tasks,
+        fingerprints={task.name: described["fingerprints"][task.name] for task in tasks},
+        max_tokens=config["max_tokens"],
+        uri=uri,
+        name=bundle_name(uri),
+        digest=described["digest"],
+    )
+
+
+def check_bundle(uri: str) -> None:
+    """Check that a bundle is whole and unchanged, without loading it.
+
+    One on object storage is copied as by `load_bundle`.
+
+    Raises:
+        BundleError, LabelTableError: As for `load_bundle`.
+    """
+    checked_directory(uri, read_config(uri))
+
+
+def load_bundle_tokenizer(uri: str) -> PreTrainedTokenizerBase:
+    """Load a bundle's tokenizer alone; everything else as `load_bundle` does it."""
+    config = read_config(uri)
+    return load_tokenizer(checked_directory(uri, config, without=WEIGHTS), uri)
+
+
+def load_tokenizer(directory: Path, uri: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a bundle's directory; `uri` is for messages.
+
+    Raises:
+        BundleError: It cannot be loaded.
+    """
+    try:
+        # Its rules are in tokenizer.json; the class of its family would add nothing but the import of torch.
+        return PreTrainedTokenizerFast.from_pretrained(str(directory))
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise BundleError(
+            f"the tokenizer of {uri} cannot be loaded: {error}; train it again with this version"
+        ) from error
+
+
+def checked_directory(uri: str, config: dict[str, Any], *, without: str = "") -> Path:
+    """A local directory with the bundle's files, all of them checked but one."""
+    directory = _fetch(uri, config) if storage.is_remote(uri) else Path(storage.absolute(uri))
+    _check_files(directory, {name: sha for name, sha in config["bundle"]["files"].items() if name != without}, uri)
+    return directory
+
+
+def read_config(uri: str) -> dict[str, Any]:
+    """The checked content of a bundle's `config.json`."""
+    try:
+        config = json.loads(storage.read_bytes(storage.join(uri, CONFIG)))
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(
+            f"there is no bundle at {uri}: it has no {CONFIG}; check the path, or train one with `mtop train`"
+        ) from None
+    except ValueError as error:
+        raise BundleError(f"{CONFIG} of the bundle {uri} is damaged ({error}); write the bundle again") from error
+    if not isinstance(config, dict) or config.get("model_type") != MODEL_TYPE:
+        raise BundleError(f"{uri} holds a model of another kind, not an MTOP bundle; train one with `mtop train`")
+    described = config.get("bundle")
+    if not isinstance(described, dict):
+        raise BundleError(f"{uri} holds an MTOP model but no bundle; write it with mtop_batch.model.bundle.save_bundle")
+    if described.get("format") != FORMAT:
+        raise BundleError(
+            f"the bundle {uri} has format {described.get('format')!r}, this version reads {FORMAT}; "
+            "use the version of mtop_batch that wrote it, or train again"
+        )
+    unsealed = {**config, "bundle": {key: value for key, value in described.items() if key != "digest"}}
+    if described.get("digest") != json_digest(unsealed):
+        raise BundleError(f"{CONFIG} of the bundle {uri} was changed after it was written; write the bundle again")
+    return config
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file for people and programs."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _check_files(directory: Path, files: Mapping[str, str], uri: str) -> None:
+    for name, sha256 in files.items():
+        if not (directory / name).is_file():
+            raise BundleError(f"the bundle {uri} lacks {name}; copy or write the bundle again")
+        if file_digest(directory / name) != sha256:
+            raise BundleError(f"{name} of the bundle {uri} is damaged or was changed; copy or write the bundle again")
+
+
+def _fetch(uri: str, config: dict[str, Any]) -> Path:
+    """A local copy of a remote bundle."""
+    cache = Path(tempfile.gettempdir()) / f"mtop_batch-{os.getuid()}"
+    directory = cache / config["bundle"]["digest"]
+    if directory.is_dir():
+        try:
+            _check_files(directory, config["bundle"]["files"], uri)
+        except BundleError:
+            shutil.rmtree(directory, ignore_errors=True)
+        else:
+            return directory
+    cache.mkdir(mode=0o700, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=cache))
+    try:
+        for name in config["bundle"]["files"]:
+            storage.download(storage.join(uri, name), partial / name)
+        write_json(partial / CONFIG, config)
+        partial.rename(directory)
+    except FileNotFoundError as error:
+        raise BundleError(f"the bundle {uri} is incomplete ({error}); copy or write the bundle again") from error
+    except OSError:
+        if not directory.is_dir():  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return directory
+
+
+def file_digest(path: Path) -> str:
+    """A hash of a file: 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
