@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.session import Resources
@@ -33,11 +33,19 @@ _STORAGE_STAGE_CPUS = 0.5
 
 @dataclass(frozen=True)
 class ActorPool:
-    """How many labelling actors there are, and what each of them holds."""
+    """How many labelling actors there are, what each of them holds, and what runs beside them.
+
+    Args:
+        size: Labelling actors.
+        num_gpus: Of each.
+        num_cpus: Of each.
+        num_storage_tasks: Tasks of each of the two storage stages that run at once; None for as many as fit.
+    """
 
     size: int
     num_gpus: int
     num_cpus: int
+    num_storage_tasks: int | None = None
 
     def __str__(self) -> str:
         actors = "1 labelling actor" if self.size == 1 else f"{self.size} labelling actors"
@@ -54,8 +62,20 @@ def plan_actors(resources: Resources, num_actors: int | None, num_pieces: int) -
     """
     if resources.num_gpus:
         return ActorPool(min(num_actors or resources.num_gpus, num_pieces), num_gpus=1, num_cpus=0)
-    size = num_actors or max(1, resources.num_cpus - resources.num_nodes)
-    return ActorPool(min(size, num_pieces), num_gpus=0, num_cpus=1)
+    size = min(num_actors or max(1, resources.num_cpus - resources.num_nodes), num_pieces)
+    return ActorPool(size, 0, num_cpus=1, num_storage_tasks=2 * max(1, resources.num_cpus - size))
+
+
+def _storage_stage(pool: ActorPool) -> dict[str, Any]:
+    """What the tasks of a storage stage ask for.
+
+    Beside actors that hold CPUs they ask for none: when a node is lost, its actors start again on the CPUs that are
+    left, and tasks that wait for one of these would wait for ever.
+    """
+    if pool.num_storage_tasks is None:
+        return {"num_cpus": _STORAGE_STAGE_CPUS}
+    compute = TaskPoolStrategy(size=pool.num_storage_tasks)
+    return {"num_cpus": 0, "compute": compute, "scheduling_strategy": "SPREAD"}
 
 
 def run_pieces(
@@ -71,9 +91,10 @@ def run_pieces(
     _configure_ray_data()
     rows = [{"work": json.dumps([unit.to_dict() for unit in piece])} for piece in pieces]
     one_piece: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
+    storage_stage = _storage_stage(pool)
     labelled = (
         ray.data.from_items(rows, override_num_blocks=len(rows))
-        .map_batches(partial(_read_piece, job=job, bundle_uri=bundle_uri), num_cpus=_STORAGE_STAGE_CPUS, **one_piece)
+        .map_batches(partial(_read_piece, job=job, bundle_uri=bundle_uri), **storage_stage, **one_piece)
         .map_batches(
             _Labeller,
             fn_constructor_kwargs={"bundle_uri": bundle_uri, "threads": pool.num_cpus or None, "news": job.news},
@@ -82,7 +103,7 @@ def run_pieces(
             num_gpus=pool.num_gpus,
             **one_piece,
         )
-        .map_batches(partial(_write_piece, job=job), num_cpus=_STORAGE_STAGE_CPUS, **one_piece)
+        .map_batches(partial(_write_piece, job=job), **storage_stage, **one_piece)
     )
     for row in labelled.iter_rows():
         for values in json.loads(row["results"]):

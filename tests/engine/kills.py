@@ -124,8 +124,9 @@ def _kill_in_turn(run: Run, moments: Moments, titles: dict[float, str]) -> int:
 
 def kill_raylet(world: World, run: Run, moments: Moments) -> int:
     moments.wait(moments.rng.uniform(-0.3, 0.8))
-    (raylet,) = [p for p in run.processes() if _is_raylet_of(p, world.cluster.nodes[-1])]
-    _kill(raylet)
+    found = [p for p in run.processes() if _is_raylet_of(p, world.cluster.nodes[-1])]
+    assert len(found) == 1, f"the node has {len(found)} raylets"
+    _kill(found[0])
     return 1
 
 
@@ -182,11 +183,13 @@ def run_case(world: World, case: Case) -> Outcome:
     started = time.monotonic()
     reader = TableReader(labels, sources, through_outages=case.target.startswith("S3"))
     with world.start(case.where, case.ray, labels) as run, reader:
-        num_kills = TARGETS[case.target](world, run, Moments(world, case, run))
-        code = run.end()
+        try:
+            num_kills = TARGETS[case.target](world, run, Moments(world, case, run))
+            code = run.end()
+        finally:
+            if case.target == "raylet of a node":
+                world.replace_node()
     seconds = time.monotonic() - started
-    if case.target == "raylet of a node":
-        world.replace_node()
     kept = label_files(labels)
     cells_kept = num_rows(labels) * len(TASKS)
     _check_end(case, code, run)
