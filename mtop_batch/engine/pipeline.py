@@ -63,7 +63,8 @@ def plan_actors(resources: Resources, num_actors: int | None, num_pieces: int) -
     if resources.num_gpus:
         return ActorPool(min(num_actors or resources.num_gpus, num_pieces), num_gpus=1, num_cpus=0)
     size = min(num_actors or max(1, resources.num_cpus - resources.num_nodes), num_pieces)
-    return ActorPool(size, 0, num_cpus=1, num_storage_tasks=2 * max(1, resources.num_cpus - size))
+    num_storage_tasks = min(2 * max(1, resources.num_cpus - size), num_pieces)
+    return ActorPool(size, num_gpus=0, num_cpus=1, num_storage_tasks=num_storage_tasks)
 
 
 def _storage_stage(pool: ActorPool) -> dict[str, Any]:
@@ -74,8 +75,7 @@ def _storage_stage(pool: ActorPool) -> dict[str, Any]:
     """
     if pool.num_storage_tasks is None:
         return {"num_cpus": _STORAGE_STAGE_CPUS}
-    compute = TaskPoolStrategy(size=pool.num_storage_tasks)
-    return {"num_cpus": 0, "compute": compute, "scheduling_strategy": "SPREAD"}
+    return {"num_cpus": 0, "compute": TaskPoolStrategy(size=pool.num_storage_tasks)}
 
 
 def run_pieces(
