@@ -308,10 +308,19 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+class _Stopped(BaseException):
+    """The command was told to end. (KeyboardInterrupt would be click's, which says "Aborted".)"""
+
+
+def _stop(*_: object) -> None:
+    raise _Stopped
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code; an error of the user's is one message, without a traceback."""
-    # Job supervisors end a job with SIGTERM; it ends as with Ctrl-C, and `finally` blocks run.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Job supervisors end a job with SIGTERM: it ends as with Ctrl-C, and `finally` blocks run.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         _quiet_libraries()
         app(args=arguments, prog_name="mtop")
@@ -320,7 +329,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except _Stopped:
         typer.echo("stopped; the same command goes on where it stopped", err=True)
         sys.exit(1)
 

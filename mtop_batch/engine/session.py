@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
+import threading
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,13 +63,23 @@ def ray_session(*, spare_cpus: int = 0) -> Iterator[Resources]:
     address = os.environ.get("RAY_ADDRESS", "")
     is_cluster = address not in ("", "local")
     try:
-        if is_cluster:
-            _connect(address)
-        else:
-            _start_local(num_cores() + spare_cpus)
+        with _sigterm_as_it_was():
+            if is_cluster:
+                _connect(address)
+            else:
+                _start_local(num_cores() + spare_cpus)
         yield _resources(may_grow=is_cluster)
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _sigterm_as_it_was() -> Iterator[None]:
+    """Put back a handler that Ray replaces by its own."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def num_cores() -> int:
