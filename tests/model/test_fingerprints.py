@@ -41,7 +41,7 @@ OF_ALL: dict[str, Callable[[MTOPModel], object]] = {
     "a shared prompt": lambda m: m.shared_prompts[0, 0].add_(1e-3),  # type: ignore[index]
 }
 OF_ONE: dict[str, Callable[[MTOPModel], object]] = {
-    "its pooler": lambda m: m.task_module("type").pooler.bias[0].add_(1e-3),
+    "its pooler": lambda m: dict(m.task_module("type").named_parameters())["pooler.bias"][0].add_(1e-3),
     "its head": lambda m: m.task_module("type").head.weight[0, 0].add_(1e-3),
     "its labels": redefine(labels=("yes", "no")),
     "its text columns": redefine(text=("body", "title")),
@@ -71,7 +71,7 @@ def test_a_change_changes_the_fingerprints_of_what_it_determines(
 @pytest.mark.parametrize(("attention", "expected"), [("joint", ALL), ("isolated", {"type"})])
 def test_a_tasks_prompts_determine_what_sees_them(make_model: MakeModel, attention: str, expected: set[str]) -> None:
     model = make_model(prompt_attention=attention)
-    assert changed(model, lambda m: m.task_module("type").prompts[1, 0].add_(1e-3)) == expected
+    assert changed(model, lambda m: m.prompts("type")[1, 0].add_(1e-3)) == expected
 
 
 def test_the_tokenizer_determines_all_tasks(make_model: MakeModel) -> None:
