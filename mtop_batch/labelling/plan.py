@@ -84,6 +84,7 @@ class Unit:
 
     def footer(self, target: Target, definition: Definition, run: str) -> Footer:
         """The footer of one of the unit's label files, as written by run `run`."""
+        kinds = {spec.name: spec.kind for spec in definition.specs}
         return Footer(
             source=self.source,
             num_rows=self.num_rows_file,
@@ -91,7 +92,7 @@ class Unit:
             row_groups=self.row_groups,
             rows=self.rows,
             fingerprints={task: definition.tasks[task] for task in target.tasks},
-            kinds={spec.name: spec.kind for spec in definition.specs if spec.name in target.tasks},
+            kinds={task: kinds[task] for task in target.tasks},
             bundles=dict.fromkeys(target.tasks, definition.bundle_name),
             bundle=definition.bundle_uri,
             text_columns=definition.text_columns,

@@ -41,8 +41,8 @@ class TaskOutputs:
     """What n tasks say of R rows.
 
     Args:
-        label_ids: (R, n) int32, index of the likeliest label; -1 for a regression or a row without tokens.
-        scores: (R, n) float32, probability of that label, or the value of a regression; NaN for a row without tokens.
+        label_ids: (n, R) int32, index of the likeliest label; -1 for a regression or a row without tokens.
+        scores: (n, R) float32, probability of that label, or the value of a regression; NaN for a row without tokens.
         num_tokens: Tokens of all rows.
         num_padded_tokens: Tokens and padding that went through the model, prompts aside.
         seconds: Wall-clock time.
@@ -56,7 +56,7 @@ class TaskOutputs:
 
     def __getitem__(self, rows: slice) -> TaskOutputs:
         """The outputs of some rows; the counts and seconds stay those of the whole."""
-        return replace(self, label_ids=self.label_ids[rows], scores=self.scores[rows])
+        return replace(self, label_ids=self.label_ids[:, rows], scores=self.scores[:, rows])
 
 
 class Predictor:
@@ -95,7 +95,8 @@ class Predictor:
             raise ConfigError(f"max_batch_tokens = {max_batch_tokens} must be at least 1")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         on_gpu = self.device.type == "cuda"
-        self.tasks: list[Task] = [task for task in model.tasks if task.name in names]
+        wanted = set(names)
+        self.tasks: list[Task] = [task for task in model.tasks if task.name in wanted]
         self.max_batch_tokens = max_batch_tokens or (_GPU_BATCH_TOKENS if on_gpu else _CPU_BATCH_TOKENS)
         self._model = model.eval()
         self._model.to(device=self.device)
@@ -163,13 +164,7 @@ class Predictor:
         """
         started = time.perf_counter()
         lengths = tokens.lengths
-        label_ids = np.full((len(tokens), len(self.tasks)), -1, np.int32)
-        scores = np.full((len(tokens), len(self.tasks)), np.nan, np.float32)
-
-        def fetch(rows: Rows, packed: Tensor) -> int:
-            label_ids[rows], scores[rows] = packed.cpu().numpy()
-            return len(rows) * int(lengths[rows].max())
-
+        collected = _Collected(len(self.tasks), len(tokens), int(np.count_nonzero(lengths)))
         num_padded_tokens = 0
         running: tuple[Rows, Tensor] | None = None
         batches = self._batches(lengths, np.arange(len(tokens)))
@@ -182,14 +177,12 @@ class Predictor:
                 continue
             # While the device is at work on this batch, the one before it is fetched and the next one is padded.
             if running is not None:
-                num_padded_tokens += fetch(*running)
+                collected.fetch(*running)
             running = rows, packed
+            num_padded_tokens += len(rows) * int(lengths[rows].max())
         if running is not None:
-            num_padded_tokens += fetch(*running)
-        if np.isnan(scores[lengths > 0]).any():
-            raise BundleError(
-                "the model's output is not a number for some texts; its weights are damaged: train it again"
-            )
+            collected.fetch(*running)
+        label_ids, scores = collected.by_row()
         return TaskOutputs(
             label_ids, scores, int(lengths.sum()), num_padded_tokens, seconds=time.perf_counter() - started
         )
@@ -217,13 +210,51 @@ class Predictor:
 
     @torch.inference_mode()
     def _forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """(2, B, n) label ids and scores in one float32 tensor, so that one copy brings both to the host."""
+        """(2, n, B) label ids and scores in one int32 tensor, so that one copy brings both to the host."""
         inputs = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._uses_bf16):
             logits = self._model.all_tasks(**inputs, tasks=self._names).float()  # (B, n, C)
         scores, label_ids = torch.softmax(logits, dim=-1).max(dim=-1)
         scores = torch.where(self._is_regression, logits[..., 0], scores)
-        return torch.stack([label_ids.masked_fill(self._is_regression, -1).float(), scores])
+        label_ids = label_ids.masked_fill(self._is_regression, -1).int()
+        return torch.stack([label_ids.t(), scores.t().contiguous().view(torch.int32)])
+
+
+class _Collected:
+    """The results of all batches, task by task: in the order of the batches while they come, by row in the end.
+
+    Args:
+        num_tasks: n
+        num_rows: R
+        num_labelled: Rows that have tokens.
+    """
+
+    def __init__(self, num_tasks: int, num_rows: int, num_labelled: int) -> None:
+        # The last column is that of all rows without tokens.
+        self._packed = np.full((2, num_tasks, num_labelled + 1), -1, np.int32)
+        self._packed[1, :, -1:].view(np.float32)[:] = np.nan
+        self._columns = np.full(num_rows, num_labelled)
+        self._done = 0
+
+    def fetch(self, rows: Rows, packed: Tensor) -> None:
+        """Take the (2, n, B) results of these rows from the device."""
+        columns = np.arange(self._done, self._done + len(rows))
+        self._packed[..., self._done : self._done + len(rows)] = packed.cpu().numpy()
+        self._columns[rows] = columns
+        self._done += len(rows)
+
+    def by_row(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """(n, R) label ids and scores.
+
+        Raises:
+            BundleError: A score of a row with tokens is not a number.
+        """
+        if np.isnan(self._packed[1, :, :-1].view(np.float32)).any():
+            raise BundleError(
+                "the model's output is not a number for some texts; its weights are damaged: train it again"
+            )
+        label_ids, scores = self._packed.take(self._columns, axis=2)
+        return label_ids, scores.view(np.float32)
 
 
 def label_columns(
@@ -231,20 +262,22 @@ def label_columns(
 ) -> list[tuple[str, pa.Array]]:
     """The label table's columns of each task: `<task>_label` (dictionary of strings) and `<task>_score` (float32).
 
+    The columns are the outputs' own memory, not copies, and share one bitmap of what is null.
+
     Args:
         tasks: The n tasks of the outputs, in their order; a regression has no label column.
         outputs: Of R rows.
         valid: (R,) False for rows whose cells are null.
     """
+    present = pa.array(valid & ~np.isnan(outputs.scores[0])).buffers()[1]  # a row has labels of all tasks or of none
     columns = []
-    for index, task in enumerate(tasks):
-        label_ids, scores = outputs.label_ids[:, index], outputs.scores[:, index]
-        missing = ~valid | np.isnan(scores)
+    for task, label_ids, scores in zip(tasks, outputs.label_ids, outputs.scores, strict=True):
         if task.kind == "classification":
-            indices = pa.array(label_ids, pa.int32(), mask=missing)
+            indices = pa.Array.from_buffers(pa.int32(), len(valid), [present, pa.py_buffer(label_ids)])
             labels = pa.DictionaryArray.from_arrays(indices, pa.array(task.labels, pa.string()))
             columns.append((f"{task.name}_label", labels))
-        columns.append((f"{task.name}_score", pa.array(scores, pa.float32(), mask=missing)))
+        values = pa.Array.from_buffers(pa.float32(), len(valid), [present, pa.py_buffer(scores)])
+        columns.append((f"{task.name}_score", values))
     return columns
 
 
