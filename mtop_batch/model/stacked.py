@@ -82,6 +82,12 @@ class StackedTasks:
             has_output=torch.arange(max(num_outputs), device=device) < outputs[:, None],
         )
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the stacked poolers and heads."""
+        tensors = [tensor for block in self.blocks for tensor in (*block.kernels, block.bias, block.head)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
     def __call__(self, prompt_outputs: Tensor) -> Tensor:
         """Equations 1 and 3 for every task at once.
 
