@@ -314,5 +314,6 @@ def test_units_survive_json() -> None:
     units = table.plan(definition({"a": "1", "d": "1"}), {X: (5,), Y: (4, 90)}).units
     assert [Unit.from_dict(json.loads(json.dumps(unit.to_dict()))) for unit in units] == list(units)
     assert decode_units(encode_units(units)) == list(units)
+    assert encode_units(units).count(json.dumps(units[1].tasks)) == 1
     assert str(units[0]) == "x.parquet"
     assert str(units[1]) == "y.parquet rows 0-4"
