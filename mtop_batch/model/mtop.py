@@ -157,7 +157,7 @@ class MTOPModel(PreTrainedModel):
         """
         if replace:
             taken = [task.name for task in tasks if task.name in self.task_names]
-            self._check_removable(taken)
+            self.check_removable(taken)
             order = self.task_names
             self._remove(taken)
             self._append_tasks(tasks, prompts_per_task, isolated=True, seed=seed)
@@ -174,12 +174,17 @@ class MTOPModel(PreTrainedModel):
         Raises:
             TaskError: A task does not exist or others see its prompts, or none would be left; nothing is removed then.
         """
-        self._check_removable(names)
+        self.check_removable(names)
         if set(names) >= set(self.task_names):
             raise TaskError("no task would be left; keep at least one")
         self._remove(names)
 
-    def _check_removable(self, names: Sequence[str]) -> None:
+    def check_removable(self, names: Sequence[str]) -> None:
+        """Refuse tasks that cannot be dropped or replaced together.
+
+        Raises:
+            TaskError: A task does not exist, or others see its prompts.
+        """
         for name in select_tasks(names, self.task_names):
             if not self._is_isolated(name) and set(self.tasks_sharing(name)) <= set(names):
                 raise TaskError(

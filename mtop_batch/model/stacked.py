@@ -6,7 +6,8 @@ chunks of tasks, which bound the memory: whatever has D values per text and task
 CPU and 2^25 on a GPU (or B D, those of one task), however many tasks there are.
 
 The texts are the last dimension throughout. So the large matrices, kernels and heads, are used as they lie, and each
-product leaves what the next one takes; on a CPU, where a batch has few texts, this is half the time of the other way.
+product leaves what the next one takes; on a CPU, where a batch has few texts, that takes two thirds of the time of the
+other way round.
 
 Shapes: B texts, N tasks, S prompt positions of the sequence, P prompts of a task, D hidden width, R rank of a pooler,
 C outputs of the task with the most; G sets of tasks that read the same prompts, k of them with n tasks each.

@@ -207,6 +207,11 @@ def test_bundles_that_cannot_work_are_refused(tmp_path: Path, task_tables: list[
     pq.write_table(read_table(task_tables), tmp_path / "full" / "a.parquet")
     with pytest.raises(ConfigError, match="are no MTOP bundle"):
         add(model, config, tmp_path / "full")
+    grouped = save_model(
+        tmp_path / "grouped", "joint", [Task("sport"), Task("business")], prompt_groups={"sport": "a", "business": "a"}
+    )
+    with pytest.raises(TaskError, match="'sport' cannot be removed or replaced"):
+        add(grouped, config, tmp_path / "m2", replace=True)
     values = json.loads((tmp_path / "m" / "config.json").read_text())
     values["bundle"]["format"] = 99
     (tmp_path / "m" / "config.json").write_text(json.dumps(values))
