@@ -33,7 +33,7 @@ BATCH_TOKENS = (4096, 1500)
 
 @dataclass(frozen=True)
 class Labels:
-    """What one bundle says of all texts: (R, N) label ids and scores."""
+    """What one bundle says of all texts: (N, R) label ids and scores."""
 
     ids: npt.NDArray[np.int32]
     scores: npt.NDArray[np.float32]
@@ -44,7 +44,7 @@ def labels_of(bundle: Bundle, tokens: Tokens, tasks: list[str], precision: Preci
     predictor = Predictor(bundle.model, bundle.tokenizer, precision=precision, max_batch_tokens=batch_tokens)
     outputs = predictor.predict_tokens(tokens)
     columns = [bundle.model.task_names.index(task) for task in tasks]
-    return Labels(outputs.label_ids[:, columns], outputs.scores[:, columns])
+    return Labels(outputs.label_ids[columns], outputs.scores[columns])
 
 
 @torch.no_grad()

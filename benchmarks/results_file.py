@@ -8,7 +8,7 @@ import platform
 import shlex
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,19 @@ def write_result(name: str, result: Any) -> Path:
         ),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cpu": _cpu_model(), "cores": os.cpu_count(), "gpu": _gpu_model()},
-        "versions": {"python": platform.python_version(), **{package: version(package) for package in _PACKAGES}},
+        "versions": {"python": platform.python_version(), **_versions()},
         "result": result,
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(content, indent=2) + "\n")
     return path
+
+
+def _versions() -> dict[str, str]:
+    """Of what is installed; a machine that only runs the model needs no Ray."""
+    installed = {distribution.name for distribution in distributions()}
+    return {package: version(package) for package in _PACKAGES if package in installed}
 
 
 def _cpu_model() -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -43,6 +44,12 @@ class ModelConfig(_Section):
     """Task-agnostic prompts, prepended before the tasks' own."""
     prompt_attention: Literal["joint", "isolated"] = "joint"
     """"joint" as in the paper; "isolated": the text attends to text only, a task's prompts to text and themselves."""
+    prompt_groups: int = Field(0, ge=0, le=256)
+    """Tasks are dealt in turn to so many groups, and those of a group share `prompts_per_task` prompts; poolers and
+    heads stay their own. 0, as in the paper: prompts of their own too."""
+    pooler_rank: int = Field(0, ge=0, le=1024)
+    """Rank of the poolers' kernels, which then have 2 * rank * width parameters per task; 0, as in the paper: full
+    ones with width^2."""
     prompt_init: Literal["random", "token", "single-task"] = "single-task"
     pooler_init: Literal["random", "single-task"] = "single-task"
     stop_gradient: bool = True
@@ -115,6 +122,8 @@ class TaskConfig(_Section):
     """One column, or two for a pair."""
     label: str = "label"
     """The label column."""
+    prompt_group: str | None = Field(None, pattern="^[A-Za-z][A-Za-z0-9_-]*$")
+    """The task shares the prompts of this group, whatever `model.prompt_groups` says; not in `mtop add-tasks`."""
     train: str
     """Parquet file or directory (local or object storage), or `hub:<data set>?config=...&split=...`."""
     eval: str
@@ -149,6 +158,17 @@ class Config(_Section):
     def tasks(self) -> list[Task]:
         """The definitions of all tasks, in the order of the file."""
         return [task.definition() for task in self.task]
+
+    def prompt_groups(self) -> dict[str, str]:
+        """Task -> prompt group, of the tasks that share prompts.
+
+        A task's own `prompt_group` counts. The others are dealt in turn to the groups "1" to "G" where
+        `model.prompt_groups` is G, so that tasks appended to the file leave the groups of those before as they are.
+        """
+        named = {task.name: task.prompt_group for task in self.task if task.prompt_group is not None}
+        numbers = cycle(str(number + 1) for number in range(self.model.prompt_groups))
+        dealt = zip((task.name for task in self.task if task.name not in named), numbers, strict=False)
+        return {**named, **dict(dealt)}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None) -> Config:

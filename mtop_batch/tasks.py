@@ -131,8 +131,9 @@ def select_tasks(names: Sequence[str], known: Sequence[str]) -> list[str]:
     Raises:
         TaskError: A name is not known; the message offers the closest one.
     """
+    known_names = set(known)
     for name in names:
-        if name not in known:
+        if name not in known_names:
             close = get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise TaskError(f"there is no task {name!r}; {hint}tasks: {', '.join(known)}")

@@ -32,7 +32,7 @@ def golden_logits() -> dict[str, list[list[list[float]]]]:
         model.add_tasks([Task("added", labels=("x", "y"))], prompts_per_task=3)
         with torch.no_grad():
             for name in model.task_names:
-                model.task_module(name).prompts.div_(INIT_STD)
+                model.prompts(name).div_(INIT_STD)
             outputs = model(input_ids, (input_ids > 0).long()).logits
         logits[attention] = [[[round(v, 6) for v in task] for task in row] for row in outputs.tolist()]
     return logits

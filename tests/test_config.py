@@ -50,6 +50,20 @@ def test_defaults_are_the_papers(write: Callable[..., Path]) -> None:
     assert config.tasks()[0].metric == "accuracy"
 
 
+def test_tasks_are_dealt_to_prompt_groups_in_turn_unless_they_name_theirs(write: Callable[..., Path]) -> None:
+    tasks = "".join(
+        CONFIG[CONFIG.index("[[task]]") :].replace("politics", name) + (f'prompt_group = "{group}"\n' if group else "")
+        for name, group in (("b", None), ("c", "topics"), ("d", None), ("e", None))
+    )
+    assert load_config(write(CONFIG)).prompt_groups() == {}
+    path = write(CONFIG + tasks)
+    assert load_config(path).prompt_groups() == {"c": "topics"}
+    dealt = load_config(path, ["model.prompt_groups=2"]).prompt_groups()
+    assert dealt == {"politics": "1", "b": "2", "c": "topics", "d": "1", "e": "2"}
+    with pytest.raises(ConfigError, match=r"task\[politics\]\.prompt_group = '1' cannot be used: string should match"):
+        load_config(write(CONFIG + 'prompt_group = "1"'))
+
+
 def test_overrides_are_read_as_toml_or_as_plain_strings(write: Callable[..., Path]) -> None:
     path = write(CONFIG)
     config = load_config(

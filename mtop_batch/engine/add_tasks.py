@@ -157,6 +157,7 @@ def _check_names(bundle: Bundle, names: Sequence[str], replace: bool) -> None:
             f"the bundle {bundle.uri} has a task {taken[0]!r} already; name the new one otherwise, or pass "
             "--replace to learn it anew (its labels are then computed anew, and no others)"
         )
+    bundle.model.check_removable(taken)
     check_task_names([*(name for name in known if name not in taken), *names])
 
 

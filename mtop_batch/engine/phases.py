@@ -163,6 +163,8 @@ class Phases:
             precision=self.config.train.precision,
             prompts_per_task=self.config.model.prompts_per_task,
             prompt_attention=self.config.model.prompt_attention,
+            prompt_groups=self.config.prompt_groups(),
+            pooler_rank=self.config.model.pooler_rank,
             max_tokens=self.config.backbone.max_tokens,
             pad_token_id=self.pad_token_id,
             events=self.events,

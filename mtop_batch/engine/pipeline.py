@@ -20,7 +20,7 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.session import Resources
-from mtop_batch.labelling.plan import Unit
+from mtop_batch.labelling.plan import Unit, decode_units, encode_units
 from mtop_batch.labelling.stages import ACTOR_STARTED, LabelJob, News, UnitResult, label, read_and_tokenise, write
 from mtop_batch.model.bundle_files import load_bundle_tokenizer, read_bundle_info
 
@@ -89,7 +89,7 @@ def run_pieces(
         Exception: What a stage raised, wrapped by Ray, when it failed for good.
     """
     _configure_ray_data()
-    rows = [{"work": json.dumps([unit.to_dict() for unit in piece])} for piece in pieces]
+    rows = [{"work": encode_units(piece)} for piece in pieces]
     one_piece: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
     storage_stage = _storage_stage(pool)
     labelled = (
@@ -123,8 +123,7 @@ def _configure_ray_data() -> None:
 
 
 def _read_piece(block: pa.Table, job: LabelJob, bundle_uri: str) -> pa.Table:
-    work: str = block["work"][0].as_py()
-    units = [Unit.from_dict(values) for values in json.loads(work)]
+    units = decode_units(block["work"][0].as_py())
     return _block(units[0].tasks, read_and_tokenise(job, units, _text_tokenizer(bundle_uri)))
 
 

@@ -129,7 +129,7 @@ def _prepare(config: Config, progress: Progress) -> _Parts:
     progress.phase("read and tokenise the examples", len(config.task), "tasks")
     tokenizer = load_tokenizer(config.backbone.name)
     backbone = load_backbone(config.backbone.name)
-    check_backbone(backbone, config.backbone.max_tokens)
+    check_backbone(backbone, config.backbone.max_tokens, config.model.pooler_rank)
     text_tokenizer = TextTokenizer(tokenizer, config.backbone.max_tokens)
     data = []
     for task in config.task:
@@ -192,6 +192,8 @@ def _first_model(config: Config, parts: _Parts, warm: dict[str, dict[str, Tensor
         prompts_per_task=config.model.prompts_per_task,
         shared_prompts=config.model.shared_prompts,
         prompt_attention=config.model.prompt_attention,
+        prompt_groups=config.prompt_groups(),
+        pooler_rank=config.model.pooler_rank,
         stop_gradient=config.model.stop_gradient,
         max_tokens=config.backbone.max_tokens,
         seed=config.train.seed,

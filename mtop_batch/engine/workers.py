@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +41,8 @@ class SingleTaskJob:
         precision: As in the configuration.
         prompts_per_task: The paper's L_P.
         prompt_attention: That of the model which is to start from the result.
+        prompt_groups: Task -> prompt group in that model.
+        pooler_rank: That of the model.
         max_tokens: Longest text.
         pad_token_id: Of the tokenizer.
         events: Where news go.
@@ -52,6 +54,8 @@ class SingleTaskJob:
     precision: Literal["auto", "fp32", "bf16"]
     prompts_per_task: int
     prompt_attention: PromptAttention
+    prompt_groups: Mapping[str, str]
+    pooler_rank: int
     max_tokens: int
     pad_token_id: int
     events: EventQueue
@@ -125,6 +129,8 @@ def warm_start(backbone: PreTrainedModel, data: TaskData, job: SingleTaskJob) ->
         replace(job.settings, precision=resolve_precision(job.precision, device)),
         prompts_per_task=job.prompts_per_task,
         prompt_attention=job.prompt_attention,
+        prompt_group=job.prompt_groups.get(data.task.name),
+        pooler_rank=job.pooler_rank,
         max_tokens=job.max_tokens,
         pad_token_id=job.pad_token_id,
         worker=Worker(device=device),

@@ -99,11 +99,12 @@ class Cells:
 
     def reasons(self, source: SourceFile, units: Iterable[Unit]) -> Counter[str]:
         """Why the cells of a source file's units are not current, each counted as articles x tasks."""
-        by_task = {task: self._reason(source, group) for group in self._groups for task in group.tasks}
+        found = [(group.tasks, self._reason(source, group)) for group in self._groups]
         reasons: Counter[str] = Counter()
         for unit in units:
-            for task in unit.tasks:
-                reasons[by_task[task]] += unit.num_rows
+            for tasks, reason in found:
+                if tasks[0] in unit.tasks:  # a unit wants all tasks of a group or none
+                    reasons[reason] += len(tasks) * unit.num_rows
         return reasons
 
     def obsolete(self, source: SourceFile, units: Iterable[Unit]) -> list[str]:
@@ -248,9 +249,12 @@ def build_plan(
         obsolete += cells.obsolete(source, units_of_file)
         num_files += 1
         num_articles += sum(layout.row_groups)
-    planned: Counter[str] = Counter()
+    rows_wanting: Counter[tuple[str, ...]] = Counter()
     for unit in units:
-        planned.update(dict.fromkeys(unit.tasks, unit.num_rows))
+        rows_wanting[unit.tasks] += unit.num_rows
+    planned: Counter[str] = Counter()
+    for wanted, num_rows in rows_wanting.items():
+        planned.update(dict.fromkeys(wanted, num_rows))
     return Plan(
         units=tuple(units),
         num_files=num_files,

@@ -17,8 +17,8 @@ class TaskOutputs:
     """What n tasks say of R rows.
 
     Args:
-        label_ids: (R, n) int32, index of the likeliest label; -1 for a regression or a row without tokens.
-        scores: (R, n) float32, probability of that label, or the value of a regression; NaN for a row without tokens.
+        label_ids: (n, R) int32, index of the likeliest label; -1 for a regression or a row without tokens.
+        scores: (n, R) float32, probability of that label, or the value of a regression; NaN for a row without tokens.
         num_tokens: Tokens of all rows.
         num_padded_tokens: Tokens and padding that went through the model, prompts aside.
         seconds: Wall-clock time.
@@ -32,7 +32,7 @@ class TaskOutputs:
 
     def __getitem__(self, rows: slice) -> TaskOutputs:
         """The outputs of some rows; the counts and seconds stay those of the whole."""
-        return replace(self, label_ids=self.label_ids[rows], scores=self.scores[rows])
+        return replace(self, label_ids=self.label_ids[:, rows], scores=self.scores[:, rows])
 
 
 def label_columns(
@@ -40,18 +40,20 @@ def label_columns(
 ) -> list[tuple[str, pa.Array]]:
     """The label table's columns of each task: `<task>_label` (dictionary of strings) and `<task>_score` (float32).
 
+    The columns are the outputs' own memory, not copies, and share one bitmap of what is null.
+
     Args:
         tasks: The n tasks of the outputs, in their order; a regression has no label column.
         outputs: Of R rows.
         valid: (R,) False for rows whose cells are null.
     """
+    present = pa.array(valid & ~np.isnan(outputs.scores[0])).buffers()[1]  # a row has labels of all tasks or of none
     columns = []
-    for index, task in enumerate(tasks):
-        label_ids, scores = outputs.label_ids[:, index], outputs.scores[:, index]
-        missing = ~valid | np.isnan(scores)
+    for task, label_ids, scores in zip(tasks, outputs.label_ids, outputs.scores, strict=True):
         if task.kind == "classification":
-            indices = pa.array(label_ids, pa.int32(), mask=missing)
+            indices = pa.Array.from_buffers(pa.int32(), len(valid), [present, pa.py_buffer(label_ids)])
             labels = pa.DictionaryArray.from_arrays(indices, pa.array(task.labels, pa.string()))
             columns.append((f"{task.name}_label", labels))
-        columns.append((f"{task.name}_score", pa.array(scores, pa.float32(), mask=missing)))
+        values = pa.Array.from_buffers(pa.float32(), len(valid), [present, pa.py_buffer(scores)])
+        columns.append((f"{task.name}_score", values))
     return columns

@@ -72,7 +72,8 @@ class Predictor:
             raise ConfigError(f"max_batch_tokens = {max_batch_tokens} must be at least 1")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         on_gpu = self.device.type == "cuda"
-        self.tasks: list[Task] = [task for task in model.tasks if task.name in names]
+        wanted = set(names)
+        self.tasks: list[Task] = [task for task in model.tasks if task.name in wanted]
         self.max_batch_tokens = max_batch_tokens or (_GPU_BATCH_TOKENS if on_gpu else _CPU_BATCH_TOKENS)
         self._model = model.eval()
         self._model.to(device=self.device)
@@ -140,13 +141,7 @@ class Predictor:
         """
         started = time.perf_counter()
         lengths = tokens.lengths
-        label_ids = np.full((len(tokens), len(self.tasks)), -1, np.int32)
-        scores = np.full((len(tokens), len(self.tasks)), np.nan, np.float32)
-
-        def fetch(rows: Rows, packed: Tensor) -> int:
-            label_ids[rows], scores[rows] = packed.cpu().numpy()
-            return len(rows) * int(lengths[rows].max())
-
+        collected = _Collected(len(self.tasks), len(tokens), int(np.count_nonzero(lengths)))
         num_padded_tokens = 0
         running: tuple[Rows, Tensor] | None = None
         batches = self._batches(lengths, np.arange(len(tokens)))
@@ -159,14 +154,12 @@ class Predictor:
                 continue
             # While the device is at work on this batch, the one before it is fetched and the next one is padded.
             if running is not None:
-                num_padded_tokens += fetch(*running)
+                collected.fetch(*running)
             running = rows, packed
+            num_padded_tokens += len(rows) * int(lengths[rows].max())
         if running is not None:
-            num_padded_tokens += fetch(*running)
-        if np.isnan(scores[lengths > 0]).any():
-            raise BundleError(
-                "the model's output is not a number for some texts; its weights are damaged: train it again"
-            )
+            collected.fetch(*running)
+        label_ids, scores = collected.by_row()
         return TaskOutputs(
             label_ids, scores, int(lengths.sum()), num_padded_tokens, seconds=time.perf_counter() - started
         )
@@ -194,13 +187,51 @@ class Predictor:
 
     @torch.inference_mode()
     def _forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """(2, B, n) label ids and scores in one float32 tensor, so that one copy brings both to the host."""
+        """(2, n, B) label ids and scores in one int32 tensor, so that one copy brings both to the host."""
         inputs = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._uses_bf16):
             logits = self._model.all_tasks(**inputs, tasks=self._names).float()  # (B, n, C)
         scores, label_ids = torch.softmax(logits, dim=-1).max(dim=-1)
         scores = torch.where(self._is_regression, logits[..., 0], scores)
-        return torch.stack([label_ids.masked_fill(self._is_regression, -1).float(), scores])
+        label_ids = label_ids.masked_fill(self._is_regression, -1).int()
+        return torch.stack([label_ids.t(), scores.t().contiguous().view(torch.int32)])
+
+
+class _Collected:
+    """The results of all batches, task by task: in the order of the batches while they come, by row in the end.
+
+    Args:
+        num_tasks: n
+        num_rows: R
+        num_labelled: Rows that have tokens.
+    """
+
+    def __init__(self, num_tasks: int, num_rows: int, num_labelled: int) -> None:
+        # The last column is that of all rows without tokens.
+        self._packed = np.full((2, num_tasks, num_labelled + 1), -1, np.int32)
+        self._packed[1, :, -1:].view(np.float32)[:] = np.nan
+        self._columns = np.full(num_rows, num_labelled)
+        self._done = 0
+
+    def fetch(self, rows: Rows, packed: Tensor) -> None:
+        """Take the (2, n, B) results of these rows from the device."""
+        columns = np.arange(self._done, self._done + len(rows))
+        self._packed[..., self._done : self._done + len(rows)] = packed.cpu().numpy()
+        self._columns[rows] = columns
+        self._done += len(rows)
+
+    def by_row(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """(n, R) label ids and scores.
+
+        Raises:
+            BundleError: A score of a row with tokens is not a number.
+        """
+        if np.isnan(self._packed[1, :, :-1].view(np.float32)).any():
+            raise BundleError(
+                "the model's output is not a number for some texts; its weights are damaged: train it again"
+            )
+        label_ids, scores = self._packed.take(self._columns, axis=2)
+        return label_ids, scores.view(np.float32)
 
 
 def _usable_texts(

@@ -247,8 +247,9 @@ def _count(table: pa.Table, unit: Unit, result: UnitResult) -> None:
         result.error_examples = [
             {"source": result.source, "row": unit.rows[0] + row, "error": table["error"][row].as_py()} for row in rows
         ]
+    names = set(table.column_names)
     for task in unit.tasks:
-        if f"{task}_label" in table.column_names:
+        if f"{task}_label" in names:
             result.label_counts[task] = _value_counts(table[f"{task}_label"].drop_null())
 
 

@@ -60,7 +60,7 @@ class Part:
 
     def has(self, file: TableFile, name: str) -> bool:
         """Whether one of the files used has a column."""
-        return name in self.contents[file][1].column_names
+        return self.contents[file][1].schema.get_field_index(name) >= 0
 
     def column(self, file: TableFile, name: str) -> pa.ChunkedArray:
         """The segment's rows of a column of one of the files used."""

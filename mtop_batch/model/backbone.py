@@ -21,7 +21,7 @@ from transformers import (
 
 from mtop_batch.errors import ConfigError
 from mtop_batch.model.attention import use_readable_attention
-from mtop_batch.model.encoder import accepts, encode, first_position
+from mtop_batch.model.encoder import accepts, encode, first_position, hidden_size
 from mtop_batch.model.quiet import quiet_transformers
 
 _PACKAGE = "package:"
@@ -149,8 +149,8 @@ def _as_encoder(backbone: PreTrainedModel) -> PreTrainedModel:
     return backbone
 
 
-def check_backbone(backbone: PreTrainedModel, max_tokens: int) -> None:
-    """Refuse a backbone that cannot work, by its settings and by a trial run.
+def check_backbone(backbone: PreTrainedModel, max_tokens: int, pooler_rank: int = 0) -> None:
+    """Refuse a backbone that cannot work, by its settings and by a trial run; and poolers that do not fit it.
 
     The trial makes sure that text given as embeddings has the same outputs as text given as ids, that early tokens
     see late ones, and that prompts which the text may not see leave its outputs unchanged.
@@ -171,6 +171,11 @@ def check_backbone(backbone: PreTrainedModel, max_tokens: int) -> None:
         raise ConfigError(
             f"backbone.max_tokens = {max_tokens} is more than {type(backbone).__name__} has positions for; "
             f"allowed: up to {num_positions - first_position(backbone)}"
+        )
+    if pooler_rank >= hidden_size(backbone):
+        raise ConfigError(
+            f"model.pooler_rank = {pooler_rank} is not below the width {hidden_size(backbone)} of "
+            f"{type(backbone).__name__}; set it lower, or to 0 for full poolers"
         )
     was_training = backbone.training
     backbone.eval()

@@ -2,9 +2,9 @@
 
 A task's fingerprint covers everything that determines its output: the tokenizer, the length at which texts are cut,
 its text columns, kind and labels, the backbone's settings and weights, the prompts of the context that every output
-depends on (shared prompts and those of joint tasks), and its own prompts, pooler and head. It covers nothing else:
-not its metric, not other isolated tasks, not where the bundle lies. So adding isolated tasks leaves the fingerprints
-of the tasks already there unchanged.
+depends on (shared prompts and those of joint tasks), the prompts that it reads, its own or those of its prompt group,
+and its pooler and head. It covers nothing else: not its metric, not other isolated tasks nor those of its prompt group,
+not where the bundle lies. So adding isolated tasks leaves the fingerprints of the tasks already there unchanged.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mtop_batch.model.digests import json_digest
 from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.prompts import prompt_layout
 
 # Counts up when the same weights and tokens come to give other outputs because the code that runs them changed.
 COMPUTATION = 1
@@ -57,9 +58,8 @@ def _context_prompts(model: MTOPModel) -> Iterable[tuple[str, Tensor]]:
     """The prompts that all outputs depend on. Names of tasks do not count, the order of their prompts does."""
     if model.shared_prompts is not None:
         yield "shared", model.shared_prompts
-    for prompts in model.task_prompts:
-        if not prompts.isolated:
-            yield "joint", model.task_module(prompts.name).prompts
+    for name in prompt_layout(model.task_prompts, 0, ()).holders:
+        yield "joint", model.prompts(name)
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -3,7 +3,8 @@
 Follows Huang et al., "All Birds with One Stone: Multi-task Text Classification for Efficient Inference with One
 Forward Pass", sections 4.2 to 4.4: the tasks' prompts stand before the text, a step on one task moves the prompts of
 that task only (gradient stop), and each task reads the encoder's outputs at its own prompts through its own pooler
-and head.
+and head. Tasks of one prompt group share their prompts, so that the sequence does not grow with every task; their
+poolers and heads are their own.
 
 Shapes: B texts, T text positions, S prompt positions, N tasks, C outputs of the task with the most.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -31,9 +33,10 @@ from mtop_batch.model.encoder import (
     hidden_size,
     word_embeddings,
 )
-from mtop_batch.model.heads import StackedTasks, TaskModule, task_loss
+from mtop_batch.model.heads import GroupPrompts, TaskModule, task_loss
 from mtop_batch.model.mtop_config import MTOPConfig, PromptAttention
 from mtop_batch.model.prompts import PromptLayout, TaskPrompts, prompt_layout, random_prompts
+from mtop_batch.model.stacked import InferenceParts, StackedTasks, num_versions
 from mtop_batch.tasks import Task, check_task_names, select_tasks
 
 
@@ -72,10 +75,11 @@ class MTOPModel(PreTrainedModel):
         self.backbone = build_backbone(config.backbone_config) if backbone is None else backbone
         shared = torch.zeros(config.shared_prompts, embedding_size(self.backbone))
         self.shared_prompts = nn.Parameter(shared) if config.shared_prompts else None
+        self.prompt_groups = nn.ModuleDict()
         self.task_modules = nn.ModuleDict()
         for entry in config.tasks:
-            self._build_task(Task.from_dict(entry["task"]), entry["prompts"])
-        self._inference_cache: _InferenceCache | None = None
+            self._build_task(entry)
+        self._inference_parts: InferenceParts | None = None
         self.post_init()
 
     @classmethod
@@ -87,14 +91,17 @@ class MTOPModel(PreTrainedModel):
         prompts_per_task: int = 2,
         shared_prompts: int = 0,
         prompt_attention: PromptAttention = "joint",
+        prompt_groups: Mapping[str, str] | None = None,
+        pooler_rank: int = 0,
         stop_gradient: bool = True,
         max_tokens: int = 128,
         seed: int = 0,
     ) -> MTOPModel:
         """A model around a pretrained encoder, its prompts, poolers and heads drawn at random (section 6.1, "RD").
 
-        A task's draws depend on the seed and its name only, so they are the same whatever other tasks there are.
-        The backbone is taken over, not copied. Like `from_pretrained`, this returns the model in evaluation mode.
+        A task's draws depend on the seed and its name only, those of shared prompts on the seed and the prompt group's
+        name, so they are the same whatever other tasks there are. The backbone is taken over, not copied. Like
+        `from_pretrained`, this returns the model in evaluation mode.
 
         Args:
             backbone: As `mtop_batch.model.backbone.load_backbone` returns it.
@@ -103,20 +110,24 @@ class MTOPModel(PreTrainedModel):
             shared_prompts: Prompts that belong to no task and learn from all.
             prompt_attention: "joint": prompts, text and the other tasks' prompts all see one another (the paper).
                 "isolated": the text sees text and shared prompts only; a task's prompts see these and each other.
+            prompt_groups: Task -> prompt group (letters, digits, `_` and `-`), of the tasks that share prompts; the
+                others have prompts of their own (the paper).
+            pooler_rank: Of the poolers' kernels, below the backbone's width; 0 for full ones (the paper).
             stop_gradient: False lets a task's loss move all prompts (the paper's ablation, section 6.5).
             max_tokens: Longest text, special tokens included.
             seed: Of the random draws.
 
         Raises:
             ConfigError: The backbone or a setting cannot work.
-            TaskError: There is no task, or two have the same name.
+            TaskError: There is no task, two have the same name, or a prompt group is given for none of them.
         """
         use_readable_attention(backbone)
-        check_backbone(backbone, max_tokens)
+        check_backbone(backbone, max_tokens, pooler_rank)
         config = MTOPConfig(
             backbone_config=backbone_config_dict(backbone.config),
             shared_prompts=shared_prompts,
             prompt_attention=prompt_attention,
+            pooler_rank=pooler_rank,
             stop_gradient=stop_gradient,
             max_tokens=max_tokens,
         )
@@ -124,7 +135,8 @@ class MTOPModel(PreTrainedModel):
         if model.shared_prompts is not None:
             shared = random_prompts(model.shared_prompts.shape, _generator(seed, ""))
             model.shared_prompts.data = shared.to(backbone.device, backbone.dtype)
-        model._append_tasks(tasks, prompts_per_task, isolated=prompt_attention == "isolated", seed=seed)
+        isolated = prompt_attention == "isolated"
+        model._append_tasks(tasks, prompts_per_task, isolated=isolated, seed=seed, prompt_groups=prompt_groups or {})
         model.eval()
         return model
 
@@ -135,9 +147,9 @@ class MTOPModel(PreTrainedModel):
 
         Args:
             tasks: The new ones; they come last.
-            prompts_per_task: Of each.
+            prompts_per_task: Of each; they are in no prompt group.
             seed: Of the random draws.
-            replace: An isolated task of the same name makes room, and the new one takes its place.
+            replace: A task of the same name makes room as in `drop_tasks`, and the new one takes its place.
 
         Raises:
             ConfigError: `prompts_per_task` is not positive.
@@ -145,7 +157,7 @@ class MTOPModel(PreTrainedModel):
         """
         if replace:
             taken = [task.name for task in tasks if task.name in self.task_names]
-            self._check_removable(taken)
+            self.check_removable(taken)
             order = self.task_names
             self._remove(taken)
             self._append_tasks(tasks, prompts_per_task, isolated=True, seed=seed)
@@ -155,19 +167,26 @@ class MTOPModel(PreTrainedModel):
             self._append_tasks(tasks, prompts_per_task, isolated=True, seed=seed)
 
     def drop_tasks(self, names: Sequence[str]) -> None:
-        """Remove isolated tasks; the outputs of the others stay the same.
+        """Remove tasks whose prompts no other task sees or which leave theirs to others of their prompt group.
+
+        The outputs of the others stay the same. The prompts of a prompt group go with its last task.
 
         Raises:
-            TaskError: A task does not exist or is part of the context, or none would be left; nothing is removed then.
+            TaskError: A task does not exist or others see its prompts, or none would be left; nothing is removed then.
         """
-        self._check_removable(names)
+        self.check_removable(names)
         if set(names) >= set(self.task_names):
             raise TaskError("no task would be left; keep at least one")
         self._remove(names)
 
-    def _check_removable(self, names: Sequence[str]) -> None:
+    def check_removable(self, names: Sequence[str]) -> None:
+        """Refuse tasks that cannot be dropped or replaced together.
+
+        Raises:
+            TaskError: A task does not exist, or others see its prompts.
+        """
         for name in select_tasks(names, self.task_names):
-            if not self._is_isolated(name):
+            if not self._is_isolated(name) and set(self.tasks_sharing(name)) <= set(names):
                 raise TaskError(
                     f"task {name!r} cannot be removed or replaced: with joint prompt attention the outputs of the "
                     "other tasks depend on its prompts; train again without it, or leave it out with --tasks when "
@@ -175,28 +194,51 @@ class MTOPModel(PreTrainedModel):
                 )
 
     def _remove(self, names: Sequence[str]) -> None:
-        for name in set(names):
+        removed = set(names)
+        for name in removed:
             del self.task_modules[_module_key(name)]
-        self.config.tasks = [entry for entry in self.config.tasks if entry["task"]["name"] not in names]
-        self._inference_cache = None
+        self.config.tasks = [entry for entry in self.config.tasks if entry["task"]["name"] not in removed]
+        for key in self.prompt_groups.keys() - {_group_key(entry.get("prompt_group")) for entry in self.config.tasks}:
+            del self.prompt_groups[key]
+        self._inference_parts = None
 
-    def _append_tasks(self, tasks: Sequence[Task], num_prompts: int, *, isolated: bool, seed: int) -> None:
+    def _append_tasks(
+        self,
+        tasks: Sequence[Task],
+        num_prompts: int,
+        *,
+        isolated: bool,
+        seed: int,
+        prompt_groups: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         if not tasks:
             raise TaskError("no task is given; give at least one [[task]]")
         if num_prompts < 1:
             raise ConfigError(f"model.prompts_per_task = {num_prompts} is not positive; the paper uses 2")
         check_task_names([*self.task_names, *(task.name for task in tasks)])
-        entries = [{"task": task.to_dict(), "prompts": num_prompts, "isolated": isolated} for task in tasks]
+        select_tasks(list(prompt_groups), [task.name for task in tasks])
+        known_groups = set(self.prompt_groups)
+        entries: list[dict[str, Any]] = [
+            {"task": task.to_dict(), "prompts": num_prompts, "isolated": isolated} for task in tasks
+        ]
+        for entry in entries:
+            if (group := prompt_groups.get(entry["task"]["name"])) is not None:
+                entry["prompt_group"] = group
+            self._build_task(entry).initialise(_generator(seed, entry["task"]["name"]))
+        for key in self.prompt_groups.keys() - known_groups:
+            cast(GroupPrompts, self.prompt_groups[key]).initialise(_generator(seed, f"prompt group {key}"))
         self.config.tasks = [*self.config.tasks, *entries]
-        for task in tasks:
-            module = self._build_task(task, num_prompts)
-            module.initialise(_generator(seed, task.name))
-            module.to(self.backbone.device, self.backbone.dtype)
-        self._inference_cache = None
+        for modules in (self.task_modules, self.prompt_groups):
+            modules.to(self.backbone.device, self.backbone.dtype)
+        self._inference_parts = None
 
-    def _build_task(self, task: Task, num_prompts: int) -> TaskModule:
-        sizes = embedding_size(self.backbone), hidden_size(self.backbone)
-        module = TaskModule(num_prompts, task.num_outputs, *sizes)
+    def _build_task(self, entry: Mapping[str, Any]) -> TaskModule:
+        task, num_prompts, group = Task.from_dict(entry["task"]), entry["prompts"], entry.get("prompt_group")
+        embedding, hidden = embedding_size(self.backbone), hidden_size(self.backbone)
+        if group is not None and _group_key(group) not in self.prompt_groups:
+            self.prompt_groups[_group_key(group)] = GroupPrompts(num_prompts, embedding)
+        own_prompts = num_prompts if group is None else 0
+        module = TaskModule(own_prompts, task.num_outputs, embedding, hidden, self.config.pooler_rank)
         self.task_modules[_module_key(task.name)] = module
         return module
 
@@ -212,8 +254,11 @@ class MTOPModel(PreTrainedModel):
 
     @property
     def task_prompts(self) -> list[TaskPrompts]:
-        """How many prompts each task has and whether it is isolated, in the order of the outputs."""
-        return [TaskPrompts(e["task"]["name"], e["prompts"], e["isolated"]) for e in self.config.tasks]
+        """What prompts each task reads, in the order of the outputs."""
+        return [
+            TaskPrompts(entry["task"]["name"], entry["prompts"], entry["isolated"], entry.get("prompt_group"))
+            for entry in self.config.tasks
+        ]
 
     @property
     def word_embeddings(self) -> nn.Embedding:
@@ -228,8 +273,24 @@ class MTOPModel(PreTrainedModel):
         """Replace the backbone's table of input embeddings."""
         self.backbone.set_input_embeddings(value)
 
+    def tasks_sharing(self, name: str) -> list[str]:
+        """The tasks that read the same prompts as this one, itself among them, in the order of the outputs."""
+        group = self._entry(name).get("prompt_group")
+        return [name] if group is None else [task.name for task in self.task_prompts if task.prompt_group == group]
+
+    def prompts(self, name: str) -> nn.Parameter:
+        """(P, E) The prompts that the task reads: its own, or those of its prompt group.
+
+        Raises:
+            TaskError: There is no such task.
+        """
+        own = self.task_module(name).prompts
+        if own is not None:
+            return own
+        return cast(GroupPrompts, self.prompt_groups[_group_key(self._entry(name)["prompt_group"])]).prompts
+
     def task_module(self, name: str) -> TaskModule:
-        """The task's prompts, pooler and head.
+        """The task's pooler and head, and its prompts if they are its own.
 
         Raises:
             TaskError: There is no such task.
@@ -239,24 +300,30 @@ class MTOPModel(PreTrainedModel):
         return cast(TaskModule, self.task_modules[_module_key(name)])
 
     def task_parameters(self, name: str) -> list[nn.Parameter]:
-        """The parameters that belong to the task alone: all that trains in a warm start (section 4.3)."""
+        """The parameters that belong to the task alone: not the prompts of a prompt group."""
         return list(self.task_module(name).parameters())
 
     def task_tensors(self, name: str) -> dict[str, Tensor]:
-        """Copies of the task's parameters: `prompts`, `pooler.weight`, `pooler.bias`, `head.weight`."""
-        return {key: value.detach().clone() for key, value in self.task_module(name).state_dict().items()}
+        """Copies of the parameters that the task reads: `prompts`, `pooler.weight`, `pooler.bias`, `head.weight`.
+
+        The poolers of a model with `pooler_rank` have `pooler.down.weight`, `pooler.up.weight` and `pooler.up.bias`.
+        """
+        return {key: value.clone() for key, value in self._task_state(name).items()}
+
+    def _task_state(self, name: str) -> dict[str, Tensor]:
+        return {"prompts": self.prompts(name).detach(), **self.task_module(name).state_dict()}
 
     def load_task(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Set some or all of a task's parameters, from a warm start or from tokens (section 4.3).
 
         Args:
             name: A task of this model.
-            tensors: Any of what `task_tensors` returns.
+            tensors: Any of what `task_tensors` returns; `prompts` are set for the whole prompt group.
 
         Raises:
             TaskError: There is no such task, or a tensor of another name or shape; nothing is changed then.
         """
-        own = self.task_module(name).state_dict()
+        own = self._task_state(name)
         for key, value in tensors.items():
             allowed = {k: tuple(v.shape) for k, v in own.items()}
             if allowed.get(key) != tuple(value.shape):
@@ -279,8 +346,9 @@ class MTOPModel(PreTrainedModel):
     ) -> MTOPOutput:
         """The logits of one task, and its loss, or the logits of all tasks.
 
-        With `stop_gradient`, the loss of one task reaches the backbone, the shared prompts and that task's own
-        parameters; those of the other tasks get no gradient at all (None, not zero), so that no optimiser moves them.
+        With `stop_gradient`, the loss of one task reaches the backbone, the shared prompts, that task's own parameters
+        and the prompts of its prompt group; those of the other tasks get no gradient at all (None, not zero), so that
+        no optimiser moves them.
 
         Args:
             input_ids: (B, T) Padded on the right.
@@ -301,8 +369,9 @@ class MTOPModel(PreTrainedModel):
         if context is not None:
             if not self._is_isolated(task):
                 raise TaskError(f"task {task!r} is part of the context; pass its texts, not what a context left")
-            outputs = encode_reading(self.backbone, module.prompts, context, [1] * len(module.prompts))
-            own = range(len(module.prompts))
+            own_prompts = self.prompts(task)
+            outputs = encode_reading(self.backbone, own_prompts, context, [1] * len(own_prompts))
+            own = range(len(own_prompts))
         else:
             assert input_ids is not None, "either texts or their context are given"
             layout = self._layout([task])
@@ -312,7 +381,7 @@ class MTOPModel(PreTrainedModel):
         logits: Tensor = module(outputs[:, own.start : own.stop])
         if labels is None:
             return MTOPOutput(logits=logits)
-        definition = Task.from_dict(self.config.tasks[self.task_names.index(task)]["task"])
+        definition = Task.from_dict(self._entry(task)["task"])
         return MTOPOutput(loss=task_loss(definition, logits, labels), logits=logits)
 
     def context(
@@ -330,13 +399,17 @@ class MTOPModel(PreTrainedModel):
 
     def has_fixed_context(self, tasks: Sequence[str]) -> bool:
         """Whether training these tasks leaves the context as it is: all isolated, and nothing trains but their own."""
-        in_context = [self.task_module(name).prompts for name in self._layout(()).positions]
+        in_context = [self.prompts(name) for name in self._layout(()).holders]
         shared = [] if self.shared_prompts is None else [self.shared_prompts]
         trains = any(p.requires_grad for p in (*self.backbone.parameters(), *shared, *in_context))
         return not trains and all(map(self._is_isolated, tasks))
 
     def _is_isolated(self, task: str) -> bool:
-        return self.task_prompts[self.task_names.index(task)].isolated
+        return bool(self._entry(task)["isolated"])
+
+    def _entry(self, task: str) -> dict[str, Any]:
+        """What the configuration says of a task."""
+        return self.config.tasks[self.task_names.index(task)]
 
     def all_tasks(
         self,
@@ -363,76 +436,72 @@ class MTOPModel(PreTrainedModel):
             TaskError: A wanted task does not exist, or none is wanted.
         """
         wanted = tuple(self.task_names if tasks is None else tasks)
-        parts = self._inference_parts(wanted)
+        parts = self._parts(wanted)
         outputs, _ = encode(self.backbone, parts.prompts, input_ids, attention_mask, token_type_ids, parts.groups)
         return parts.stacked(outputs)
 
-    def _inference_parts(self, wanted: tuple[str, ...]) -> _InferenceCache:
-        """Prompts and stacked heads of the wanted tasks; kept in evaluation for as long as no parameter changes."""
-        cache = self._inference_cache
-        if cache is not None and not torch.is_grad_enabled() and cache.fits(wanted):
-            return cache
+    def _parts(self, wanted: tuple[str, ...]) -> InferenceParts:
+        """Prompts and stacked heads of the wanted tasks; kept in evaluation for as long as no parameter changes.
+
+        Under autocast they are kept in its type, so that large stacks are not converted for every batch.
+        """
+        device_type, dtype = self.backbone.device.type, self.backbone.dtype
+        if torch.is_autocast_enabled(device_type):
+            dtype = torch.get_autocast_dtype(device_type)
+        kept = self._inference_parts
+        if kept is not None and not torch.is_grad_enabled() and kept.fits(wanted, dtype):
+            return kept
         select_tasks(wanted, self.task_names)
         if not wanted:
             raise TaskError(f"no task is wanted; tasks: {', '.join(self.task_names)}")
         layout = self._layout(wanted)
         modules = [self.task_module(name) for name in wanted]
         shared = () if self.shared_prompts is None else (self.shared_prompts,)
-        parameters = (*shared, *self.task_modules.parameters())
-        parts = _InferenceCache(
+        parameters = (*shared, *self.prompt_groups.parameters(), *self.task_modules.parameters())
+        parts = InferenceParts(
             wanted=wanted,
+            dtype=dtype,
             prompts=self._prompts(layout),
             groups=layout.groups,
-            stacked=StackedTasks.stack(modules, [layout.positions[name] for name in wanted]),
+            stacked=StackedTasks.stack(modules, [layout.positions[name] for name in wanted], dtype),
             parameters=parameters,
-            versions=sum(parameter._version for parameter in parameters),
+            versions=num_versions(parameters),
         )
-        self._inference_cache = None if self.training or torch.is_grad_enabled() else parts
+        self._inference_parts = None if self.training or torch.is_grad_enabled() else parts
         return parts
 
     def _layout(self, wanted: Sequence[str]) -> PromptLayout:
         return prompt_layout(self.task_prompts, self.config.shared_prompts, wanted)
 
     def _prompts(self, layout: PromptLayout, trained: str | None = None) -> Tensor:
-        """(S, E) The prompts of the sequence; if a task is trained, the other tasks' are cut off from gradients."""
-        own = {name: self.task_module(name).prompts for name in layout.positions}
-        stopped = [p if trained in (None, name) else p.detach() for name, p in own.items()]
+        """(S, E) The prompts of the sequence; if a task is trained, those it does not read get no gradients."""
+        read = None if trained is None else self.prompts(trained)
+        stopped = [p if read is None or p is read else p.detach() for p in map(self.prompts, layout.holders)]
         parts = stopped if self.shared_prompts is None else [self.shared_prompts, *stopped]
         return torch.cat(parts) if parts else self.word_embeddings.weight.new_empty(0, embedding_size(self.backbone))
 
     def _apply(self, *args: Any, **kwargs: Any) -> MTOPModel:
-        self._inference_cache = None  # the model moves to another device or type
+        self._inference_parts = None  # the model moves to another device or type
         return super()._apply(*args, **kwargs)
 
     def train(self, mode: bool = True) -> MTOPModel:
         """Switch between training and evaluation; training forgets what evaluation had stacked."""
         if mode:
-            self._inference_cache = None
+            self._inference_parts = None
         return super().train(mode)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Do nothing: `from_backbone` and `add_tasks` draw new parameters, checkpoints hold all others."""
 
 
-@dataclass(frozen=True)
-class _InferenceCache:
-    """What `all_tasks` needs of the parameters, stacked once for many batches."""
-
-    wanted: tuple[str, ...]
-    prompts: Tensor
-    groups: tuple[int, ...]
-    stacked: StackedTasks
-    parameters: tuple[nn.Parameter, ...]
-    versions: int
-
-    def fits(self, wanted: tuple[str, ...]) -> bool:
-        """Whether it was made for these tasks and no parameter has been written to since."""
-        return wanted == self.wanted and self.versions == sum(parameter._version for parameter in self.parameters)
-
-
 def _module_key(name: str) -> str:
     """A task's key in the module dictionary; the prefix keeps names such as "type" or "keys" from its attributes."""
     return f"task_{name}"
+
+
+def _group_key(group: str | None) -> str:
+    """A prompt group's key in the module dictionary; no group's for None."""
+    return "" if group is None else f"group_{group}"
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

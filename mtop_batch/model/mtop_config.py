@@ -17,10 +17,12 @@ class MTOPConfig(PreTrainedConfig):
 
     Args:
         backbone_config: Settings of the encoder, with its `model_type`.
-        tasks: One entry per task, in order: `{"task": Task.to_dict(), "prompts": how many, "isolated": bool}`.
+        tasks: One entry per task, in order: `{"task": Task.to_dict(), "prompts": how many, "isolated": bool}`, and
+            `"prompt_group": name` where the task shares the prompts of a prompt group.
         shared_prompts: How many prompts belong to no task.
         prompt_attention: "joint" (the paper) or "isolated"; what the model was made with. What counts for a task
             is its own `isolated`, because tasks added later are isolated in joint models too.
+        pooler_rank: Of the poolers' kernels; 0 for full ones.
         stop_gradient: Whether a step on one task leaves the other tasks' prompts alone (section 4.2).
         max_tokens: Longest text, special tokens included, prompts not.
     """
@@ -31,6 +33,7 @@ class MTOPConfig(PreTrainedConfig):
     tasks: list[dict[str, Any]] = field(default_factory=list)
     shared_prompts: int = 0
     prompt_attention: str = "joint"
+    pooler_rank: int = 0
     stop_gradient: bool = True
     max_tokens: int = 128
 
@@ -42,3 +45,5 @@ class MTOPConfig(PreTrainedConfig):
             raise ConfigError(f"model.prompt_attention = {self.prompt_attention!r} is not one of {', '.join(allowed)}")
         if self.shared_prompts < 0:
             raise ConfigError(f"model.shared_prompts = {self.shared_prompts} is negative; allowed: 0 or more")
+        if self.pooler_rank < 0:
+            raise ConfigError(f"model.pooler_rank = {self.pooler_rank} is negative; allowed: 0 or more")

@@ -6,6 +6,9 @@ and its own group. "joint" attention (the paper, section 4.2) puts every prompt 
 attention gives every task a group of its own, so that no task's output depends on which other tasks exist. A task
 added to a trained model always gets a group of its own, whatever the model was trained with.
 
+Tasks may share prompts (the paper's section 7): those of one *prompt group* read the same prompts, which stand in the
+sequence once. With isolated attention these prompts are one group in the sense above.
+
 Shapes: S prompt positions of the sequence, T text positions, L = S + T, E width of the input embeddings, V vocabulary.
 """
 
@@ -24,47 +27,55 @@ INIT_STD = 0.02
 
 
 class TaskPrompts(NamedTuple):
-    """How many prompts a task has, and whether they form a group of their own."""
+    """How many prompts a task reads, whether they are isolated, and the prompt group that it shares them with."""
 
     name: str
     num_prompts: int
     isolated: bool
+    prompt_group: str | None = None
 
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """The prompt part of a sequence: shared prompts first, then each present task's prompts in the model's order.
+    """The prompt part of a sequence: shared prompts first, then those of the context, then isolated ones.
 
     Args:
         groups: (S,) The group of each position; 0 is the context.
-        positions: The positions of every present task's own prompts.
+        positions: The positions of the prompts that every present task reads.
+        holders: One task for each set of prompts, in the order of their positions.
     """
 
     groups: tuple[int, ...]
     positions: dict[str, range]
+    holders: tuple[str, ...]
 
 
 def prompt_layout(tasks: Sequence[TaskPrompts], num_shared_prompts: int, wanted: Collection[str]) -> PromptLayout:
     """Lay out the prompts that the wanted tasks need.
 
-    Prompts of the context always stand in the sequence, because every output depends on them; those of an isolated
-    task only where the task is wanted, because no other output does.
+    Prompts of the context always stand in the sequence, because every output depends on them; those of isolated
+    tasks only where one of them is wanted, because no other output does. Prompt groups come by name, before the tasks
+    with prompts of their own: so nothing moves when a task leaves a group.
 
-    >>> tasks = [TaskPrompts("a", 2, False), TaskPrompts("b", 1, True), TaskPrompts("c", 1, True)]
+    >>> tasks = [TaskPrompts("a", 2, False), TaskPrompts("b", 1, True, "x"), TaskPrompts("c", 1, True, "x")]
     >>> prompt_layout(tasks, 1, ["c"])
-    PromptLayout(groups=(0, 0, 0, 1), positions={'a': range(1, 3), 'c': range(3, 4)})
+    PromptLayout(groups=(0, 0, 0, 1), positions={'a': range(1, 3), 'c': range(3, 4)}, holders=('a', 'c'))
     """
     wanted = set(wanted)
+    sets: dict[tuple[str, str], list[TaskPrompts]] = {}
+    for task in sorted(tasks, key=lambda task: (task.isolated, task.prompt_group is None, task.prompt_group or "")):
+        if task.name in wanted or not task.isolated:
+            own = ("task", task.name) if task.prompt_group is None else ("group", task.prompt_group)
+            sets.setdefault(own, []).append(task)
     groups = [0] * num_shared_prompts
     positions: dict[str, range] = {}
     num_groups = 0
-    for name, num_prompts, isolated in tasks:
-        if isolated and name not in wanted:
-            continue
-        num_groups += isolated
-        positions[name] = range(len(groups), len(groups) + num_prompts)
-        groups += [num_groups if isolated else 0] * num_prompts
-    return PromptLayout(tuple(groups), positions)
+    for holder, *others in sets.values():
+        num_groups += holder.isolated
+        own_positions = range(len(groups), len(groups) + holder.num_prompts)
+        positions |= {task.name: own_positions for task in (holder, *others)}
+        groups += [num_groups if holder.isolated else 0] * holder.num_prompts
+    return PromptLayout(tuple(groups), positions, tuple(holder.name for holder, *_ in sets.values()))
 
 
 def visibility(groups: Tensor) -> Tensor:

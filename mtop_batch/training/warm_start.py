@@ -31,6 +31,8 @@ def train_single_task(
     prompts_per_task: int,
     pad_token_id: int,
     prompt_attention: PromptAttention = "joint",
+    prompt_group: str | None = None,
+    pooler_rank: int = 0,
     max_tokens: int = 128,
     worker: Worker | None = None,
     emit: Emit | None = None,
@@ -47,12 +49,14 @@ def train_single_task(
         prompts_per_task: The paper's L_P.
         pad_token_id: Of the tokenizer.
         prompt_attention: That of the model which is to start from the result.
+        prompt_group: The task's in that model: all tasks of a group begin with the same random prompts.
+        pooler_rank: That of the model.
         max_tokens: Longest text, special tokens included.
         worker: This process; None for a single one on the CPU.
         emit: As for `fit`.
 
     Returns:
-        `prompts`, `pooler.weight`, `pooler.bias` and `head.weight`, on the CPU, as `initialise` takes them.
+        What `MTOPModel.task_tensors` returns, on the CPU, as `initialise` takes it.
 
     Raises:
         ConfigError: The backbone cannot work, or training diverged.
@@ -63,6 +67,8 @@ def train_single_task(
         [data.task],
         prompts_per_task=prompts_per_task,
         prompt_attention=prompt_attention,
+        prompt_groups={} if prompt_group is None else {data.task.name: prompt_group},
+        pooler_rank=pooler_rank,
         max_tokens=max_tokens,
         seed=settings.seed,
     )
@@ -85,7 +91,8 @@ def initialise(
 
     Heads go with the poolers: the paper initialises "additional task-specific parameters (prompts and conditional
     pooler layers)" and does not say what becomes of the heads; a head fits the pooler that it was trained with and
-    no other. "random" leaves what `MTOPModel.from_backbone` drew. Shared prompts are random always.
+    no other. "random" leaves what `MTOPModel.from_backbone` drew. Shared prompts are random always. The prompts of a
+    prompt group begin as the mean of what its tasks learned alone, from the same random start.
 
     Args:
         model: Its tasks' parameters are changed in place.
@@ -109,9 +116,10 @@ def initialise(
     generator = torch.Generator().manual_seed(seed)
     for name in model.task_names:
         tensors: dict[str, Tensor] = {}
-        if prompt_init == "single-task":
-            tensors["prompts"] = warm[name]["prompts"]
-        elif token_counts is not None and prompt_init == "token":
+        sharing = model.tasks_sharing(name)
+        if name == sharing[0] and prompt_init == "single-task":
+            tensors["prompts"] = torch.stack([warm[task]["prompts"] for task in sharing]).mean(dim=0)
+        elif name == sharing[0] and token_counts is not None and prompt_init == "token":
             tensors["prompts"] = _token_prompts(model, name, token_counts, special_ids, generator)
         if pooler_init == "single-task":
             tensors |= {key: value for key, value in warm[name].items() if key != "prompts"}
@@ -125,7 +133,7 @@ def _token_prompts(
     special_ids: tuple[int, ...],
     generator: torch.Generator,
 ) -> Tensor:
-    num_prompts = len(model.task_module(name).prompts)
+    num_prompts = len(model.prompts(name))
     counts = torch.from_numpy(token_counts)
     return token_prompts(model.word_embeddings.weight, counts, num_prompts, generator, special_ids=special_ids)
 

@@ -31,8 +31,11 @@ OLD = [
 TEXTS = [f"{a} {b} wins the cup in {a}" for a in ("bank", "team", "film", "vote") for b in ("match", "market", "star")]
 
 
-def save_model(uri: Path, attention: Any = "isolated", tasks: Sequence[Task] = OLD, seed: int = 0) -> str:
-    model = MTOPModel.from_backbone(make_backbone(), tasks, prompt_attention=attention, max_tokens=16, seed=seed)
+GROUP = {"politics": "a", "mood": "a"}
+
+
+def save_model(uri: Path, attention: Any = "isolated", tasks: Sequence[Task] = OLD, **options: Any) -> str:
+    model = MTOPModel.from_backbone(make_backbone(), tasks, prompt_attention=attention, max_tokens=16, **options)
     settings = {"task": [{"name": task.name} for task in tasks]}
     save_bundle(str(uri), model, make_tokenizer(), metrics={}, training_config=settings, backbone_name="tiny")
     return str(uri)
@@ -57,9 +60,11 @@ def label(model: str, root: Path) -> dict[str, Any]:
     return label_corpus(LabelOptions(model=model, corpus=f"{root}/corpus", labels=f"{root}/labels"))
 
 
-@pytest.mark.parametrize("attention", ["joint", "isolated"])
-def test_earlier_tasks_stay_what_they_were(attention: str, tmp_path: Path, task_tables: list[dict[str, Any]]) -> None:
-    model = save_model(tmp_path / "m", attention)
+@pytest.mark.parametrize(("attention", "groups"), [("joint", None), ("isolated", None), ("joint", GROUP)])
+def test_earlier_tasks_stay_what_they_were(
+    attention: str, groups: dict[str, str] | None, tmp_path: Path, task_tables: list[dict[str, Any]]
+) -> None:
+    model = save_model(tmp_path / "m", attention, prompt_groups=groups, pooler_rank=3 if groups else 0)
     result = add(model, write_config(tmp_path / "new.toml", task_tables), tmp_path / "m2")
     before, after = load_bundle(model), load_bundle(str(tmp_path / "m2"))
     assert after.model.task_names == ["politics", "mood", "sport", "business"]
@@ -144,6 +149,8 @@ def test_a_dropped_tasks_labels_stay_readable(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="cannot be removed or replaced: with joint prompt attention"):
         drop_tasks(save_model(tmp_path / "joint", "joint"), ["mood"], str(tmp_path / "m3"))
     assert not (tmp_path / "m3").exists()
+    grouped = save_model(tmp_path / "grouped", "joint", prompt_groups=GROUP)
+    assert drop_tasks(grouped, ["mood"], str(tmp_path / "m3")).unchanged == ("politics",)
 
 
 def test_what_was_learned_before_a_kill_is_not_learned_again(
@@ -200,6 +207,11 @@ def test_bundles_that_cannot_work_are_refused(tmp_path: Path, task_tables: list[
     pq.write_table(read_table(task_tables), tmp_path / "full" / "a.parquet")
     with pytest.raises(ConfigError, match="are no MTOP bundle"):
         add(model, config, tmp_path / "full")
+    grouped = save_model(
+        tmp_path / "grouped", "joint", [Task("sport"), Task("business")], prompt_groups={"sport": "a", "business": "a"}
+    )
+    with pytest.raises(TaskError, match="'sport' cannot be removed or replaced"):
+        add(grouped, config, tmp_path / "m2", replace=True)
     values = json.loads((tmp_path / "m" / "config.json").read_text())
     values["bundle"]["format"] = 99
     (tmp_path / "m" / "config.json").write_text(json.dumps(values))

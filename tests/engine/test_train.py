@@ -157,6 +157,20 @@ def test_training_goes_on_from_the_last_checkpoint_when_a_worker_is_killed(
         assert torch.equal(tensor, expected[name]), name
 
 
+def test_tasks_of_a_prompt_group_become_a_bundle_with_one_tensor_of_prompts(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    model = {"prompt_groups": 1, "pooler_rank": 4, "prompt_attention": "isolated"}
+    config = make_config(tmp_path / "bundle", model=model, train={"num_workers": 2})
+    result, _ = run(config)
+    names = {name for name in weights(config) if not name.startswith("backbone.")}
+    own = ("pooler.down.weight", "pooler.up.weight", "pooler.up.bias", "head.weight")
+    tasks = {f"task_modules.task_{task}.{name}" for task in ("sport", "business") for name in own}
+    assert names == {"prompt_groups.group_1.prompts", *tasks}
+    assert result.mean > 0.8
+    assert evaluate_bundle(config.output, config)["sport"] == pytest.approx(result.metrics["sport"], abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("sections", "error", "message"),
     [
@@ -164,6 +178,7 @@ def test_training_goes_on_from_the_last_checkpoint_when_a_worker_is_killed(
         ({"train": {"num_workers": 9}}, ConfigError, r"batch_size = 8 is less than train\.num_workers = 9"),
         ({"backbone": {"name": "./nowhere"}}, ConfigError, r"backbone\.name = './nowhere'"),
         ({"backbone": {"max_tokens": 65}}, ConfigError, r"65"),
+        ({"model": {"pooler_rank": 32}}, ConfigError, r"model\.pooler_rank = 32 is not below the width 32"),
     ],
 )
 def test_what_cannot_work_is_refused_before_work_starts(

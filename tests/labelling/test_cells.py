@@ -13,7 +13,7 @@ from mtop_batch.labelling import cells as why
 from mtop_batch.labelling.cells import Cells, LabelFile, build_plan, choose_label_sets, relevant_sets
 from mtop_batch.labelling.definition import Definition, LabelSet
 from mtop_batch.labelling.footer import Footer, SourceFile
-from mtop_batch.labelling.plan import Layout, Plan, Unit
+from mtop_batch.labelling.plan import Layout, Plan, Unit, decode_units, encode_units
 from tests.labelling.support import definition
 
 Corpus = Mapping[SourceFile, tuple[int, ...]]
@@ -313,5 +313,7 @@ def test_units_survive_json() -> None:
     table = labelled(AB, {X: (5,)})
     units = table.plan(definition({"a": "1", "d": "1"}), {X: (5,), Y: (4, 90)}).units
     assert [Unit.from_dict(json.loads(json.dumps(unit.to_dict()))) for unit in units] == list(units)
+    assert decode_units(encode_units(units)) == list(units)
+    assert encode_units(units).count(json.dumps(units[1].tasks)) == 1
     assert str(units[0]) == "x.parquet"
     assert str(units[1]) == "y.parquet rows 0-4"

@@ -36,8 +36,8 @@ def make_model() -> MakeModel:
 def enlarge(model: MTOPModel) -> None:
     """Scale prompts up, so that a test notices what they do; at the scale of a fresh start they hardly count."""
     with torch.no_grad():
-        for name in model.task_names:
-            model.task_module(name).prompts.mul_(30)
+        for prompts in {model.prompts(name) for name in model.task_names}:
+            prompts.mul_(30)
 
 
 @pytest.fixture

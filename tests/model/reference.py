@@ -1,7 +1,8 @@
 """A slow second reading of the paper for ELECTRA: one text, one task, one position after another, no masks, float64.
 
 It knows two streams. The context (shared prompts, joint tasks' prompts, text) attends to itself. The prompts of an
-isolated task attend to the context and to themselves. No code is shared with the package but the parameters.
+isolated task attend to the context and to themselves. The prompts of a prompt group are there once, and each of its
+tasks reads them. No code is shared with the package but the parameters.
 """
 
 from __future__ import annotations
@@ -30,14 +31,21 @@ def _logits(model: Any, input_ids: Tensor, task: str, token_types: Tensor | None
     context = [] if model.shared_prompts is None else [_embed(model, p, 0, 0) for p in model.shared_prompts]
     isolated: list[Tensor] = []
     own_rows: list[int] = []
+    rows_of: dict[tuple[str, str], list[int]] = {}
     for entry in model.config.tasks:
-        name = entry["task"]["name"]
-        prompts = [_embed(model, p, 0, 0) for p in model.task_modules[f"task_{name}"].prompts]
+        name, group = entry["task"]["name"], entry.get("prompt_group")
+        if group is None:
+            prompts = [_embed(model, p, 0, 0) for p in model.task_modules[f"task_{name}"].prompts]
+        else:
+            prompts = [_embed(model, p, 0, 0) for p in model.prompt_groups[f"group_{group}"].prompts]
         if entry["isolated"]:
             isolated = prompts if name == task else isolated
-        else:
-            own_rows = list(range(len(context), len(context) + len(prompts))) if name == task else own_rows
+            continue
+        key = ("task", name) if group is None else ("group", group)
+        if key not in rows_of:
+            rows_of[key] = list(range(len(context), len(context) + len(prompts)))
             context += prompts
+        own_rows = rows_of[key] if name == task else own_rows
     context += [_embed(model, word, i, int(types[i])) for i, word in enumerate(words)]
     for block in model.backbone.encoder.layer:
         keys = context + isolated
@@ -48,7 +56,11 @@ def _logits(model: Any, input_ids: Tensor, task: str, token_types: Tensor | None
     own = isolated or [context[row] for row in own_rows]
     module = model.task_modules[f"task_{task}"]
     mean = torch.stack(own).mean(0)
-    return module.head.weight @ torch.tanh(module.pooler.weight @ mean + module.pooler.bias)
+    if model.config.pooler_rank:
+        kernel, bias = module.pooler.up.weight @ module.pooler.down.weight, module.pooler.up.bias
+    else:
+        kernel, bias = module.pooler.weight, module.pooler.bias
+    return module.head.weight @ torch.tanh(kernel @ mean + bias)
 
 
 def _embed(model: Any, vector: Tensor, position: int, token_type: int) -> Tensor:

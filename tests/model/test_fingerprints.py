@@ -10,7 +10,9 @@ from transformers import AutoTokenizer, BertTokenizer
 
 from mtop_batch.model.fingerprints import task_fingerprints, tokenizer_digest
 from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.mtop_config import PromptAttention
 from mtop_batch.tasks import Task
+from tests.conftest import make_backbone
 from tests.model.conftest import TASKS, MakeModel
 
 ALL = {"topic", "type", "score"}
@@ -42,7 +44,7 @@ OF_ALL: dict[str, Callable[[MTOPModel], object]] = {
     "a shared prompt": lambda m: m.shared_prompts[0, 0].add_(1e-3),  # type: ignore[index]
 }
 OF_ONE: dict[str, Callable[[MTOPModel], object]] = {
-    "its pooler": lambda m: m.task_module("type").pooler.bias[0].add_(1e-3),
+    "its pooler": lambda m: dict(m.task_module("type").named_parameters())["pooler.bias"][0].add_(1e-3),
     "its head": lambda m: m.task_module("type").head.weight[0, 0].add_(1e-3),
     "its labels": redefine(labels=("yes", "no")),
     "its text columns": redefine(text=("body", "title")),
@@ -72,7 +74,16 @@ def test_a_change_changes_the_fingerprints_of_what_it_determines(
 @pytest.mark.parametrize(("attention", "expected"), [("joint", ALL), ("isolated", {"type"})])
 def test_a_tasks_prompts_determine_what_sees_them(make_model: MakeModel, attention: str, expected: set[str]) -> None:
     model = make_model(prompt_attention=attention)
-    assert changed(model, lambda m: m.task_module("type").prompts[1, 0].add_(1e-3)) == expected
+    assert changed(model, lambda m: m.prompts("type")[1, 0].add_(1e-3)) == expected
+
+
+@pytest.mark.parametrize(
+    ("attention", "expected"),
+    [("joint", "f31ad5ba4679b5be669df9651ead98f1"), ("isolated", "336b20c6449df6c677fec7cb293fbf7a")],
+)
+def test_fingerprints_are_those_of_earlier_versions(attention: PromptAttention, expected: str) -> None:
+    model = MTOPModel.from_backbone(make_backbone(), TASKS, prompt_attention=attention, shared_prompts=1, max_tokens=40)
+    assert task_fingerprints(model, "t")["topic"] == expected
 
 
 def test_the_tokenizer_determines_all_tasks(make_model: MakeModel) -> None:

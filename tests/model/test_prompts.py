@@ -17,6 +17,11 @@ def generator(seed: int = 0) -> torch.Generator:
 def tasks_and_wanted(draw: st.DrawFn) -> tuple[list[TaskPrompts], int, list[str]]:
     count = draw(st.integers(1, 6))
     tasks = [TaskPrompts(f"t{i}", draw(st.integers(1, 3)), draw(st.booleans())) for i in range(count)]
+    for i, task in enumerate(tasks):
+        if shares := draw(st.sampled_from([None, *tasks[:i]])):
+            group = shares.prompt_group or shares.name
+            tasks[i] = task._replace(num_prompts=shares.num_prompts, isolated=shares.isolated, prompt_group=group)
+            tasks[tasks.index(shares)] = shares._replace(prompt_group=group)
     return tasks, draw(st.integers(0, 3)), draw(st.lists(st.sampled_from([t.name for t in tasks]), unique=True))
 
 
@@ -25,12 +30,23 @@ def test_the_layout_holds_the_context_and_the_wanted_tasks(case: tuple[list[Task
     tasks, num_shared, wanted = case
     layout = prompt_layout(tasks, num_shared, wanted)
     assert set(layout.positions) == {t.name for t in tasks if not t.isolated or t.name in wanted}
-    covered = [i for own in layout.positions.values() for i in own]
+    covered = [i for name in layout.holders for i in layout.positions[name]]
     assert [*range(num_shared), *covered] == list(range(len(layout.groups)))
-    for task in tasks:
-        groups = {layout.groups[i] for i in layout.positions.get(task.name, [])}
-        others = {layout.groups[i] for name, own in layout.positions.items() if name != task.name for i in own}
-        assert groups <= {0} or (len(groups) == 1 and not groups & others)
+    present = [task for task in tasks if task.name in layout.positions]
+    for task in present:
+        own = layout.positions[task.name]
+        sharing = [t for t in present if task.prompt_group is not None and t.prompt_group == task.prompt_group]
+        assert {t.name for t in present if layout.positions[t.name] == own} == {task.name, *(t.name for t in sharing)}
+        groups = {layout.groups[i] for i in own}
+        others = {layout.groups[i] for other in layout.positions.values() if other != own for i in other}
+        assert groups == {0} if not task.isolated else len(groups) == 1 and not groups & others
+
+
+def test_a_task_that_leaves_its_group_moves_no_prompts() -> None:
+    tasks = [TaskPrompts("a", 2, False, "y"), TaskPrompts("b", 1, False), TaskPrompts("c", 1, False, "x")]
+    tasks.append(TaskPrompts("d", 2, False, "y"))
+    before, after = prompt_layout(tasks, 0, ["b", "c", "d"]), prompt_layout(tasks[1:], 0, ["b", "c", "d"])
+    assert after.positions == {name: before.positions[name] for name in ("b", "c", "d")}
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12))

@@ -62,6 +62,9 @@ def test_they_are_used_only_where_nothing_trains_that_changes_them() -> None:
     frozen = make_model(prompt_attention="isolated")
     freeze_backbone(frozen)
     assert used(frozen, tuple(frozen.task_names))
+    grouped = make_model(prompt_attention="isolated", prompt_groups={"sport": "a", "mood": "a"})
+    freeze_backbone(grouped)
+    assert used(grouped, ("sport",))
     joint = make_model(prompt_attention="joint")
     freeze_backbone(joint)
     assert not used(joint, ("sport",))
@@ -79,8 +82,9 @@ def test_training_with_kept_contexts_ends_like_training_on_texts(monkeypatch: py
     torch.testing.assert_close(*weights, atol=1e-4, rtol=1e-3)
 
 
-def test_tasks_together_on_a_frozen_backbone_learn() -> None:
-    model = make_model(prompt_attention="isolated")
+@pytest.mark.parametrize("prompt_groups", [None, {"sport": "a", "mood": "a"}])
+def test_tasks_together_on_a_frozen_backbone_learn(prompt_groups: dict[str, str] | None) -> None:
+    model = make_model(prompt_attention="isolated", prompt_groups=prompt_groups)
     freeze_backbone(model)
     result = fit(model, make_data(), make_settings(epochs=30, learning_rate=1e-2), pad_token_id=PAD)
     assert result.history[-1].mean > result.history[0].mean

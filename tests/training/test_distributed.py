@@ -30,7 +30,7 @@ class Outcome:
     tasks: list[str]
 
 
-def train(worker: Worker) -> Outcome:
+def train(worker: Worker, prompt_groups: dict[str, str] | None = None) -> Outcome:
     """A short run that watches every step."""
     steps: list[dict[str, Tensor]] = []
     tasks: list[str] = []
@@ -46,9 +46,16 @@ def train(worker: Worker) -> Outcome:
         if event["event"] == "step":
             tasks.append(event["task"])
 
-    model = make_model().double()  # in float32, Adam makes steps of rounding errors where gradients are zero
+    model = make_model(
+        prompt_groups=prompt_groups
+    ).double()  # in float32, Adam makes steps of rounding errors where gradients are zero
     result = fit(model, make_data(), SETTINGS, pad_token_id=PAD, worker=worker, save=save, emit=emit)
     return Outcome(result, dict(model.state_dict()), steps, tasks)
+
+
+def train_group(worker: Worker) -> Outcome:
+    """The same with tasks that share their prompts."""
+    return train(worker, {"sport": "a", "mood": "a"})
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +86,9 @@ def test_other_tasks_stay_as_they_are_under_ddp(pair: list[Outcome]) -> None:
         moved = {name.split(".")[1] for name in after if "task_" in name and not torch.equal(after[name], before[name])}
         assert moved == {f"task_{task}"}
         before = after
+
+
+def test_two_workers_equal_one_with_tasks_that_share_their_prompts() -> None:
+    alone, pair = train_group(Worker()), run_distributed(train_group, world_size=2)
+    for outcome in pair:
+        torch.testing.assert_close(outcome.weights, alone.weights, rtol=0, atol=1e-8)

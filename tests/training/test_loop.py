@@ -66,12 +66,15 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 
 
 @pytest.mark.parametrize("evaluating", [True, False])
-def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path, evaluating: bool) -> None:
+@pytest.mark.parametrize("shape", [{}, {"prompt_groups": {"sport": "a", "mood": "a"}, "pooler_rank": 3}])
+def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(
+    tmp_path: Path, evaluating: bool, shape: dict[str, Any]
+) -> None:
     settings = make_settings(checkpoint_steps=5, evaluate=evaluating)
-    undisturbed, save = make_model(dropout=0.1), Checkpoints(tmp_path)
+    undisturbed, save = make_model(dropout=0.1, **shape), Checkpoints(tmp_path)
     result = fit(undisturbed, make_data(), settings, pad_token_id=PAD, save=save)
     for step in (5, 15, result.num_steps):
-        resumed = make_model(dropout=0.1)
+        resumed = make_model(dropout=0.1, **shape)
         again = fit(resumed, make_data(), settings, pad_token_id=PAD, checkpoint=tmp_path / str(step))
         assert_identical(weights(resumed), weights(undisturbed))
         assert again == result

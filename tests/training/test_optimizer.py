@@ -20,6 +20,13 @@ def test_biases_norms_and_prompts_do_not_decay() -> None:
     assert "task_modules.task_sport.prompts" in still
 
 
+def test_prompts_of_a_prompt_group_do_not_decay_and_kernels_of_low_rank_do() -> None:
+    model = make_model(prompt_groups={"sport": "a", "mood": "a"}, pooler_rank=3)
+    found = settings_of(model, TrainSettings(weight_decay=0.1))
+    assert found["prompt_groups.group_a.prompts"][1] == 0
+    assert found["task_modules.task_sport.pooler.down.weight"][1] == 0.1
+
+
 def test_prompts_poolers_and_heads_can_have_a_rate_of_their_own() -> None:
     found = settings_of(make_model(), TrainSettings(learning_rate=1e-5, head_learning_rate=1e-3))
     assert all((rate == 1e-5) == name.startswith("backbone.") for name, (rate, _) in found.items())

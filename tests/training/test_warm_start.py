@@ -79,6 +79,43 @@ def test_prompts_can_begin_as_frequent_tokens() -> None:
             assert (prompt == allowed).all(dim=1).any()
 
 
+def test_prompts_of_a_group_begin_as_the_mean_of_its_tasks(warm: dict[str, dict[str, Tensor]]) -> None:
+    model = make_model(prompt_groups={"sport": "a", "mood": "a"})
+    initialise(model, prompt_init="single-task", pooler_init="single-task", warm=warm)
+    mean = (warm["sport"]["prompts"] + warm["mood"]["prompts"]) / 2
+    for name, tensors in warm.items():
+        torch.testing.assert_close(model.task_tensors(name), {**tensors, "prompts": mean})
+
+
+def test_tasks_of_a_group_warm_up_from_the_same_prompts_and_with_poolers_of_the_models_rank() -> None:
+    settings, groups = make_settings(epochs=1, learning_rate=1e-9, evaluate=False), {"sport": "a", "mood": "a"}
+    warm = {
+        data.task.name: train_single_task(
+            make_encoder(),
+            data,
+            settings,
+            prompts_per_task=2,
+            pad_token_id=PAD,
+            prompt_group="a",
+            pooler_rank=3,
+            max_tokens=16,
+        )
+        for data in make_data()
+    }
+    torch.testing.assert_close(warm["sport"]["prompts"], warm["mood"]["prompts"], atol=1e-6, rtol=0)
+    model = make_model(prompt_groups=groups, pooler_rank=3)
+    initialise(model, prompt_init="single-task", pooler_init="single-task", warm=warm)
+    assert torch.equal(model.task_tensors("mood")["pooler.down.weight"], warm["mood"]["pooler.down.weight"])
+
+
+def test_a_group_draws_its_tokens_once() -> None:
+    counts = np.ones(make_encoder().config.vocab_size, dtype=np.int64)
+    grouped, own = make_model(prompt_groups={"sport": "a", "mood": "a"}), make_model()
+    for model in (grouped, own):
+        initialise(model, prompt_init="token", pooler_init="random", token_counts=counts, seed=3)
+    assert torch.equal(grouped.prompts("mood"), own.prompts("sport"))
+
+
 def test_what_an_initialisation_needs_must_be_given(warm: dict[str, dict[str, Tensor]]) -> None:
     with pytest.raises(ConfigError, match="lacks a warm start of tasks mood; train them with train_single_task"):
         initialise(make_model(), prompt_init="random", pooler_init="single-task", warm={"sport": warm["sport"]})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import nn
@@ -50,10 +52,21 @@ def make_encoder(dropout: float = 0.0) -> ElectraModel:
 
 
 def make_model(
-    dropout: float = 0.0, tasks: tuple[Task, ...] = TASKS, prompt_attention: PromptAttention = "joint"
+    dropout: float = 0.0,
+    tasks: tuple[Task, ...] = TASKS,
+    prompt_attention: PromptAttention = "joint",
+    prompt_groups: Mapping[str, str] | None = None,
+    pooler_rank: int = 0,
 ) -> MTOPModel:
     """The toy encoder with the tasks' prompts, poolers and heads."""
-    return MTOPModel.from_backbone(make_encoder(dropout), tasks, prompt_attention=prompt_attention, max_tokens=16)
+    return MTOPModel.from_backbone(
+        make_encoder(dropout),
+        tasks,
+        prompt_attention=prompt_attention,
+        prompt_groups=prompt_groups,
+        pooler_rank=pooler_rank,
+        max_tokens=16,
+    )
 
 
 def make_settings(**changes: float | int | str | bool | None) -> TrainSettings:

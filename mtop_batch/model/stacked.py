@@ -1,0 +1,211 @@
+"""Poolers and heads of all wanted tasks as a few matrix products, and what else inference keeps between batches.
+
+Tasks that read the same prompts read one mean of outputs, so their poolers are one product (n D, D) x (D, B). Products
+of equally large sets of tasks run together; what is left of a Python loop is over the different sizes of sets and over
+chunks of tasks, which bound the memory: whatever has D values per text and task has at most 2^20 values at a time on a
+CPU and 2^25 on a GPU (or B D, those of one task), however many tasks there are.
+
+The texts are the last dimension throughout. So the large matrices, kernels and heads, are used as they lie, and each
+product leaves what the next one takes; on a CPU, where a batch has few texts, that takes two thirds of the time of the
+other way round.
+
+Shapes: B texts, N tasks, S prompt positions of the sequence, P prompts of a task, D hidden width, R rank of a pooler,
+C outputs of the task with the most; G sets of tasks that read the same prompts, k of them with n tasks each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtop_batch.model.heads import LowRankPooler, TaskModule
+
+# Values of an intermediate tensor: on a CPU what stays in its cache, on a GPU what keeps it busy.
+MAX_VALUES, MAX_GPU_VALUES = 2**20, 2**25
+
+
+@dataclass(frozen=True)
+class StackedTasks:
+    """The poolers and heads of N tasks, stacked.
+
+    Args:
+        positions: (G, P) Where the prompts of each set stand; sets with fewer prompts than P repeat their first.
+        shares: (G, P) The share of each position in the mean; zero for repeated ones.
+        blocks: The sets by how many tasks they have; together they have all N tasks.
+        order: (N,) Where each task stands among those of all blocks.
+        has_output: (N, C) bool
+    """
+
+    positions: Tensor
+    shares: Tensor
+    blocks: Sequence[_Block]
+    order: Tensor
+    has_output: Tensor
+
+    @classmethod
+    def stack(
+        cls, modules: Sequence[TaskModule], positions: Sequence[range], dtype: torch.dtype | None = None
+    ) -> StackedTasks:
+        """Stack the parameters of tasks.
+
+        Args:
+            modules: N, all with poolers of the same kind.
+            positions: Where the prompts of each stand; tasks of one prompt group have the same.
+            dtype: Of the stacked parameters; None for the one they have.
+        """
+        weight = modules[0].head.weight
+        device, dtype = weight.device, dtype or weight.dtype
+        tasks_of: dict[range, list[int]] = {}
+        for task, own in enumerate(positions):
+            tasks_of.setdefault(own, []).append(task)
+        sets = list(tasks_of)
+        longest = max(map(len, sets))
+        num_outputs = [module.head.out_features for module in modules]
+        blocks: list[_Block] = []
+        order: list[int] = []
+        for size in sorted({len(tasks) for tasks in tasks_of.values()}):
+            members = [index for index, own in enumerate(sets) if len(tasks_of[own]) == size]
+            tasks = [task for index in members for task in tasks_of[sets[index]]]
+            blocks.append(_Block.stack(members, [modules[task] for task in tasks], max(num_outputs), device, dtype))
+            order += tasks
+        shares = [[1 / len(own)] * len(own) + [0.0] * (longest - len(own)) for own in sets]
+        outputs = torch.tensor(num_outputs, device=device)
+        return cls(
+            positions=torch.tensor([[*own, *[own[0]] * (longest - len(own))] for own in sets], device=device),
+            shares=torch.tensor(shares, device=device),
+            blocks=blocks,
+            order=torch.tensor(order, device=device).argsort(),
+            has_output=torch.arange(max(num_outputs), device=device) < outputs[:, None],
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the stacked poolers and heads."""
+        tensors = [tensor for block in self.blocks for tensor in (*block.kernels, block.bias, block.head)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def __call__(self, prompt_outputs: Tensor) -> Tensor:
+        """Equations 1 and 3 for every task at once.
+
+        Args:
+            prompt_outputs: (B, S, D) The encoder's outputs at all prompts of the sequence.
+
+        Returns:
+            (B, N, C) logits; -inf beyond a task's own outputs.
+        """
+        own = prompt_outputs[:, self.positions]  # (B, G, P, D)
+        means = (own * self.shares[..., None]).sum(dim=2).permute(1, 2, 0)  # (G, D, B)
+        max_values = MAX_GPU_VALUES if own.device.type == "cuda" else MAX_VALUES
+        max_tasks = max(1, max_values // means[0].numel())
+        logits = torch.cat([part for block in self.blocks for part in block.logits(means, max_tasks)])  # (N, C, B)
+        return logits[self.order].permute(2, 0, 1).masked_fill(~self.has_output, -torch.inf)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The k sets that have n tasks each.
+
+    Args:
+        sets: (k,) Which ones.
+        kernels: (k, n, D, D) of full poolers, or (k, n, R, D) and (k, n, D, R) of low-rank ones.
+        bias: (k, n, D)
+        head: (k, n, C, D) Zero beyond a task's own outputs.
+    """
+
+    sets: Tensor
+    kernels: tuple[Tensor, ...]
+    bias: Tensor
+    head: Tensor
+
+    @classmethod
+    def stack(
+        cls,
+        sets: Sequence[int],
+        modules: Sequence[TaskModule],
+        num_outputs: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> _Block:
+        """Stack the parameters of k n modules, set after set; heads are padded to `num_outputs`."""
+
+        def stacked(tensors: Sequence[Tensor]) -> Tensor:
+            return torch.stack([tensor.to(dtype) for tensor in tensors]).unflatten(0, (len(sets), -1))
+
+        layers = list(zip(*(_layers(module.pooler) for module in modules), strict=True))
+        return cls(
+            sets=torch.tensor(sets, device=device),
+            kernels=tuple(stacked([layer.weight for layer in same]) for same in layers),
+            bias=stacked([layer.bias for layer in layers[-1]]),
+            head=stacked([F.pad(m.head.weight, (0, 0, 0, num_outputs - m.head.out_features)) for m in modules]),
+        )
+
+    def logits(self, means: Tensor, max_tasks: int) -> Iterator[Tensor]:
+        """Equation 3 of all tasks.
+
+        Args:
+            means: (G, D, B) Equation 1 of all sets.
+            max_tasks: Of a chunk.
+
+        Yields:
+            (tasks, C, B) logits of chunks of tasks, set after set.
+        """
+        own = means[self.sets].to(self.bias.dtype)
+        num_sets, num_tasks = self.bias.shape[:2]
+        for first in range(0, num_sets, max(1, max_tasks // num_tasks)):
+            sets = slice(first, first + max(1, max_tasks // num_tasks))
+            for start in range(0, num_tasks, max_tasks):
+                chunk = sets, slice(start, start + max_tasks)
+                yield torch.bmm(self.head[chunk].flatten(0, 1), self._pooled(own[sets], chunk))
+
+    def _pooled(self, means: Tensor, chunk: tuple[slice, slice]) -> Tensor:
+        """(sets tasks, D, B) tanh(W mean + b), from the sets' (sets, D, B) means."""
+        bias = self.bias[chunk]
+        first, *second = (kernel[chunk] for kernel in self.kernels)
+        if not second:
+            pooled = torch.baddbmm(bias.flatten(1, 2)[..., None], first.flatten(1, 2), means)  # (sets, tasks D, B)
+            return pooled.tanh_().view(-1, *means.shape[1:])
+        thin = torch.bmm(first.flatten(1, 2), means).view(-1, first.shape[2], means.shape[2])  # (sets tasks, R, B)
+        return torch.baddbmm(bias.flatten(0, 1)[..., None], second[0].flatten(0, 1), thin).tanh_()
+
+
+@dataclass(frozen=True)
+class InferenceParts:
+    """What `MTOPModel.all_tasks` needs of the parameters, put together once for many batches.
+
+    Args:
+        wanted: The tasks.
+        dtype: That the poolers and heads compute in.
+        prompts: (S, E)
+        groups: (S,) The group of each prompt.
+        stacked: Poolers and heads.
+        parameters: All that it was made of.
+        versions: Counts the writes to them until then.
+    """
+
+    wanted: tuple[str, ...]
+    dtype: torch.dtype
+    prompts: Tensor
+    groups: tuple[int, ...]
+    stacked: StackedTasks
+    parameters: tuple[nn.Parameter, ...]
+    versions: int
+
+    def fits(self, wanted: tuple[str, ...], dtype: torch.dtype) -> bool:
+        """Whether it was made for these tasks and this type, and no parameter has been written to since."""
+        same = (wanted, dtype) == (self.wanted, self.dtype)
+        return same and self.versions == num_versions(self.parameters)
+
+
+def num_versions(parameters: Sequence[nn.Parameter]) -> int:
+    """How often the parameters have been written to."""
+    return sum(parameter._version for parameter in parameters)
+
+
+def _layers(pooler: Any) -> tuple[nn.Linear, ...]:
+    """The pooler's layers in the order of their application; the last one has the bias."""
+    return (pooler.down, pooler.up) if isinstance(pooler, LowRankPooler) else (pooler,)
