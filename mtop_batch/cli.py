@@ -138,6 +138,7 @@ def label(
         float, typer.Option(min=0.0, max=1.0, help="Fail as soon as more of the rows than this cannot be labelled.")
     ] = 1.0,
     prune: Annotated[bool, typer.Option("--prune", help="Remove labels whose source file is gone.")] = False,
+    vectors: Annotated[bool, typer.Option("--vectors", help="Store a document vector of each article too.")] = False,
     json_out: JsonOption = None,
 ) -> None:
     """Make every wanted cell of a corpus current: only what is missing or stale is computed."""
@@ -155,6 +156,7 @@ def label(
         num_actors=num_actors,
         max_error_fraction=max_error_fraction,
         prune=prune,
+        vectors=vectors,
     )
     report = label_corpus(options, plan_only=plan)
     _write_json(json_out, report)

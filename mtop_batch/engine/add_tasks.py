@@ -181,7 +181,7 @@ def _learn(
     )
     learned = {item.task.name: _kept(run, item.task.name) for item in data}
     done = {name: task for name, task in learned.items() if task is not None}
-    steps = {item.task.name: num_steps(len(item.train), config.batch_size, config.epochs) for item in data}
+    steps = {item.task.name: _num_steps(item, config) for item in data}
     monitor.begin_single_tasks(ADD_PHASE, steps, done)
     model_ref = ray.put(bundle.model)
     train_one = ray.remote(add_task).options(**single_task_options(len(data), resources, config.max_failures))
@@ -194,6 +194,11 @@ def _learn(
 
     side_by_side(refs, monitor, events, keep)
     return done
+
+
+def _num_steps(data: TaskData, config: AddTasksConfig) -> int:
+    """Steps of the task's training; a probe is fitted in one."""
+    return 1 if data.task.kind == "probe" else num_steps(len(data.train), config.batch_size, config.epochs)
 
 
 def _kept(run: RunDirectory, name: str) -> AddedTask | None:

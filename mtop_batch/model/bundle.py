@@ -18,20 +18,22 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mtop_batch import storage
 from mtop_batch.errors import BundleError, MtopError
 from mtop_batch.model.card import model_card
-from mtop_batch.model.fingerprints import json_digest, task_fingerprints, tokenizer_digest
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.fingerprints import json_digest, task_fingerprints, tokenizer_digest, vector_fingerprint
+from mtop_batch.model.mtop import MTOPModel, tensor_name
 from mtop_batch.model.mtop_config import MTOPConfig
+from mtop_batch.model.vectors import PROBE_TENSORS, StackedProbes
 from mtop_batch.tasks import Task
 
 FORMAT = 1
@@ -45,6 +47,7 @@ class BundleInfo:
     Args:
         tasks: In the model's order.
         fingerprints: Of every task, by name, in the same order.
+        vector_fingerprint: Of document vectors; empty in bundles of versions that did not know them.
         max_tokens: Where texts are cut.
         uri: Where it was read.
         name: The last part of the URI.
@@ -53,6 +56,7 @@ class BundleInfo:
 
     tasks: tuple[Task, ...]
     fingerprints: dict[str, str]
+    vector_fingerprint: str
     max_tokens: int
     uri: str
     name: str
@@ -124,7 +128,14 @@ def save_bundle(
     Raises:
         LabelTableError: The storage cannot be reached or refuses.
     """
-    fingerprints = task_fingerprints(model, tokenizer_digest(tokenizer))
+    tokenizer_sha = tokenizer_digest(tokenizer)
+    fingerprints = task_fingerprints(model, tokenizer_sha)
+    described = {
+        "format": FORMAT,
+        "backbone": backbone_name,
+        "fingerprints": fingerprints,
+        "vector_fingerprint": vector_fingerprint(model, tokenizer_sha),
+    }
     with tempfile.TemporaryDirectory(prefix="mtop_bundle-") as name:
         directory = Path(name)
         model.save_pretrained(directory, max_shard_size="1TB")
@@ -133,7 +144,6 @@ def save_bundle(
         tokenizer.save_pretrained(directory)
         _write_json(directory / "metrics.json", metrics)
         _write_json(directory / "training.json", training_config)
-        described = {"format": FORMAT, "backbone": backbone_name, "fingerprints": fingerprints}
         _seal(directory, described)
         card = model_card(
             bundle_name(uri), model.tasks, metrics, training_config, backbone_name, model.config.max_tokens
@@ -186,11 +196,25 @@ def read_bundle_info(uri: str) -> BundleInfo:
     return BundleInfo(
         tasks=tasks,
         fingerprints={task.name: described["fingerprints"][task.name] for task in tasks},
+        vector_fingerprint=described.get("vector_fingerprint", ""),
         max_tokens=config["max_tokens"],
         uri=uri,
         name=bundle_name(uri),
         digest=described["digest"],
     )
+
+
+def load_probes(uri: str, tasks: Sequence[str]) -> StackedProbes:
+    """Load the weights of some probes alone; everything else as `load_bundle` does it.
+
+    Args:
+        uri: The bundle.
+        tasks: At least one; all probes of the bundle.
+    """
+    directory = _checked_directory(uri, _read_config(uri))
+    with safe_open(directory / _WEIGHTS, framework="pt") as weights:
+        probes = [{key: weights.get_tensor(tensor_name(task, key)) for key in PROBE_TENSORS} for task in tasks]
+    return StackedProbes.stack(probes)
 
 
 def load_bundle_tokenizer(uri: str) -> PreTrainedTokenizerBase:

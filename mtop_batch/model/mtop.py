@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from mtop_batch.model.encoder import (
 from mtop_batch.model.heads import StackedTasks, TaskModule, task_loss
 from mtop_batch.model.mtop_config import MTOPConfig, PromptAttention
 from mtop_batch.model.prompts import PromptLayout, TaskPrompts, prompt_layout, random_prompts
+from mtop_batch.model.vectors import Probe, StackedProbes, document_vectors, join_logits
 from mtop_batch.tasks import Task, check_task_names, select_tasks
 
 
@@ -135,7 +136,7 @@ class MTOPModel(PreTrainedModel):
 
         Args:
             tasks: The new ones; they come last.
-            prompts_per_task: Of each.
+            prompts_per_task: Of each but probes, which have none and start at zero.
             seed: Of the random draws.
             replace: An isolated task of the same name makes room, and the new one takes its place.
 
@@ -186,17 +187,23 @@ class MTOPModel(PreTrainedModel):
         if num_prompts < 1:
             raise ConfigError(f"model.prompts_per_task = {num_prompts} is not positive; the paper uses 2")
         check_task_names([*self.task_names, *(task.name for task in tasks)])
-        entries = [{"task": task.to_dict(), "prompts": num_prompts, "isolated": isolated} for task in tasks]
-        self.config.tasks = [*self.config.tasks, *entries]
         for task in tasks:
-            module = self._build_task(task, num_prompts)
-            module.initialise(_generator(seed, task.name))
+            is_probe = task.kind == "probe"
+            prompts, alone = (0, True) if is_probe else (num_prompts, isolated)
+            self.config.tasks = [*self.config.tasks, {"task": task.to_dict(), "prompts": prompts, "isolated": alone}]
+            module = self._build_task(task, prompts)
+            if isinstance(module, TaskModule):
+                module.initialise(_generator(seed, task.name))
             module.to(self.backbone.device, self.backbone.dtype)
         self._inference_cache = None
 
-    def _build_task(self, task: Task, num_prompts: int) -> TaskModule:
-        sizes = embedding_size(self.backbone), hidden_size(self.backbone)
-        module = TaskModule(num_prompts, task.num_outputs, *sizes)
+    def _build_task(self, task: Task, num_prompts: int) -> TaskModule | Probe:
+        width = hidden_size(self.backbone)
+        module = (
+            Probe(task.num_outputs, width)
+            if task.kind == "probe"
+            else TaskModule(num_prompts, task.num_outputs, embedding_size(self.backbone), width)
+        )
         self.task_modules[_module_key(task.name)] = module
         return module
 
@@ -232,19 +239,28 @@ class MTOPModel(PreTrainedModel):
         """The task's prompts, pooler and head.
 
         Raises:
-            TaskError: There is no such task.
+            TaskError: There is no such task, or it is a probe.
         """
+        module = self._module(name)
+        if isinstance(module, Probe):
+            raise TaskError(f"task {name!r} is a probe: it has no prompts, pooler or head")
+        return module
+
+    def _module(self, name: str) -> TaskModule | Probe:
         if _module_key(name) not in self.task_modules:
             select_tasks([name], self.task_names)
-        return cast(TaskModule, self.task_modules[_module_key(name)])
+        return cast(TaskModule | Probe, self.task_modules[_module_key(name)])
 
     def task_parameters(self, name: str) -> list[nn.Parameter]:
         """The parameters that belong to the task alone: all that trains in a warm start (section 4.3)."""
-        return list(self.task_module(name).parameters())
+        return list(self._module(name).parameters())
 
     def task_tensors(self, name: str) -> dict[str, Tensor]:
-        """Copies of the task's parameters: `prompts`, `pooler.weight`, `pooler.bias`, `head.weight`."""
-        return {key: value.detach().clone() for key, value in self.task_module(name).state_dict().items()}
+        """Copies of the task's parameters: `prompts`, `pooler.weight`, `pooler.bias`, `head.weight`.
+
+        Those of a probe: `weight` (C, D) and `bias` (C).
+        """
+        return {key: value.detach().clone() for key, value in self._module(name).state_dict().items()}
 
     def load_task(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Set some or all of a task's parameters, from a warm start or from tokens (section 4.3).
@@ -256,7 +272,7 @@ class MTOPModel(PreTrainedModel):
         Raises:
             TaskError: There is no such task, or a tensor of another name or shape; nothing is changed then.
         """
-        own = self.task_module(name).state_dict()
+        own = self._module(name).state_dict()
         for key, value in tensors.items():
             allowed = {k: tuple(v.shape) for k, v in own.items()}
             if allowed.get(key) != tuple(value.shape):
@@ -291,25 +307,29 @@ class MTOPModel(PreTrainedModel):
             labels: (B,) Label indices or regression values of that task.
 
         Raises:
-            TaskError: There is no such task, labels are given without one, or a context with one that is not isolated.
+            TaskError: There is no such task, labels are given without one, or a context with one that is not isolated
+                or reads the text's own outputs (a probe).
         """
         if task is None:
             if labels is not None or input_ids is None:
                 raise TaskError("labels or a context are given without the task they belong to; pass task=NAME")
             return MTOPOutput(logits=self.all_tasks(input_ids, attention_mask, token_type_ids))
-        module = self.task_module(task)
+        module = self._module(task)
+        logits: Tensor
         if context is not None:
-            if not self._is_isolated(task):
-                raise TaskError(f"task {task!r} is part of the context; pass its texts, not what a context left")
-            outputs = encode_reading(self.backbone, module.prompts, context, [1] * len(module.prompts))
-            own = range(len(module.prompts))
+            if isinstance(module, Probe) or not self._is_isolated(task):
+                raise TaskError(f"task {task!r} reads more than the context left; pass its texts")
+            logits = module(encode_reading(self.backbone, module.prompts, context, [1] * len(module.prompts)))
         else:
             assert input_ids is not None, "either texts or their context are given"
             layout = self._layout([task])
             prompts = self._prompts(layout, trained=task if self.config.stop_gradient else None)
-            outputs, _ = encode(self.backbone, prompts, input_ids, attention_mask, token_type_ids, layout.groups)
-            own = layout.positions[task]
-        logits: Tensor = module(outputs[:, own.start : own.stop])
+            outputs, at_text = encode(self.backbone, prompts, input_ids, attention_mask, token_type_ids, layout.groups)
+            if isinstance(module, Probe):
+                logits = module(document_vectors(at_text, attention_mask))
+            else:
+                own = layout.positions[task]
+                logits = module(outputs[:, own.start : own.stop])
         if labels is None:
             return MTOPOutput(logits=logits)
         definition = Task.from_dict(self.config.tasks[self.task_names.index(task)]["task"])
@@ -363,9 +383,41 @@ class MTOPModel(PreTrainedModel):
             TaskError: A wanted task does not exist, or none is wanted.
         """
         wanted = tuple(self.task_names if tasks is None else tasks)
+        if not wanted:
+            raise TaskError(f"no task is wanted; tasks: {', '.join(self.task_names)}")
+        return self._outputs(wanted, _Text(input_ids, attention_mask, token_type_ids), vectors=False)[0]
+
+    def all_tasks_and_vectors(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        tasks: Sequence[str] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The logits of several tasks, or of none, and the document vectors, by one pass of the encoder.
+
+        Args:
+            input_ids: As for `all_tasks`, like the others.
+
+        Returns:
+            (B, n, C) logits, and (B, D) vectors in float16 (`mtop_batch.model.vectors`).
+
+        Raises:
+            TaskError: A wanted task does not exist.
+        """
+        wanted = tuple(self.task_names if tasks is None else tasks)
+        return self._outputs(wanted, _Text(input_ids, attention_mask, token_type_ids), vectors=True)
+
+    def _outputs(self, wanted: tuple[str, ...], text: _Text, *, vectors: bool) -> tuple[Tensor, Tensor]:
+        """Logits, and vectors: these are (B, 0) where nobody wants them."""
         parts = self._inference_parts(wanted)
-        outputs, _ = encode(self.backbone, parts.prompts, input_ids, attention_mask, token_type_ids, parts.groups)
-        return parts.stacked(outputs)
+        at_prompts, at_text = encode(self.backbone, parts.prompts, *text, groups=parts.groups)
+        needs_vectors = vectors or parts.probes is not None
+        found = document_vectors(at_text, text.attention_mask) if needs_vectors else at_text.new_empty(len(at_text), 0)
+        logits = [] if parts.stacked is None else [parts.stacked(at_prompts)]
+        if parts.probes is not None:
+            logits.append(parts.probes(found))
+        return join_logits(logits, parts.order) if logits else at_text.new_empty(len(at_text), 0, 0), found
 
     def _inference_parts(self, wanted: tuple[str, ...]) -> _InferenceCache:
         """Prompts and stacked heads of the wanted tasks; kept in evaluation for as long as no parameter changes."""
@@ -373,17 +425,22 @@ class MTOPModel(PreTrainedModel):
         if cache is not None and not torch.is_grad_enabled() and cache.fits(wanted):
             return cache
         select_tasks(wanted, self.task_names)
-        if not wanted:
-            raise TaskError(f"no task is wanted; tasks: {', '.join(self.task_names)}")
         layout = self._layout(wanted)
-        modules = [self.task_module(name) for name in wanted]
+        prompted = [name for name in wanted if name in layout.positions]
+        probes = [name for name in wanted if name not in layout.positions]
+        modules = [self.task_module(name) for name in prompted]
+        places = {name: place for place, name in enumerate([*prompted, *probes])}
         shared = () if self.shared_prompts is None else (self.shared_prompts,)
         parameters = (*shared, *self.task_modules.parameters())
         parts = _InferenceCache(
             wanted=wanted,
             prompts=self._prompts(layout),
             groups=layout.groups,
-            stacked=StackedTasks.stack(modules, [layout.positions[name] for name in wanted]),
+            stacked=StackedTasks.stack(modules, [layout.positions[name] for name in prompted]) if prompted else None,
+            probes=StackedProbes.stack([self._module(name).state_dict(keep_vars=True) for name in probes])
+            if probes
+            else None,
+            order=[places[name] for name in wanted],
             parameters=parameters,
             versions=sum(parameter._version for parameter in parameters),
         )
@@ -414,6 +471,14 @@ class MTOPModel(PreTrainedModel):
         """Do nothing: `from_backbone` and `add_tasks` draw new parameters, checkpoints hold all others."""
 
 
+class _Text(NamedTuple):
+    """The texts of a batch, as `encode` takes them."""
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    token_type_ids: Tensor | None
+
+
 @dataclass(frozen=True)
 class _InferenceCache:
     """What `all_tasks` needs of the parameters, stacked once for many batches."""
@@ -421,7 +486,9 @@ class _InferenceCache:
     wanted: tuple[str, ...]
     prompts: Tensor
     groups: tuple[int, ...]
-    stacked: StackedTasks
+    stacked: StackedTasks | None
+    probes: StackedProbes | None
+    order: list[int]
     parameters: tuple[nn.Parameter, ...]
     versions: int
 
@@ -433,6 +500,15 @@ class _InferenceCache:
 def _module_key(name: str) -> str:
     """A task's key in the module dictionary; the prefix keeps names such as "type" or "keys" from its attributes."""
     return f"task_{name}"
+
+
+def tensor_name(task: str, key: str) -> str:
+    """What a task's tensor is called among those of the whole model, and so in its file of weights.
+
+    >>> tensor_name("sports", "weight")
+    'task_modules.task_sports.weight'
+    """
+    return f"task_modules.{_module_key(task)}.{key}"
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

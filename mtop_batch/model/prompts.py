@@ -48,7 +48,7 @@ def prompt_layout(tasks: Sequence[TaskPrompts], num_shared_prompts: int, wanted:
     """Lay out the prompts that the wanted tasks need.
 
     Prompts of the context always stand in the sequence, because every output depends on them; those of an isolated
-    task only where the task is wanted, because no other output does.
+    task only where the task is wanted, because no other output does. A task without prompts (a probe) has no place.
 
     >>> tasks = [TaskPrompts("a", 2, False), TaskPrompts("b", 1, True), TaskPrompts("c", 1, True)]
     >>> prompt_layout(tasks, 1, ["c"])
@@ -59,7 +59,7 @@ def prompt_layout(tasks: Sequence[TaskPrompts], num_shared_prompts: int, wanted:
     positions: dict[str, range] = {}
     num_groups = 0
     for name, num_prompts, isolated in tasks:
-        if isolated and name not in wanted:
+        if not num_prompts or (isolated and name not in wanted):
             continue
         num_groups += isolated
         positions[name] = range(len(groups), len(groups) + num_prompts)
