@@ -2,9 +2,10 @@
 
     minimise over W, b    mean of cross_entropy(W z + b, label)  +  strength / 2 |W|^2
 
-with z the vector, each of its features scaled to mean 0 and variance 1 over the examples; the scaling is folded into
-the weights in the end. The strength is the one that gives the smallest loss on examples held out. Nothing is random
-but which ones are: a problem without local minima, solved in float64 on the CPU.
+with z the vector, centred and divided by one number such that its features have variance 1 on average, so that the
+same strengths do for every backbone; this is folded into the weights in the end. The strength is the one that gives the
+smallest loss on examples held out. Nothing but their choice is random: the problem has one minimum, which is found in
+float64 on the CPU.
 
 Shapes: R examples, D hidden width, C labels.
 """
@@ -27,7 +28,7 @@ from mtop_batch.training.evaluation import evaluate_task
 from mtop_batch.training.loop import Emit
 from mtop_batch.training.settings import Precision, TaskData, Worker
 
-STRENGTHS = tuple(10.0**exponent for exponent in (1, 0.5, 0, -0.5, -1, -1.5, -2, -2.5, -3, -4))
+STRENGTHS = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 1e-4)
 _MAX_BATCH_TOKENS = 8192
 _NUM_PARTS = 5
 # With more examples than this, one part held out says enough, and fitting takes a while.
@@ -129,9 +130,9 @@ def fit_probe(
         strengths: To choose from, from strong to weak.
     """
     vectors = vectors.double()
-    mean, std = vectors.mean(dim=0), vectors.std(dim=0, correction=0)
-    std = torch.where(std > 0, std, 1.0)
-    features = (vectors - mean) / std
+    mean = vectors.mean(dim=0)
+    scale = (vectors - mean).square().mean().sqrt().clamp(min=1e-12)
+    features = (vectors - mean) / scale
     losses = dict.fromkeys(strengths, 0.0)
     if len(strengths) > 1:
         masks = _held_out(labels, seed)
@@ -144,7 +145,7 @@ def fit_probe(
                 losses[strength] += float(F.cross_entropy(logits, labels[held_out])) / len(masks)
     strength = min(losses, key=lambda s: losses[s])
     solution = _minimise(features, labels, strength, _start(features, num_labels))
-    weight = (solution[:-1] / std[:, None]).T
+    weight = (solution[:-1] / scale).T
     bias = solution[-1] - weight @ mean
     return FittedProbe(weight.float().contiguous(), bias.float(), strength, losses)
 
