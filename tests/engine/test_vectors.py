@@ -92,7 +92,8 @@ def test_other_readers_read_vectors(tmp_path: Path, with_probes: tuple[str, str]
     label(with_probes[0], tmp_path, vectors=True)
     files = f"{vector_set(tmp_path)}/**/*.parquet"
     expected = as_matrix(read_labels(f"{tmp_path}/labels", vectors=True).sort_by("id")["vector"])
-    by_duckdb = duckdb.sql(f"select vector from read_parquet('{files}') order by id").fetchall()
+    query = f"select vector from read_parquet('{files}') order by id"
+    by_duckdb = duckdb.connect().execute(query).fetchall()
     by_polars = pl.scan_parquet(files).sort("id").collect()["vector"].to_list()
     by_pyarrow = ds.dataset(vector_set(tmp_path), partitioning="hive").to_table().sort_by("id")["vector"]
     for found in (np.array([row[0] for row in by_duckdb]), np.array(by_polars), as_matrix(by_pyarrow)):
@@ -221,12 +222,14 @@ def test_what_cannot_be_is_refused(
     with Progress(Console(quiet=True)) as progress, pytest.raises(ConfigError, match=r"'sport'.*mtop add-tasks"):
         train(config, progress=progress)
     label(model, tmp_path)
-    with pytest.raises(LabelTableError, match="no vectors in .*run `mtop label --vectors` first"):
+    with pytest.raises(LabelTableError, match=r"no vectors in .*run `mtop label --vectors` first"):
         read_labels(f"{tmp_path}/labels", vectors=True)
     older = json.loads((tmp_path / "m" / "config.json").read_text())
     del older["bundle"]["vector_fingerprint"], older["bundle"]["digest"]
     older["bundle"]["digest"] = json_digest(older)
     (tmp_path / "m" / "config.json").write_text(json.dumps(older))
-    with pytest.raises(BundleError, match="--vectors: the bundle .* was written by a version without document vectors"):
+    with pytest.raises(
+        BundleError, match=r"--vectors: the bundle .* was written by a version without document vectors"
+    ):
         label(model, tmp_path, vectors=True)
     assert label(model, tmp_path)["cells_planned"] == 0

@@ -70,7 +70,10 @@ def label_unit(corpus: str, labels: str, wanted: Definition, unit: Unit, run: st
     errors = [error for batch in batches for error in batch.errors]
     ids = pa.chunked_array([batch.ids for batch in batches]) if batches else pa.chunked_array([[]], pa.string())
     columns: dict[str, pa.Array] = {}
-    for task in unit.tasks:
+    if VECTOR in unit.tasks:
+        vectors = [None if text is None else [len(text), 1.0] for text in texts]
+        columns["vector"] = pa.array(vectors, pa.list_(pa.float16(), 2))
+    for task in (task for task in unit.tasks if task != VECTOR):
         pairs = [
             (None, None) if text is None else expected_label(task, wanted.tasks[task], text, second)
             for text, second in zip(texts, seconds, strict=True)
