@@ -54,7 +54,7 @@ class ProbePredictor:
         started = time.perf_counter()
         given = vectors.drop_null()
         values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in given.chunks]
-        matrix = np.concatenate([np.empty(0, np.float16), *values]).reshape(len(given), -1)
+        matrix = np.concatenate([np.empty(0, np.float16), *values]).reshape(-1, self._stacked.weight.shape[2])
         label_ids = np.full((len(vectors), len(self.tasks)), -1, np.int32)
         scores = np.full(label_ids.shape, np.nan, np.float32)
         if len(given):
