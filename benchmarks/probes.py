@@ -29,6 +29,7 @@ import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from results_file import write_result
 from mtop_batch.config import Config, TaskConfig, load_config
 from mtop_batch.data.examples import LabelledTokens, load_examples, tokenise_examples
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.engine.add_tasks import add_tasks
+from mtop_batch.engine.add_tasks import add_tasks, added_task_settings
 from mtop_batch.engine.label import LabelOptions, label_corpus
 from mtop_batch.engine.progress import Progress
 from mtop_batch.model.backbone import load_backbone
@@ -50,7 +51,7 @@ from mtop_batch.model.mtop import MTOPModel
 from mtop_batch.tasks import Task
 from mtop_batch.training.added_task import train_added_task
 from mtop_batch.training.probe import train_probe
-from mtop_batch.training.settings import TaskData, TrainSettings, Worker
+from mtop_batch.training.settings import TaskData, Worker
 
 
 def main() -> None:
@@ -104,15 +105,7 @@ def _by_all_ways(bundle: Bundle, config: Config, data: TaskData, seed: int) -> I
     learned = train_added_task(
         bundle.model,
         as_prompts,
-        TrainSettings(
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            warmup_fraction=settings.warmup_fraction,
-            max_grad_norm=settings.max_grad_norm,
-            seed=seed,
-        ),
+        replace(added_task_settings(settings), seed=seed),
         num_prompts=settings.prompts_per_task,
         pad_token_id=pad_token_id,
         worker=worker,

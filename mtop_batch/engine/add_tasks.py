@@ -171,7 +171,7 @@ def _learn(
     """Every task from a training of its own; what an interrupted run has learned is taken from its directory."""
     events = EventQueue()
     job = AddedTaskJob(
-        settings=_settings(config),
+        settings=added_task_settings(config),
         precision=config.precision,
         num_prompts=config.prompts_per_task,
         pad_token_id=int(bundle.tokenizer.pad_token_id or 0),
@@ -206,7 +206,8 @@ def _kept(run: RunDirectory, name: str) -> AddedTask | None:
     return None if tensors is None else AddedTask(tensors, **run.task_result(name))
 
 
-def _settings(config: AddTasksConfig) -> TrainSettings:
+def added_task_settings(config: AddTasksConfig) -> TrainSettings:
+    """How a new task with prompts trains; its precision is decided by the worker."""
     return TrainSettings(
         epochs=config.epochs,
         batch_size=config.batch_size,

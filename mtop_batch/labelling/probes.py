@@ -21,6 +21,8 @@ from mtop_batch.model.bundle import load_probes
 from mtop_batch.model.vectors import StackedProbes
 from mtop_batch.tasks import Task
 
+_ROWS_AT_ONCE = 1_024
+
 
 class ProbePredictor:
     """Labels vectors as `Predictor` labels texts, on the CPU.
@@ -52,16 +54,16 @@ class ProbePredictor:
     def predict(self, vectors: pa.ChunkedArray) -> TaskOutputs:
         """Label R vectors; a null one gets label -1 and score NaN."""
         started = time.perf_counter()
-        given = vectors.drop_null()
-        values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in given.chunks]
+        values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in vectors.drop_null().chunks]
         matrix = np.concatenate([np.empty(0, np.float16), *values]).reshape(-1, self._stacked.weight.shape[2])
+        present = np.flatnonzero(vectors.is_valid().to_numpy())
         label_ids = np.full((len(vectors), len(self.tasks)), -1, np.int32)
         scores = np.full(label_ids.shape, np.nan, np.float32)
-        if len(given):
-            logits = self._stacked(torch.from_numpy(matrix))
-            packed = labels_and_scores(logits, torch.zeros(len(self.tasks), dtype=torch.bool))
-            rows = vectors.is_valid().to_numpy()
-            label_ids[rows], scores[rows] = packed.numpy()
+        is_regression = torch.zeros(len(self.tasks), dtype=torch.bool)
+        for start in range(0, len(matrix), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            packed = labels_and_scores(self._stacked(torch.from_numpy(matrix[rows])), is_regression)
+            label_ids[present[rows]], scores[present[rows]] = packed.numpy()
         return TaskOutputs(label_ids, scores, seconds=time.perf_counter() - started)
 
 

@@ -65,8 +65,8 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
 def estimate_s(plan: Plan) -> float | None:
     """Seconds that the plan's units will take, at the rate of the last run that labelled something; None if none did.
 
-    Work from stored vectors is many times faster than work from texts, so rates are told apart by whether a run did
-    the one alone; beside texts it is not counted.
+    Stored vectors are many times faster than texts: runs that read no text have a rate of their own, and beside texts
+    the rows from vectors are not counted.
     """
     from_vectors = sum(unit.num_rows for unit in plan.units_from_vectors)
     from_texts = plan.num_articles_planned - from_vectors
