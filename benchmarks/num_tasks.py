@@ -61,6 +61,7 @@ class Variant:
         """The variant and its results."""
         parts = self.model._inference_parts
         assert parts is not None, "it was measured"
+        assert parts.stacked is not None, "all tasks have prompts"
         own = [*self.model.task_modules.parameters(), *self.model.prompt_groups.parameters()]
         return {
             "prompts": self.construction,

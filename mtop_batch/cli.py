@@ -141,6 +141,7 @@ def label(
     patience: Annotated[
         float, typer.Option(min=0.0, help="Fail when storage has not answered for this many seconds.")
     ] = 120.0,
+    vectors: Annotated[bool, typer.Option("--vectors", help="Store a document vector of each article too.")] = False,
     json_out: JsonOption = None,
 ) -> None:
     """Make every wanted cell of a corpus current: only what is missing or stale is computed."""
@@ -159,6 +160,7 @@ def label(
         max_error_fraction=max_error_fraction,
         prune=prune,
         patience_s=patience,
+        vectors=vectors,
     )
     report = label_corpus(options, plan_only=plan)
     _write_json(json_out, report)

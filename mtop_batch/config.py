@@ -97,7 +97,8 @@ class AddTasksConfig(_Section):
     """`mtop add-tasks`: each new task trains alone, on a backbone that stays as it is."""
 
     prompts_per_task: int = Field(8, ge=1, le=64)
-    """Soft prompt tokens of each new task; more than in joint training, because only they can adapt."""
+    """Soft prompt tokens of each new task; more than in joint training, because only they can adapt. Of this section
+    a probe takes the seed, the precision and max_failures only."""
     epochs: float = Field(10.0, gt=0)
     """The weights of the best one are taken."""
     batch_size: int = Field(32, ge=1)
@@ -116,6 +117,8 @@ class TaskConfig(_Section):
 
     name: str
     kind: TaskKind = "classification"
+    """"classification", "regression", or "probe": a classification that reads the document vector and has no prompts;
+    only `mtop add-tasks` learns it."""
     labels: tuple[str, ...] = ()
     metric: Metric | None = None
     text: tuple[str, ...] = ("text",)

@@ -15,13 +15,14 @@ from typing import Any, Literal, get_args
 
 from mtop_batch.errors import TaskError
 
-TaskKind = Literal["classification", "regression"]
+TaskKind = Literal["classification", "regression", "probe"]
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman"]
 
 TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
 METRICS: Mapping[TaskKind, tuple[Metric, ...]] = {
     "classification": ("accuracy", "f1", "matthews"),
     "regression": ("pearson_spearman", "pearson", "spearman"),
+    "probe": ("accuracy", "f1", "matthews"),
 }
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 
@@ -30,10 +31,12 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 class Task:
     """One classification or regression task.
 
+    A *probe* is a classification task that reads the document vector and has no prompts (`mtop_batch.model.vectors`).
+
     Args:
         name: Letters, digits, `_` and `-`, starting with a letter; it names the columns `<name>_label` and
             `<name>_score`.
-        kind: "classification" or "regression".
+        kind: "classification", "regression" or "probe".
         labels: The labels in the order of the head's outputs; empty for regression.
         text: The column(s) its texts come from: one, or two for a pair.
         metric: The metric that judges it; "" chooses the first that `METRICS` allows for the kind.
@@ -78,9 +81,7 @@ class Task:
                 )
             return
         if len(self.labels) < 2:
-            raise TaskError(
-                f"task {self.name!r}: labels = {list(self.labels)}; a classification task needs at least two"
-            )
+            raise TaskError(f"task {self.name!r}: labels = {list(self.labels)}; a {self.kind} task needs at least two")
         repeated = [label for label, count in Counter(self.labels).items() if count > 1]
         if repeated:
             raise TaskError(f"task {self.name!r}: labels {repeated} are given more than once")

@@ -172,7 +172,7 @@ def _learn(
     """Every task from a training of its own; what an interrupted run has learned is taken from its directory."""
     events = EventQueue()
     job = AddedTaskJob(
-        settings=_settings(config),
+        settings=added_task_settings(config),
         precision=config.precision,
         num_prompts=config.prompts_per_task,
         pad_token_id=int(bundle.tokenizer.pad_token_id or 0),
@@ -182,7 +182,7 @@ def _learn(
     )
     learned = {item.task.name: _kept(run, item.task.name) for item in data}
     done = {name: task for name, task in learned.items() if task is not None}
-    steps = {item.task.name: num_steps(len(item.train), config.batch_size, config.epochs) for item in data}
+    steps = {item.task.name: _num_steps(item, config) for item in data}
     monitor.begin_single_tasks(ADD_PHASE, steps, done)
     model_ref = ray.put(bundle.model)
     train_one = ray.remote(add_task).options(**single_task_options(len(data), resources, config.max_failures))
@@ -197,12 +197,18 @@ def _learn(
     return done
 
 
+def _num_steps(data: TaskData, config: AddTasksConfig) -> int:
+    """Steps of the task's training; a probe is fitted in one."""
+    return 1 if data.task.kind == "probe" else num_steps(len(data.train), config.batch_size, config.epochs)
+
+
 def _kept(run: RunDirectory, name: str) -> AddedTask | None:
     tensors = run.task(name)
     return None if tensors is None else AddedTask(tensors, **run.task_result(name))
 
 
-def _settings(config: AddTasksConfig) -> TrainSettings:
+def added_task_settings(config: AddTasksConfig) -> TrainSettings:
+    """How a new task with prompts trains; its precision is decided by the worker."""
     return TrainSettings(
         epochs=config.epochs,
         batch_size=config.batch_size,

@@ -21,16 +21,17 @@ from mtop_batch.engine.label_log import LabelLog
 from mtop_batch.engine.pipeline import plan_actors, run_pieces
 from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.session import ray_session
-from mtop_batch.errors import JobError, MtopError
-from mtop_batch.labelling.definition import DEFAULT_TEXT_COLUMNS, Definition
+from mtop_batch.errors import BundleError, JobError, MtopError
+from mtop_batch.labelling.definition import DEFAULT_TEXT_COLUMNS, VECTOR, Definition
 from mtop_batch.labelling.gather import DEFAULT_UNIT_ROWS, plan_labels
 from mtop_batch.labelling.label_files import remove_unfinished
 from mtop_batch.labelling.lease import Lease, hold_lease
 from mtop_batch.labelling.paths import parse_partitions
+from mtop_batch.labelling.patience import DEFAULT_PATIENCE_S
 from mtop_batch.labelling.plan import Plan
 from mtop_batch.labelling.report import RunReport, write_report
 from mtop_batch.labelling.runs import list_runs, new_run_id, write_run
-from mtop_batch.labelling.stages import DEFAULT_PATIENCE_S, LabelJob, pieces_of_work
+from mtop_batch.labelling.stages import LabelJob, pieces_of_work
 from mtop_batch.labelling.summary import estimate_s, plan_dict, plan_text
 from mtop_batch.model.bundle_files import check_bundle, read_bundle_info
 from mtop_batch.tasks import select_tasks
@@ -53,6 +54,7 @@ class LabelOptions:
         max_error_fraction: The run fails as soon as it is certain that more of its rows than this have errors.
         prune: Remove label files whose source file is gone from the corpus.
         patience_s: The run fails when storage has not answered for so long.
+        vectors: Store document vectors too.
     """
 
     model: str
@@ -67,6 +69,7 @@ class LabelOptions:
     max_error_fraction: float = 1.0
     prune: bool = False
     patience_s: float = DEFAULT_PATIENCE_S
+    vectors: bool = False
 
 
 def label_corpus(options: LabelOptions, *, plan_only: bool = False) -> dict[str, Any]:
@@ -121,11 +124,20 @@ def _plan(options: LabelOptions, definition: Definition) -> Plan:
 def _definition(options: LabelOptions) -> Definition:
     bundle = read_bundle_info(options.model)
     names = select_tasks(options.tasks or list(bundle.fingerprints), list(bundle.fingerprints))
+    fingerprints = {name: bundle.fingerprints[name] for name in names}
+    if options.vectors:
+        if not bundle.vector_fingerprint:
+            raise BundleError(
+                f"--vectors: the bundle {bundle.uri} was written by a version without document vectors; add a task to "
+                "it with `mtop add-tasks`, or train it again, with this version"
+            )
+        fingerprints[VECTOR] = bundle.vector_fingerprint
     return Definition(
         bundle_name=bundle.name,
         bundle_uri=bundle.uri,
         specs=tuple(task for task in bundle.tasks if task.name in names),
-        tasks={name: bundle.fingerprints[name] for name in names},
+        tasks=fingerprints,
+        vector=bundle.vector_fingerprint,
         text_columns=options.text_columns or DEFAULT_TEXT_COLUMNS,
         text_columns_required=bool(options.text_columns),
         id_column=options.id_column,
@@ -178,7 +190,8 @@ def _label_units(options: LabelOptions, report: RunReport, lease: Lease) -> None
         return
     pieces = pieces_of_work(plan.units, options.unit_rows)
     with ray_session(spare_cpus=1) as resources, Progress() as progress:
-        pool = plan_actors(resources, options.num_actors, len(pieces))
+        num_from_texts = sum(not piece[0].vectors for piece in pieces)
+        pool = plan_actors(resources, options.num_actors, num_from_texts)
         progress.note(f"run {report.run} begins on {resources}; {pool}")
         progress.phase("label", total=plan.num_articles_planned, unit="articles")
         log, queue = LabelLog(progress, report, pool.size), EventQueue()

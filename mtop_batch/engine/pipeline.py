@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.session import Resources
+from mtop_batch.labelling.definition import VECTOR
+from mtop_batch.labelling.patience import ACTOR_STARTED, News
 from mtop_batch.labelling.plan import Unit, decode_units, encode_units
-from mtop_batch.labelling.stages import ACTOR_STARTED, LabelJob, News, UnitResult, label, read_and_tokenise, write
+from mtop_batch.labelling.probes import ProbePredictor
+from mtop_batch.labelling.stages import LabelJob, UnitResult, label, label_from_vectors, read_and_tokenise, write
 from mtop_batch.model.bundle_files import load_bundle_tokenizer, read_bundle_info
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 # Readers and writers wait for storage half of the time.
 _STORAGE_STAGE_CPUS = 0.5
+_ONE_PIECE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class ActorPool:
     num_storage_tasks: int | None = None
 
     def __str__(self) -> str:
+        if not self.size:
+            return "no labelling actors: everything is computed from stored vectors"
         actors = "1 labelling actor" if self.size == 1 else f"{self.size} labelling actors"
         return f"{actors}, each with {'a GPU' if self.num_gpus else 'a CPU'}"
 
@@ -58,7 +64,7 @@ def plan_actors(resources: Resources, num_actors: int | None, num_pieces: int) -
     Args:
         resources: Of the cluster.
         num_actors: Overrides the number.
-        num_pieces: Pieces of work; there are never more actors.
+        num_pieces: Pieces of work that read texts; there are never more actors.
     """
     if resources.num_gpus:
         return ActorPool(min(num_actors or resources.num_gpus, num_pieces), num_gpus=1, num_cpus=0)
@@ -83,29 +89,51 @@ def run_pieces(
 ) -> Generator[UnitResult]:
     """Run pieces of work on the connected Ray; yields each unit's result when its label files are written.
 
-    Closing the iterator stops the work. What was written stays.
+    Closing the iterator stops the work. What was written stays. Pieces whose vectors are stored come first: they need
+    no labelling actors.
 
     Raises:
         Exception: What a stage raised, wrapped by Ray, when it failed for good.
     """
     _configure_ray_data()
+    from_vectors = [piece for piece in pieces if piece[0].vectors]
+    if from_vectors:
+        yield from _results(_from_vectors(_work(from_vectors), job, bundle_uri))
+    from_texts = [piece for piece in pieces if not piece[0].vectors]
+    if from_texts:
+        yield from _results(_from_texts(_work(from_texts), job, bundle_uri, pool))
+
+
+def _work(pieces: Sequence[Sequence[Unit]]) -> Dataset:
     rows = [{"work": encode_units(piece)} for piece in pieces]
-    one_piece: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
+    return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
+def _from_texts(work: Dataset, job: LabelJob, bundle_uri: str, pool: ActorPool) -> Dataset:
     storage_stage = _storage_stage(pool)
-    labelled = (
-        ray.data.from_items(rows, override_num_blocks=len(rows))
-        .map_batches(partial(_read_piece, job=job, bundle_uri=bundle_uri), **storage_stage, **one_piece)
+    return (
+        work.map_batches(partial(_read_piece, job=job, bundle_uri=bundle_uri), **storage_stage, **_ONE_PIECE)
         .map_batches(
             _Labeller,
             fn_constructor_kwargs={"bundle_uri": bundle_uri, "threads": pool.num_cpus or None, "news": job.news},
             compute=ActorPoolStrategy(size=pool.size),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus,
-            **one_piece,
+            **_ONE_PIECE,
         )
-        .map_batches(partial(_write_piece, job=job), **storage_stage, **one_piece)
+        .map_batches(partial(_write_piece, job=job), **storage_stage, **_ONE_PIECE)
     )
-    for row in labelled.iter_rows():
+
+
+def _from_vectors(work: Dataset, job: LabelJob, bundle_uri: str) -> Dataset:
+    probes = [spec for spec in job.definition.specs if spec.kind == "probe"]
+    # A few kilobytes each: all go along, a piece takes those that it wants.
+    predictor = ProbePredictor.load(bundle_uri, probes)
+    return work.map_batches(partial(_label_and_write, job=job, predictor=predictor), num_cpus=1, **_ONE_PIECE)
+
+
+def _results(written: Dataset) -> Generator[UnitResult]:
+    for row in written.iter_rows():
         for values in json.loads(row["results"]):
             yield UnitResult(**values)
 
@@ -123,8 +151,13 @@ def _configure_ray_data() -> None:
 
 
 def _read_piece(block: pa.Table, job: LabelJob, bundle_uri: str) -> pa.Table:
-    units = decode_units(block["work"][0].as_py())
+    units = _units(block)
     return _block(units[0].tasks, read_and_tokenise(job, units, _text_tokenizer(bundle_uri)))
+
+
+def _label_and_write(block: pa.Table, job: LabelJob, predictor: ProbePredictor) -> pa.Table:
+    streams = label_from_vectors(job, _units(block), predictor)
+    return _results_block(write(job, streams))
 
 
 class _Labeller:
@@ -149,13 +182,23 @@ class _Labeller:
 
         tasks = tuple(block["tasks"][0].as_py())
         if tasks not in self._predictors:
-            self._predictors[tasks] = Predictor(self._bundle.model, self._bundle.tokenizer, tasks=tasks)
+            names = [task for task in tasks if task != VECTOR]
+            self._predictors[tasks] = Predictor(
+                self._bundle.model, self._bundle.tokenizer, tasks=names, vectors=VECTOR in tasks
+            )
         return _block(tasks, label(_streams(block), self._predictors[tasks]))
 
 
 def _write_piece(block: pa.Table, job: LabelJob) -> pa.Table:
-    results = [asdict(result) for result in write(job, _streams(block))]
-    return pa.table({"results": [json.dumps(results)]})
+    return _results_block(write(job, _streams(block)))
+
+
+def _units(block: pa.Table) -> list[Unit]:
+    return decode_units(block["work"][0].as_py())
+
+
+def _results_block(results: Sequence[UnitResult]) -> pa.Table:
+    return pa.table({"results": [json.dumps([asdict(result) for result in results])]})
 
 
 def _block(tasks: Sequence[str], streams: Sequence[bytes]) -> pa.Table:

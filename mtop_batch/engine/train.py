@@ -124,6 +124,7 @@ class _Parts:
 
 def _prepare(config: Config, progress: Progress) -> _Parts:
     """Load everything and check all that can be checked before work starts."""
+    _check_kinds(config)
     multi_task_settings(config.train).check_workers(config.train.num_workers)
     check_output(config.output)
     progress.phase("read and tokenise the examples", len(config.task), "tasks")
@@ -136,6 +137,16 @@ def _prepare(config: Config, progress: Progress) -> _Parts:
         data.append(load_task(task, text_tokenizer))
         progress.advance(1, f"{task.name}: {len(data[-1].train.tokens):,} examples")
     return _Parts(tokenizer, backbone, data)
+
+
+def _check_kinds(config: Config) -> None:
+    """Refuse probes: they read a trained encoder."""
+    probes = [task.name for task in config.task if task.kind == "probe"]
+    if probes:
+        raise ConfigError(
+            f'task {probes[0]!r}: kind = "probe" cannot be trained together with other tasks; train these first, then '
+            "add it with `mtop add-tasks`"
+        )
 
 
 def check_output(output: str) -> None:

@@ -25,6 +25,7 @@ from mtop_batch.model.mtop import MTOPModel
 from mtop_batch.model.mtop_config import PromptAttention
 from mtop_batch.training.added_task import AddedTask, train_added_task
 from mtop_batch.training.loop import FitResult, WriteCheckpoint, fit
+from mtop_batch.training.probe import train_probe
 from mtop_batch.training.settings import Precision, TaskData, TrainSettings, Worker
 from mtop_batch.training.warm_start import train_single_task
 
@@ -70,7 +71,7 @@ class AddedTaskJob:
     Args:
         settings: How to train; its precision is decided by the worker.
         precision: As in the configuration.
-        num_prompts: Of each task.
+        num_prompts: Of each task but probes.
         pad_token_id: Of the tokenizer.
         events: Where news go.
         processes: How many of these share a node.
@@ -142,7 +143,7 @@ def add_task(model: MTOPModel, data: TaskData, job: AddedTaskJob) -> AddedTask:
     """A Ray task: one task, learned on a trained model of which nothing else trains.
 
     Raises:
-        MtopError: As `train_added_task`.
+        MtopError: As `train_added_task` or `train_probe`.
     """
     _use_threads(job.processes, job.max_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -150,6 +151,16 @@ def add_task(model: MTOPModel, data: TaskData, job: AddedTaskJob) -> AddedTask:
     def emit(event: Event) -> None:
         job.events.emit({**event, "phase": ADD_PHASE, "task": data.task.name})
 
+    if data.task.kind == "probe":
+        return train_probe(
+            model,
+            data,
+            seed=job.settings.seed,
+            precision=resolve_precision(job.precision, device),
+            pad_token_id=job.pad_token_id,
+            worker=Worker(device=device),
+            emit=emit,
+        )
     return train_added_task(
         model,
         data,

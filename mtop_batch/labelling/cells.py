@@ -10,11 +10,11 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mtop_batch.labelling.definition import Definition, LabelSet
+from mtop_batch.labelling.definition import VECTOR, Definition, LabelSet
 from mtop_batch.labelling.footer import Footer, SourceFile
 from mtop_batch.labelling.paths import label_path, source_path
-from mtop_batch.labelling.plan import Layout, Plan, Target, Unit
-from mtop_batch.labelling.slices import Rows, gaps, pieces, row_groups_of, slice_rows
+from mtop_batch.labelling.plan import Layout, Plan, Target, Unit, VectorRows
+from mtop_batch.labelling.slices import Rows, cover, gaps, pieces, row_groups_of, slice_rows
 
 NEW_FILE = "new file"
 NEW_TASK = "new task"
@@ -74,6 +74,7 @@ class Cells:
         self._label_sets = {label_set.name: label_set for label_set in label_sets}
         self._listing = listing
         self._groups = _group_tasks(definition, label_sets)
+        self._vector_sets = {label_set.name for label_set in label_sets if label_set.holds_vectors(definition)}
         self._files: dict[str, list[LabelFile]] = defaultdict(list)
         for file in label_files:
             self._files[source_path(file.path)].append(file)
@@ -93,9 +94,17 @@ class Cells:
 
     def units(self, source: SourceFile, layout: Layout, unit_rows: int) -> list[Unit]:
         """The units of at most `unit_rows` rows that make a source file current, in order."""
-        missing = self._missing((0, sum(layout.row_groups)), self._current_files(source))
-        slices = slice_rows(layout.row_groups, unit_rows)
-        return [self._unit(source, layout, rows, groups) for rows, groups in pieces(slices, missing)]
+        rows, current = (0, sum(layout.row_groups)), self._current_files(source)
+        slices, missing = slice_rows(layout.row_groups, unit_rows), self._missing(rows, current)
+        # Stored vectors are one more thing that may be missing: units end where they do.
+        vectors = [file for file in current if file.label_set in self._vector_sets]
+        without = len(missing)
+        missing.append(gaps(rows, (file.rows for file in vectors)))
+        return [
+            self._unit(source, layout, rows, groups - {without}, () if without in groups else vectors)
+            for rows, groups in pieces(slices, missing)
+            if groups != {without}
+        ]
 
     def reasons(self, source: SourceFile, units: Iterable[Unit]) -> Counter[str]:
         """Why the cells of a source file's units are not current, each counted as articles x tasks."""
@@ -145,7 +154,14 @@ class Cells:
             gaps(rows, (file.rows for file in current if file.label_set in group.label_sets)) for group in self._groups
         ]
 
-    def _unit(self, source: SourceFile, layout: Layout, rows: Rows, groups: frozenset[int]) -> Unit:
+    def _unit(
+        self,
+        source: SourceFile,
+        layout: Layout,
+        rows: Rows,
+        groups: frozenset[int],
+        vectors: Sequence[LabelFile],
+    ) -> Unit:
         num_rows = sum(layout.row_groups)
         row_groups, aligned = row_groups_of(layout.row_groups, rows)
         path = label_path(source.path, row_groups, None if aligned else rows, whole=rows == (0, num_rows))
@@ -163,6 +179,7 @@ class Cells:
             text_columns=layout.text_columns,
             tasks=tasks,
             targets=tuple(Target(label_set, path, members) for label_set, members in chosen),
+            vectors=_vector_rows(rows, vectors) if self._definition.probes.issuperset(tasks) else (),
         )
 
     def _reason(self, source: SourceFile, group: _TaskGroup) -> str:
@@ -181,10 +198,24 @@ class Cells:
         return NEW_TASK if present else NEW_FILE
 
 
+def _vector_rows(rows: Rows, files: Sequence[LabelFile]) -> tuple[VectorRows, ...]:
+    """Which label files have the vectors of these rows; each row in one of them."""
+    by_rows = {file.rows: file for file in files}
+    return tuple(
+        VectorRows(by_rows[whole].label_set, by_rows[whole].path, part) for whole, part in cover(rows, by_rows)
+    )
+
+
 def relevant_sets(definition: Definition, label_sets: Iterable[LabelSet]) -> list[LabelSet]:
-    """The label sets that hold at least one wanted task as it is wanted: only their footers decide what is current."""
+    """The label sets whose footers decide what is current, or what it can be computed from.
+
+    They hold at least one wanted task as it is wanted, or vectors that a wanted probe reads.
+    """
     return [
-        label_set for label_set in label_sets if any(label_set.holds(definition, task) for task in definition.tasks)
+        label_set
+        for label_set in label_sets
+        if any(label_set.holds(definition, task) for task in definition.tasks)
+        or (definition.probes and label_set.holds_vectors(definition))
     ]
 
 
@@ -195,8 +226,9 @@ def choose_label_sets(
 
     Existing sets that hold nothing but some of these tasks are filled up, the largest first; so every set stays a
     complete table, and nightly new files join the sets of earlier ones. What remains becomes one set for each group of
-    tasks that existing sets do not tell apart (all of them, in a first run). Sets that are made so never tell apart
-    what was one group: a run that is cut short and done again ends with the same files as one that was not.
+    tasks that existing sets do not tell apart (all of them, in a first run), and vectors one of their own. Sets that
+    are made so never tell apart what was one group: a run that is cut short and done again ends with the same files
+    as one that was not.
     """
     label_sets = list(label_sets)
     open_tasks = set(tasks)
@@ -210,10 +242,11 @@ def choose_label_sets(
         if set(label_set.tasks) <= open_tasks:
             chosen.append((label_set.name, tuple(label_set.tasks)))
             open_tasks -= set(label_set.tasks)
-    groups: dict[frozenset[str], list[str]] = defaultdict(list)
+    groups: dict[tuple[bool, frozenset[str]], list[str]] = defaultdict(list)
     for task in tasks:
         if task in open_tasks:
-            groups[frozenset(known.name for known in label_sets if known.holds(definition, task))].append(task)
+            holders = frozenset(known.name for known in label_sets if known.holds(definition, task))
+            groups[task == VECTOR, holders].append(task)
     chosen += [(definition.label_set_name(group), tuple(group)) for group in groups.values()]
     return sorted(chosen, key=lambda target: tasks.index(target[1][0]))
 

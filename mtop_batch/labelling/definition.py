@@ -3,6 +3,8 @@
 A label file is current for a task when it was computed by the same definition from the source file's present
 content. All label files of one label set share one definition; the set's name carries a hash of it, so a rerun
 writes to the same place.
+
+Document vectors are planned, written and recorded as if they were one more task, of the name `VECTOR`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from mtop_batch.errors import ConfigError
 from mtop_batch.tasks import Task
 
 DEFAULT_TEXT_COLUMNS = ("title", "body")
+VECTOR = "_vector"
+"""What document vectors are called among tasks; no task can have the name."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,9 @@ class Definition:
         bundle_name: Goes into the names of new label sets.
         bundle_uri: Where the bundle lies, for the record.
         specs: The wanted tasks, in the bundle's order.
-        tasks: Each wanted task's fingerprint, by name and in the same order.
+        tasks: Each wanted task's fingerprint, by name and in the same order; then that of `VECTOR`, if vectors are
+            wanted.
+        vector: The fingerprint of the bundle's vectors, wanted or not; empty if it has none.
         text_columns: One column, or two that are read as a pair.
         text_columns_required: False lets a file lack some of the text columns (not all of them).
         id_column: The column that identifies an article.
@@ -40,12 +46,13 @@ class Definition:
     bundle_uri: str
     specs: tuple[Task, ...]
     tasks: Mapping[str, str]
+    vector: str = ""
     text_columns: tuple[str, ...] = DEFAULT_TEXT_COLUMNS
     text_columns_required: bool = False
     id_column: str = "id"
 
     def __post_init__(self) -> None:
-        if not self.specs or [spec.name for spec in self.specs] != list(self.tasks):
+        if not self.tasks or [spec.name for spec in self.specs] != [name for name in self.tasks if name != VECTOR]:
             raise ConfigError(f"bundle {self.bundle_uri}: no tasks, or tasks without fingerprints; train it again")
         if not 1 <= len(self.text_columns) <= 2 or len(set(self.text_columns)) < len(self.text_columns):
             raise ConfigError(
@@ -56,6 +63,15 @@ class Definition:
     def columns(self) -> tuple[tuple[str, ...], str]:
         """The part of the definition that says what is read."""
         return self.text_columns, self.id_column
+
+    def kind(self, task: str) -> str:
+        """The kind of a wanted task; "vector" for vectors."""
+        return {VECTOR: "vector", **{spec.name: spec.kind for spec in self.specs}}[task]
+
+    @property
+    def probes(self) -> frozenset[str]:
+        """The wanted tasks that can be computed from vectors."""
+        return frozenset(spec.name for spec in self.specs if spec.kind == "probe")
 
     def label_set_name(self, tasks: Iterable[str]) -> str:
         """The name of the label set for these of the definition's tasks: the same for the same definition."""
@@ -88,3 +104,7 @@ class LabelSet:
     def holds(self, definition: Definition, task: str) -> bool:
         """Whether labels of `task` in this set are what `definition` would compute from the same content."""
         return self.columns == definition.columns and self.tasks.get(task) == definition.tasks[task]
+
+    def holds_vectors(self, definition: Definition) -> bool:
+        """Whether this set has the vectors that `definition` would compute, wanted or not."""
+        return self.columns == definition.columns and self.tasks.get(VECTOR, "") == definition.vector != ""

@@ -47,7 +47,7 @@ class Footer:
         row_groups: The row groups that were read: first, and the one after the last.
         rows: The same in rows of the source file; as many rows as the label file has.
         fingerprints: Per task, what computed it.
-        kinds: Per task, "classification" or "regression".
+        kinds: Per task, "classification", "regression" or "probe"; "vector" for vectors.
         bundles: Per task, the name of the bundle that computed it.
         bundle: URI of that bundle.
         text_columns: The text columns that were asked for.

@@ -1,6 +1,7 @@
 """Label files: row for row the labels of a slice of a source file, with a record of what they are.
 
     <labels>/<label set>/<path of the source file>     columns id, <task>_label, <task>_score ..., error
+                                                       or id, vector, error
 
 Each label set is a plain Parquet data set. A label file appears whole or not at all.
 """
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 
 from mtop_batch import storage
 from mtop_batch.errors import LabelTableError
-from mtop_batch.labelling.definition import LabelSet
+from mtop_batch.labelling.definition import VECTOR, LabelSet
 from mtop_batch.labelling.footer import FOOTER_KEY, DamagedLabelFile, Footer
 from mtop_batch.labelling.paths import is_source
 from mtop_batch.labelling.plan import Target
@@ -29,19 +30,28 @@ from mtop_batch.tasks import Task
 
 LABEL_TYPE = pa.dictionary(pa.int32(), pa.string())
 SCORE_TYPE = pa.float32()
+VECTOR_COLUMN = "vector"
 T = TypeVar("T")
 _FORMAT = ds.ParquetFileFormat()
 # Files of a data set of which only some are damaged: one of so many should tell the label set's definition.
 _DEFINITION_TRIES = 8
 
 
-def label_schema(id_type: pa.DataType, tasks: Iterable[Task]) -> pa.Schema:
-    """The columns of a label file: `id`, per task `<task>_label` (not for regression) and `<task>_score`, `error`."""
+def task_columns(task: str, kind: str) -> list[str]:
+    """The columns that a label file has of a task: `<task>_label` (not for regression) and `<task>_score`."""
+    if kind == "vector":
+        return [VECTOR_COLUMN]
+    return [f"{task}_score"] if kind == "regression" else [f"{task}_label", f"{task}_score"]
+
+
+def label_schema(id_type: pa.DataType, tasks: Iterable[Task], vector_type: pa.DataType | None = None) -> pa.Schema:
+    """The columns of a label file: `id`, those of the tasks, `vector` if it has a type, `error`."""
     fields = [pa.field("id", id_type)]
     for task in tasks:
-        if task.kind == "classification":
-            fields.append(pa.field(f"{task.name}_label", LABEL_TYPE))
-        fields.append(pa.field(f"{task.name}_score", SCORE_TYPE))
+        for name in task_columns(task.name, task.kind):
+            fields.append(pa.field(name, LABEL_TYPE if name.endswith("_label") else SCORE_TYPE))
+    if vector_type is not None:
+        fields.append(pa.field(VECTOR_COLUMN, vector_type))
     return pa.schema([*fields, pa.field("error", pa.string())])
 
 
@@ -62,7 +72,7 @@ def write_label_file(
         labels: The label table.
         target: Which label file, and its tasks.
         ids: The source rows' ids.
-        columns: `<task>_label` and `<task>_score` of the target's tasks, at least.
+        columns: `<task>_label` and `<task>_score` of the target's tasks, `vector` for `VECTOR`, at least.
         errors: Why a row has no labels; None where it has.
         footer: The file's record of itself.
         specs: The tasks, at least the target's.
@@ -74,7 +84,11 @@ def write_label_file(
         LabelTableError: The columns do not have the source's rows, or the storage cannot be reached or refuses.
     """
     by_name = {task.name: task for task in specs}
-    schema = label_schema(ids.type, [by_name[name] for name in target.tasks])
+    schema = label_schema(
+        ids.type,
+        [by_name[name] for name in target.tasks if name != VECTOR],
+        columns[VECTOR_COLUMN].type if VECTOR in target.tasks else None,
+    )
     given = {**columns, "id": ids, "error": pa.array(errors, pa.string()) if isinstance(errors, Sequence) else errors}
     arrays = [given[field.name].cast(field.type) if field.name != "id" else ids for field in schema]
     num_rows = footer.rows[1] - footer.rows[0]
@@ -119,9 +133,11 @@ def read_footer(labels: str, label_set: str, path: str, size: int | None = None)
     return _read_metadata(labels, label_set, path, size, _footer_of)
 
 
-def read_head(labels: str, label_set: str, path: str, size: int | None = None) -> tuple[Footer, pa.DataType]:
-    """The record in a label file, and the type of its ids; otherwise as `read_footer`."""
-    return _read_metadata(labels, label_set, path, size, lambda metadata: (_footer_of(metadata), _id_type(metadata)))
+def read_head(labels: str, label_set: str, path: str, size: int | None = None) -> tuple[Footer, pa.Schema]:
+    """The record in a label file, and its columns; otherwise as `read_footer`."""
+    return _read_metadata(
+        labels, label_set, path, size, lambda metadata: (_footer_of(metadata), metadata.schema.to_arrow_schema())
+    )
 
 
 def read_label_file(labels: str, label_set: str, path: str, columns: Sequence[str]) -> tuple[Footer, pa.Table]:
@@ -200,7 +216,3 @@ def _footer_of(metadata: pq.FileMetaData) -> Footer:
     if record is None:
         raise ValueError(f"its footer has no key {FOOTER_KEY!r}")
     return Footer.decode(record)
-
-
-def _id_type(metadata: pq.FileMetaData) -> pa.DataType:
-    return metadata.schema.to_arrow_schema().field("id").type

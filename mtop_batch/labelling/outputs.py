@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from mtop_batch.labelling.label_files import VECTOR_COLUMN
 from mtop_batch.tasks import Task
 
 
@@ -19,6 +21,7 @@ class TaskOutputs:
     Args:
         label_ids: (n, R) int32, index of the likeliest label; -1 for a regression or a row without tokens.
         scores: (n, R) float32, probability of that label, or the value of a regression; NaN for a row without tokens.
+        vectors: (R, D) float16, NaN for a row without tokens; None where they are not wanted.
         num_tokens: Tokens of all rows.
         num_padded_tokens: Tokens and padding that went through the model, prompts aside.
         seconds: Wall-clock time.
@@ -26,13 +29,15 @@ class TaskOutputs:
 
     label_ids: npt.NDArray[np.int32]
     scores: npt.NDArray[np.float32]
+    vectors: npt.NDArray[np.float16] | None = None
     num_tokens: int = 0
     num_padded_tokens: int = 0
     seconds: float = 0.0
 
     def __getitem__(self, rows: slice) -> TaskOutputs:
         """The outputs of some rows; the counts and seconds stay those of the whole."""
-        return replace(self, label_ids=self.label_ids[:, rows], scores=self.scores[:, rows])
+        vectors = None if self.vectors is None else self.vectors[rows]
+        return replace(self, label_ids=self.label_ids[:, rows], scores=self.scores[:, rows], vectors=vectors)
 
 
 def label_columns(
@@ -40,20 +45,27 @@ def label_columns(
 ) -> list[tuple[str, pa.Array]]:
     """The label table's columns of each task: `<task>_label` (dictionary of strings) and `<task>_score` (float32).
 
-    The columns are the outputs' own memory, not copies, and share one bitmap of what is null.
+    And `vector` (list of D float16) if the outputs have vectors. The columns are the outputs' own memory, not copies,
+    and those of tasks share one bitmap of what is null.
 
     Args:
         tasks: The n tasks of the outputs, in their order; a regression has no label column.
         outputs: Of R rows.
         valid: (R,) False for rows whose cells are null.
     """
-    present = pa.array(valid & ~np.isnan(outputs.scores[0])).buffers()[1]  # a row has labels of all tasks or of none
+    # A row has labels of all tasks, and a vector, or none of these.
+    missing = np.isnan(outputs.scores[0] if outputs.vectors is None else outputs.vectors[:, 0])
+    given = pa.array(valid & ~missing)
+    present = given.buffers()[1]
     columns = []
     for task, label_ids, scores in zip(tasks, outputs.label_ids, outputs.scores, strict=True):
-        if task.kind == "classification":
+        if task.kind != "regression":
             indices = pa.Array.from_buffers(pa.int32(), len(valid), [present, pa.py_buffer(label_ids)])
             labels = pa.DictionaryArray.from_arrays(indices, pa.array(task.labels, pa.string()))
             columns.append((f"{task.name}_label", labels))
         values = pa.Array.from_buffers(pa.float32(), len(valid), [present, pa.py_buffer(scores)])
         columns.append((f"{task.name}_score", values))
+    if outputs.vectors is not None:
+        elements, size = pa.array(outputs.vectors.reshape(-1)), outputs.vectors.shape[1]
+        columns.append((VECTOR_COLUMN, pa.FixedSizeListArray.from_arrays(elements, size, mask=pc.invert(given))))
     return columns

@@ -36,6 +36,15 @@ class Target:
 
 
 @dataclass(frozen=True)
+class VectorRows:
+    """Where stored vectors of some rows of a source file lie: a label file, and the rows of the source file."""
+
+    label_set: str
+    path: str
+    rows: Rows
+
+
+@dataclass(frozen=True)
 class Unit:
     """A slice of a source file with the tasks that are not current there: one read, one forward pass, one commit.
 
@@ -48,6 +57,8 @@ class Unit:
         text_columns: The text columns to read.
         tasks: The tasks to compute, in the definition's order.
         targets: The label files to write; each task belongs to one.
+        vectors: Where the vectors of all rows lie, in order, if the tasks are computed from them; else empty, and the
+            texts are read.
     """
 
     source: SourceFile
@@ -58,6 +69,7 @@ class Unit:
     text_columns: tuple[str, ...]
     tasks: tuple[str, ...]
     targets: tuple[Target, ...]
+    vectors: tuple[VectorRows, ...] = ()
 
     @property
     def num_rows(self) -> int:
@@ -83,12 +95,13 @@ class Unit:
     def from_dict(cls, values: Mapping[str, Any]) -> Unit:
         """The unit that `to_dict` described, also after a detour through JSON."""
         targets = tuple(Target(t["label_set"], t["path"], tuple(t["tasks"])) for t in values["targets"])
+        vectors = tuple(VectorRows(v["label_set"], v["path"], tuple(v["rows"])) for v in values["vectors"])
         tuples = {key: tuple(values[key]) for key in ("row_groups", "rows", "text_columns", "tasks")}
-        return cls(**{**values, **tuples, "source": SourceFile(**values["source"]), "targets": targets})
+        parts = {"source": SourceFile(**values["source"]), "targets": targets, "vectors": vectors}
+        return cls(**{**values, **tuples, **parts})
 
     def footer(self, target: Target, definition: Definition, run: str) -> Footer:
         """The footer of one of the unit's label files, as written by run `run`."""
-        kinds = {spec.name: spec.kind for spec in definition.specs}
         return Footer(
             source=self.source,
             num_rows=self.num_rows_file,
@@ -96,7 +109,7 @@ class Unit:
             row_groups=self.row_groups,
             rows=self.rows,
             fingerprints={task: definition.tasks[task] for task in target.tasks},
-            kinds={task: kinds[task] for task in target.tasks},
+            kinds={task: definition.kind(task) for task in target.tasks},
             bundles=dict.fromkeys(target.tasks, definition.bundle_name),
             bundle=definition.bundle_uri,
             text_columns=definition.text_columns,
@@ -176,3 +189,13 @@ class Plan:
     def num_articles_planned(self) -> int:
         """Articles that at least one task is to be computed for."""
         return sum(unit.num_rows for unit in self.units)
+
+    @property
+    def units_from_vectors(self) -> tuple[Unit, ...]:
+        """The units for which no text is read."""
+        return tuple(unit for unit in self.units if unit.vectors)
+
+    @property
+    def cells_from_vectors(self) -> int:
+        """Cells that are computed from stored vectors."""
+        return sum(unit.num_cells for unit in self.units_from_vectors)

@@ -1,8 +1,9 @@
-"""Tokens to labels: all wanted tasks of a bundle by one forward pass per batch.
+"""Tokens to labels: all wanted tasks of a bundle by one forward pass per batch, and the document vectors with them.
 
     Predictor.load("models/news").predict(["some text", ...])    # a table with the label table's columns
 
-Shapes: R rows, n wanted tasks, B rows of a batch, S prompt positions, C labels of the task that has most.
+Shapes: R rows, n wanted tasks, B rows of a batch, S prompt positions, C labels of the task that has most, D hidden
+width.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ from mtop_batch.errors import BundleError, ConfigError, DataError
 from mtop_batch.labelling.outputs import TaskOutputs, label_columns
 from mtop_batch.labelling.units import DEFAULT_MAX_CHARS, TEXT_IS_EMPTY, TEXT_IS_NULL
 from mtop_batch.model.bundle import load_bundle
+from mtop_batch.model.encoder import hidden_size
 from mtop_batch.model.mtop import MTOPModel
 from mtop_batch.model.prompts import prompt_layout
 from mtop_batch.tasks import Task, select_tasks
 
 Precision = Literal["auto", "fp32", "bf16"]
 Rows = npt.NDArray[np.int64]
+Packed = tuple[Tensor, Tensor | None]
+"""What a batch leaves on the device: (2, n, B) label ids and scores, and (B, D) vectors if they are wanted."""
 
 # Positions of a batch: enough to keep a GPU busy; few enough to stay in a CPU's cache.
 _GPU_BATCH_TOKENS = 65_536
@@ -45,12 +49,13 @@ class Predictor:
         device: Where to run; None for the GPU if there is one.
         precision: "bf16" runs the model under autocast; "auto" does so on GPUs that have bf16.
         tasks: Names of the wanted tasks; None for all. Outputs are in the model's order.
+        vectors: Give the document vectors too; then no task need be wanted.
         max_batch_tokens: Positions of a batch, prompts and padding included; None chooses by device. Halved for good
             whenever the device runs out of memory.
 
     Raises:
         TaskError: A wanted task is not one of the model's.
-        ConfigError: The precision is unknown, or no task is wanted.
+        ConfigError: The precision is unknown, or nothing is wanted.
     """
 
     def __init__(
@@ -61,10 +66,11 @@ class Predictor:
         device: str | torch.device | None = None,
         precision: Precision = "auto",
         tasks: Sequence[str] | None = None,
+        vectors: bool = False,
         max_batch_tokens: int | None = None,
     ) -> None:
         names = select_tasks(model.task_names if tasks is None else tasks, model.task_names)
-        if not names:
+        if not names and not vectors:
             raise ConfigError(f"no task is wanted; name some of {', '.join(model.task_names)}")
         if precision not in ("auto", "fp32", "bf16"):
             raise ConfigError(f"precision = {precision!r} is not one of auto, fp32, bf16")
@@ -72,6 +78,7 @@ class Predictor:
             raise ConfigError(f"max_batch_tokens = {max_batch_tokens} must be at least 1")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         on_gpu = self.device.type == "cuda"
+        self.gives_vectors = vectors
         wanted = set(names)
         self.tasks: list[Task] = [task for task in model.tasks if task.name in wanted]
         self.max_batch_tokens = max_batch_tokens or (_GPU_BATCH_TOKENS if on_gpu else _CPU_BATCH_TOKENS)
@@ -82,6 +89,7 @@ class Predictor:
         self._pad_token_id = _pad_token_id(tokenizer)
         self._uses_bf16 = precision == "bf16" or (precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
         self._num_prompts = len(prompt_layout(model.task_prompts, model.config.shared_prompts, names).groups)
+        self._vector_size = hidden_size(model.backbone)
         self._is_regression = torch.tensor([task.kind == "regression" for task in self.tasks], device=self.device)
 
     @classmethod
@@ -92,6 +100,7 @@ class Predictor:
         device: str | torch.device | None = None,
         precision: Precision = "auto",
         tasks: Sequence[str] | None = None,
+        vectors: bool = False,
         max_batch_tokens: int | None = None,
     ) -> Predictor:
         """A predictor of the bundle at `uri`, local or on object storage; the other arguments are those of the class.
@@ -106,6 +115,7 @@ class Predictor:
             device=device,
             precision=precision,
             tasks=tasks,
+            vectors=vectors,
             max_batch_tokens=max_batch_tokens,
         )
 
@@ -121,7 +131,7 @@ class Predictor:
 
         Returns:
             One row per text, in order: `<task>_label` and `<task>_score` of every task (a regression has a score only),
-            and `error`, null where there are labels.
+            `vector` if wanted, and `error`, null where there are labels.
 
         Raises:
             DataError: A text is not a string, or there are not as many second texts as texts.
@@ -141,9 +151,10 @@ class Predictor:
         """
         started = time.perf_counter()
         lengths = tokens.lengths
-        collected = _Collected(len(self.tasks), len(tokens), int(np.count_nonzero(lengths)))
+        vector_size = self._vector_size if self.gives_vectors else None
+        collected = _Collected(len(self.tasks), vector_size, len(tokens), int(np.count_nonzero(lengths)))
         num_padded_tokens = 0
-        running: tuple[Rows, Tensor] | None = None
+        running: tuple[Rows, Packed] | None = None
         batches = self._batches(lengths, np.arange(len(tokens)))
         while batches:
             rows = batches.pop()
@@ -159,9 +170,9 @@ class Predictor:
             num_padded_tokens += len(rows) * int(lengths[rows].max())
         if running is not None:
             collected.fetch(*running)
-        label_ids, scores = collected.by_row()
+        label_ids, scores, vectors = collected.by_row()
         return TaskOutputs(
-            label_ids, scores, int(lengths.sum()), num_padded_tokens, seconds=time.perf_counter() - started
+            label_ids, scores, vectors, int(lengths.sum()), num_padded_tokens, seconds=time.perf_counter() - started
         )
 
     def _batches(self, lengths: npt.NDArray[np.int64], rows: Rows) -> list[Rows]:
@@ -173,7 +184,7 @@ class Predictor:
         """Never again make a batch of more than half the positions of this one, which did not fit."""
         self.max_batch_tokens = len(lengths) * (int(lengths.max()) + self._num_prompts) // 2
 
-    def _launch(self, tokens: Tokens, rows: Rows) -> Tensor | None:
+    def _launch(self, tokens: Tokens, rows: Rows) -> Packed | None:
         """Start a batch; None if there is no memory for it, but for a single row, where that is raised."""
         try:
             return self._forward(pad_batch(tokens, rows, self._pad_token_id))
@@ -186,11 +197,20 @@ class Predictor:
         return None
 
     @torch.inference_mode()
-    def _forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """(2, n, B) label ids and scores in one int32 tensor, so that one copy brings both to the host."""
+    def _forward(self, batch: dict[str, Tensor]) -> Packed:
         inputs = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+        vectors = None
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._uses_bf16):
-            logits = self._model.all_tasks(**inputs, tasks=self._names).float()  # (B, n, C)
+            if self.gives_vectors:
+                logits, vectors = self._model.all_tasks_and_vectors(**inputs, tasks=self._names)  # (B, n, C), (B, D)
+            else:
+                logits = self._model.all_tasks(**inputs, tasks=self._names)
+        return self._labels_and_scores(logits.float()), vectors
+
+    def _labels_and_scores(self, logits: Tensor) -> Tensor:
+        """(2, n, B) label ids and scores in one int32 tensor, so that one copy brings both to the host."""
+        if not self.tasks:
+            return torch.empty(2, 0, len(logits), dtype=torch.int32)
         scores, label_ids = torch.softmax(logits, dim=-1).max(dim=-1)
         scores = torch.where(self._is_regression, logits[..., 0], scores)
         label_ids = label_ids.masked_fill(self._is_regression, -1).int()
@@ -202,36 +222,43 @@ class _Collected:
 
     Args:
         num_tasks: n
+        vector_size: D; None where vectors are not wanted.
         num_rows: R
         num_labelled: Rows that have tokens.
     """
 
-    def __init__(self, num_tasks: int, num_rows: int, num_labelled: int) -> None:
-        # The last column is that of all rows without tokens.
+    def __init__(self, num_tasks: int, vector_size: int | None, num_rows: int, num_labelled: int) -> None:
+        # The last column, and the last vector, are those of all rows without tokens.
         self._packed = np.full((2, num_tasks, num_labelled + 1), -1, np.int32)
         self._packed[1, :, -1:].view(np.float32)[:] = np.nan
+        self._vectors = None if vector_size is None else np.full((num_labelled + 1, vector_size), np.nan, np.float16)
         self._columns = np.full(num_rows, num_labelled)
         self._done = 0
 
-    def fetch(self, rows: Rows, packed: Tensor) -> None:
-        """Take the (2, n, B) results of these rows from the device."""
-        columns = np.arange(self._done, self._done + len(rows))
-        self._packed[..., self._done : self._done + len(rows)] = packed.cpu().numpy()
-        self._columns[rows] = columns
+    def fetch(self, rows: Rows, packed: Packed) -> None:
+        """Take the results of these rows from the device."""
+        labels_and_scores, vectors = packed
+        columns = slice(self._done, self._done + len(rows))
+        self._packed[..., columns] = labels_and_scores.cpu().numpy()
+        if self._vectors is not None and vectors is not None:
+            self._vectors[columns] = vectors.cpu().numpy()
+        self._columns[rows] = np.arange(columns.start, columns.stop)
         self._done += len(rows)
 
-    def by_row(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-        """(n, R) label ids and scores.
+    def by_row(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.float16] | None]:
+        """(n, R) label ids and scores, and (R, D) vectors if they are wanted.
 
         Raises:
-            BundleError: A score of a row with tokens is not a number.
+            BundleError: A score or a vector of a row with tokens is not a number.
         """
-        if np.isnan(self._packed[1, :, :-1].view(np.float32)).any():
+        found = (self._packed[1, :, :-1].view(np.float32), None if self._vectors is None else self._vectors[:-1])
+        if any(values is not None and np.isnan(values).any() for values in found):
             raise BundleError(
                 "the model's output is not a number for some texts; its weights are damaged: train it again"
             )
         label_ids, scores = self._packed.take(self._columns, axis=2)
-        return label_ids, scores.view(np.float32)
+        vectors = None if self._vectors is None else self._vectors[self._columns]
+        return label_ids, scores.view(np.float32), vectors
 
 
 def _usable_texts(

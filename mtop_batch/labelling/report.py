@@ -51,6 +51,8 @@ class RunReport:
     labelled: int = 0
     errors: int = 0
     cells_done: int = 0
+    rows_from_vectors: int = 0
+    cells_from_vectors: int = 0
     units_done: int = 0
     num_tokens: int = 0
     num_padded_tokens: int = 0
@@ -83,6 +85,9 @@ class RunReport:
         self.labelled += result.labelled
         self.errors += result.errors
         self.cells_done += result.cells
+        if result.from_vectors:
+            self.rows_from_vectors += result.rows
+            self.cells_from_vectors += result.cells
         self.num_tokens += result.num_tokens
         self.num_padded_tokens += result.num_padded_tokens
         self.num_bytes += result.num_bytes
@@ -130,6 +135,8 @@ class RunReport:
             "files": plan.num_files,
             "cells_planned": plan.cells_planned,
             "cells_done": self.cells_done,
+            "rows_from_vectors": self.rows_from_vectors,
+            "cells_from_vectors": self.cells_from_vectors,
             "cells_already_current": plan.cells_current,
             "planned_reasons": dict(plan.reasons.most_common()),
             "units_planned": len(plan.units),
@@ -158,6 +165,8 @@ class RunReport:
             f"{self.cells_done:,} of {plan.cells_planned:,} cells done, {plan.cells_current:,} already current",
             f"{self.errors:,} rows with errors",
         ]
+        if self.cells_from_vectors:
+            parts.append(f"{self.cells_from_vectors:,} cells from stored vectors")
         if self.unreadable:
             parts.append(f"{len(self.unreadable):,} source files not readable")
         if self.removed:

@@ -13,14 +13,14 @@ from itertools import pairwise
 
 import pyarrow as pa
 
-from mtop_batch.labelling.definition import LabelSet
+from mtop_batch.labelling.definition import VECTOR, LabelSet
 from mtop_batch.labelling.footer import SourceFile
 from mtop_batch.labelling.slices import Rows
 
 
 @dataclass(frozen=True, slots=True)
 class TableFile:
-    """A label file: the rows of which source it holds, the run that wrote it, and the type of its ids."""
+    """A label file: the rows of which source it holds, the run that wrote it, the types of its ids and vectors."""
 
     label_set: str
     path: str
@@ -28,6 +28,7 @@ class TableFile:
     rows: Rows
     run: str
     id_type: pa.DataType
+    vector_type: pa.DataType | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Chooser:
     def choose(self, files: Sequence[TableFile]) -> Mapping[str, int]:
         """For each task that one of the files has, the index of the file: present definition first, then newest.
 
+        Vectors of another definition than the present one cannot be compared with the others: they are not chosen.
+
         Args:
             files: From new to old.
         """
@@ -76,7 +79,7 @@ class Chooser:
     def _best(self, task: str, files: Sequence[TableFile]) -> int | None:
         having = [index for index, file in enumerate(files) if task in self._label_sets[file.label_set].tasks]
         present = [index for index in having if self.is_present(task, files[index].label_set)]
-        return next(iter(present or having), None)
+        return next(iter(present if task == VECTOR else present or having), None)
 
     def is_present(self, task: str, label_set: str) -> bool:
         """Whether the labels of a task in a label set are of the definition that makes them current."""

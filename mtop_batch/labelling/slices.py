@@ -6,7 +6,7 @@ A range is (first row, row after the last). Nothing here knows of files or tasks
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import accumulate, groupby, pairwise
 
 Rows = tuple[int, int]
@@ -73,6 +73,24 @@ def gaps(rows: Rows, covered: Iterable[Rows]) -> list[Rows]:
     if position < rows[1]:
         missing.append((position, rows[1]))
     return missing
+
+
+def cover(rows: Rows, covering: Collection[Rows]) -> list[tuple[Rows, Rows]]:
+    """Ranges that hold a range together, each with the part to take from it; every row is taken once.
+
+    >>> cover((0, 10), [(5, 12), (0, 6)])
+    [((0, 6), (0, 6)), ((5, 12), (6, 10))]
+    """
+    if rows[0] == rows[1]:
+        return [(rows, rows)] if rows in covering else []
+    parts: list[tuple[Rows, Rows]] = []
+    position = rows[0]
+    for start, stop in sorted(covering):
+        end = min(stop, rows[1])
+        if start <= position < end:
+            parts.append(((start, stop), (position, end)))
+            position = end
+    return parts
 
 
 def pieces(slices: Iterable[Rows], missing: Sequence[Sequence[Rows]]) -> Iterator[tuple[Rows, frozenset[int]]]:

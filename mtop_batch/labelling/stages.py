@@ -9,46 +9,31 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import chain, repeat
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtop_batch.data.tokens import TextTokenizer, Tokens
-from mtop_batch.errors import LabelTableError, MtopError
+from mtop_batch.errors import MtopError
 from mtop_batch.labelling.definition import Definition
-from mtop_batch.labelling.label_files import write_label_file
-from mtop_batch.labelling.lease import LeaseLost, LeaseToken
+from mtop_batch.labelling.label_files import VECTOR_COLUMN, write_label_file
+from mtop_batch.labelling.lease import LeaseToken
 from mtop_batch.labelling.outputs import label_columns
+from mtop_batch.labelling.patience import DEFAULT_PATIENCE_S, News, patiently, silent
 from mtop_batch.labelling.plan import Target, Unit
+from mtop_batch.labelling.probes import ProbePredictor, read_vectors
 from mtop_batch.labelling.sources import UnreadableSource
 from mtop_batch.labelling.units import DEFAULT_MAX_CHARS, read_unit
 
 if TYPE_CHECKING:
     from mtop_batch.labelling.predictor import Predictor
 
-# Storage that does not answer is asked again after these pauses, until the job's patience ends. An attempt at S3 takes
-# most of a minute by itself.
-RETRY_PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0)
-DEFAULT_PATIENCE_S = 120.0
 MAX_ERROR_EXAMPLES = 5
 _METADATA_KEY = b"mtop_unit"
-
-News = Callable[[dict[str, Any]], None]
-"""Takes what happens to a unit while a stage is still at work on it."""
-WAITING, ANSWERED, GAVE_UP, ACTOR_STARTED = "waiting", "answered", "gave up", "actor started"
-"""The events of news: storage fails a unit for the first time; it works again; it did not until patience ended; and a
-labelling actor has loaded its bundle."""
-
-T = TypeVar("T")
-
-
-def silent(event: dict[str, Any]) -> None:
-    """News that nobody wants to hear."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +72,7 @@ class UnitResult:
         labelled: Rows that have labels.
         errors: Rows that have the reason why they have none.
         cells: Rows x tasks that are current now.
+        from_vectors: The labels were computed from stored vectors.
         unreadable: Why the source could not be read, if so.
         error_reasons: How often each reason occurred.
         error_examples: The first few rows without labels: row number in the source file and reason.
@@ -104,6 +90,7 @@ class UnitResult:
     labelled: int = 0
     errors: int = 0
     cells: int = 0
+    from_vectors: bool = False
     unreadable: str | None = None
     error_reasons: dict[str, int] = field(default_factory=dict)
     error_examples: list[dict[str, Any]] = field(default_factory=list)
@@ -116,14 +103,16 @@ class UnitResult:
 
 
 def pieces_of_work(units: Iterable[Unit], max_rows: int) -> list[list[Unit]]:
-    """Put neighbouring units that want the same tasks together, up to about `max_rows` rows.
+    """Put neighbouring units that want the same tasks from the same kind of input together, up to `max_rows` rows.
 
     Many small files then cost one batch of the model and one task of the engine, not one each.
     """
     pieces: list[list[Unit]] = []
     num_rows = 0
     for unit in units:
-        if pieces and pieces[-1][-1].tasks == unit.tasks and num_rows + unit.num_rows <= max_rows:
+        last = pieces[-1][-1] if pieces else None
+        alike = last and (last.tasks, bool(last.vectors)) == (unit.tasks, bool(unit.vectors))
+        if alike and num_rows + unit.num_rows <= max_rows:
             pieces[-1].append(unit)
             num_rows += unit.num_rows
         else:
@@ -148,7 +137,7 @@ def label(streams: Sequence[Any], predictor: Predictor) -> list[bytes]:
 
     Args:
         streams: What the first stage returned, as bytes or Arrow buffers.
-        predictor: Of the tasks that the units want.
+        predictor: Of what the units want.
     """
     opened = [_open_stream(stream) for stream in streams]
     tokens = Tokens.concat(Tokens.from_arrow(table) for table, _, _ in opened)
@@ -168,6 +157,21 @@ def label(streams: Sequence[Any], predictor: Predictor) -> list[bytes]:
     return labelled
 
 
+def label_from_vectors(job: LabelJob, units: Sequence[Unit], predictor: ProbePredictor) -> list[bytes]:
+    """First and second stage of units that have vectors: these are read instead of texts, and no encoder runs.
+
+    Args:
+        job: As for the other stages.
+        units: Each with `vectors`.
+        predictor: Of the tasks that the units want, and perhaps of others.
+
+    Raises:
+        DamagedLabelFile: A label file with vectors is not what it was when the run was planned.
+        LabelTableError: Storage did not answer for as long as the job is patient.
+    """
+    return [_label_from_vectors(job, unit, predictor.of(unit.tasks)) for unit in units]
+
+
 def write(job: LabelJob, streams: Sequence[Any]) -> list[UnitResult]:
     """Third stage: write each unit's label files; a file becomes visible whole or not at all.
 
@@ -184,7 +188,8 @@ def _read_unit(job: LabelJob, unit: Unit, tokenizer: TextTokenizer) -> bytes:
     started = time.perf_counter()
     table = _token_table(pa.chunked_array([pa.nulls(0)]), [], [])
     try:
-        table = _patiently(lambda: _tokenised(job, unit, tokenizer), result, job)
+        read = partial(_tokenised, job, unit, tokenizer)
+        table, result.retries = patiently(read, result.unit, job.news, job.patience_s)
     except UnreadableSource as unreadable:
         result.unreadable = str(unreadable)
     except MtopError:
@@ -193,6 +198,19 @@ def _read_unit(job: LabelJob, unit: Unit, tokenizer: TextTokenizer) -> bytes:
         result.unreadable = f"reading it failed unexpectedly: {type(error).__name__}: {error}"
     result.seconds["read"] = time.perf_counter() - started
     return _stream(table, unit, result)
+
+
+def _label_from_vectors(job: LabelJob, unit: Unit, predictor: ProbePredictor) -> bytes:
+    result = UnitResult(unit.source.path, str(unit), from_vectors=True)
+    started = time.perf_counter()
+    read = partial(read_vectors, job.labels, unit, job.definition)
+    table, result.retries = patiently(read, result.unit, job.news, job.patience_s)
+    result.seconds["read"] = time.perf_counter() - started
+    outputs = predictor.predict(table[VECTOR_COLUMN])
+    result.seconds["model"] = outputs.seconds
+    valid = pc.is_null(table["error"]).to_numpy()
+    columns = {"id": table["id"], **dict(label_columns(predictor.tasks, outputs, valid))}
+    return _stream(pa.table({**columns, "error": table["error"]}), unit, result)
 
 
 def _tokenised(job: LabelJob, unit: Unit, tokenizer: TextTokenizer) -> pa.Table:
@@ -216,7 +234,10 @@ def _write_unit(job: LabelJob, table: pa.Table, unit: Unit, result: UnitResult) 
         return result
     started = time.perf_counter()
     for target in unit.targets:
-        result.num_bytes += _patiently(partial(_write_target, job, table, unit, target), result, job)
+        write_one = partial(_write_target, job, table, unit, target)
+        num_bytes, retries = patiently(write_one, result.unit, job.news, job.patience_s)
+        result.num_bytes += num_bytes
+        result.retries += retries
     result.seconds["write"] = time.perf_counter() - started
     _count(table, unit, result)
     return result
@@ -255,35 +276,6 @@ def _count(table: pa.Table, unit: Unit, result: UnitResult) -> None:
 
 def _value_counts(values: pa.ChunkedArray) -> dict[str, int]:
     return {str(entry["values"]): entry["counts"] for entry in pc.value_counts(values).to_pylist()}
-
-
-def _patiently(action: Callable[[], T], result: UnitResult, job: LabelJob) -> T:
-    """Do it, and again after a pause while storage does not answer; deterministic names make that safe."""
-    started = time.monotonic()
-    pauses = chain(RETRY_PAUSES_S, repeat(RETRY_PAUSES_S[-1]))
-    retries = 0
-    while True:
-        try:
-            value = action()
-            break
-        except LeaseLost:
-            raise
-        except LabelTableError as error:
-            gives_up = time.monotonic() - started >= job.patience_s
-            if gives_up or not retries:
-                _tell(job.news, GAVE_UP if gives_up else WAITING, result, started, str(error))
-            if gives_up:
-                raise
-            retries += 1
-            result.retries += 1
-            time.sleep(next(pauses))
-    if retries:
-        _tell(job.news, ANSWERED, result, started)
-    return value
-
-
-def _tell(news: News, event: str, result: UnitResult, started: float, reason: str = "") -> None:
-    news({"event": event, "unit": result.unit, "reason": reason, "waited_s": time.monotonic() - started})
 
 
 def _stream(table: pa.Table, unit: Unit, result: UnitResult) -> bytes:

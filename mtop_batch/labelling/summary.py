@@ -25,6 +25,10 @@ def plan_text(plan: Plan, seconds: float | None) -> str:
         duration = "no earlier run to estimate the time from" if seconds is None else f"about {_duration(seconds)}"
         lines.append(f"work: {len(plan.units):,} units, {plan.num_articles_planned:,} articles, {duration}")
         lines += [f"  {reason}: {count:,} cells" for reason, count in plan.reasons.most_common()]
+        if from_vectors := len(plan.units_from_vectors):
+            lines.append(
+                f"  from stored vectors, without texts: {from_vectors:,} units, {plan.cells_from_vectors:,} cells"
+            )
     else:
         lines.append(f"nothing to {'compute' if plan.removals else 'do'}: every readable cell is current")
     lines += _named("not readable", [f"{path}: {reason}" for path, reason in plan.unreadable])
@@ -48,6 +52,8 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
         "cells_already_current": plan.cells_current,
         "planned_reasons": dict(plan.reasons.most_common()),
         "planned_per_task": dict(plan.planned_per_task),
+        "units_from_vectors": len(plan.units_from_vectors),
+        "cells_from_vectors": plan.cells_from_vectors,
         "unreadable_files": [{"path": path, "reason": reason} for path, reason in plan.unreadable],
         "ignored_files": list(plan.ignored_files),
         "orphaned_files": list(plan.orphaned),
@@ -58,14 +64,22 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
 
 
 def estimate_s(plan: Plan) -> float | None:
-    """Seconds that the plan's units will take at the rate of the last run that labelled something; None if none did."""
+    """Seconds that the plan's units will take, at the rate of the last run that labelled something; None if none did.
+
+    Stored vectors are many times faster than texts: runs that read no text have a rate of their own, and beside texts
+    the rows from vectors are not counted.
+    """
+    from_vectors = sum(unit.num_rows for unit in plan.units_from_vectors)
+    from_texts = plan.num_articles_planned - from_vectors
     for run in list_runs(plan.labels)[:_RUNS_LOOKED_AT]:
         try:
             report = json.loads(storage.read_bytes(run_uri(plan.labels, run, "report.json")))
         except (FileNotFoundError, ValueError):
             continue
-        if report.get("documents_per_s"):
-            return plan.num_articles_planned / float(report["documents_per_s"])
+        if report.get("documents_per_s") and bool(from_texts) == bool(
+            report["rows"] - report.get("rows_from_vectors", 0)
+        ):
+            return (from_texts or from_vectors) / float(report["documents_per_s"])
     return None
 
 

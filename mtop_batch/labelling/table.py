@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtop_batch.errors import LabelTableError
+from mtop_batch.labelling.definition import VECTOR
 from mtop_batch.labelling.label_files import (
     LABEL_TYPE,
     SCORE_TYPE,
+    VECTOR_COLUMN,
     label_schema,
     list_label_files,
     read_footer,
@@ -32,6 +34,7 @@ def iter_labels(
     *,
     partition: Mapping[str, str] | None = None,
     provenance: bool = False,
+    vectors: bool = False,
 ) -> Iterator[pa.Table]:
     """The rows of `read_labels` as a stream of small tables, for label tables that do not fit into memory.
 
@@ -43,6 +46,7 @@ def iter_labels(
         tasks: Only these; all by default.
         partition: Only articles of this hive partition, such as `{"date": "2026-11-20"}`.
         provenance: Also say what computed each label.
+        vectors: Also the document vectors.
 
     Returns:
         Tables of one schema (label columns with dictionaries of their own) and at most one label file's rows each,
@@ -53,7 +57,7 @@ def iter_labels(
             meanwhile, or ids do not have one type.
         TaskError: No label set has one of the tasks.
     """
-    view = open_view(labels, tasks, partition)
+    view = open_view(labels, tasks, partition, vectors=vectors)
     schema = _schema(view, provenance)
     return (_table(part, view, schema) for part in view.parts())
 
@@ -64,6 +68,7 @@ def read_labels(
     *,
     partition: Mapping[str, str] | None = None,
     provenance: bool = False,
+    vectors: bool = False,
 ) -> pa.Table:
     """Every article once, with the current labels of each task, over all label sets.
 
@@ -75,15 +80,18 @@ def read_labels(
         tasks: Only these; all by default.
         partition: Only articles of this hive partition, such as `{"date": "2026-11-20"}`.
         provenance: Also say what computed each label: per task `<task>_bundle` and `<task>_fingerprint`.
+        vectors: Also the document vectors, float16, of the definition that the newest run which wanted vectors asked
+            for; those of other definitions, which cannot be compared with them, are left out.
 
     Returns:
-        `id`, the corpus' partition columns (strings), per task `<task>_label` and `<task>_score`, `error`.
+        `id`, the corpus' partition columns (strings), per task `<task>_label` and `<task>_score`, `vector` if wanted,
+        `error`.
 
     Raises:
-        LabelTableError: There are no labels, or they cannot be read.
+        LabelTableError: There are no labels, or no vectors, or they cannot be read.
         TaskError: No label set has one of the tasks.
     """
-    view = open_view(labels, tasks, partition)
+    view = open_view(labels, tasks, partition, vectors=vectors)
     schema = _schema(view, provenance)
     tables = [_table(part, view, schema) for part in view.parts()]
     return pa.concat_tables(tables).unify_dictionaries() if tables else schema.empty_table()
@@ -93,7 +101,10 @@ def _schema(view: View, provenance: bool) -> pa.Schema:
     fields = {"id": _common_type(view.id_types())}
     fields |= {key: pa.string() for key in partition_keys(path for path, _ in view.sources) if key != "id"}
     for task in view.tasks:
-        fields |= {name: LABEL_TYPE if name.endswith("_label") else SCORE_TYPE for name in view.columns_of(task)}
+        if task == VECTOR:
+            fields[VECTOR_COLUMN] = view.vector_type()
+        else:
+            fields |= {name: LABEL_TYPE if name.endswith("_label") else SCORE_TYPE for name in view.columns_of(task)}
         if provenance:
             fields |= {f"{task}_bundle": pa.string(), f"{task}_fingerprint": pa.string()}
     return pa.schema({**fields, "error": pa.string()})

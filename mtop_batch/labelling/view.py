@@ -14,9 +14,16 @@ import pyarrow as pa
 
 from mtop_batch import storage
 from mtop_batch.errors import LabelTableError
-from mtop_batch.labelling.definition import LabelSet
+from mtop_batch.labelling.definition import VECTOR, LabelSet
 from mtop_batch.labelling.footer import Footer
-from mtop_batch.labelling.label_files import list_label_files, read_head, read_label_file, read_label_sets
+from mtop_batch.labelling.label_files import (
+    VECTOR_COLUMN,
+    list_label_files,
+    read_head,
+    read_label_file,
+    read_label_sets,
+    task_columns,
+)
 from mtop_batch.labelling.paths import in_partition, source_path
 from mtop_batch.labelling.resolve import Chooser, Segment, TableFile, resolve
 from mtop_batch.labelling.runs import present_definitions
@@ -88,17 +95,22 @@ class View:
     sources: Sequence[tuple[str, Sequence[Segment]]]
 
     def kind(self, task: str) -> str:
-        """ "classification" if the task has labels in any label set, else "regression"."""
+        """The task's kind; "regression" only if it has labels in no label set."""
         kinds = {label_set.kinds[task] for label_set in self.label_sets.values() if task in label_set.tasks}
-        return "classification" if "classification" in kinds else "regression"
+        return min(kinds, key=("vector", "classification", "probe", "regression").index)
 
     def columns_of(self, task: str) -> list[str]:
         """The task's columns."""
-        return [f"{task}_label", f"{task}_score"] if self.kind(task) == "classification" else [f"{task}_score"]
+        return task_columns(task, self.kind(task))
 
     def id_types(self) -> set[pa.DataType]:
         """The types of the ids that are shown."""
         return {_id_file(segment).id_type for _, segments in self.sources for segment in segments}
+
+    def vector_type(self) -> pa.DataType:
+        """The type of the vectors that are shown; they are of one definition, and so of one length."""
+        chosen = (s.files[s.choice[VECTOR]] for _, segments in self.sources for s in segments if VECTOR in s.choice)
+        return next((file.vector_type for file in chosen), pa.list_(pa.float16()))
 
     def parts(self) -> Iterator[Part]:
         """The rows, segment by segment.
@@ -138,16 +150,19 @@ class View:
         return file, (footer, table)
 
 
-def open_view(labels: str, tasks: Sequence[str] | None, partition: Mapping[str, str] | None) -> View:
+def open_view(
+    labels: str, tasks: Sequence[str] | None, partition: Mapping[str, str] | None, *, vectors: bool = False
+) -> View:
     """Read the footers of the label files in scope, and choose among them.
 
     Args:
         labels: The label table.
         tasks: Only these; all by default.
         partition: Only articles of this hive partition.
+        vectors: The vectors too, as the task `VECTOR`, the last one.
 
     Raises:
-        LabelTableError: There are no labels, or they cannot be read.
+        LabelTableError: There are no labels, or no vectors, or they cannot be read.
         TaskError: No label set has one of the tasks.
     """
     labels = storage.absolute(labels)
@@ -155,8 +170,13 @@ def open_view(labels: str, tasks: Sequence[str] | None, partition: Mapping[str, 
     label_sets = {label_set.name: label_set for label_set in read_label_sets(labels, listing)}
     if not label_sets:
         raise LabelTableError(f"there are no labels in {labels}; check the path, or run `mtop label` first")
-    known = list(dict.fromkeys(task for label_set in label_sets.values() for task in label_set.tasks))
+    found = list(dict.fromkeys(task for label_set in label_sets.values() for task in label_set.tasks))
+    known = [task for task in found if task != VECTOR]
     wanted = known if tasks is None else select_tasks(tasks, known)
+    if vectors:
+        if VECTOR not in found:
+            raise LabelTableError(f"there are no vectors in {labels}; run `mtop label --vectors` first")
+        wanted = [*wanted, VECTOR]
     chooser = Chooser(wanted, label_sets, present_definitions(labels, wanted))
     in_scope = {
         name: {path: size for path, size in listing[name].items() if in_partition(path, partition or {})}
@@ -173,8 +193,10 @@ def open_view(labels: str, tasks: Sequence[str] | None, partition: Mapping[str, 
 def _read_files(labels: str, listing: Mapping[str, Mapping[str, int]]) -> list[tuple[TableFile, int]]:
     def read(name: tuple[str, str, int]) -> tuple[TableFile, int]:
         label_set, path, size = name
-        footer, id_type = read_head(labels, label_set, path, size)
-        return TableFile(label_set, path, footer.source, footer.rows, footer.run, id_type), size
+        footer, schema = read_head(labels, label_set, path, size)
+        vector_type = schema.field(VECTOR_COLUMN).type if VECTOR in footer.fingerprints else None
+        id_type = schema.field("id").type
+        return TableFile(label_set, path, footer.source, footer.rows, footer.run, id_type, vector_type), size
 
     names = ((label_set, path, size) for label_set, sizes in listing.items() for path, size in sizes.items())
     return list(storage.in_threads(read, names))

@@ -37,7 +37,7 @@ from mtop_batch.model.bundle_files import (
 )
 from mtop_batch.model.card import model_card
 from mtop_batch.model.digests import json_digest
-from mtop_batch.model.fingerprints import task_fingerprints, tokenizer_digest
+from mtop_batch.model.fingerprints import task_fingerprints, tokenizer_digest, vector_fingerprint
 from mtop_batch.model.mtop import MTOPModel
 from mtop_batch.model.quiet import quiet_transformers
 
@@ -100,7 +100,14 @@ def save_bundle(
     Raises:
         LabelTableError: The storage cannot be reached or refuses.
     """
-    fingerprints = task_fingerprints(model, tokenizer_digest(tokenizer))
+    tokenizer_sha = tokenizer_digest(tokenizer)
+    fingerprints = task_fingerprints(model, tokenizer_sha)
+    described = {
+        "format": FORMAT,
+        "backbone": backbone_name,
+        "fingerprints": fingerprints,
+        "vector_fingerprint": vector_fingerprint(model, tokenizer_sha),
+    }
     with tempfile.TemporaryDirectory(prefix="mtop_bundle-") as name:
         directory = Path(name)
         with quiet_transformers():
@@ -110,7 +117,6 @@ def save_bundle(
         tokenizer.save_pretrained(directory)
         write_json(directory / "metrics.json", metrics)
         write_json(directory / "training.json", training_config)
-        described = {"format": FORMAT, "backbone": backbone_name, "fingerprints": fingerprints}
         _seal(directory, described)
         card = model_card(
             bundle_name(uri), model.tasks, metrics, training_config, backbone_name, model.config.max_tokens

@@ -11,11 +11,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mtop_batch import storage
@@ -35,6 +38,7 @@ class BundleInfo:
     Args:
         tasks: In the model's order.
         fingerprints: Of every task, by name, in the same order.
+        vector_fingerprint: Of document vectors; empty in bundles of versions that did not know them.
         max_tokens: Where texts are cut.
         uri: Where it was read.
         name: The last part of the URI.
@@ -43,6 +47,7 @@ class BundleInfo:
 
     tasks: tuple[Task, ...]
     fingerprints: dict[str, str]
+    vector_fingerprint: str
     max_tokens: int
     uri: str
     name: str
@@ -71,6 +76,7 @@ def read_bundle_info(uri: str) -> BundleInfo:
     return BundleInfo(
         tasks=tasks,
         fingerprints={task.name: described["fingerprints"][task.name] for task in tasks},
+        vector_fingerprint=described.get("vector_fingerprint", ""),
         max_tokens=config["max_tokens"],
         uri=uri,
         name=bundle_name(uri),
@@ -93,6 +99,24 @@ def load_bundle_tokenizer(uri: str) -> PreTrainedTokenizerBase:
     """Load a bundle's tokenizer alone; everything else as `load_bundle` does it."""
     config = read_config(uri)
     return load_tokenizer(checked_directory(uri, config, without=WEIGHTS), uri)
+
+
+def load_probes(uri: str, tasks: Sequence[str]) -> list[dict[str, npt.NDArray[np.float32]]]:
+    """Load the weights of some probes alone; everything else as `load_bundle` does it.
+
+    Args:
+        uri: The bundle.
+        tasks: Probes of the bundle.
+
+    Returns:
+        For each, `weight` (C, D) and `bias` (C).
+    """
+    directory = checked_directory(uri, read_config(uri))
+    with safe_open(directory / WEIGHTS, framework="numpy") as weights:
+        tensors = [
+            {key: weights.get_tensor(f"task_modules.task_{task}.{key}") for key in ("weight", "bias")} for task in tasks
+        ]
+    return [{key: value.astype(np.float32) for key, value in probe.items()} for probe in tensors]
 
 
 def load_tokenizer(directory: Path, uri: str) -> PreTrainedTokenizerBase:

@@ -5,6 +5,9 @@ its text columns, kind and labels, the backbone's settings and weights, the prom
 depends on (shared prompts and those of joint tasks), the prompts that it reads, its own or those of its prompt group,
 and its pooler and head. It covers nothing else: not its metric, not other isolated tasks nor those of its prompt group,
 not where the bundle lies. So adding isolated tasks leaves the fingerprints of the tasks already there unchanged.
+
+Document vectors have a fingerprint too, without any task in it; that of a probe is made of it and the probe's own
+weights.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +25,9 @@ from mtop_batch.model.digests import json_digest
 from mtop_batch.model.mtop import MTOPModel
 from mtop_batch.model.prompts import prompt_layout
 
-# Counts up when the same weights and tokens come to give other outputs because the code that runs them changed.
+# They count up when the same weights and tokens come to give other outputs because the code that runs them changed.
 COMPUTATION = 1
+VECTOR_COMPUTATION = 1
 _HEX_DIGITS = 32
 
 
@@ -33,14 +38,8 @@ def task_fingerprints(model: MTOPModel, tokenizer_digest: str) -> dict[str, str]
         model: In the type its weights are stored in; rounding them changes the fingerprints.
         tokenizer_digest: From `tokenizer_digest`.
     """
-    common = {
-        "computation": COMPUTATION,
-        "tokenizer": tokenizer_digest,
-        "max_tokens": model.config.max_tokens,
-        "backbone_config": model.config.backbone_config,
-        "backbone": tensors_digest(model.backbone.state_dict().items()),
-        "context_prompts": tensors_digest(_context_prompts(model)),
-    }
+    common = _common(model, tokenizer_digest)
+    of_vector = {"vector": _of_vector(common)}
     fingerprints = {}
     for task, prompts in zip(model.tasks, model.task_prompts, strict=True):
         own = {
@@ -50,8 +49,29 @@ def task_fingerprints(model: MTOPModel, tokenizer_digest: str) -> dict[str, str]
             "isolated": prompts.isolated,
             "task": tensors_digest(model.task_tensors(task.name).items()),
         }
-        fingerprints[task.name] = json_digest({**common, **own})[:_HEX_DIGITS]
+        read = of_vector if task.kind == "probe" else common
+        fingerprints[task.name] = json_digest({**read, **own})[:_HEX_DIGITS]
     return fingerprints
+
+
+def vector_fingerprint(model: MTOPModel, tokenizer_digest: str) -> str:
+    """The fingerprint of document vectors: 32 hexadecimal digits; the arguments are those of `task_fingerprints`."""
+    return _of_vector(_common(model, tokenizer_digest))
+
+
+def _common(model: MTOPModel, tokenizer_digest: str) -> dict[str, Any]:
+    return {
+        "computation": COMPUTATION,
+        "tokenizer": tokenizer_digest,
+        "max_tokens": model.config.max_tokens,
+        "backbone_config": model.config.backbone_config,
+        "backbone": tensors_digest(model.backbone.state_dict().items()),
+        "context_prompts": tensors_digest(_context_prompts(model)),
+    }
+
+
+def _of_vector(common: dict[str, Any]) -> str:
+    return json_digest({**common, "vector_computation": VECTOR_COMPUTATION})[:_HEX_DIGITS]
 
 
 def _context_prompts(model: MTOPModel) -> Iterable[tuple[str, Tensor]]:

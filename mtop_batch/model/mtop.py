@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from mtop_batch.model.heads import GroupPrompts, TaskModule, task_loss
 from mtop_batch.model.mtop_config import MTOPConfig, PromptAttention
 from mtop_batch.model.prompts import PromptLayout, TaskPrompts, prompt_layout, random_prompts
 from mtop_batch.model.stacked import InferenceParts, StackedTasks, num_versions
+from mtop_batch.model.vectors import Probe, StackedProbes, document_vectors, join_logits
 from mtop_batch.tasks import Task, check_task_names, select_tasks
 
 
@@ -147,7 +148,7 @@ class MTOPModel(PreTrainedModel):
 
         Args:
             tasks: The new ones; they come last.
-            prompts_per_task: Of each; they are in no prompt group.
+            prompts_per_task: Of each but probes, which have none and start at zero; they are in no prompt group.
             seed: Of the random draws.
             replace: A task of the same name makes room as in `drop_tasks`, and the new one takes its place.
 
@@ -218,13 +219,11 @@ class MTOPModel(PreTrainedModel):
         check_task_names([*self.task_names, *(task.name for task in tasks)])
         select_tasks(list(prompt_groups), [task.name for task in tasks])
         known_groups = set(self.prompt_groups)
-        entries: list[dict[str, Any]] = [
-            {"task": task.to_dict(), "prompts": num_prompts, "isolated": isolated} for task in tasks
-        ]
+        entries = [_task_entry(task, num_prompts, isolated, prompt_groups.get(task.name)) for task in tasks]
         for entry in entries:
-            if (group := prompt_groups.get(entry["task"]["name"])) is not None:
-                entry["prompt_group"] = group
-            self._build_task(entry).initialise(_generator(seed, entry["task"]["name"]))
+            module = self._build_task(entry)
+            if isinstance(module, TaskModule):
+                module.initialise(_generator(seed, entry["task"]["name"]))
         for key in self.prompt_groups.keys() - known_groups:
             cast(GroupPrompts, self.prompt_groups[key]).initialise(_generator(seed, f"prompt group {key}"))
         self.config.tasks = [*self.config.tasks, *entries]
@@ -232,13 +231,17 @@ class MTOPModel(PreTrainedModel):
             modules.to(self.backbone.device, self.backbone.dtype)
         self._inference_parts = None
 
-    def _build_task(self, entry: Mapping[str, Any]) -> TaskModule:
+    def _build_task(self, entry: Mapping[str, Any]) -> TaskModule | Probe:
         task, num_prompts, group = Task.from_dict(entry["task"]), entry["prompts"], entry.get("prompt_group")
         embedding, hidden = embedding_size(self.backbone), hidden_size(self.backbone)
-        if group is not None and _group_key(group) not in self.prompt_groups:
-            self.prompt_groups[_group_key(group)] = GroupPrompts(num_prompts, embedding)
-        own_prompts = num_prompts if group is None else 0
-        module = TaskModule(own_prompts, task.num_outputs, embedding, hidden, self.config.pooler_rank)
+        module: TaskModule | Probe
+        if task.kind == "probe":
+            module = Probe(task.num_outputs, hidden)
+        else:
+            if group is not None and _group_key(group) not in self.prompt_groups:
+                self.prompt_groups[_group_key(group)] = GroupPrompts(num_prompts, embedding)
+            own_prompts = num_prompts if group is None else 0
+            module = TaskModule(own_prompts, task.num_outputs, embedding, hidden, self.config.pooler_rank)
         self.task_modules[_module_key(task.name)] = module
         return module
 
@@ -293,25 +296,34 @@ class MTOPModel(PreTrainedModel):
         """The task's pooler and head, and its prompts if they are its own.
 
         Raises:
-            TaskError: There is no such task.
+            TaskError: There is no such task, or it is a probe.
         """
+        module = self._module(name)
+        if isinstance(module, Probe):
+            raise TaskError(f"task {name!r} is a probe: it has no prompts, pooler or head")
+        return module
+
+    def _module(self, name: str) -> TaskModule | Probe:
         if _module_key(name) not in self.task_modules:
             select_tasks([name], self.task_names)
-        return cast(TaskModule, self.task_modules[_module_key(name)])
+        return cast(TaskModule | Probe, self.task_modules[_module_key(name)])
 
     def task_parameters(self, name: str) -> list[nn.Parameter]:
         """The parameters that belong to the task alone: not the prompts of a prompt group."""
-        return list(self.task_module(name).parameters())
+        return list(self._module(name).parameters())
 
     def task_tensors(self, name: str) -> dict[str, Tensor]:
         """Copies of the parameters that the task reads: `prompts`, `pooler.weight`, `pooler.bias`, `head.weight`.
 
         The poolers of a model with `pooler_rank` have `pooler.down.weight`, `pooler.up.weight` and `pooler.up.bias`.
+        A probe has `weight` (C, D) and `bias` (C) instead of all these.
         """
         return {key: value.clone() for key, value in self._task_state(name).items()}
 
     def _task_state(self, name: str) -> dict[str, Tensor]:
-        return {"prompts": self.prompts(name).detach(), **self.task_module(name).state_dict()}
+        module = self._module(name)
+        prompts = {} if isinstance(module, Probe) else {"prompts": self.prompts(name).detach()}
+        return {**prompts, **module.state_dict()}
 
     def load_task(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Set some or all of a task's parameters, from a warm start or from tokens (section 4.3).
@@ -359,26 +371,30 @@ class MTOPModel(PreTrainedModel):
             labels: (B,) Label indices or regression values of that task.
 
         Raises:
-            TaskError: There is no such task, labels are given without one, or a context with one that is not isolated.
+            TaskError: There is no such task, labels are given without one, or a context with one that is not isolated
+                or reads the text's own outputs (a probe).
         """
         if task is None:
             if labels is not None or input_ids is None:
                 raise TaskError("labels or a context are given without the task they belong to; pass task=NAME")
             return MTOPOutput(logits=self.all_tasks(input_ids, attention_mask, token_type_ids))
-        module = self.task_module(task)
+        module = self._module(task)
+        logits: Tensor
         if context is not None:
-            if not self._is_isolated(task):
-                raise TaskError(f"task {task!r} is part of the context; pass its texts, not what a context left")
+            if isinstance(module, Probe) or not self._is_isolated(task):
+                raise TaskError(f"task {task!r} reads more than the context left; pass its texts")
             own_prompts = self.prompts(task)
-            outputs = encode_reading(self.backbone, own_prompts, context, [1] * len(own_prompts))
-            own = range(len(own_prompts))
+            logits = module(encode_reading(self.backbone, own_prompts, context, [1] * len(own_prompts)))
         else:
             assert input_ids is not None, "either texts or their context are given"
             layout = self._layout([task])
             prompts = self._prompts(layout, trained=task if self.config.stop_gradient else None)
-            outputs, _ = encode(self.backbone, prompts, input_ids, attention_mask, token_type_ids, layout.groups)
-            own = layout.positions[task]
-        logits: Tensor = module(outputs[:, own.start : own.stop])
+            outputs, at_text = encode(self.backbone, prompts, input_ids, attention_mask, token_type_ids, layout.groups)
+            if isinstance(module, Probe):
+                logits = module(document_vectors(at_text, attention_mask))
+            else:
+                own = layout.positions[task]
+                logits = module(outputs[:, own.start : own.stop])
         if labels is None:
             return MTOPOutput(logits=logits)
         definition = Task.from_dict(self._entry(task)["task"])
@@ -436,9 +452,41 @@ class MTOPModel(PreTrainedModel):
             TaskError: A wanted task does not exist, or none is wanted.
         """
         wanted = tuple(self.task_names if tasks is None else tasks)
+        if not wanted:
+            raise TaskError(f"no task is wanted; tasks: {', '.join(self.task_names)}")
+        return self._outputs(wanted, _Text(input_ids, attention_mask, token_type_ids), vectors=False)[0]
+
+    def all_tasks_and_vectors(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        tasks: Sequence[str] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The logits of several tasks, or of none, and the document vectors, by one pass of the encoder.
+
+        Args:
+            input_ids: As for `all_tasks`, like the others.
+
+        Returns:
+            (B, n, C) logits, and (B, D) vectors in float16 (`mtop_batch.model.vectors`).
+
+        Raises:
+            TaskError: A wanted task does not exist.
+        """
+        wanted = tuple(self.task_names if tasks is None else tasks)
+        return self._outputs(wanted, _Text(input_ids, attention_mask, token_type_ids), vectors=True)
+
+    def _outputs(self, wanted: tuple[str, ...], text: _Text, *, vectors: bool) -> tuple[Tensor, Tensor]:
+        """Logits, and vectors: these are (B, 0) where nobody wants them."""
         parts = self._parts(wanted)
-        outputs, _ = encode(self.backbone, parts.prompts, input_ids, attention_mask, token_type_ids, parts.groups)
-        return parts.stacked(outputs)
+        at_prompts, at_text = encode(self.backbone, parts.prompts, *text, groups=parts.groups)
+        needs_vectors = vectors or parts.probes is not None
+        found = document_vectors(at_text, text.attention_mask) if needs_vectors else at_text.new_empty(len(at_text), 0)
+        logits = [] if parts.stacked is None else [parts.stacked(at_prompts)]
+        if parts.probes is not None:
+            logits.append(parts.probes(found))
+        return join_logits(logits, parts.order) if logits else at_text.new_empty(len(at_text), 0, 0), found
 
     def _parts(self, wanted: tuple[str, ...]) -> InferenceParts:
         """Prompts and stacked heads of the wanted tasks; kept in evaluation for as long as no parameter changes.
@@ -452,10 +500,11 @@ class MTOPModel(PreTrainedModel):
         if kept is not None and not torch.is_grad_enabled() and kept.fits(wanted, dtype):
             return kept
         select_tasks(wanted, self.task_names)
-        if not wanted:
-            raise TaskError(f"no task is wanted; tasks: {', '.join(self.task_names)}")
         layout = self._layout(wanted)
-        modules = [self.task_module(name) for name in wanted]
+        prompted = [name for name in wanted if name in layout.positions]
+        probes = [name for name in wanted if name not in layout.positions]
+        modules = [self.task_module(name) for name in prompted]
+        places = {name: place for place, name in enumerate([*prompted, *probes])}
         shared = () if self.shared_prompts is None else (self.shared_prompts,)
         parameters = (*shared, *self.prompt_groups.parameters(), *self.task_modules.parameters())
         parts = InferenceParts(
@@ -463,7 +512,13 @@ class MTOPModel(PreTrainedModel):
             dtype=dtype,
             prompts=self._prompts(layout),
             groups=layout.groups,
-            stacked=StackedTasks.stack(modules, [layout.positions[name] for name in wanted], dtype),
+            stacked=StackedTasks.stack(modules, [layout.positions[name] for name in prompted], dtype)
+            if prompted
+            else None,
+            probes=StackedProbes.stack([self._module(name).state_dict(keep_vars=True) for name in probes])
+            if probes
+            else None,
+            order=[places[name] for name in wanted],
             parameters=parameters,
             versions=num_versions(parameters),
         )
@@ -475,8 +530,8 @@ class MTOPModel(PreTrainedModel):
 
     def _prompts(self, layout: PromptLayout, trained: str | None = None) -> Tensor:
         """(S, E) The prompts of the sequence; if a task is trained, those it does not read get no gradients."""
-        read = None if trained is None else self.prompts(trained)
-        stopped = [p if read is None or p is read else p.detach() for p in map(self.prompts, layout.holders)]
+        read = self.prompts(trained) if trained in layout.positions else None
+        stopped = [p if trained is None or p is read else p.detach() for p in map(self.prompts, layout.holders)]
         parts = stopped if self.shared_prompts is None else [self.shared_prompts, *stopped]
         return torch.cat(parts) if parts else self.word_embeddings.weight.new_empty(0, embedding_size(self.backbone))
 
@@ -492,6 +547,22 @@ class MTOPModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Do nothing: `from_backbone` and `add_tasks` draw new parameters, checkpoints hold all others."""
+
+
+class _Text(NamedTuple):
+    """The texts of a batch, as `encode` takes them."""
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    token_type_ids: Tensor | None
+
+
+def _task_entry(task: Task, num_prompts: int, isolated: bool, prompt_group: str | None) -> dict[str, Any]:
+    """What the configuration says of a new task."""
+    if task.kind == "probe":
+        return {"task": task.to_dict(), "prompts": 0, "isolated": True}
+    entry: dict[str, Any] = {"task": task.to_dict(), "prompts": num_prompts, "isolated": isolated}
+    return entry if prompt_group is None else {**entry, "prompt_group": prompt_group}
 
 
 def _module_key(name: str) -> str:

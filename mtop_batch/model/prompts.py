@@ -55,7 +55,8 @@ def prompt_layout(tasks: Sequence[TaskPrompts], num_shared_prompts: int, wanted:
 
     Prompts of the context always stand in the sequence, because every output depends on them; those of isolated
     tasks only where one of them is wanted, because no other output does. Prompt groups come by name, before the tasks
-    with prompts of their own: so nothing moves when a task leaves a group.
+    with prompts of their own: so nothing moves when a task leaves a group. A task without prompts (a probe) has no
+    place.
 
     >>> tasks = [TaskPrompts("a", 2, False), TaskPrompts("b", 1, True, "x"), TaskPrompts("c", 1, True, "x")]
     >>> prompt_layout(tasks, 1, ["c"])
@@ -64,7 +65,7 @@ def prompt_layout(tasks: Sequence[TaskPrompts], num_shared_prompts: int, wanted:
     wanted = set(wanted)
     sets: dict[tuple[str, str], list[TaskPrompts]] = {}
     for task in sorted(tasks, key=lambda task: (task.isolated, task.prompt_group is None, task.prompt_group or "")):
-        if task.name in wanted or not task.isolated:
+        if task.num_prompts and (task.name in wanted or not task.isolated):
             own = ("task", task.name) if task.prompt_group is None else ("group", task.prompt_group)
             sets.setdefault(own, []).append(task)
     groups = [0] * num_shared_prompts

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtop_batch.model.heads import LowRankPooler, TaskModule
+from mtop_batch.model.vectors import StackedProbes
 
 # Values of an intermediate tensor: on a CPU what stays in its cache, on a GPU what keeps it busy.
 MAX_VALUES, MAX_GPU_VALUES = 2**20, 2**25
@@ -182,7 +183,9 @@ class InferenceParts:
         dtype: That the poolers and heads compute in.
         prompts: (S, E)
         groups: (S,) The group of each prompt.
-        stacked: Poolers and heads.
+        stacked: Poolers and heads of the tasks with prompts, if there are such tasks.
+        probes: Weights of the probes, if there are probes.
+        order: For each wanted task, its place among those of `stacked` and then those of `probes`.
         parameters: All that it was made of.
         versions: Counts the writes to them until then.
     """
@@ -191,7 +194,9 @@ class InferenceParts:
     dtype: torch.dtype
     prompts: Tensor
     groups: tuple[int, ...]
-    stacked: StackedTasks
+    stacked: StackedTasks | None
+    probes: StackedProbes | None
+    order: Sequence[int]
     parameters: tuple[nn.Parameter, ...]
     versions: int
 

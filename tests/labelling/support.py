@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtop_batch import storage
-from mtop_batch.labelling.definition import Definition
+from mtop_batch.labelling.definition import VECTOR, Definition
 from mtop_batch.labelling.gather import plan_labels
 from mtop_batch.labelling.label_files import LABEL_TYPE, write_label_file
 from mtop_batch.labelling.plan import Plan, Unit
@@ -21,12 +21,20 @@ from mtop_batch.tasks import Task
 
 
 def definition(fingerprints: Mapping[str, str], **options: Any) -> Definition:
-    """A definition of yes-or-no tasks (regressions if their name starts with "r") with these fingerprints."""
+    """A definition of yes-or-no tasks with these fingerprints; vectors come last, and have fingerprint 1 if not wanted.
+
+    Tasks whose name starts with "r" are regressions, those with "p" probes.
+    """
     specs = tuple(
-        Task(name, kind="regression", labels=()) if name.startswith("r") else Task(name) for name in fingerprints
+        Task(name, kind="regression", labels=())
+        if name.startswith("r")
+        else Task(name, "probe" if name.startswith("p") else "classification")
+        for name in fingerprints
+        if name != VECTOR
     )
-    options = {"bundle_name": "news", "bundle_uri": "models/news", **options}
-    return Definition(specs=specs, tasks=dict(fingerprints), **options)
+    tasks = dict(sorted(fingerprints.items(), key=lambda item: item[0] == VECTOR))
+    options = {"bundle_name": "news", "bundle_uri": "models/news", "vector": tasks.get(VECTOR, "1"), **options}
+    return Definition(specs=specs, tasks=tasks, **options)
 
 
 def write_corpus(root: Path, files: Mapping[str, Any], **options: Any) -> None:
@@ -62,7 +70,10 @@ def label_unit(corpus: str, labels: str, wanted: Definition, unit: Unit, run: st
     errors = [error for batch in batches for error in batch.errors]
     ids = pa.chunked_array([batch.ids for batch in batches]) if batches else pa.chunked_array([[]], pa.string())
     columns: dict[str, pa.Array] = {}
-    for task in unit.tasks:
+    if VECTOR in unit.tasks:
+        vectors = [None if text is None else [len(text), 1.0] for text in texts]
+        columns["vector"] = pa.array(vectors, pa.list_(pa.float16(), 2))
+    for task in (task for task in unit.tasks if task != VECTOR):
         pairs = [
             (None, None) if text is None else expected_label(task, wanted.tasks[task], text, second)
             for text, second in zip(texts, seconds, strict=True)

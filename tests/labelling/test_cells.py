@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mtop_batch.labelling import cells as why
 from mtop_batch.labelling.cells import Cells, LabelFile, build_plan, choose_label_sets, relevant_sets
-from mtop_batch.labelling.definition import Definition, LabelSet
+from mtop_batch.labelling.definition import VECTOR, Definition, LabelSet
 from mtop_batch.labelling.footer import Footer, SourceFile
 from mtop_batch.labelling.plan import Layout, Plan, Unit, decode_units, encode_units
 from tests.labelling.support import definition
@@ -103,7 +103,14 @@ def check_plan(plan: Plan, table: Table, wanted: Definition, corpus: Corpus) -> 
     assert (plan.cells_planned, plan.cells_current) == (planned.total(), len(set(current)))
     assert plan.reasons.total() == plan.cells_planned == sum(plan.planned_per_task.values())
     assert plan.num_articles * len(wanted.tasks) == plan.cells_total
+    with_vectors = vector_rows(table, wanted, corpus)
     for unit in plan.units:
+        rows = {(unit.source.path, row) for row in range(*unit.rows)}
+        from_vectors = rows <= with_vectors and wanted.probes.issuperset(unit.tasks)
+        assert bool(unit.vectors) == from_vectors or not rows
+        if unit.vectors:
+            assert [row for part in unit.vectors for row in range(*part.rows)] == list(range(*unit.rows))
+        assert all(target.tasks == (VECTOR,) for target in unit.targets if VECTOR in target.tasks)
         assert Counter(task for target in unit.targets for task in target.tasks) == Counter(unit.tasks)
         assert list(unit.tasks) == [task for task in wanted.tasks if task in unit.tasks]
     paths = [(target.label_set, target.path) for unit in plan.units for target in unit.targets]
@@ -113,7 +120,17 @@ def check_plan(plan: Plan, table: Table, wanted: Definition, corpus: Corpus) -> 
         assert footer is None or footer.source not in corpus, "a current label file would be overwritten"
 
 
-fingerprints = st.dictionaries(st.sampled_from("abcd"), st.sampled_from(["1", "2"]), min_size=1)
+def vector_rows(table: Table, wanted: Definition, corpus: Corpus) -> set[tuple[str, int]]:
+    """Rows whose present content has the vectors that a wanted probe reads."""
+    return {
+        (footer.source.path, row)
+        for (name, _), footer in table.files.items()
+        if footer and footer.source in corpus and footer.label_set(name).holds_vectors(wanted)
+        for row in range(*footer.rows)
+    }
+
+
+fingerprints = st.dictionaries(st.sampled_from(["a", "b", "p1", "p2", VECTOR]), st.sampled_from(["1", "2"]), min_size=1)
 row_groups = st.lists(st.integers(0, 12), max_size=4).map(tuple)
 corpora = st.dictionaries(
     st.sampled_from(["x.parquet", "d=1/y.parquet", "d=1/y.rg00000-00001.parquet"]),

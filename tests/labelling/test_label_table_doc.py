@@ -9,6 +9,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from mtop_batch.labelling.definition import VECTOR
 from mtop_batch.labelling.gather import plan_labels
 from mtop_batch.labelling.runs import new_run_id, write_run
 from mtop_batch.labelling.table import read_labels
@@ -26,6 +27,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     files = {"d=1/x.parquet": articles(9), "d=2/y.parquet": articles(4, start=9), "z.parquet": articles(3, start=13)}
     write_corpus(corpus, files, row_group_size=4)
     label_corpus(corpus, labels, OLD)
+    label_corpus(corpus, labels, definition({"b": "1", VECTOR: "1"}))
     plan = plan_labels(str(corpus), str(labels), NEW, unit_rows=4)
     run_plan(plan, NEW, plan.units[:2])
     label_corpus(corpus, labels, definition({"other": "1"}))

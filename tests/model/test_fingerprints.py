@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertTokenizer
 
-from mtop_batch.model.fingerprints import task_fingerprints, tokenizer_digest
+from mtop_batch.model.fingerprints import task_fingerprints, tokenizer_digest, vector_fingerprint
 from mtop_batch.model.mtop import MTOPModel
 from mtop_batch.model.mtop_config import PromptAttention
 from mtop_batch.tasks import Task
@@ -25,6 +25,14 @@ def changed(model: MTOPModel, change: Callable[[MTOPModel], object], tokenizer: 
         change(model)
     after = task_fingerprints(model, tokenizer)
     return {name for name in before if before[name] != after[name]}
+
+
+def vector_changes(model: MTOPModel, change: Callable[[MTOPModel], object]) -> bool:
+    """Whether a change changes the fingerprint of document vectors."""
+    before = vector_fingerprint(model, "t")
+    with torch.no_grad():
+        change(model)
+    return vector_fingerprint(model, "t") != before
 
 
 def redefine(**fields: object) -> Callable[[MTOPModel], object]:
@@ -105,3 +113,25 @@ def test_the_tokenizer_digest_knows_rules_not_passing_settings(tokenizer: BertTo
     assert tokenizer_digest(AutoTokenizer.from_pretrained(tmp_path)) == digest
     cased = BertTokenizer(vocab=tokenizer.get_vocab(), do_lower_case=False)
     assert tokenizer_digest(cased) != digest
+
+
+@pytest.mark.parametrize("attention", ["joint", "isolated"])
+@pytest.mark.parametrize("what", [*OF_ALL, *OF_ONE, *OF_NONE, "a prompt of a task"])
+def test_the_fingerprint_of_vectors_covers_the_context_and_no_task(
+    make_model: MakeModel, attention: str, what: str
+) -> None:
+    model = make_model(prompt_attention=attention, shared_prompts=1)
+    changes = {**OF_ALL, **OF_ONE, **OF_NONE, "a prompt of a task": lambda m: m.prompts("type").mul_(2)}
+    expected = what in OF_ALL or (what == "a prompt of a task" and attention == "joint")
+    assert vector_changes(model, changes[what]) == expected
+
+
+@pytest.mark.parametrize("attention", ["joint", "isolated"])
+def test_a_probes_fingerprint_covers_the_vectors_and_its_own_weights(make_model: MakeModel, attention: str) -> None:
+    model = make_model(prompt_attention=attention, shared_prompts=1)
+    model.add_tasks([Task("probe", "probe"), Task("other", "probe")])
+    assert changed(model, lambda m: m.load_task("probe", {"bias": torch.ones(2)})) == {"probe"}
+    assert changed(model, lambda m: m.task_module("type").head.weight.mul_(2)) == {"type"}
+    assert changed(model, OF_ALL["a weight of the backbone"]) == {*ALL, "probe", "other"}
+    in_context = {*ALL, "probe", "other"} if attention == "joint" else {"type"}
+    assert changed(model, lambda m: m.prompts("type").mul_(2)) == in_context

@@ -1,0 +1,98 @@
+"""Labels from stored vectors: no text is read, no encoder runs, and torch is not imported.
+
+Shapes: R rows, D hidden width, n probes, C labels of the probe that has most.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from mtop_batch.labelling.definition import VECTOR, Definition
+from mtop_batch.labelling.footer import DamagedLabelFile
+from mtop_batch.labelling.label_files import VECTOR_COLUMN, read_label_file
+from mtop_batch.labelling.outputs import TaskOutputs
+from mtop_batch.labelling.plan import Unit
+from mtop_batch.model.bundle_files import load_probes
+from mtop_batch.tasks import Task
+
+_ROWS_AT_ONCE = 1_024
+
+
+class ProbePredictor:
+    """Labels vectors as `Predictor` labels texts, on the CPU.
+
+    Args:
+        tasks: Probes, at least one.
+        probes: Their `weight` (own labels, D) and `bias` (own labels), float32, in the same order.
+    """
+
+    def __init__(self, tasks: Sequence[Task], probes: Sequence[Mapping[str, npt.NDArray[np.float32]]]) -> None:
+        self.tasks = list(tasks)
+        self._probes = list(probes)
+        num_labels, self._vector_size = max(len(task.labels) for task in tasks), probes[0]["weight"].shape[1]
+        # As one matrix product: zero, and a bias of -inf, beyond a probe's own labels.
+        self._weight = np.zeros((len(tasks), num_labels, self._vector_size), np.float32)
+        self._bias = np.full((len(tasks), num_labels), -np.inf, np.float32)
+        for index, probe in enumerate(probes):
+            self._weight[index, : len(probe["bias"])] = probe["weight"]
+            self._bias[index, : len(probe["bias"])] = probe["bias"]
+
+    @classmethod
+    def load(cls, uri: str, tasks: Sequence[Task]) -> ProbePredictor:
+        """A predictor of these probes of the bundle at `uri`; the encoder is not loaded.
+
+        Raises:
+            BundleError: The bundle is missing or damaged.
+        """
+        return cls(tasks, load_probes(uri, [task.name for task in tasks]))
+
+    def of(self, tasks: Collection[str]) -> ProbePredictor:
+        """The same for some of the tasks only."""
+        names = set(tasks)
+        wanted = [place for place, task in enumerate(self.tasks) if task.name in names]
+        return ProbePredictor([self.tasks[place] for place in wanted], [self._probes[place] for place in wanted])
+
+    def predict(self, vectors: pa.ChunkedArray) -> TaskOutputs:
+        """Label R vectors; a null one gets label -1 and score NaN."""
+        started = time.perf_counter()
+        values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in vectors.drop_null().chunks]
+        matrix = np.concatenate([np.empty(0, np.float16), *values]).reshape(-1, self._vector_size)
+        present = np.flatnonzero(vectors.is_valid().to_numpy())
+        label_ids = np.full((len(self.tasks), len(vectors)), -1, np.int32)
+        scores = np.full(label_ids.shape, np.nan, np.float32)
+        for start in range(0, len(matrix), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            logits = self._logits(matrix[rows])
+            label_ids[:, present[rows]] = logits.argmax(axis=1)
+            # The likeliest label's probability: exp(0) over the sum.
+            scores[:, present[rows]] = 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
+        return TaskOutputs(label_ids, scores, seconds=time.perf_counter() - started)
+
+    def _logits(self, matrix: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
+        """(n, C, rows) logits of (rows, D) vectors; -inf beyond a probe's own labels."""
+        products = self._weight.reshape(-1, self._vector_size) @ matrix.T.astype(np.float32)
+        logits: npt.NDArray[np.float32] = products.reshape(*self._bias.shape, -1) + self._bias[..., None]
+        return logits
+
+
+def read_vectors(labels: str, unit: Unit, definition: Definition) -> pa.Table:
+    """The columns `id`, `vector` and `error` of a unit whose vectors are stored.
+
+    Raises:
+        DamagedLabelFile: A label file is not what it was when the unit was planned.
+        LabelTableError: The storage does not answer.
+    """
+    parts = []
+    for place in unit.vectors:
+        footer, table = read_label_file(labels, place.label_set, place.path, ["id", VECTOR_COLUMN, "error"])
+        if (footer.source, footer.fingerprints.get(VECTOR)) != (unit.source, definition.vector):
+            raise DamagedLabelFile(
+                f"{place.label_set}/{place.path} was replaced while the run was going on; run the same command again"
+            )
+        parts.append(table.slice(place.rows[0] - footer.rows[0], place.rows[1] - place.rows[0]))
+    return pa.concat_tables(parts)

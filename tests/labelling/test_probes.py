@@ -1,0 +1,135 @@
+"""Labels from stored vectors, and vectors as `read_labels` shows them; made-up vectors, no model but a probe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mtop_batch.errors import LabelTableError, TaskError
+from mtop_batch.labelling.definition import VECTOR, Definition
+from mtop_batch.labelling.footer import DamagedLabelFile
+from mtop_batch.labelling.gather import plan_labels
+from mtop_batch.labelling.plan import Plan, Unit
+from mtop_batch.labelling.probes import ProbePredictor, read_vectors
+from mtop_batch.labelling.stages import pieces_of_work
+from mtop_batch.labelling.table import iter_labels, read_labels
+from mtop_batch.tasks import Task
+from tests.labelling.support import articles, definition, label_corpus, write_corpus
+
+OLD = definition({"a": "1", VECTOR: "1"})
+NEW = definition({"a": "1", "p": "1"})
+TASKS = [Task("big", "probe"), Task("size", "probe", labels=("small", "middle", "large"))]
+
+
+@pytest.fixture
+def predictor() -> ProbePredictor:
+    """ "big" is yes where x > 1; "size" is large above 2, small below 1."""
+    big = [[0.0, 0.0], [1.0, 0.0]], [0.0, -1.0]
+    size = [[-2.0, 0.0], [0.0, 0.0], [2.0, 0.0]], [2.0, 0.0, -4.0]
+    return ProbePredictor(
+        TASKS, [{"weight": np.array(w, np.float32), "bias": np.array(b, np.float32)} for w, b in (big, size)]
+    )
+
+
+def vectors(*values: list[float] | None) -> pa.ChunkedArray:
+    chunks = [pa.array([value], pa.list_(pa.float16(), 2)) for value in values]
+    return pa.chunked_array(chunks, pa.list_(pa.float16(), 2))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A corpus of two files, labelled in slices, with vectors of x = length of the text."""
+    write_corpus(tmp_path / "corpus", {"x.parquet": articles(9), "d=1/y.parquet": articles(3, start=9)})
+    label_corpus(tmp_path / "corpus", tmp_path / "labels", OLD, unit_rows=4)
+    return tmp_path
+
+
+def plan(project: Path, wanted: Definition, unit_rows: int = 100) -> Plan:
+    return plan_labels(f"{project}/corpus", f"{project}/labels", wanted, unit_rows=unit_rows)
+
+
+def unit_of(project: Path, wanted: Definition = NEW) -> Unit:
+    return next(unit for unit in plan(project, wanted).units if unit.source.path == "x.parquet")
+
+
+def test_vectors_get_the_labels_of_their_probes_and_nulls_get_none(predictor: ProbePredictor) -> None:
+    outputs = predictor.predict(vectors([0.5, 0.0], None, [1.5, 3.0], [3.0, -1.0]))
+    assert outputs.label_ids.tolist() == [[0, -1, 1, 1], [0, -1, 1, 2]]
+    assert outputs.scores[0, 2] == pytest.approx(1 / (1 + np.exp(-0.5)))
+    assert [bool(score != score) for score in outputs.scores[1]] == [False, True, False, False]
+
+
+def test_some_probes_say_what_they_say_among_others(predictor: ProbePredictor) -> None:
+    given = vectors([0.5, 0.0], [3.0, -1.0])
+    alone = predictor.of(["size"])
+    assert [task.name for task in alone.tasks] == ["size"]
+    assert alone.predict(given).scores[0].tolist() == predictor.predict(given).scores[1].tolist()
+
+
+def test_nothing_but_nulls_or_nothing_at_all_is_no_trouble(predictor: ProbePredictor) -> None:
+    assert predictor.predict(vectors(None, None)).label_ids.tolist() == [[-1, -1], [-1, -1]]
+    assert predictor.predict(vectors()).label_ids.shape == (2, 0)
+
+
+def test_a_units_vectors_are_put_together_from_slices(project: Path) -> None:
+    unit = unit_of(project)
+    assert [part.rows for part in unit.vectors] == [(0, 3), (3, 6), (6, 9)]
+    table = read_vectors(f"{project}/labels", unit, NEW)
+    assert table["id"].to_pylist() == [f"a{n}" for n in range(9)]
+    assert table["vector"].to_pylist() == [[len("title 0"), 1.0]] * 9
+    assert table["error"].null_count == 9
+    assert Unit.from_dict(unit.to_dict()) == unit
+
+
+def test_vectors_that_are_replaced_meanwhile_are_not_taken_for_the_others(project: Path) -> None:
+    unit = unit_of(project)
+    write_corpus(project / "corpus", {"x.parquet": articles(9, start=50)})
+    label_corpus(project / "corpus", project / "labels", OLD, unit_rows=4)
+    with pytest.raises(DamagedLabelFile, match="was replaced while the run was going on"):
+        read_vectors(f"{project}/labels", unit, NEW)
+
+
+def test_only_units_of_nothing_but_probes_are_computed_from_vectors(project: Path) -> None:
+    assert plan(project, NEW).cells_from_vectors == 12
+    assert plan(project, definition({"a": "2", "p": "1"})).cells_from_vectors == 0
+    assert plan(project, definition({"a": "1", "p": "1", VECTOR: "1"})).cells_from_vectors == 12
+    assert plan(project, definition({"p": "1", VECTOR: "2"})).cells_from_vectors == 0
+    assert plan(project, definition({"p": "1"}, vector="")).cells_from_vectors == 0
+    assert plan(project, definition({"p": "1"}, text_columns=("title",))).cells_from_vectors == 0
+
+
+def test_pieces_of_work_are_from_texts_or_from_vectors(project: Path) -> None:
+    write_corpus(project / "corpus", {"d=2/z.parquet": articles(2)})
+    label_corpus(project / "corpus", project / "labels", definition({"a": "1"}))
+    pieces = pieces_of_work(plan(project, NEW, unit_rows=4).units, max_rows=100)
+    assert [(len(piece), bool(piece[0].vectors)) for piece in pieces] == [(1, True), (1, False), (3, True)]
+
+
+def test_labels_are_read_without_vectors_unless_these_are_wanted(project: Path) -> None:
+    labels = f"{project}/labels"
+    assert read_labels(labels).column_names == ["id", "d", "a_label", "a_score", "error"]
+    assert read_labels(labels, [], vectors=True).column_names == ["id", "d", "vector", "error"]
+    streamed = pa.concat_tables(iter_labels(labels, vectors=True))
+    assert streamed.select(["id", "vector"]).equals(read_labels(labels, vectors=True).select(["id", "vector"]))
+    with pytest.raises(TaskError, match="there is no task '_vector'"):
+        read_labels(labels, [VECTOR])
+
+
+def test_vectors_of_another_definition_are_left_out(project: Path) -> None:
+    label_corpus(project / "corpus", project / "labels", definition({"a": "1", VECTOR: "2"}), ["d=1"])
+    table = read_labels(f"{project}/labels", vectors=True, provenance=True)
+    assert table["_vector_fingerprint"].to_pylist() == ["2"] * 3 + [None] * 9
+    assert table["vector"].null_count == 9
+    assert table["a_label"].null_count == 0
+    elsewhere = read_labels(f"{project}/labels", partition={"d": "0"}, vectors=True)
+    assert elsewhere["vector"].null_count == len(elsewhere)
+
+
+def test_a_table_without_vectors_says_how_to_get_them(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus", {"x.parquet": articles(3)})
+    label_corpus(tmp_path / "corpus", tmp_path / "labels", definition({"a": "1"}))
+    with pytest.raises(LabelTableError, match=r"there are no vectors in .*mtop label --vectors"):
+        read_labels(f"{tmp_path}/labels", vectors=True)
