@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from mtop_batch.errors import ConfigError
 from mtop_batch.tasks import Task
@@ -64,11 +65,12 @@ class Definition:
         """The part of the definition that says what is read."""
         return self.text_columns, self.id_column
 
-    def kind(self, task: str) -> str:
-        """The kind of a wanted task; "vector" for vectors."""
-        return {VECTOR: "vector", **{spec.name: spec.kind for spec in self.specs}}[task]
+    @cached_property
+    def kinds(self) -> Mapping[str, str]:
+        """The kind of each wanted task; "vector" for vectors."""
+        return {VECTOR: "vector", **{spec.name: spec.kind for spec in self.specs}}
 
-    @property
+    @cached_property
     def probes(self) -> frozenset[str]:
         """The wanted tasks that can be computed from vectors."""
         return frozenset(spec.name for spec in self.specs if spec.kind == "probe")

@@ -109,7 +109,7 @@ class Unit:
             row_groups=self.row_groups,
             rows=self.rows,
             fingerprints={task: definition.tasks[task] for task in target.tasks},
-            kinds={task: definition.kind(task) for task in target.tasks},
+            kinds={task: definition.kinds[task] for task in target.tasks},
             bundles=dict.fromkeys(target.tasks, definition.bundle_name),
             bundle=definition.bundle_uri,
             text_columns=definition.text_columns,
