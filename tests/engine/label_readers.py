@@ -74,7 +74,7 @@ class TableReader:
         while not self._ended.wait(_INTERVAL_S):
             try:
                 self.look()
-            except (LabelTableError, OSError) as error:
+            except (LabelTableError, OSError, duckdb.Error) as error:
                 if not self._through_outages:
                     self._wrong = error
                     return
