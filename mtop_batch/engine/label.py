@@ -30,7 +30,7 @@ from mtop_batch.labelling.paths import parse_partitions
 from mtop_batch.labelling.patience import DEFAULT_PATIENCE_S
 from mtop_batch.labelling.plan import Plan
 from mtop_batch.labelling.report import RunReport, write_report
-from mtop_batch.labelling.runs import list_runs, new_run_id, write_run
+from mtop_batch.labelling.runs import check_same_tasks, list_runs, new_run_id, write_run
 from mtop_batch.labelling.stages import LabelJob, pieces_of_work
 from mtop_batch.labelling.summary import estimate_s, plan_dict, plan_text
 from mtop_batch.model.bundle_files import check_bundle, read_bundle_info
@@ -93,6 +93,7 @@ def label_corpus(options: LabelOptions, *, plan_only: bool = False) -> dict[str,
         labels=storage.absolute(options.labels),
     )
     definition = _definition(options)
+    check_same_tasks(options.labels, definition)
     runs_before = list_runs(options.labels)
     plan = _plan(options, definition)
     _say(plan_text(plan, estimate_s(plan)))

@@ -13,12 +13,14 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 
 from mtop_batch import storage
-from mtop_batch.errors import LabelTableError
+from mtop_batch.errors import LabelTableError, TaskError
 from mtop_batch.labelling.definition import Definition, LabelSet
 
 _FORMAT = 1
+_RUNS_LOOKED_AT = 10
 
 
 def new_run_id(now: datetime | None = None) -> str:
@@ -42,6 +44,7 @@ class RunRecord:
     Args:
         run: Its id.
         wanted: The tasks' fingerprints and the columns, in the form of a label set of that name.
+        task_labels: The labels of each task; none for a regression.
         bundle: URI of the bundle.
         corpus: URI of the corpus.
         partitions: The `--partition` filter.
@@ -50,6 +53,7 @@ class RunRecord:
 
     run: str
     wanted: LabelSet
+    task_labels: Mapping[str, Sequence[str]]
     bundle: str
     corpus: str
     partitions: Mapping[str, str]
@@ -72,6 +76,7 @@ def write_run(
         "partitions": dict(partitions or {}),
         "bundle": definition.bundle_uri,
         "tasks": dict(definition.tasks),
+        "task_labels": {spec.name: spec.labels for spec in definition.specs},
         "text_columns": definition.text_columns,
         "id_column": definition.id_column,
     }
@@ -97,6 +102,7 @@ def read_run(labels: str, run: str) -> RunRecord:
         return RunRecord(
             run=run,
             wanted=LabelSet(run, content["tasks"], *columns),
+            task_labels=content.get("task_labels", {}),
             bundle=content["bundle"],
             corpus=content["corpus"],
             partitions=content["partitions"],
@@ -122,6 +128,34 @@ def present_definitions(labels: str, tasks: Sequence[str]) -> dict[str, LabelSet
         if found.keys() >= set(tasks):
             break
     return found
+
+
+def check_same_tasks(labels: str, definition: Definition) -> None:
+    """Refuse a bundle whose tasks have the names of others in the label table: their columns would mix two meanings.
+
+    A task trained anew may have got or lost labels; one that shares none with the newest of the last runs that wanted
+    it is another task, and so is one that has labels where that had a value.
+
+    Raises:
+        TaskError: There is such a task.
+        LabelTableError: The label table cannot be read.
+    """
+    open_tasks = {spec.name: spec for spec in definition.specs}
+    for record in islice(_newest_first(labels), _RUNS_LOOKED_AT):
+        for name in open_tasks.keys() & record.task_labels.keys():
+            before, now = record.task_labels[name], open_tasks.pop(name).labels
+            if bool(before) != bool(now) or (now and not set(before) & set(now)):
+                raise TaskError(
+                    f"task {name!r} has {_labels(now)} in bundle {definition.bundle_uri}, but {_labels(before)} in the "
+                    f"label table {labels} (run {record.run}, bundle {record.bundle}): another task of the same name. "
+                    "Check --model and --labels; leave the task out with --tasks, or give its bundle a table of its own"
+                )
+        if not open_tasks:
+            break
+
+
+def _labels(labels: Sequence[str]) -> str:
+    return f"the labels {', '.join(labels)}" if labels else "a value and no labels"
 
 
 def _newest_first(labels: str) -> Iterator[RunRecord]:

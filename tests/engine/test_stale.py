@@ -13,6 +13,7 @@ import torch
 
 from mtop_batch import Task, read_labels
 from mtop_batch.engine.label import LabelOptions, label_corpus
+from mtop_batch.errors import TaskError
 from mtop_batch.model.bundle import load_bundle, save_bundle
 from mtop_batch.model.mtop import MTOPModel
 from tests.conftest import make_backbone, make_tokenizer
@@ -34,7 +35,8 @@ def write_articles(path: Path, first_id: int) -> None:
 
 
 def label(root: Path, **options: Any) -> dict[str, Any]:
-    return label_corpus(LabelOptions(f"{root}/model", f"{root}/corpus", f"{root}/labels", **options))
+    options = {"model": f"{root}/model", **options}
+    return label_corpus(LabelOptions(corpus=f"{root}/corpus", labels=f"{root}/labels", **options))
 
 
 def plan(root: Path) -> dict[str, Any]:
@@ -98,3 +100,16 @@ def test_one_retrained_task(root: Path) -> None:
         bundle.model.task_module("mood").head.weight.add_(1)
     save_bundle(f"{root}/model", bundle.model, bundle.tokenizer, metrics={}, training_config={}, backbone_name="tiny")
     check_next_run(root, {"task changed": 12}, [0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23])
+
+
+def test_a_bundle_of_other_tasks_with_the_same_names_is_refused_and_nothing_is_written(root: Path) -> None:
+    tasks = [Task("mood", labels=("glad", "sad"), text=("body",)), TASKS[1]]
+    model = MTOPModel.from_backbone(make_backbone(1), tasks, prompt_attention="isolated", max_tokens=16)
+    save_bundle(str(root / "other"), model, make_tokenizer(), metrics={}, training_config={}, backbone_name="tiny")
+    before = sorted((root / "labels").rglob("*"))
+    options = LabelOptions(f"{root}/other", f"{root}/corpus", f"{root}/labels")
+    for plan_only in (True, False):
+        with pytest.raises(TaskError, match="another task of the same name"):
+            label_corpus(options, plan_only=plan_only)
+    assert sorted((root / "labels").rglob("*")) == before
+    assert label(root, model=f"{root}/other", tasks=("politics",))["cells_done"] == 12

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from mtop_batch import storage
-from mtop_batch.errors import LabelTableError
+from mtop_batch.errors import LabelTableError, TaskError
 from mtop_batch.labelling.cells import NEW_FILE
+from mtop_batch.labelling.definition import Definition
 from mtop_batch.labelling.plan import Plan
 from mtop_batch.labelling.report import RunReport, new_run_id, write_report, write_run
-from mtop_batch.labelling.runs import list_runs, present_definitions, read_run
+from mtop_batch.labelling.runs import check_same_tasks, list_runs, present_definitions, read_run
 from mtop_batch.labelling.stages import UnitResult
+from mtop_batch.tasks import Task
 from tests.labelling.support import definition
 
 AB = definition({"a": "1", "b": "1"})
@@ -141,3 +143,23 @@ def test_a_damaged_run_record_is_an_error(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "_runs" / "r1" / "run.json"), b"{}")
     with pytest.raises(LabelTableError, match="is not the record of a run"):
         present_definitions(str(tmp_path), ["a"])
+
+
+def test_a_bundle_whose_tasks_have_the_names_of_others_is_refused(tmp_path: Path) -> None:
+    def bundle(*tasks: Task) -> Definition:
+        return Definition("v2", "models/v2", tasks, {task.name: "2" for task in tasks})
+
+    labels, topic = str(tmp_path), Task("topic", labels=("sport", "tech"))
+    check_same_tasks(labels, bundle(topic))  # a new table
+    write_run(labels, new_run_id(), definition({"a": "1", "r": "1"}), "c")
+    run = new_run_id()
+    write_run(labels, run, bundle(topic), "c")
+    check_same_tasks(labels, definition({"a": "2", "r": "2", "b": "1"}))  # trained anew, and one more
+    check_same_tasks(labels, bundle(Task("topic", labels=("tech", "music"))))  # the labels of a task may change
+    check_same_tasks(labels, bundle(Task("topic", "probe", labels=("sport", "tech"))))
+    with pytest.raises(TaskError, match=rf"the labels left, right .* the labels sport, tech .*run {run}"):
+        check_same_tasks(labels, bundle(Task("topic", labels=("left", "right"))))
+    with pytest.raises(TaskError, match=r"'a' has a value and no labels .* another task of the same name"):
+        check_same_tasks(labels, bundle(Task("a", "regression", labels=())))
+    with pytest.raises(TaskError, match="'r' has the labels"):
+        check_same_tasks(labels, bundle(topic, Task("r")))
