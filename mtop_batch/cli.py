@@ -283,7 +283,9 @@ def _print_overview(overview: Overview) -> None:
 
     console = Console(highlight=False)
     console.print(f"{overview.articles:,} articles of {overview.source_files:,} source files in {overview.labels}")
-    table = Table("task", "labels", "bundle: fingerprint")
+    table = Table()
+    for column in ("task", "labels", "bundle: fingerprint"):
+        table.add_column(column, overflow="fold")  # names are there whole, however narrow the terminal
     for column in ("current", "older", "errors", "missing"):
         table.add_column(column, justify="right")
     for name, task in overview.tasks.items():
@@ -294,7 +296,9 @@ def _print_overview(overview: Overview) -> None:
         counts = [f"{count:,}" for count in (task.older, task.errors, task.missing)]
         table.add_row(name, ", ".join(shares), made_by, f"{task.current:,} ({task.coverage:.1%})", *counts)
     console.print(table)
-    table = Table("label set", "tasks")
+    table = Table()
+    for column in ("label set", "tasks"):
+        table.add_column(column, overflow="fold")
     for column in ("files", "rows", "MB"):
         table.add_column(column, justify="right")
     for name, label_set in overview.label_sets.items():
