@@ -169,6 +169,9 @@ def _finish(report: RunReport) -> None:
         _say(f"report: {write_report(report)}")
     except MtopError as error:
         _log(f"the report of run {report.run} could not be written: {error}")
+    if report.performance is not None:
+        _say(report.performance.line())
+        _say(f"bottleneck: {report.performance.bottleneck()}")
     _say(report.summary_line())
 
 
@@ -193,6 +196,7 @@ def _label_units(options: LabelOptions, report: RunReport, lease: Lease) -> None
     with ray_session(spare_cpus=1) as resources, Progress() as progress:
         num_from_texts = sum(not piece[0].vectors for piece in pieces)
         pool = plan_actors(resources, options.num_actors, num_from_texts)
+        report.num_actors = pool.size
         progress.note(f"run {report.run} begins on {resources}; {pool}")
         progress.phase("label", total=plan.num_articles_planned, unit="articles")
         log, queue = LabelLog(progress, report, pool.size), EventQueue()

@@ -24,6 +24,7 @@ class TaskOutputs:
         vectors: (R, D) float16, NaN for a row without tokens; None where they are not wanted.
         num_tokens: Tokens of all rows.
         num_padded_tokens: Tokens and padding that went through the model, prompts aside.
+        flops: Operations that the tokens and the prompts take (`mtop_batch.model.flops`).
         seconds: Wall-clock time.
     """
 
@@ -32,6 +33,7 @@ class TaskOutputs:
     vectors: npt.NDArray[np.float16] | None = None
     num_tokens: int = 0
     num_padded_tokens: int = 0
+    flops: float = 0.0
     seconds: float = 0.0
 
     def __getitem__(self, rows: slice) -> TaskOutputs:

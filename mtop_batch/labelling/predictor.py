@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ from mtop_batch.labelling.outputs import TaskOutputs, label_columns
 from mtop_batch.labelling.units import DEFAULT_MAX_CHARS, TEXT_IS_EMPTY, TEXT_IS_NULL
 from mtop_batch.model.bundle import load_bundle
 from mtop_batch.model.encoder import hidden_size
+from mtop_batch.model.flops import ForwardFlops, measure_matrix_rate
 from mtop_batch.model.mtop import MTOPModel
 from mtop_batch.model.prompts import prompt_layout
 from mtop_batch.tasks import Task, select_tasks
@@ -89,6 +91,7 @@ class Predictor:
         self._pad_token_id = _pad_token_id(tokenizer)
         self._uses_bf16 = precision == "bf16" or (precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
         self._num_prompts = len(prompt_layout(model.task_prompts, model.config.shared_prompts, names).groups)
+        self._flops = ForwardFlops.of(model, names)
         self._vector_size = hidden_size(model.backbone)
         self._is_regression = torch.tensor([task.kind == "regression" for task in self.tasks], device=self.device)
 
@@ -172,8 +175,19 @@ class Predictor:
             collected.fetch(*running)
         label_ids, scores, vectors = collected.by_row()
         return TaskOutputs(
-            label_ids, scores, vectors, int(lengths.sum()), num_padded_tokens, seconds=time.perf_counter() - started
+            label_ids,
+            scores,
+            vectors,
+            num_tokens=int(lengths.sum()),
+            num_padded_tokens=num_padded_tokens,
+            flops=self._flops(lengths),
+            seconds=time.perf_counter() - started,
         )
+
+    @cached_property
+    def matrix_rate(self) -> float:
+        """Operations per second of a large matrix product on the device, in the model's precision; measured once."""
+        return measure_matrix_rate(self.device, torch.bfloat16 if self._uses_bf16 else torch.float32)
 
     def _batches(self, lengths: npt.NDArray[np.int64], rows: Rows) -> list[Rows]:
         """Batches of those rows that have tokens, the longest last, where `list.pop` finds them."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtop_batch import storage
 from mtop_batch.labelling.definition import Definition
+from mtop_batch.labelling.performance import Performance
 from mtop_batch.labelling.plan import Plan
 from mtop_batch.labelling.runs import new_run_id, run_uri, write_run
 from mtop_batch.labelling.slow import SlowUnits
@@ -39,6 +40,7 @@ class RunReport:
         plan: What it set out to do.
         status: "running", and in the end "done" or "failed".
         failure: Why it failed.
+        num_actors: Labelling actors that there are.
         removed: Label files that it has deleted.
     """
 
@@ -57,6 +59,10 @@ class RunReport:
     num_tokens: int = 0
     num_padded_tokens: int = 0
     num_bytes: int = 0
+    flops: float = 0.0
+    flop_capacity: float = 0.0
+    waited_s: float = 0.0
+    num_actors: int = 0
     retries: int = 0
     removed: list[str] = field(default_factory=list)
     error_reasons: Counter[str] = field(default_factory=Counter)
@@ -91,6 +97,9 @@ class RunReport:
         self.num_tokens += result.num_tokens
         self.num_padded_tokens += result.num_padded_tokens
         self.num_bytes += result.num_bytes
+        self.flops += result.flops
+        self.flop_capacity += result.flop_capacity
+        self.waited_s += result.waited_s
         self.error_reasons.update(result.error_reasons)
         self.error_examples += result.error_examples[: _MAX_EXAMPLES - len(self.error_examples)]
         for task, counts in result.label_counts.items():
@@ -112,6 +121,22 @@ class RunReport:
     def documents_per_s(self) -> float:
         """Rows per second of wall-clock time."""
         return self.rows / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def performance(self) -> Performance | None:
+        """How fast the run labels texts; None if it has labelled none, or nothing but stored vectors."""
+        if not self.num_tokens:
+            return None
+        return Performance(
+            seconds=self.seconds,
+            num_actors=self.num_actors,
+            num_tokens=self.num_tokens,
+            num_padded_tokens=self.num_padded_tokens,
+            stage_seconds=self.stage_seconds,
+            waited_s=self.waited_s,
+            flops=self.flops,
+            flop_capacity=self.flop_capacity,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values."""
@@ -153,6 +178,7 @@ class RunReport:
             "seconds": round(self.seconds, 3),
             "stage_seconds": {stage: round(seconds, 3) for stage, seconds in sorted(self.stage_seconds.items())},
             "documents_per_s": round(self.documents_per_s, 2),
+            "performance": None if self.performance is None else self.performance.to_dict(),
             "slow_units": self.slow_units.slowest(),
         }
 

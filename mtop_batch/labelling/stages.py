@@ -80,8 +80,12 @@ class UnitResult:
         num_tokens: Tokens of the texts, without padding.
         num_padded_tokens: Tokens that went through the model, prompts aside.
         num_bytes: Bytes of the label files.
+        flops: Operations that the texts take (`mtop_batch.model.flops`).
+        flop_capacity: Operations that the device could have done in the seconds of the model.
+        waited_s: For how long the labelling actor had nothing to do before this unit; none before its first.
         retries: How often storage did not answer and was asked again.
-        seconds: Per stage ("read", "model", "write").
+        seconds: Per stage ("read", "tokenise", "model", "write"; "probes" in place of the two in the middle where
+            labels are computed from stored vectors).
     """
 
     source: str
@@ -98,6 +102,9 @@ class UnitResult:
     num_tokens: int = 0
     num_padded_tokens: int = 0
     num_bytes: int = 0
+    flops: float = 0.0
+    flop_capacity: float = 0.0
+    waited_s: float = 0.0
     retries: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -132,27 +139,30 @@ def read_and_tokenise(job: LabelJob, units: Sequence[Unit], tokenizer: TextToken
     return [_read_unit(job, unit, tokenizer) for unit in units]
 
 
-def label(streams: Sequence[Any], predictor: Predictor) -> list[bytes]:
+def label(streams: Sequence[Any], predictor: Predictor, waited_s: float = 0.0) -> list[bytes]:
     """Second stage: the rows of all units together through the model; one stream per unit with its label columns.
 
     Args:
         streams: What the first stage returned, as bytes or Arrow buffers.
         predictor: Of what the units want.
+        waited_s: For how long the predictor had nothing to do before.
     """
     opened = [_open_stream(stream) for stream in streams]
     tokens = Tokens.concat(Tokens.from_arrow(table) for table, _, _ in opened)
-    started = time.perf_counter()
     outputs = predictor.predict_tokens(tokens)
-    seconds_per_row = (time.perf_counter() - started) / max(1, len(tokens))
     labelled, start = [], 0
     for table, unit, result in opened:
         rows = slice(start, start + len(table))
         start += len(table)
         valid = pc.is_null(table["error"]).to_numpy()
         columns = {"id": table["id"], **dict(label_columns(predictor.tasks, outputs[rows], valid))}
+        share = len(table) / max(1, len(tokens))
         result.num_tokens = int(tokens.lengths[rows].sum())
-        result.num_padded_tokens = round(outputs.num_padded_tokens * len(table) / max(1, len(tokens)))
-        result.seconds["model"] = seconds_per_row * len(table)
+        result.num_padded_tokens = round(outputs.num_padded_tokens * share)
+        result.flops = outputs.flops * share
+        result.flop_capacity = outputs.seconds * share * predictor.matrix_rate
+        result.waited_s = waited_s * share
+        result.seconds["model"] = outputs.seconds * share
         labelled.append(_stream(pa.table({**columns, "error": table["error"]}), unit, result))
     return labelled
 
@@ -188,7 +198,7 @@ def _read_unit(job: LabelJob, unit: Unit, tokenizer: TextTokenizer) -> bytes:
     started = time.perf_counter()
     table = _token_table(pa.chunked_array([pa.nulls(0)]), [], [])
     try:
-        read = partial(_tokenised, job, unit, tokenizer)
+        read = partial(_tokenised, job, unit, tokenizer, result)
         table, result.retries = patiently(read, result.unit, job.news, job.patience_s)
     except UnreadableSource as unreadable:
         result.unreadable = str(unreadable)
@@ -196,7 +206,7 @@ def _read_unit(job: LabelJob, unit: Unit, tokenizer: TextTokenizer) -> bytes:
         raise
     except Exception as error:  # whatever is odd about one file must not keep the others from their labels
         result.unreadable = f"reading it failed unexpectedly: {type(error).__name__}: {error}"
-    result.seconds["read"] = time.perf_counter() - started
+    result.seconds["read"] = time.perf_counter() - started - result.seconds.get("tokenise", 0.0)
     return _stream(table, unit, result)
 
 
@@ -207,20 +217,24 @@ def _label_from_vectors(job: LabelJob, unit: Unit, predictor: ProbePredictor) ->
     table, result.retries = patiently(read, result.unit, job.news, job.patience_s)
     result.seconds["read"] = time.perf_counter() - started
     outputs = predictor.predict(table[VECTOR_COLUMN])
-    result.seconds["model"] = outputs.seconds
+    result.seconds["probes"] = outputs.seconds
     valid = pc.is_null(table["error"]).to_numpy()
     columns = {"id": table["id"], **dict(label_columns(predictor.tasks, outputs, valid))}
     return _stream(pa.table({**columns, "error": table["error"]}), unit, result)
 
 
-def _tokenised(job: LabelJob, unit: Unit, tokenizer: TextTokenizer) -> pa.Table:
+def _tokenised(job: LabelJob, unit: Unit, tokenizer: TextTokenizer, result: UnitResult) -> pa.Table:
     ids, tokens, errors = [], [], []
+    tokenise_s = 0.0
     # Generous: a text would need words of 100 letters on average to fill fewer tokens than it is cut to.
     max_chars = max(DEFAULT_MAX_CHARS, 100 * tokenizer.max_tokens)
     for batch in read_unit(job.corpus, unit, job.definition.id_column, max_chars=max_chars):
         ids.append(batch.ids)
+        started = time.perf_counter()
         tokens.append(tokenizer.encode(batch.texts, batch.seconds))
+        tokenise_s += time.perf_counter() - started
         errors += batch.errors
+    result.seconds["tokenise"] = tokenise_s
     return _token_table(pa.chunked_array(ids), tokens, errors)
 
 

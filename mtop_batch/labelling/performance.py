@@ -1,0 +1,109 @@
+"""How fast a run was, how near to what its devices can do, and what to change to make it faster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Labelling actors that wait for less than this share of their time are busy.
+_BUSY = 0.15
+_CPU_STAGES = ("read", "tokenise", "write")
+_NAMES = {"read": "reading", "tokenise": "tokenising", "write": "writing"}
+
+
+@dataclass(frozen=True)
+class Performance:
+    """The speed of a run that labelled texts.
+
+    Args:
+        seconds: Wall-clock time of the run.
+        num_actors: Labelling actors.
+        num_tokens: Tokens that went through the model.
+        num_padded_tokens: These and the padding beside them.
+        stage_seconds: Per stage ("read", "tokenise", "model", "write"), summed over its processes.
+        waited_s: For how long labelling actors had nothing to do between their first and their last batch, summed.
+        flops: Operations that the texts take (`mtop_batch.model.flops`).
+        flop_capacity: Operations that the actors' devices could have done while they were at work on batches.
+    """
+
+    seconds: float
+    num_actors: int
+    num_tokens: int
+    num_padded_tokens: int
+    stage_seconds: Mapping[str, float]
+    waited_s: float
+    flops: float
+    flop_capacity: float
+
+    @property
+    def model_s(self) -> float:
+        """Seconds in which an actor was at work on batches, summed over actors."""
+        return self.stage_seconds.get("model", 0.0)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Real tokens per second of wall-clock time."""
+        return self.num_tokens / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def padding_share(self) -> float:
+        """Share of padding in what went through the model."""
+        return 1 - self.num_tokens / self.num_padded_tokens if self.num_padded_tokens else 0.0
+
+    @property
+    def waited_share(self) -> float:
+        """Share of their time that labelling actors waited for input."""
+        present_s = self.model_s + self.waited_s
+        return self.waited_s / present_s if present_s > 0 else 0.0
+
+    @property
+    def start_up_s(self) -> float:
+        """Seconds before the first batch and after the last: Ray and its workers start, the last files are written."""
+        return max(0.0, self.seconds - (self.model_s + self.waited_s) / max(1, self.num_actors))
+
+    @property
+    def flop_utilisation(self) -> float:
+        """Share of the devices' measured matrix rate that real tokens made use of, while actors were at work."""
+        return self.flops / self.flop_capacity if self.flop_capacity else 0.0
+
+    @property
+    def cpus_per_actor(self) -> float:
+        """CPUs that read, tokenise and write as fast as one labelling actor labels."""
+        return sum(self.stage_seconds.get(stage, 0.0) for stage in _CPU_STAGES) / self.model_s if self.model_s else 0.0
+
+    def bottleneck(self) -> str:
+        """What bounds the run, and what to change, in one line."""
+        if self.start_up_s > self.seconds / 2:
+            return f"starting and ending, {self.start_up_s:.0f} of {self.seconds:.0f} s: a larger run pays better"
+        if self.waited_share < _BUSY:
+            return (
+                f"the model: labelling actors waited for input {self.waited_share:.0%} of their time; more GPUs (or "
+                "CPUs, where there are none) make it faster"
+            )
+        stage = max(_CPU_STAGES, key=lambda stage: self.stage_seconds.get(stage, 0.0))
+        waited = f"{_NAMES[stage]}: labelling actors waited for input {self.waited_share:.0%} of their time"
+        needed = f"about {self.cpus_per_actor:.1f} CPUs per labelling actor keep up: give the cluster more CPUs"
+        if stage == "tokenise":
+            return f"{waited}; {needed}"
+        return f"{waited}; {needed}, or bring storage nearer"
+
+    def line(self) -> str:
+        """The speed in one line."""
+        return (
+            f"{self.tokens_per_s:,.0f} tokens/s, padding {self.padding_share:.1%}, labelling actors waited "
+            f"{self.waited_share:.0%}, {self.flop_utilisation:.0%} of the measured matrix rate"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return {
+            "num_actors": self.num_actors,
+            "tokens_per_s": round(self.tokens_per_s, 1),
+            "padding_share": round(self.padding_share, 4),
+            "waited_share": round(self.waited_share, 4),
+            "start_up_s": round(self.start_up_s, 1),
+            "flop_utilisation": round(self.flop_utilisation, 4),
+            "cpus_per_actor": round(self.cpus_per_actor, 2),
+            "bottleneck": self.bottleneck(),
+        }

@@ -1,0 +1,43 @@
+"""The arithmetic of a forward pass, against the operations that torch counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mtop_batch.model.flops import ForwardFlops, measure_matrix_rate
+from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.mtop_config import PromptAttention
+from mtop_batch.tasks import Task
+from tests.conftest import make_backbone
+
+TASKS = [Task("a"), Task("b", labels=("x", "y", "z"))]
+
+
+@pytest.mark.parametrize("attention", ["joint", "isolated"])
+@pytest.mark.parametrize("names", [["a", "b"], ["b"]])
+def test_the_cost_is_what_torch_counts(attention: PromptAttention, names: list[str]) -> None:
+    model = MTOPModel.from_backbone(make_backbone(), TASKS, prompt_attention=attention, max_tokens=60)
+    num_texts, num_tokens = 3, 20
+    # The counter knows attention on CPUs only as the matrix products that it is made of.
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.all_tasks(torch.full((num_texts, num_tokens), 5), tasks=names)
+    counted = counter.get_total_flops()
+    # Heads are padded to the labels of the task that has most, and isolated prompts see each other: both little.
+    cost = ForwardFlops.of(model, names)(np.full(num_texts, num_tokens))
+    assert cost == pytest.approx(counted, rel=0.02)
+    assert cost <= counted
+
+
+def test_texts_without_tokens_cost_nothing_and_long_ones_more_than_their_share() -> None:
+    flops = ForwardFlops.of(MTOPModel.from_backbone(make_backbone(), TASKS, max_tokens=60), ["a", "b"])
+    assert flops(np.array([0, 0])) == 0
+    assert flops(np.array([8, 0, 8])) == pytest.approx(2 * flops(np.array([8])))
+    assert flops(np.array([40])) - flops(np.array([20])) > flops(np.array([20])) - flops(np.array([1]))
+
+
+def test_the_matrix_rate_is_measured() -> None:
+    assert 1e8 < measure_matrix_rate(torch.device("cpu"), torch.float32) < 1e15
