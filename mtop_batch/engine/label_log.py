@@ -72,6 +72,7 @@ class LabelLog:
         """Handle one piece of news."""
         with self._lock:
             if event["event"] == ACTOR_STARTED:
+                self._report.actor_started()
                 self._actors_to_come -= 1
                 if self._actors_to_come < 0:
                     self._progress.note("a labelling actor was lost; another one took its place")

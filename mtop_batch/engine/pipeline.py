@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -176,22 +175,18 @@ class _Labeller:
             torch.set_num_threads(threads)
         self._bundle = load_bundle(bundle_uri)
         self._predictors: dict[tuple[str, ...], Predictor] = {}
-        self._idle_since: float | None = None
         news({"event": ACTOR_STARTED})
 
     def __call__(self, block: pa.Table) -> pa.Table:
         from mtop_batch.labelling.predictor import Predictor
 
-        waited_s = 0.0 if self._idle_since is None else time.perf_counter() - self._idle_since
         tasks = tuple(block["tasks"][0].as_py())
         if tasks not in self._predictors:
             names = [task for task in tasks if task != VECTOR]
             self._predictors[tasks] = Predictor(
                 self._bundle.model, self._bundle.tokenizer, tasks=names, vectors=VECTOR in tasks
             )
-        labelled = _block(tasks, label(_streams(block), self._predictors[tasks], waited_s))
-        self._idle_since = time.perf_counter()
-        return labelled
+        return _block(tasks, label(_streams(block), self._predictors[tasks]))
 
 
 def _write_piece(block: pa.Table, job: LabelJob) -> pa.Table:

@@ -18,21 +18,21 @@ class Performance:
 
     Args:
         seconds: Wall-clock time of the run.
+        start_up_s: Of these, until the first labelling actor was ready: Ray and its workers start, the bundle loads.
         num_actors: Labelling actors.
         num_tokens: Tokens that went through the model.
         num_padded_tokens: These and the padding beside them.
         stage_seconds: Per stage ("read", "tokenise", "model", "write"), summed over its processes.
-        waited_s: For how long labelling actors had nothing to do between their first and their last batch, summed.
         flops: Operations that the texts take (`mtop_batch.model.flops`).
         flop_capacity: Operations that the actors' devices could have done while they were at work on batches.
     """
 
     seconds: float
+    start_up_s: float
     num_actors: int
     num_tokens: int
     num_padded_tokens: int
     stage_seconds: Mapping[str, float]
-    waited_s: float
     flops: float
     flop_capacity: float
 
@@ -53,14 +53,9 @@ class Performance:
 
     @property
     def waited_share(self) -> float:
-        """Share of their time that labelling actors waited for input."""
-        present_s = self.model_s + self.waited_s
-        return self.waited_s / present_s if present_s > 0 else 0.0
-
-    @property
-    def start_up_s(self) -> float:
-        """Seconds before the first batch and after the last: Ray and its workers start, the last files are written."""
-        return max(0.0, self.seconds - (self.model_s + self.waited_s) / max(1, self.num_actors))
+        """Share of the time after the start in which labelling actors had nothing to do, the end included."""
+        present_s = self.num_actors * (self.seconds - self.start_up_s)
+        return max(0.0, 1 - self.model_s / present_s) if present_s > 0 else 0.0
 
     @property
     def flop_utilisation(self) -> float:
@@ -75,7 +70,7 @@ class Performance:
     def bottleneck(self) -> str:
         """What bounds the run, and what to change, in one line."""
         if self.start_up_s > self.seconds / 2:
-            return f"starting and ending, {self.start_up_s:.0f} of {self.seconds:.0f} s: a larger run pays better"
+            return f"starting, {self.start_up_s:.0f} of {self.seconds:.0f} s: a larger run pays better"
         if self.waited_share < _BUSY:
             return (
                 f"the model: labelling actors waited for input {self.waited_share:.0%} of their time; more GPUs (or "

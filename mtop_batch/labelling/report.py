@@ -40,7 +40,8 @@ class RunReport:
         plan: What it set out to do.
         status: "running", and in the end "done" or "failed".
         failure: Why it failed.
-        num_actors: Labelling actors that there are.
+        num_actors: Labelling actors that there are to be.
+        start_up_s: Seconds until the first of them was ready.
         removed: Label files that it has deleted.
     """
 
@@ -61,8 +62,8 @@ class RunReport:
     num_bytes: int = 0
     flops: float = 0.0
     flop_capacity: float = 0.0
-    waited_s: float = 0.0
     num_actors: int = 0
+    start_up_s: float | None = None
     retries: int = 0
     removed: list[str] = field(default_factory=list)
     error_reasons: Counter[str] = field(default_factory=Counter)
@@ -99,12 +100,16 @@ class RunReport:
         self.num_bytes += result.num_bytes
         self.flops += result.flops
         self.flop_capacity += result.flop_capacity
-        self.waited_s += result.waited_s
         self.error_reasons.update(result.error_reasons)
         self.error_examples += result.error_examples[: _MAX_EXAMPLES - len(self.error_examples)]
         for task, counts in result.label_counts.items():
             self.label_counts[task].update(counts)
         return is_slow
+
+    def actor_started(self) -> None:
+        """Note when the first labelling actor is ready."""
+        if self.start_up_s is None:
+            self.start_up_s = self.seconds
 
     def finish(self, failure: str | None = None) -> None:
         """Stop the clock; with a failure, say why the run did not do all it could."""
@@ -129,11 +134,11 @@ class RunReport:
             return None
         return Performance(
             seconds=self.seconds,
+            start_up_s=self.start_up_s or 0.0,
             num_actors=self.num_actors,
             num_tokens=self.num_tokens,
             num_padded_tokens=self.num_padded_tokens,
             stage_seconds=self.stage_seconds,
-            waited_s=self.waited_s,
             flops=self.flops,
             flop_capacity=self.flop_capacity,
         )

@@ -82,7 +82,6 @@ class UnitResult:
         num_bytes: Bytes of the label files.
         flops: Operations that the texts take (`mtop_batch.model.flops`).
         flop_capacity: Operations that the device could have done in the seconds of the model.
-        waited_s: For how long the labelling actor had nothing to do before this unit; none before its first.
         retries: How often storage did not answer and was asked again.
         seconds: Per stage ("read", "tokenise", "model", "write"; "probes" in place of the two in the middle where
             labels are computed from stored vectors).
@@ -104,7 +103,6 @@ class UnitResult:
     num_bytes: int = 0
     flops: float = 0.0
     flop_capacity: float = 0.0
-    waited_s: float = 0.0
     retries: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -139,13 +137,12 @@ def read_and_tokenise(job: LabelJob, units: Sequence[Unit], tokenizer: TextToken
     return [_read_unit(job, unit, tokenizer) for unit in units]
 
 
-def label(streams: Sequence[Any], predictor: Predictor, waited_s: float = 0.0) -> list[bytes]:
+def label(streams: Sequence[Any], predictor: Predictor) -> list[bytes]:
     """Second stage: the rows of all units together through the model; one stream per unit with its label columns.
 
     Args:
         streams: What the first stage returned, as bytes or Arrow buffers.
         predictor: Of what the units want.
-        waited_s: For how long the predictor had nothing to do before.
     """
     opened = [_open_stream(stream) for stream in streams]
     tokens = Tokens.concat(Tokens.from_arrow(table) for table, _, _ in opened)
@@ -161,7 +158,6 @@ def label(streams: Sequence[Any], predictor: Predictor, waited_s: float = 0.0) -
         result.num_padded_tokens = round(outputs.num_padded_tokens * share)
         result.flops = outputs.flops * share
         result.flop_capacity = outputs.seconds * share * predictor.matrix_rate
-        result.waited_s = waited_s * share
         result.seconds["model"] = outputs.seconds * share
         labelled.append(_stream(pa.table({**columns, "error": table["error"]}), unit, result))
     return labelled

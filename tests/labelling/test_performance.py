@@ -11,11 +11,11 @@ from mtop_batch.labelling.performance import Performance
 
 BUSY = Performance(
     seconds=110.0,
+    start_up_s=10.0,
     num_actors=2,
     num_tokens=90_000,
     num_padded_tokens=100_000,
     stage_seconds={"read": 20.0, "tokenise": 60.0, "model": 190.0, "write": 15.0},
-    waited_s=10.0,
     flops=4e12,
     flop_capacity=10e12,
 )
@@ -25,28 +25,27 @@ def test_shares_and_rates() -> None:
     assert BUSY.tokens_per_s == pytest.approx(90_000 / 110)
     assert BUSY.padding_share == pytest.approx(0.1)
     assert BUSY.waited_share == pytest.approx(0.05)
-    assert BUSY.start_up_s == pytest.approx(10)
     assert BUSY.flop_utilisation == pytest.approx(0.4)
     assert BUSY.cpus_per_actor == pytest.approx(0.5)
     assert BUSY.line() == "818 tokens/s, padding 10.0%, labelling actors waited 5%, 40% of the measured matrix rate"
 
 
 @pytest.mark.parametrize(
-    ("stage_seconds", "waited_s", "words"),
+    ("stage_seconds", "start_up_s", "words"),
     [
         ({"model": 190.0}, 10.0, "the model: labelling actors waited for input 5% of their time; more GPUs"),
-        ({"read": 10.0, "tokenise": 150.0, "model": 100.0}, 100.0, "tokenising: .* 50% .* about 1.6 CPUs"),
-        ({"read": 300.0, "tokenise": 150.0, "model": 100.0}, 100.0, "reading: .* or bring storage nearer"),
-        ({"write": 80.0, "model": 100.0}, 100.0, "writing: .* about 0.8 CPUs per labelling actor"),
-        ({"model": 20.0}, 0.0, "starting and ending, 100 of 110 s: a larger run"),
+        ({"read": 10.0, "tokenise": 150.0, "model": 100.0}, 10.0, "tokenising: .* 50% .* about 1.6 CPUs"),
+        ({"read": 300.0, "tokenise": 150.0, "model": 100.0}, 10.0, "reading: .* or bring storage nearer"),
+        ({"write": 80.0, "model": 100.0}, 10.0, "writing: .* about 0.8 CPUs per labelling actor"),
+        ({"model": 20.0}, 100.0, "starting, 100 of 110 s: a larger run"),
     ],
 )
-def test_the_bottleneck_says_what_to_change(stage_seconds: dict[str, float], waited_s: float, words: str) -> None:
-    bottleneck = replace(BUSY, stage_seconds=stage_seconds, waited_s=waited_s).bottleneck()
+def test_the_bottleneck_says_what_to_change(stage_seconds: dict[str, float], start_up_s: float, words: str) -> None:
+    bottleneck = replace(BUSY, stage_seconds=stage_seconds, start_up_s=start_up_s).bottleneck()
     assert re.search(words, bottleneck), bottleneck
 
 
 def test_a_run_that_did_nothing_has_no_shares() -> None:
-    nothing = Performance(0.0, 0, 0, 0, {}, 0.0, 0.0, 0.0)
+    nothing = Performance(0.0, 0.0, 0, 0, 0, {}, 0.0, 0.0)
     assert (nothing.tokens_per_s, nothing.padding_share, nothing.waited_share) == (0, 0, 0)
-    assert (nothing.flop_utilisation, nothing.cpus_per_actor, nothing.start_up_s) == (0, 0, 0)
+    assert (nothing.flop_utilisation, nothing.cpus_per_actor) == (0, 0)

@@ -129,6 +129,20 @@ def test_a_report_is_written_beside_its_run_record(tmp_path: Path) -> None:
     }
 
 
+def test_a_report_tells_the_speed_of_the_model_once_texts_went_through_it(tmp_path: Path) -> None:
+    report = make_report(tmp_path)
+    report.num_actors = 1
+    report.actor_started()
+    started = report.start_up_s
+    report.actor_started()  # another one, or one in place of a lost one
+    assert report.start_up_s == started
+    performance = report.to_dict()["performance"]
+    assert performance["num_actors"] == 1
+    assert performance["tokens_per_s"] > 0
+    report.num_tokens = 0
+    assert report.to_dict()["performance"] is None
+
+
 def test_run_records_are_read_back_newest_first(tmp_path: Path) -> None:
     first, second = (new_run_id(datetime(2026, 11, day, tzinfo=UTC)) for day in (19, 20))
     write_run(str(tmp_path), second, definition({"a": "2"}), "c", {"date": "2026-11-20"})
