@@ -3,8 +3,8 @@
 * `bare`  one process, the bundle, token batches made ready beforehand and sorted by length: forward passes only
 * `job`   `mtop label` over a corpus of Parquet files: list, read, tokenise, Ray, forward, write
 
-Both have the same cores, the same texts and the same batches of tokens. They run in turn, `--rounds` times; `ratio` is job
-over bare, the start-up of the job (until the first labelling actor is ready) counted apart and given as `start_up_s`.
+Both have the same cores, the same texts and the same batches of tokens. They run in turn, `--rounds` times; `ratio`
+is job over bare, the start-up of the job (until the first labelling actor is ready) counted apart, as `start_up_s`.
 
     python benchmarks/end_to_end.py --model demo/model --articles articles.parquet --column headline \\
         [--rows 50000] [--files 20] [--rounds 1]
