@@ -1,11 +1,14 @@
-"""How much of a training step on a small backbone is the word-embedding table?
+"""How fast does MTOP train on a small backbone, and how much of a step is the word-embedding table?
 
-Trains MTOP on random headlines (eight tasks, batch 16, about 20 tokens) and measures examples per second:
+Trains on random headlines (eight tasks, batch 16, about 20 tokens) and measures examples per second:
 
 * `plain`      all parameters, torch's AdamW as it comes, memory of the dense gradient mapped anew in every step
 * `fused`      all parameters, fused AdamW
 * `kept`       the same, and freed memory is kept (what `mtop train` does)
 * `frozen`     the same, with the word embeddings as pretrained (`train.freeze_word_embeddings`)
+* `isolated`   the same, with isolated prompts: a step has the prompts of its own task only (jobs/nhc-cpu.toml)
+* `trainer`    a plain `transformers.Trainer` on a model for one task, as it comes: what one would run task after task
+               (if `accelerate` is installed, which it needs)
 
 Each variant runs in a process of its own; the order turns round by round, and the median round counts.
 
@@ -15,19 +18,24 @@ Each variant runs in a process of its own; the order turns round by round, and t
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
 from results_file import write_result
 
+from mtop_batch.data.examples import LabelledTokens
+from mtop_batch.model.mtop_config import PromptAttention
 from mtop_batch.training.memory import KEEP_FREED_MEMORY
 
-VARIANTS = ("plain", "fused", "kept", "frozen")
+VARIANTS = ("plain", "fused", "kept", "frozen", "isolated", "trainer")
+KEEPING = ("kept", "frozen", "isolated")
 NUM_TASKS, BATCH_SIZE, EXAMPLES = 8, 16, 512
 
 
@@ -35,7 +43,6 @@ def measure(variant: str, backbone_name: str, steps: int) -> float:
     """Examples per second of one variant, after a few steps that do not count."""
     import torch
 
-    from mtop_batch.data.examples import LabelledTokens
     from mtop_batch.data.tokens import Tokens
     from mtop_batch.model.backbone import load_backbone
     from mtop_batch.model.mtop import MTOPModel
@@ -47,8 +54,9 @@ def measure(variant: str, backbone_name: str, steps: int) -> float:
     rng = np.random.default_rng(0)
     tasks = [Task(f"task_{index}") for index in range(NUM_TASKS)]
     backbone = load_backbone(backbone_name)
-    model = MTOPModel.from_backbone(backbone, tasks, max_tokens=128)
-    if variant == "frozen":
+    attention: PromptAttention = "isolated" if variant == "isolated" else "joint"
+    model = MTOPModel.from_backbone(backbone, tasks, max_tokens=128, prompt_attention=attention)
+    if variant in ("frozen", "isolated"):
         freeze_word_embeddings(model)
     if variant == "plain":
 
@@ -64,6 +72,9 @@ def measure(variant: str, backbone_name: str, steps: int) -> float:
         return LabelledTokens(Tokens.from_rows([row.tolist() for row in rows]), rng.integers(0, 2, EXAMPLES))
 
     data = [TaskData(task, examples()) for task in tasks]
+    if variant == "trainer":
+        train_plainly(backbone_name, data[0].train, 5)
+        return train_plainly(backbone_name, data[0].train, steps)
 
     def run(num_steps: int) -> float:
         epochs = num_steps * BATCH_SIZE / (EXAMPLES * NUM_TASKS)
@@ -74,6 +85,40 @@ def measure(variant: str, backbone_name: str, steps: int) -> float:
 
     run(5)
     return run(steps)
+
+
+def train_plainly(backbone_name: str, examples: LabelledTokens, steps: int) -> float:
+    """Examples per second of a `transformers.Trainer`."""
+    from transformers import (
+        AutoModelForSequenceClassification,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainingArguments,
+    )
+
+    from mtop_batch.model.backbone import load_backbone, load_tokenizer
+
+    with tempfile.TemporaryDirectory() as directory:
+        load_backbone(backbone_name).save_pretrained(directory)
+        model = AutoModelForSequenceClassification.from_pretrained(directory, num_labels=2)
+        rows = [
+            {"input_ids": examples.tokens.row(row).tolist(), "labels": int(examples.labels[row])}
+            for row in range(len(examples))
+        ]
+        arguments = TrainingArguments(
+            directory,
+            per_device_train_batch_size=BATCH_SIZE,
+            max_steps=steps,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            logging_strategy="no",
+        )
+        collator = DataCollatorWithPadding(load_tokenizer(backbone_name))
+        trainer = Trainer(model, arguments, train_dataset=rows, data_collator=collator)
+        started = time.perf_counter()
+        trainer.train()
+        return steps * BATCH_SIZE / (time.perf_counter() - started)
 
 
 def main() -> None:
@@ -87,11 +132,12 @@ def main() -> None:
     if arguments.variant:
         print(json.dumps(measure(arguments.variant, arguments.backbone, arguments.steps)))
         return
-    rates: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    variants = [name for name in VARIANTS if name != "trainer" or importlib.util.find_spec("accelerate")]
+    rates: dict[str, list[float]] = {variant: [] for variant in variants}
     for round_ in range(arguments.rounds):
-        for variant in VARIANTS[round_ % 2 * 3 :: -1 if round_ % 2 else 1]:
+        for variant in variants[:: -1 if round_ % 2 else 1]:
             command = [sys.executable, __file__, "--backbone", arguments.backbone, "--steps", str(arguments.steps)]
-            environment = {**os.environ, **(KEEP_FREED_MEMORY if variant in ("kept", "frozen") else {})}
+            environment = {**os.environ, **(KEEP_FREED_MEMORY if variant in KEEPING else {})}
             run = subprocess.run(
                 [*command, "--variant", variant], env=environment, capture_output=True, text=True, check=True
             )
