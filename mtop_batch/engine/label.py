@@ -8,6 +8,7 @@ to do and one that failed.
 
 from __future__ import annotations
 
+import re
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,6 +36,9 @@ from mtop_batch.labelling.stages import LabelJob, pieces_of_work
 from mtop_batch.labelling.summary import estimate_s, plan_dict, plan_text
 from mtop_batch.model.bundle_files import check_bundle, read_bundle_info
 from mtop_batch.tasks import select_tasks
+
+# Ray Data appends what it would have one configure to the messages of exceptions.
+_RAYS_ADVICE = re.compile(r"\nFailed to \S.* after \d+/\d+ attempts .*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -231,6 +235,7 @@ def _cause(error: BaseException) -> BaseException:
 def _explained(error: Exception, failure: str) -> MtopError:
     cause = _cause(error)
     if isinstance(cause, MtopError):
+        cause.args = (_RAYS_ADVICE.sub("", str(cause)),)
         return cause
     return JobError(f"the job failed: {failure}; what was written stays, and the same command does the rest")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -21,7 +22,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.session import Resources
 from mtop_batch.labelling.definition import VECTOR
-from mtop_batch.labelling.patience import ACTOR_STARTED, News
+from mtop_batch.labelling.patience import ACTOR_STARTED, patiently
 from mtop_batch.labelling.plan import Unit, decode_units, encode_units
 from mtop_batch.labelling.probes import ProbePredictor
 from mtop_batch.labelling.stages import LabelJob, UnitResult, label, label_from_vectors, read_and_tokenise, write
@@ -115,7 +116,7 @@ def _from_texts(work: Dataset, job: LabelJob, bundle_uri: str, pool: ActorPool) 
         work.map_batches(partial(_read_piece, job=job, bundle_uri=bundle_uri), **storage_stage, **_ONE_PIECE)
         .map_batches(
             _Labeller,
-            fn_constructor_kwargs={"bundle_uri": bundle_uri, "threads": pool.num_cpus or None, "news": job.news},
+            fn_constructor_kwargs={"job": job, "bundle_uri": bundle_uri, "threads": pool.num_cpus or None},
             compute=ActorPoolStrategy(size=pool.size),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus,
@@ -152,7 +153,9 @@ def _configure_ray_data() -> None:
 
 def _read_piece(block: pa.Table, job: LabelJob, bundle_uri: str) -> pa.Table:
     units = _units(block)
-    return _block(units[0].tasks, read_and_tokenise(job, units, _text_tokenizer(bundle_uri)))
+    load = partial(_text_tokenizer, bundle_uri)
+    tokenizer, _ = patiently(load, f"the tokenizer for {units[0]}", job.news, job.patience_s)
+    return _block(units[0].tasks, read_and_tokenise(job, units, tokenizer))
 
 
 def _label_and_write(block: pa.Table, job: LabelJob, predictor: ProbePredictor) -> pa.Table:
@@ -166,16 +169,17 @@ class _Labeller:
     It alone imports torch: the processes that read and write, and the driver, start in a fraction of the time without.
     """
 
-    def __init__(self, bundle_uri: str, threads: int | None, news: News) -> None:
+    def __init__(self, job: LabelJob, bundle_uri: str, threads: int | None) -> None:
         import torch
 
         from mtop_batch.model.bundle import load_bundle
 
         if threads:
             torch.set_num_threads(threads)
-        self._bundle = load_bundle(bundle_uri)
+        load = partial(load_bundle, bundle_uri)
+        self._bundle, _ = patiently(load, f"the bundle for actor {os.getpid()}", job.news, job.patience_s)
         self._predictors: dict[tuple[str, ...], Predictor] = {}
-        news({"event": ACTOR_STARTED})
+        job.news({"event": ACTOR_STARTED})
 
     def __call__(self, block: pa.Table) -> pa.Table:
         from mtop_batch.labelling.predictor import Predictor
