@@ -101,6 +101,7 @@ def test_a_backfill_computes_the_new_cells_only_and_touches_no_earlier_file(
     assert set(labels["sport_bundle"].to_pylist()) == {"m2"}
 
 
+@pytest.mark.slow
 def test_the_tenth_addition_works_like_the_first(tmp_path: Path, task_tables: list[dict[str, Any]]) -> None:
     write_articles(f"{tmp_path}/corpus/a.parquet", TEXTS)
     model = save_model(tmp_path / "m0")

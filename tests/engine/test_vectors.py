@@ -150,6 +150,7 @@ def test_texts_are_read_where_vectors_are_missing_or_of_older_content(
     assert [vector is None for vector in table["vector"].to_pylist()] == [False] * 7 + [True] * 7
 
 
+@pytest.mark.slow
 def test_units_are_cut_where_stored_vectors_end(tmp_path: Path, task_tables: list[dict[str, Any]]) -> None:
     write_articles(f"{tmp_path}/corpus/a.parquet", TEXTS)
     model = save_model(tmp_path / "m")
@@ -163,6 +164,7 @@ def test_units_are_cut_where_stored_vectors_end(tmp_path: Path, task_tables: lis
     assert read_labels(f"{tmp_path}/labels")["sport_label"].to_pylist() == expected["sport_label"].to_pylist()
 
 
+@pytest.mark.slow
 def test_vectors_of_another_definition_are_not_shown_beside_the_present_ones(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_articles(f"{tmp_path}/corpus/day={name}/x.parquet", TEXTS[:5])
