@@ -87,7 +87,7 @@ class TrainConfig(_Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """"auto": bf16 autocast on GPUs that have it, fp32 elsewhere."""
     freeze_word_embeddings: bool = False
-    """Leave the word-embedding table as pretrained; on CPU and small backbones this is several times faster."""
+    """Leave the word-embedding table as pretrained; on a CPU and with a small backbone that is faster."""
     max_failures: int = Field(3, ge=0)
     """Worker failures after which training goes on from the last checkpoint before giving up."""
     warm_start: WarmStartConfig = WarmStartConfig()  # type: ignore[call-arg]

@@ -1,10 +1,5 @@
 """Files by URI: a local path, `s3://...`, or any other URL that fsspec knows.
 
-Two clients serve S3. Bulk data goes through pyarrow's own, which waits out a server that is down for most of a
-minute; listings and questions about single keys go through s3fs, which tells etags and answers within seconds
-that a server cannot be reached. Endpoint, region and credentials come from the standard AWS environment variables
-(`AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, ...) and never stand in a message.
-
 A write is atomic: a reader sees the old file or the whole new one. `FileNotFoundError` means that the file is not
 there; storage that does not answer, or refuses, is a `LabelTableError`.
 """
@@ -12,33 +7,59 @@ there; storage that does not answer, or refuses, is a `LabelTableError`.
 from __future__ import annotations
 
 import os
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 from uuid import uuid4
 
-import fsspec
 import pyarrow as pa
-import pyarrow.fs as pafs
 
-from mtop_batch.errors import ConfigError, LabelTableError, MtopError
+from mtop_batch.errors import LabelTableError
+from mtop_batch.storage_clients import (
+    error_code,
+    explained,
+    filesystem,
+    fsspec_filesystem,
+    is_refusal,
+    is_remote,
+    local_path_of,
+)
 
-# Attempts wait 25 ms, 50 ms, ...: 11 of them give a server about 50 seconds to come back.
-_S3_ATTEMPTS = 11
 _COPY_BYTES = 8 << 20
 _AHEAD_PER_THREAD = 16
 DANGLING_LINK = "dangling link"
 """The version of a local link that leads nowhere; its size is 0."""
 # What object stores call "the content changed if this changed", best first.
 _VERSION_KEYS = ("ETag", "etag", "md5Hash", "crc32c", "mtime", "LastModified", "updated", "last_modified", "created")
+
+__all__ = [
+    "DANGLING_LINK",
+    "FileInfo",
+    "absolute",
+    "delete",
+    "download",
+    "error_code",
+    "exists",
+    "explained",
+    "filesystem",
+    "fsspec_filesystem",
+    "in_threads",
+    "is_file",
+    "is_hidden",
+    "is_refusal",
+    "is_remote",
+    "join",
+    "list_files",
+    "read_bytes",
+    "stat",
+    "upload",
+    "write_bytes",
+]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -59,14 +80,9 @@ class FileInfo:
     version: str
 
 
-def is_remote(uri: str) -> bool:
-    """Whether `uri` is a URL of a storage service, not a path on this machine."""
-    return "://" in uri and not uri.startswith("file://")
-
-
 def absolute(uri: str) -> str:
     """The URI in the form that means the same file in every process: local paths made absolute, no `/` at the end."""
-    return uri.rstrip("/") if is_remote(uri) else os.path.abspath(_local(uri))
+    return uri.rstrip("/") if is_remote(uri) else os.path.abspath(local_path_of(uri))
 
 
 def join(uri: str, *parts: str) -> str:
@@ -81,20 +97,6 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
-def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow file system of `uri` and its path there: what reads and writes bulk data.
-
-    Raises:
-        ConfigError: The URL's scheme is not known here, or it carries credentials.
-    """
-    if not is_remote(uri):
-        return pafs.LocalFileSystem(), _local(uri)
-    if _scheme(uri) == "s3":
-        return _pyarrow_s3(_s3_settings()), _s3_path(uri)
-    fs, path = fsspec_filesystem(uri)
-    return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path
-
-
 def list_files(root: str, suffix: str = "") -> list[FileInfo]:
     """All files below `root`, or `root` itself if it is a file, sorted by path.
 
@@ -104,7 +106,7 @@ def list_files(root: str, suffix: str = "") -> list[FileInfo]:
     Raises:
         LabelTableError: The storage cannot be reached or refuses, or the bucket does not exist.
     """
-    found = _list_remote(root) if is_remote(root) else _list_local(_local(root))
+    found = _list_remote(root) if is_remote(root) else _list_local(local_path_of(root))
     visible = (info for info in found if info.path.endswith(suffix) and not is_hidden(info.path))
     return sorted(visible, key=lambda info: info.path)
 
@@ -123,8 +125,8 @@ def stat(uri: str) -> FileInfo:
     """
     with explained(uri):
         if not is_remote(uri):
-            info = _local_info(_local(uri), _name(uri))
-            is_directory = os.path.isdir(_local(uri))
+            info = _local_info(local_path_of(uri), _name(uri))
+            is_directory = os.path.isdir(local_path_of(uri))
         else:
             fs, path = fsspec_filesystem(uri)
             found = fs.info(path)
@@ -141,7 +143,7 @@ def is_file(uri: str) -> bool:
         LabelTableError: The storage cannot be reached or refuses.
     """
     if not is_remote(uri):
-        return os.path.isfile(_local(uri))
+        return os.path.isfile(local_path_of(uri))
     try:
         stat(uri)
     except FileNotFoundError:
@@ -156,7 +158,7 @@ def exists(uri: str) -> bool:
         LabelTableError: The storage cannot be reached or refuses.
     """
     if not is_remote(uri):
-        return os.path.exists(_local(uri))
+        return os.path.exists(local_path_of(uri))
     fs, path = fsspec_filesystem(uri)
     try:
         with explained(uri):
@@ -195,7 +197,7 @@ def write_bytes(uri: str, data: bytes | pa.Buffer, *, unfinished: str | None = N
     """
     with explained(uri):
         if not is_remote(uri):
-            path = _local(uri)
+            path = local_path_of(uri)
             with _replacing(path, unfinished) as temporary, open(temporary, "wb") as file:
                 file.write(data)
                 file.flush()
@@ -216,7 +218,7 @@ def delete(uri: str) -> None:
     try:
         with explained(uri):
             if not is_remote(uri):
-                os.remove(_local(uri))
+                os.remove(local_path_of(uri))
                 return
             fs, path = fsspec_filesystem(uri)
             fs.rm_file(path)
@@ -280,10 +282,6 @@ def in_threads(
 # --- local disk -------------------------------------------------------------------------------------------------
 
 
-def _local(uri: str) -> str:
-    return uri.removeprefix("file://")
-
-
 def _name(uri: str) -> str:
     return uri.rstrip("/").rsplit("/", 1)[-1]
 
@@ -335,75 +333,6 @@ def _walk(directory: str, prefix: str, above: tuple[str, ...]) -> Iterator[FileI
                 yield FileInfo(path, 0, DANGLING_LINK)
 
 
-# --- object stores ----------------------------------------------------------------------------------------------
-
-
-def _scheme(uri: str) -> str:
-    scheme = uri.split("://", 1)[0]
-    return "s3" if scheme == "s3a" else scheme
-
-
-def _s3_path(uri: str) -> str:
-    path = uri.split("://", 1)[1].rstrip("/")
-    if "@" in path.split("/", 1)[0]:
-        raise ConfigError(
-            "an s3:// URI must not carry credentials; give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        )
-    return path
-
-
-def _s3_settings() -> tuple[tuple[str, str], ...]:
-    """The AWS variables of the environment: what a client depends on, and so the key under which it is kept."""
-    return tuple(sorted((key, value) for key, value in os.environ.items() if key.startswith("AWS_")))
-
-
-def _s3_endpoint() -> str | None:
-    """The endpoint without a `user:password@`, which S3 has no use for and clients repeat in their messages."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-    return endpoint and re.sub(r"//[^/]*@", "//", endpoint)
-
-
-@lru_cache(maxsize=4)
-def _pyarrow_s3(_settings: tuple[tuple[str, str], ...]) -> pafs.S3FileSystem:
-    options: dict[str, Any] = {"region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")}
-    if endpoint := _s3_endpoint():
-        parts = urlsplit(endpoint)
-        options |= {"endpoint_override": parts.netloc + parts.path, "scheme": parts.scheme}
-        options["region"] = options["region"] or "us-east-1"
-    return pafs.S3FileSystem(
-        retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
-        allow_delayed_open=True,  # a small file is one request
-        connect_timeout=5,
-        request_timeout=60,
-        **options,
-    )
-
-
-@lru_cache(maxsize=4)
-def _s3fs(_settings: tuple[tuple[str, str], ...]) -> Any:
-    return fsspec.filesystem("s3", endpoint_url=_s3_endpoint(), use_listings_cache=False, skip_instance_cache=True)
-
-
-def fsspec_filesystem(uri: str) -> tuple[Any, str]:
-    """The fsspec file system of a remote URI, which does not remember listings, and the path there.
-
-    Raises:
-        ConfigError: The URL's scheme is not known here, or it carries credentials.
-    """
-    if _scheme(uri) == "s3":
-        return _s3fs(_s3_settings()), _s3_path(uri)
-    if urlsplit(uri).password:
-        raise ConfigError(
-            f"a {_scheme(uri)}:// URI must not carry a password; give it by fsspec's environment variables or "
-            "configuration files (FSSPEC_...)"
-        )
-    try:
-        fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"storage {_scheme(uri)}:// cannot be used: {error}; use a local path or s3://") from error
-    return fs, path.rstrip("/")
-
-
 def _remote_info(info: dict[str, Any], path: str) -> FileInfo:
     version = next((info[key] for key in _VERSION_KEYS if info.get(key)), "")
     if isinstance(version, datetime):  # a listing may tell the same time as a number
@@ -423,57 +352,3 @@ def _list_remote(root: str) -> list[FileInfo]:
         for name, info in found.items()
         if info["type"] == "file" and not name.endswith("/")
     ]
-
-
-# --- failures ---------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def explained(uri: str) -> Iterator[None]:
-    """Turn whatever a storage client raises into one line that says what to do; a missing file stays what it is."""
-    try:
-        yield
-    except MtopError:
-        raise
-    except FileNotFoundError as error:
-        if error_code(error) != "NoSuchBucket":
-            raise
-        raise _failure(uri, error) from error
-    except Exception as error:  # botocore, aiohttp and pyarrow share no base class
-        raise _failure(uri, error) from error
-
-
-def _failure(uri: str, error: Exception) -> LabelTableError:
-    reason = _without_secrets(" ".join(str(error).split())) or type(error).__name__
-    if not is_remote(uri):
-        return LabelTableError(f"cannot use {uri}: {reason}; check that the path is right and may be used by this user")
-    place = f"{uri} at {urlsplit(_s3_endpoint() or '').hostname or 'AWS'}" if _scheme(uri) == "s3" else uri
-    if error_code(error) == "NoSuchBucket":
-        return LabelTableError(f"{place}: the bucket does not exist; create it, or check the URI and AWS_ENDPOINT_URL")
-    if is_refusal(error):
-        return LabelTableError(
-            f"access to {place} was refused: {reason}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
-            "AWS_SESSION_TOKEN and what they are allowed to do"
-        )
-    return LabelTableError(
-        f"{place} cannot be reached: {reason}; check that the service runs and that AWS_ENDPOINT_URL is right"
-    )
-
-
-def is_refusal(error: Exception) -> bool:
-    """Whether a storage client's exception means that the credentials are missing, wrong or not enough."""
-    pattern = "ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|NoCredentials|PartialCredentials|EXPIRED_TOKEN"
-    return isinstance(error, PermissionError) or bool(re.search(pattern, f"{type(error).__name__}: {error}"))
-
-
-def error_code(error: Exception) -> str:
-    """The S3 error code behind an exception of s3fs, "" if there is none."""
-    response = getattr(error.__cause__, "response", None)
-    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
-
-
-def _without_secrets(message: str) -> str:
-    for key in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        if secret := os.environ.get(key):
-            message = message.replace(secret, "***")
-    return re.sub(r"//[^/@\s]+@", "//", message)

@@ -24,7 +24,8 @@ class Performance:
         num_padded_tokens: These and the padding beside them.
         stage_seconds: Per stage ("read", "tokenise", "model", "write"), summed over its processes.
         flops: Operations that the texts take (`mtop_batch.model.flops`).
-        flop_capacity: Operations that the actors' devices could have done while they were at work on batches.
+        matrix_rate: Operations per second of a large matrix product, the fastest that an actor measured: other work on
+            a device makes some measurements too slow, and none too fast.
     """
 
     seconds: float
@@ -34,7 +35,7 @@ class Performance:
     num_padded_tokens: int
     stage_seconds: Mapping[str, float]
     flops: float
-    flop_capacity: float
+    matrix_rate: float
 
     @property
     def model_s(self) -> float:
@@ -60,7 +61,8 @@ class Performance:
     @property
     def flop_utilisation(self) -> float:
         """Share of the devices' measured matrix rate that real tokens made use of, while actors were at work."""
-        return self.flops / self.flop_capacity if self.flop_capacity else 0.0
+        capacity = self.matrix_rate * self.model_s
+        return self.flops / capacity if capacity else 0.0
 
     @property
     def cpus_per_actor(self) -> float:

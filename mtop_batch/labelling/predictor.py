@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -184,9 +183,8 @@ class Predictor:
             seconds=time.perf_counter() - started,
         )
 
-    @cached_property
-    def matrix_rate(self) -> float:
-        """Operations per second of a large matrix product on the device, in the model's precision; measured once."""
+    def measure_matrix_rate(self) -> float:
+        """Operations per second of a large matrix product on the device, in the model's precision; takes some 0.1 s."""
         return measure_matrix_rate(self.device, torch.bfloat16 if self._uses_bf16 else torch.float32)
 
     def _batches(self, lengths: npt.NDArray[np.int64], rows: Rows) -> list[Rows]:

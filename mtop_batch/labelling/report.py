@@ -61,7 +61,7 @@ class RunReport:
     num_padded_tokens: int = 0
     num_bytes: int = 0
     flops: float = 0.0
-    flop_capacity: float = 0.0
+    matrix_rate: float = 0.0
     num_actors: int = 0
     start_up_s: float | None = None
     retries: int = 0
@@ -99,7 +99,7 @@ class RunReport:
         self.num_padded_tokens += result.num_padded_tokens
         self.num_bytes += result.num_bytes
         self.flops += result.flops
-        self.flop_capacity += result.flop_capacity
+        self.matrix_rate = max(self.matrix_rate, result.matrix_rate)
         self.error_reasons.update(result.error_reasons)
         self.error_examples += result.error_examples[: _MAX_EXAMPLES - len(self.error_examples)]
         for task, counts in result.label_counts.items():
@@ -140,7 +140,7 @@ class RunReport:
             num_padded_tokens=self.num_padded_tokens,
             stage_seconds=self.stage_seconds,
             flops=self.flops,
-            flop_capacity=self.flop_capacity,
+            matrix_rate=self.matrix_rate,
         )
 
     def to_dict(self) -> dict[str, Any]:

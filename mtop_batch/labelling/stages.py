@@ -81,7 +81,7 @@ class UnitResult:
         num_padded_tokens: Tokens that went through the model, prompts aside.
         num_bytes: Bytes of the label files.
         flops: Operations that the texts take (`mtop_batch.model.flops`).
-        flop_capacity: Operations that the device could have done in the seconds of the model.
+        matrix_rate: Operations per second of a large matrix product on the device.
         retries: How often storage did not answer and was asked again.
         seconds: Per stage ("read", "tokenise", "model", "write"; "probes" in place of the two in the middle where
             labels are computed from stored vectors).
@@ -102,7 +102,7 @@ class UnitResult:
     num_padded_tokens: int = 0
     num_bytes: int = 0
     flops: float = 0.0
-    flop_capacity: float = 0.0
+    matrix_rate: float = 0.0
     retries: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -147,6 +147,7 @@ def label(streams: Sequence[Any], predictor: Predictor) -> list[bytes]:
     opened = [_open_stream(stream) for stream in streams]
     tokens = Tokens.concat(Tokens.from_arrow(table) for table, _, _ in opened)
     outputs = predictor.predict_tokens(tokens)
+    matrix_rate = predictor.measure_matrix_rate()
     labelled, start = [], 0
     for table, unit, result in opened:
         rows = slice(start, start + len(table))
@@ -157,7 +158,7 @@ def label(streams: Sequence[Any], predictor: Predictor) -> list[bytes]:
         result.num_tokens = int(tokens.lengths[rows].sum())
         result.num_padded_tokens = round(outputs.num_padded_tokens * share)
         result.flops = outputs.flops * share
-        result.flop_capacity = outputs.seconds * share * predictor.matrix_rate
+        result.matrix_rate = matrix_rate
         result.seconds["model"] = outputs.seconds * share
         labelled.append(_stream(pa.table({**columns, "error": table["error"]}), unit, result))
     return labelled

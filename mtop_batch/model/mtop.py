@@ -11,34 +11,31 @@ Shapes: B texts, T text positions, S prompt positions, N tasks, C outputs of the
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from mtop_batch.errors import ConfigError, TaskError
+from mtop_batch.errors import TaskError
 from mtop_batch.model.attention import Context, use_readable_attention
-from mtop_batch.model.backbone import backbone_config_dict, build_backbone, check_backbone
+from mtop_batch.model.backbone import backbone_config_dict, check_backbone
 from mtop_batch.model.encoder import (
     embedding_size,
     encode,
     encode_context,
     encode_reading,
-    hidden_size,
-    word_embeddings,
 )
-from mtop_batch.model.heads import GroupPrompts, TaskModule, task_loss
+from mtop_batch.model.heads import task_loss
 from mtop_batch.model.mtop_config import MTOPConfig, PromptAttention
-from mtop_batch.model.prompts import PromptLayout, TaskPrompts, prompt_layout, random_prompts
+from mtop_batch.model.parameters import MTOPParameters, generator_of
+from mtop_batch.model.prompts import PromptLayout, prompt_layout, random_prompts
 from mtop_batch.model.stacked import InferenceParts, StackedTasks, num_versions
 from mtop_batch.model.vectors import Probe, StackedProbes, document_vectors, join_logits
-from mtop_batch.tasks import Task, check_task_names, select_tasks
+from mtop_batch.tasks import Task, select_tasks
 
 
 @dataclass
@@ -54,7 +51,7 @@ class MTOPOutput(ModelOutput):
     logits: Tensor | None = None
 
 
-class MTOPModel(PreTrainedModel):
+class MTOPModel(MTOPParameters):
     """The model; make one with `from_backbone` or load one with `from_pretrained`.
 
     Args:
@@ -62,26 +59,9 @@ class MTOPModel(PreTrainedModel):
         backbone: The encoder to use.
     """
 
-    config_class = MTOPConfig
-    config: MTOPConfig
-    base_model_prefix = "mtop"
-    main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-
     def __init__(self, config: MTOPConfig, backbone: PreTrainedModel | None = None) -> None:
-        super().__init__(config)
-        if config.backbone_config is None:
-            raise ConfigError("an MTOPConfig without backbone_config makes no model; use MTOPModel.from_backbone")
-        self.backbone = build_backbone(config.backbone_config) if backbone is None else backbone
-        shared = torch.zeros(config.shared_prompts, embedding_size(self.backbone))
-        self.shared_prompts = nn.Parameter(shared) if config.shared_prompts else None
-        self.prompt_groups = nn.ModuleDict()
-        self.task_modules = nn.ModuleDict()
-        for entry in config.tasks:
-            self._build_task(entry)
+        super().__init__(config, backbone)
         self._inference_parts: InferenceParts | None = None
-        self.post_init()
 
     @classmethod
     def from_backbone(
@@ -134,217 +114,12 @@ class MTOPModel(PreTrainedModel):
         )
         model = cls(config, backbone)
         if model.shared_prompts is not None:
-            shared = random_prompts(model.shared_prompts.shape, _generator(seed, ""))
+            shared = random_prompts(model.shared_prompts.shape, generator_of(seed, ""))
             model.shared_prompts.data = shared.to(backbone.device, backbone.dtype)
         isolated = prompt_attention == "isolated"
         model._append_tasks(tasks, prompts_per_task, isolated=isolated, seed=seed, prompt_groups=prompt_groups or {})
         model.eval()
         return model
-
-    def add_tasks(
-        self, tasks: Sequence[Task], *, prompts_per_task: int = 2, seed: int = 0, replace: bool = False
-    ) -> None:
-        """Add tasks, drawn at random and isolated, so that the outputs of the tasks already there stay the same.
-
-        Args:
-            tasks: The new ones; they come last.
-            prompts_per_task: Of each but probes, which have none and start at zero; they are in no prompt group.
-            seed: Of the random draws.
-            replace: A task of the same name makes room as in `drop_tasks`, and the new one takes its place.
-
-        Raises:
-            ConfigError: `prompts_per_task` is not positive.
-            TaskError: There is no task to add, or one has a name that is taken; nothing is changed then.
-        """
-        if replace:
-            taken = [task.name for task in tasks if task.name in self.task_names]
-            self.check_removable(taken)
-            order = self.task_names
-            self._remove(taken)
-            self._append_tasks(tasks, prompts_per_task, isolated=True, seed=seed)
-            places = {name: index for index, name in enumerate(order)}
-            self.config.tasks.sort(key=lambda entry: places.get(entry["task"]["name"], len(places)))
-        else:
-            self._append_tasks(tasks, prompts_per_task, isolated=True, seed=seed)
-
-    def drop_tasks(self, names: Sequence[str]) -> None:
-        """Remove tasks whose prompts no other task sees or which leave theirs to others of their prompt group.
-
-        The outputs of the others stay the same. The prompts of a prompt group go with its last task.
-
-        Raises:
-            TaskError: A task does not exist or others see its prompts, or none would be left; nothing is removed then.
-        """
-        self.check_removable(names)
-        if set(names) >= set(self.task_names):
-            raise TaskError("no task would be left; keep at least one")
-        self._remove(names)
-
-    def check_removable(self, names: Sequence[str]) -> None:
-        """Refuse tasks that cannot be dropped or replaced together.
-
-        Raises:
-            TaskError: A task does not exist, or others see its prompts.
-        """
-        for name in select_tasks(names, self.task_names):
-            if not self._is_isolated(name) and set(self.tasks_sharing(name)) <= set(names):
-                raise TaskError(
-                    f"task {name!r} cannot be removed or replaced: with joint prompt attention the outputs of the "
-                    "other tasks depend on its prompts; train again without it, or leave it out with --tasks when "
-                    "labelling"
-                )
-
-    def _remove(self, names: Sequence[str]) -> None:
-        removed = set(names)
-        for name in removed:
-            del self.task_modules[_module_key(name)]
-        self.config.tasks = [entry for entry in self.config.tasks if entry["task"]["name"] not in removed]
-        for key in self.prompt_groups.keys() - {_group_key(entry.get("prompt_group")) for entry in self.config.tasks}:
-            del self.prompt_groups[key]
-        self._inference_parts = None
-
-    def _append_tasks(
-        self,
-        tasks: Sequence[Task],
-        num_prompts: int,
-        *,
-        isolated: bool,
-        seed: int,
-        prompt_groups: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:
-        if not tasks:
-            raise TaskError("no task is given; give at least one [[task]]")
-        if num_prompts < 1:
-            raise ConfigError(f"model.prompts_per_task = {num_prompts} is not positive; the paper uses 2")
-        check_task_names([*self.task_names, *(task.name for task in tasks)])
-        select_tasks(list(prompt_groups), [task.name for task in tasks])
-        known_groups = set(self.prompt_groups)
-        entries = [_task_entry(task, num_prompts, isolated, prompt_groups.get(task.name)) for task in tasks]
-        for entry in entries:
-            module = self._build_task(entry)
-            if isinstance(module, TaskModule):
-                module.initialise(_generator(seed, entry["task"]["name"]))
-        for key in self.prompt_groups.keys() - known_groups:
-            cast(GroupPrompts, self.prompt_groups[key]).initialise(_generator(seed, f"prompt group {key}"))
-        self.config.tasks = [*self.config.tasks, *entries]
-        for modules in (self.task_modules, self.prompt_groups):
-            modules.to(self.backbone.device, self.backbone.dtype)
-        self._inference_parts = None
-
-    def _build_task(self, entry: Mapping[str, Any]) -> TaskModule | Probe:
-        task, num_prompts, group = Task.from_dict(entry["task"]), entry["prompts"], entry.get("prompt_group")
-        embedding, hidden = embedding_size(self.backbone), hidden_size(self.backbone)
-        module: TaskModule | Probe
-        if task.kind == "probe":
-            module = Probe(task.num_outputs, hidden)
-        else:
-            if group is not None and _group_key(group) not in self.prompt_groups:
-                self.prompt_groups[_group_key(group)] = GroupPrompts(num_prompts, embedding)
-            own_prompts = num_prompts if group is None else 0
-            module = TaskModule(own_prompts, task.num_outputs, embedding, hidden, self.config.pooler_rank)
-        self.task_modules[_module_key(task.name)] = module
-        return module
-
-    @property
-    def tasks(self) -> list[Task]:
-        """The tasks in the order of the outputs."""
-        return [Task.from_dict(entry["task"]) for entry in self.config.tasks]
-
-    @property
-    def task_names(self) -> list[str]:
-        """The tasks' names in the order of the outputs."""
-        return [entry["task"]["name"] for entry in self.config.tasks]
-
-    @property
-    def task_prompts(self) -> list[TaskPrompts]:
-        """What prompts each task reads, in the order of the outputs."""
-        return [
-            TaskPrompts(entry["task"]["name"], entry["prompts"], entry["isolated"], entry.get("prompt_group"))
-            for entry in self.config.tasks
-        ]
-
-    @property
-    def word_embeddings(self) -> nn.Embedding:
-        """The backbone's table of input embeddings, for freezing and for `token_prompts`."""
-        return word_embeddings(self.backbone)
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The same, under the name that transformers uses."""
-        return word_embeddings(self.backbone)
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the backbone's table of input embeddings."""
-        self.backbone.set_input_embeddings(value)
-
-    def tasks_sharing(self, name: str) -> list[str]:
-        """The tasks that read the same prompts as this one, itself among them, in the order of the outputs."""
-        group = self._entry(name).get("prompt_group")
-        return [name] if group is None else [task.name for task in self.task_prompts if task.prompt_group == group]
-
-    def prompts(self, name: str) -> nn.Parameter:
-        """(P, E) The prompts that the task reads: its own, or those of its prompt group.
-
-        Raises:
-            TaskError: There is no such task.
-        """
-        own = self.task_module(name).prompts
-        if own is not None:
-            return own
-        return cast(GroupPrompts, self.prompt_groups[_group_key(self._entry(name)["prompt_group"])]).prompts
-
-    def task_module(self, name: str) -> TaskModule:
-        """The task's pooler and head, and its prompts if they are its own.
-
-        Raises:
-            TaskError: There is no such task, or it is a probe.
-        """
-        module = self._module(name)
-        if isinstance(module, Probe):
-            raise TaskError(f"task {name!r} is a probe: it has no prompts, pooler or head")
-        return module
-
-    def _module(self, name: str) -> TaskModule | Probe:
-        if _module_key(name) not in self.task_modules:
-            select_tasks([name], self.task_names)
-        return cast(TaskModule | Probe, self.task_modules[_module_key(name)])
-
-    def task_parameters(self, name: str) -> list[nn.Parameter]:
-        """The parameters that belong to the task alone: not the prompts of a prompt group."""
-        return list(self._module(name).parameters())
-
-    def task_tensors(self, name: str) -> dict[str, Tensor]:
-        """Copies of the parameters that the task reads: `prompts`, `pooler.weight`, `pooler.bias`, `head.weight`.
-
-        The poolers of a model with `pooler_rank` have `pooler.down.weight`, `pooler.up.weight` and `pooler.up.bias`.
-        A probe has `weight` (C, D) and `bias` (C) instead of all these.
-        """
-        return {key: value.clone() for key, value in self._task_state(name).items()}
-
-    def _task_state(self, name: str) -> dict[str, Tensor]:
-        module = self._module(name)
-        prompts = {} if isinstance(module, Probe) else {"prompts": self.prompts(name).detach()}
-        return {**prompts, **module.state_dict()}
-
-    def load_task(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Set some or all of a task's parameters, from a warm start or from tokens (section 4.3).
-
-        Args:
-            name: A task of this model.
-            tensors: Any of what `task_tensors` returns; `prompts` are set for the whole prompt group.
-
-        Raises:
-            TaskError: There is no such task, or a tensor of another name or shape; nothing is changed then.
-        """
-        own = self._task_state(name)
-        for key, value in tensors.items():
-            allowed = {k: tuple(v.shape) for k, v in own.items()}
-            if allowed.get(key) != tuple(value.shape):
-                raise TaskError(
-                    f"task {name!r} cannot take {key!r} of shape {tuple(value.shape)}; its tensors: {allowed}"
-                )
-        with torch.no_grad():
-            for key, value in tensors.items():
-                own[key].copy_(value)
 
     def forward(
         self,
@@ -419,13 +194,6 @@ class MTOPModel(PreTrainedModel):
         shared = [] if self.shared_prompts is None else [self.shared_prompts]
         trains = any(p.requires_grad for p in (*self.backbone.parameters(), *shared, *in_context))
         return not trains and all(map(self._is_isolated, tasks))
-
-    def _is_isolated(self, task: str) -> bool:
-        return bool(self._entry(task)["isolated"])
-
-    def _entry(self, task: str) -> dict[str, Any]:
-        """What the configuration says of a task."""
-        return self.config.tasks[self.task_names.index(task)]
 
     def all_tasks(
         self,
@@ -545,8 +313,8 @@ class MTOPModel(PreTrainedModel):
             self._inference_parts = None
         return super().train(mode)
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """Do nothing: `from_backbone` and `add_tasks` draw new parameters, checkpoints hold all others."""
+    def _tasks_changed(self) -> None:
+        self._inference_parts = None
 
 
 class _Text(NamedTuple):
@@ -555,27 +323,3 @@ class _Text(NamedTuple):
     input_ids: Tensor
     attention_mask: Tensor | None
     token_type_ids: Tensor | None
-
-
-def _task_entry(task: Task, num_prompts: int, isolated: bool, prompt_group: str | None) -> dict[str, Any]:
-    """What the configuration says of a new task."""
-    if task.kind == "probe":
-        return {"task": task.to_dict(), "prompts": 0, "isolated": True}
-    entry: dict[str, Any] = {"task": task.to_dict(), "prompts": num_prompts, "isolated": isolated}
-    return entry if prompt_group is None else {**entry, "prompt_group": prompt_group}
-
-
-def _module_key(name: str) -> str:
-    """A task's key in the module dictionary; the prefix keeps names such as "type" or "keys" from its attributes."""
-    return f"task_{name}"
-
-
-def _group_key(group: str | None) -> str:
-    """A prompt group's key in the module dictionary; no group's for None."""
-    return "" if group is None else f"group_{group}"
-
-
-def _generator(seed: int, name: str) -> torch.Generator:
-    """A source of draws that depends on the seed and the task's name only."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

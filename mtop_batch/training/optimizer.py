@@ -16,7 +16,7 @@ def freeze_backbone(model: MTOPModel) -> None:
 
 
 def freeze_word_embeddings(model: MTOPModel) -> None:
-    """Leave the word-embedding table as pretrained; its dense gradient is much of a step on a small backbone."""
+    """Leave the word-embedding table as pretrained; its dense gradient takes time in a step on a small backbone."""
     model.word_embeddings.requires_grad_(False)
 
 

@@ -16,6 +16,7 @@ import ray
 
 from mtop_batch.config import Config
 from tests.conftest import WORDS
+from tests.s3 import S3Server
 
 TOPICS = {"sport": "match goal team player cup".split(), "business": "bank market profit shares economy".split()}
 
@@ -31,6 +32,15 @@ def ray_local() -> Iterator[None]:
         ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def s3_environment(s3_service: S3Server) -> Iterator[None]:
+    """The AWS variables; to be asked for before `ray_local`, so that Ray's workers have them."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in s3_service.environment.items():
+            environment.setenv(name, value)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,15 +41,6 @@ def save_model(uri: str, tasks: Sequence[Task] = TASKS, seed: int = 0) -> str:
     model = MTOPModel.from_backbone(make_backbone(), tasks, prompt_attention="isolated", max_tokens=32, seed=seed)
     save_bundle(uri, model, make_tokenizer(), metrics={}, training_config={}, backbone_name="tiny")
     return uri
-
-
-@pytest.fixture(scope="module")
-def s3_environment(s3_service: S3Server) -> Iterator[None]:
-    """The AWS variables, set before Ray starts so that its workers have them."""
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in s3_service.environment.items():
-            environment.setenv(name, value)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -49,14 +48,6 @@ def everything_below(uri: str) -> bytes:
 
 def command_lines() -> bytes:
     return b"".join(path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
-
-
-@pytest.fixture(scope="module")
-def s3_environment(s3_service: S3Server) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in s3_service.environment.items():
-            environment.setenv(name, value)
-        yield
 
 
 @pytest.mark.usefixtures("s3_environment", "ray_local")

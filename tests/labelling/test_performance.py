@@ -17,7 +17,7 @@ BUSY = Performance(
     num_padded_tokens=100_000,
     stage_seconds={"read": 20.0, "tokenise": 60.0, "model": 190.0, "write": 15.0},
     flops=4e12,
-    flop_capacity=10e12,
+    matrix_rate=10e12 / 190,
 )
 
 

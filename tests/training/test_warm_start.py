@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,28 +9,27 @@ from torch import Tensor
 
 from mtop_batch.errors import ConfigError, TaskError
 from mtop_batch.training.evaluation import evaluate
+from mtop_batch.training.settings import TrainSettings
 from mtop_batch.training.warm_start import initialise, train_single_task
 from tests.training.toy import PAD, TASKS, make_data, make_encoder, make_model, make_settings
 
 KEYS = ("prompts", "pooler.weight", "pooler.bias", "head.weight")
 
 
-@pytest.fixture(scope="module")
-def warm() -> dict[str, dict[str, Tensor]]:
-    """A short warm start of both tasks, for isolated prompts."""
-    settings = make_settings(epochs=20, learning_rate=1e-2, evaluate=False)
+def warm_up(settings: TrainSettings, **options: Any) -> dict[str, dict[str, Tensor]]:
+    """A warm start of both tasks."""
     return {
         data.task.name: train_single_task(
-            make_encoder(),
-            data,
-            settings,
-            prompts_per_task=2,
-            pad_token_id=PAD,
-            prompt_attention="isolated",
-            max_tokens=16,
+            make_encoder(), data, settings, prompts_per_task=2, pad_token_id=PAD, max_tokens=16, **options
         )
         for data in make_data()
     }
+
+
+@pytest.fixture(scope="module")
+def warm() -> dict[str, dict[str, Tensor]]:
+    """A short warm start of both tasks, for isolated prompts."""
+    return warm_up(make_settings(epochs=20, learning_rate=1e-2, evaluate=False), prompt_attention="isolated")
 
 
 def test_the_backbone_stays_bit_by_bit() -> None:
@@ -89,19 +90,7 @@ def test_prompts_of_a_group_begin_as_the_mean_of_its_tasks(warm: dict[str, dict[
 
 def test_tasks_of_a_group_warm_up_from_the_same_prompts_and_with_poolers_of_the_models_rank() -> None:
     settings, groups = make_settings(epochs=1, learning_rate=1e-9, evaluate=False), {"sport": "a", "mood": "a"}
-    warm = {
-        data.task.name: train_single_task(
-            make_encoder(),
-            data,
-            settings,
-            prompts_per_task=2,
-            pad_token_id=PAD,
-            prompt_group="a",
-            pooler_rank=3,
-            max_tokens=16,
-        )
-        for data in make_data()
-    }
+    warm = warm_up(settings, prompt_group="a", pooler_rank=3)
     torch.testing.assert_close(warm["sport"]["prompts"], warm["mood"]["prompts"], atol=1e-6, rtol=0)
     model = make_model(prompt_groups=groups, pooler_rank=3)
     initialise(model, prompt_init="single-task", pooler_init="single-task", warm=warm)
