@@ -204,11 +204,19 @@ def test_an_output_that_holds_something_else_is_left_alone(make_config: MakeConf
     assert (tmp_path / name).read_text() == "{}"
 
 
+def ask_until_gone(queue: EventQueue) -> None:
+    """`ray.kill` returns before the actor is gone."""
+    while True:
+        ray.get(queue._actor.take.remote())
+
+
 def test_losing_the_event_queue_loses_news_and_nothing_else() -> None:
     queue = EventQueue()
     queue.emit({"event": "step"})
     assert queue.take() == [{"event": "step"}]
     ray.kill(queue._actor)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ask_until_gone(queue)
     queue.emit({"event": "step"})
     assert queue.take() == []
 
