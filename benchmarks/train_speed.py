@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--variant", choices=VARIANTS, help="measure this one here and print it")
+    parser.add_argument("--name", default="train_speed", help="of the result file")
     arguments = parser.parse_args()
     if arguments.variant:
         print(json.dumps(measure(arguments.variant, arguments.backbone, arguments.steps)))
@@ -149,7 +150,7 @@ def main() -> None:
         "median_examples_per_s": medians,
         "ratio_to_plain": {variant: median / medians["plain"] for variant, median in medians.items()},
     }
-    path = write_result("train_speed", result)
+    path = write_result(arguments.name, result)
     for variant, median in medians.items():
         print(f"{variant:8} {median:7.1f} examples/s  x{median / medians['plain']:.2f}")
     print(f"wrote {path}")
