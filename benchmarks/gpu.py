@@ -101,7 +101,15 @@ def study(predictor: Predictor, lengths: npt.NDArray[np.int64], num_rounds: int,
                 model.backbone(**batch)
 
     with_prompts = ForwardFlops.of(model, names)
-    without = ForwardFlops(with_prompts.per_position, with_prompts.per_pair, 0, 0, 0)
+    without = ForwardFlops(
+        with_prompts.per_position,
+        with_prompts.per_pair,
+        share_of_context=1,
+        share_of_pairs=1,
+        per_text=0,
+        num_context_prompts=0,
+        num_reading_prompts=0,
+    )
     runs = {"mtop": lambda: predictor.predict_tokens(tokens), "forward": forward, "encoder": encoder}
     found = {}
     for name, rates in measure(runs, len(lengths), num_rounds, device).items():

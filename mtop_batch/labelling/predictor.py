@@ -90,7 +90,7 @@ class Predictor:
         self._pad_token_id = _pad_token_id(tokenizer)
         self._uses_bf16 = precision == "bf16" or (precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
         self._num_prompts = len(prompt_layout(model.task_prompts, model.config.shared_prompts, names).groups)
-        self._flops = ForwardFlops.of(model, names)
+        self._flops = ForwardFlops.of(model, names, vectors=vectors)
         self._vector_size = hidden_size(model.backbone)
         self._is_regression = torch.tensor([task.kind == "regression" for task in self.tasks], device=self.device)
 

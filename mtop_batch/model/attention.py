@@ -4,14 +4,16 @@ The context (the text, and the prompts that it sees) depends on nothing but itse
 plain attention of any encoder and without a mask over everything, and leaves the keys and values of each layer. The
 prompts of isolated tasks, a few positions, run after it and read these. The outputs are those of one pass under the
 mask of `mtop_batch.model.prompts.visibility`, at less cost; no isolated task can change what the context computes; and
-what the context left can be kept and read again.
+what the context left can be kept and read again. Where nobody wants the encoder's outputs at the context itself, its
+pass ends as soon as the last layer has its keys and values: the rest of that layer is not computed.
 
 Works with the encoders whose attention goes through `transformers.AttentionInterface`, which is how it gets in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +62,30 @@ def is_readable(backbone: PreTrainedModel) -> bool:
 
 def recording(key_values: KeyValues) -> dict[str, Any]:
     """Arguments of a backbone's forward that make its layers append their keys and values here."""
-    return {"mtop_recorded": key_values}
+    return {"mtop_record": key_values.append}
+
+
+def record_only(num_layers: int, forward: Callable[[dict[str, Any]], object]) -> KeyValues:
+    """The keys and values of all layers, by a pass that ends when it has them.
+
+    Args:
+        num_layers: Of the backbone.
+        forward: Called with arguments for the backbone's forward.
+    """
+    key_values: KeyValues = []
+
+    def record(key_value: tuple[Tensor, Tensor]) -> None:
+        key_values.append(key_value)
+        if len(key_values) == num_layers:
+            raise _Recorded
+
+    with suppress(_Recorded):
+        forward({"mtop_record": record})
+    return key_values
+
+
+class _Recorded(Exception):
+    """All layers have left their keys and values."""
 
 
 def reading(key_values: KeyValues) -> dict[str, Any]:
@@ -74,12 +99,12 @@ def _attend(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    mtop_recorded: KeyValues | None = None,
+    mtop_record: Callable[[tuple[Tensor, Tensor]], None] | None = None,
     mtop_read: Iterator[tuple[Tensor, Tensor]] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    if mtop_recorded is not None:
-        mtop_recorded.append((key, value))
+    if mtop_record is not None:
+        mtop_record((key, value))
     if mtop_read is not None:
         earlier_key, earlier_value = next(mtop_read)
         key, value = torch.cat([earlier_key, key], dim=2), torch.cat([earlier_value, value], dim=2)

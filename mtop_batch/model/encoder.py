@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from mtop_batch.model.attention import Context, KeyValues, is_readable, reading, recording
+from mtop_batch.model.attention import Context, KeyValues, is_readable, reading, record_only, recording
 from mtop_batch.model.prompts import visibility
 
 _SLIDING_KINDS = ("full_attention", "sliding_attention")
@@ -38,6 +38,11 @@ def word_embeddings(backbone: PreTrainedModel) -> nn.Embedding:
 def embedding_size(backbone: PreTrainedModel) -> int:
     """E: the width of prompts. It is not the hidden width where embeddings are factorised (ELECTRA, ALBERT)."""
     return word_embeddings(backbone).embedding_dim
+
+
+def num_layers(backbone: PreTrainedModel) -> int:
+    """Layers of the encoder."""
+    return int(backbone.config.num_hidden_layers)
 
 
 def hidden_size(backbone: PreTrainedModel) -> int:
@@ -64,6 +69,8 @@ def encode(
     attention_mask: Tensor | None = None,
     token_type_ids: Tensor | None = None,
     groups: Sequence[int] | None = None,
+    *,
+    at_context: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Run the encoder over the prompts followed by the text.
 
@@ -75,6 +82,8 @@ def encode(
         token_type_ids: (B, T) 0 and 1 for the texts of a pair; left out on backbones without token types.
         groups: (S) The group of each prompt (`mtop_batch.model.prompts`), those of the context first; None where all
             prompts belong to it.
+        at_context: Whether the outputs at the context are wanted. Where they are not, and the backbone's attention
+            `is_readable`, they are not computed: those at its prompts are zero then, and there are none at the text.
 
     Returns:
         (B, S, D) outputs at the prompts and (B, T, D) outputs at the text; those at padding mean nothing.
@@ -87,9 +96,16 @@ def encode(
         return _encode_at_once(backbone, prompts, text, None)
     if not is_readable(backbone):
         return _encode_at_once(backbone, prompts, text, torch.tensor(groups, device=input_ids.device))
-    own = prompts[num_in_context:]
-    context, at_context_prompts, at_text = _encode_context(backbone, prompts[:num_in_context], text)
-    at_own = encode_reading(backbone, own, context, groups[num_in_context:])
+    own, own_groups = prompts[num_in_context:], groups[num_in_context:]
+    if not at_context:
+        context = encode_context(backbone, prompts[:num_in_context], input_ids, attention_mask, token_type_ids)
+        at_own = encode_reading(backbone, own, context, own_groups)
+        return nn.functional.pad(at_own, (0, 0, num_in_context, 0)), at_own[:, :0]
+    key_values: KeyValues = []
+    at_context_prompts, at_text = _encode_at_once(
+        backbone, prompts[:num_in_context], text, None, **recording(key_values)
+    )
+    at_own = encode_reading(backbone, own, _context(key_values, text, num_in_context), own_groups)
     return torch.cat([at_context_prompts, at_own], dim=1), at_text
 
 
@@ -107,7 +123,11 @@ def encode_context(
         prompts: (S, E) Those of the context.
         input_ids: As for `encode`, like the others.
     """
-    return _encode_context(backbone, prompts, _Text(input_ids, attention_mask, token_type_ids))[0]
+    text = _Text(input_ids, attention_mask, token_type_ids)
+    key_values = record_only(
+        num_layers(backbone), lambda arguments: _encode_at_once(backbone, prompts, text, None, **arguments)
+    )
+    return _context(key_values, text, len(prompts))
 
 
 def encode_reading(backbone: PreTrainedModel, prompts: Tensor, context: Context, groups: Sequence[int]) -> Tensor:
@@ -151,11 +171,9 @@ class _Text:
     token_type_ids: Tensor | None
 
 
-def _encode_context(backbone: PreTrainedModel, prompts: Tensor, text: _Text) -> tuple[Context, Tensor, Tensor]:
-    key_values: KeyValues = []
-    at_prompts, at_text = _encode_at_once(backbone, prompts, text, None, **recording(key_values))
+def _context(key_values: KeyValues, text: _Text, num_prompts: int) -> Context:
     mask = text.attention_mask
-    return Context(key_values, None if mask is None else _with_prompts(mask, len(prompts))), at_prompts, at_text
+    return Context(key_values, None if mask is None else _with_prompts(mask, num_prompts))
 
 
 def _encode_at_once(

@@ -17,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from mtop_batch.model.encoder import hidden_size
+from mtop_batch.model.attention import is_readable
+from mtop_batch.model.encoder import embedding_size, encode_context, hidden_size, num_layers, word_embeddings
 from mtop_batch.model.mtop import MTOPModel
 from mtop_batch.model.prompts import prompt_layout
 
@@ -33,6 +35,9 @@ class ForwardFlops:
     Args:
         per_position: Operations for each position of the sequence: all linear layers of the encoder.
         per_pair: Operations for each pair of positions of which one sees the other: attention, all layers.
+        share_of_context: Share of the linear layers that positions of the context go through: all, or all but what
+            comes after the last layer's keys and values.
+        share_of_pairs: Share of the attention layers in which they see each other.
         per_text: Operations for each text, whatever its length: poolers and heads.
         num_context_prompts: Prompts that the text sees.
         num_reading_prompts: Isolated ones, which read the context; what they see of each other is left out.
@@ -40,15 +45,20 @@ class ForwardFlops:
 
     per_position: float
     per_pair: float
+    share_of_context: float
+    share_of_pairs: float
     per_text: float
     num_context_prompts: int
     num_reading_prompts: int
 
     @classmethod
-    def of(cls, model: MTOPModel, tasks: Sequence[str]) -> ForwardFlops:
-        """The cost of these tasks of a model."""
-        layers = [module for module in model.backbone.modules() if isinstance(module, nn.Linear)]
+    def of(cls, model: MTOPModel, tasks: Sequence[str], *, vectors: bool = False) -> ForwardFlops:
+        """The cost of these tasks of a model, and of document vectors if they are wanted."""
+        backbone = model.backbone
+        layers = [module for module in backbone.modules() if isinstance(module, nn.Linear)]
+        size = sum(layer.weight.numel() for layer in layers)
         groups = prompt_layout(model.task_prompts, model.config.shared_prompts, tasks).groups
+        ends_early = not vectors and is_readable(backbone) and not model.needs_outputs_at_context(tasks)
         own = [
             tensor.numel()
             for task in tasks
@@ -56,8 +66,10 @@ class ForwardFlops:
             if key.endswith("weight")
         ]
         return cls(
-            per_position=2.0 * sum(layer.weight.numel() for layer in layers),
-            per_pair=4.0 * hidden_size(model.backbone) * int(model.backbone.config.num_hidden_layers),
+            per_position=2.0 * size,
+            per_pair=4.0 * hidden_size(backbone) * num_layers(backbone),
+            share_of_context=_size_of_context_pass(backbone) / size if ends_early else 1.0,
+            share_of_pairs=1 - 1 / num_layers(backbone) if ends_early else 1.0,
             per_text=2.0 * sum(own),
             num_context_prompts=groups.count(0),
             num_reading_prompts=len(groups) - groups.count(0),
@@ -68,10 +80,28 @@ class ForwardFlops:
         tokens = np.asarray(lengths, dtype=np.float64)
         tokens = tokens[tokens > 0]
         context = tokens + self.num_context_prompts
-        positions = context + self.num_reading_prompts
-        pairs = context * positions
+        positions = context * self.share_of_context + self.num_reading_prompts
+        pairs = context * (context * self.share_of_pairs + self.num_reading_prompts)
         per_text = self.per_text * len(tokens)
         return float(self.per_position * positions.sum() + self.per_pair * pairs.sum() + per_text)
+
+
+def _size_of_context_pass(backbone: PreTrainedModel) -> int:
+    """Weights of the linear layers that the context goes through when nobody wants the outputs there."""
+    used: list[int] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda layer, _: used.append(layer.weight.numel()))
+        for module in backbone.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        with torch.inference_mode():
+            no_prompts = word_embeddings(backbone).weight.new_empty(0, embedding_size(backbone))
+            encode_context(backbone, no_prompts, torch.ones(1, 1, dtype=torch.long, device=backbone.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(used)
 
 
 def measure_matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

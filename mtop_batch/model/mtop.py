@@ -29,7 +29,7 @@ from mtop_batch.model.encoder import (
     encode_context,
     encode_reading,
 )
-from mtop_batch.model.heads import task_loss
+from mtop_batch.model.heads import TaskModule, task_loss
 from mtop_batch.model.mtop_config import MTOPConfig, PromptAttention
 from mtop_batch.model.parameters import MTOPParameters, generator_of
 from mtop_batch.model.prompts import PromptLayout, prompt_layout, random_prompts
@@ -164,7 +164,9 @@ class MTOPModel(MTOPParameters):
             assert input_ids is not None, "either texts or their context are given"
             layout = self._layout([task])
             prompts = self._prompts(layout, trained=task if self.config.stop_gradient else None)
-            outputs, at_text = encode(self.backbone, prompts, input_ids, attention_mask, token_type_ids, layout.groups)
+            text = _Text(input_ids, attention_mask, token_type_ids)
+            at_context = self.needs_outputs_at_context([task])
+            outputs, at_text = encode(self.backbone, prompts, *text, layout.groups, at_context=at_context)
             if isinstance(module, Probe):
                 logits = module(document_vectors(at_text, attention_mask))
             else:
@@ -194,6 +196,13 @@ class MTOPModel(MTOPParameters):
         shared = [] if self.shared_prompts is None else [self.shared_prompts]
         trains = any(p.requires_grad for p in (*self.backbone.parameters(), *shared, *in_context))
         return not trains and all(map(self._is_isolated, tasks))
+
+    def needs_outputs_at_context(self, tasks: Sequence[str]) -> bool:
+        """Whether one of these tasks reads what the encoder puts out at the text or at prompts that the text sees.
+
+        Probes and tasks with joint prompts do; an isolated task reads the context's keys and values only.
+        """
+        return not all(self._is_isolated(name) and isinstance(self._module(name), TaskModule) for name in tasks)
 
     def all_tasks(
         self,
@@ -248,7 +257,8 @@ class MTOPModel(MTOPParameters):
     def _outputs(self, wanted: tuple[str, ...], text: _Text, *, vectors: bool) -> tuple[Tensor, Tensor]:
         """Logits, and vectors: these are (B, 0) where nobody wants them."""
         parts = self._parts(wanted)
-        at_prompts, at_text = encode(self.backbone, parts.prompts, *text, groups=parts.groups)
+        at_context = vectors or self.needs_outputs_at_context(wanted)
+        at_prompts, at_text = encode(self.backbone, parts.prompts, *text, parts.groups, at_context=at_context)
         needs_vectors = vectors or parts.probes is not None
         found = document_vectors(at_text, text.attention_mask) if needs_vectors else at_text.new_empty(len(at_text), 0)
         logits = [] if parts.stacked is None else [parts.stacked(at_prompts)]

@@ -111,6 +111,20 @@ def test_what_a_context_leaves_can_be_read_again(encoder: PreTrainedModel) -> No
         torch.testing.assert_close(read, together[:, start : start + 2], atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
+def test_outputs_at_the_context_that_nobody_wants_change_nothing_for_those_who_read_it(
+    encoder: PreTrainedModel,
+) -> None:
+    prompts, mask = some_prompts(encoder, 4), (torch.arange(20) < torch.tensor([[20], [6]])).long()
+    groups = [0, 1, 1, 2]
+    wanted, at_text = encode(encoder, prompts, text(), mask, groups=groups)
+    without, no_text = encode(encoder, prompts, text(), mask, groups=groups, at_context=False)
+    torch.testing.assert_close(without[:, 1:], wanted[:, 1:], atol=0, rtol=0)
+    if is_readable(encoder):
+        assert not without[:, :1].any()
+        assert no_text.shape == (2, 0, at_text.shape[2])
+
+
 def test_families_with_the_common_attention_are_read() -> None:
     readable = {name for name in BACKBONES if _is_readable(BACKBONES[name]())}
     assert readable == set(BACKBONES) - {"mpnet"}

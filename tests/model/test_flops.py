@@ -19,17 +19,25 @@ TASKS = [Task("a"), Task("b", labels=("x", "y", "z"))]
 
 @pytest.mark.parametrize("attention", ["joint", "isolated"])
 @pytest.mark.parametrize("names", [["a", "b"], ["b"]])
-def test_the_cost_is_what_torch_counts(attention: PromptAttention, names: list[str]) -> None:
+@pytest.mark.parametrize("vectors", [False, True])
+def test_the_cost_is_what_torch_counts(attention: PromptAttention, names: list[str], vectors: bool) -> None:
     model = MTOPModel.from_backbone(make_backbone(), TASKS, prompt_attention=attention, max_tokens=60)
     num_texts, num_tokens = 3, 20
     # The counter knows attention on CPUs only as the matrix products that it is made of.
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model.all_tasks(torch.full((num_texts, num_tokens), 5), tasks=names)
+        run = model.all_tasks_and_vectors if vectors else model.all_tasks
+        run(torch.full((num_texts, num_tokens), 5), tasks=names)
     counted = counter.get_total_flops()
     # Heads are padded to the labels of the task that has most, and isolated prompts see each other: both little.
-    cost = ForwardFlops.of(model, names)(np.full(num_texts, num_tokens))
+    cost = ForwardFlops.of(model, names, vectors=vectors)(np.full(num_texts, num_tokens))
     assert cost == pytest.approx(counted, rel=0.02)
     assert cost <= counted
+
+
+def test_nobody_pays_for_outputs_at_the_text_that_nobody_wants() -> None:
+    model = MTOPModel.from_backbone(make_backbone(), TASKS, prompt_attention="isolated", max_tokens=60)
+    lengths = np.full(3, 20)
+    assert ForwardFlops.of(model, ["a"])(lengths) < 0.8 * ForwardFlops.of(model, ["a"], vectors=True)(lengths)
 
 
 def test_texts_without_tokens_cost_nothing_and_long_ones_more_than_their_share() -> None:
