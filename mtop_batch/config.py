@@ -96,9 +96,11 @@ class TrainConfig(_Section):
 class AddTasksConfig(_Section):
     """`mtop add-tasks`: each new task trains alone, on a backbone that stays as it is."""
 
-    prompts_per_task: int = Field(8, ge=1, le=64)
-    """Soft prompt tokens of each new task; more than in joint training, because only they can adapt. Of this section
-    a probe takes the seed, the precision and max_failures only."""
+    prompts_per_task: int = Field(2, ge=1, le=64)
+    """Soft prompt tokens of each new task. Of this section a probe takes seed, precision and max_failures only."""
+    adapter_rank: int = Field(8, ge=0, le=64)
+    """Rank of the adapter of each new task: a low-rank part of every linear layer of the backbone, at the task's own
+    prompts only; 0 for none."""
     epochs: float = Field(10.0, gt=0)
     """The weights of the best one are taken."""
     batch_size: int = Field(32, ge=1)

@@ -104,7 +104,13 @@ def add_tasks(
         monitor.record({"event": "run", "resources": str(resources), "versions": versions()})
         learned = _learn(bundle, data, config.add_tasks, resources, run, monitor)
     settings = config.add_tasks
-    bundle.model.add_tasks(config.tasks(), prompts_per_task=settings.prompts_per_task, seed=settings.seed, replace=True)
+    bundle.model.add_tasks(
+        config.tasks(),
+        prompts_per_task=settings.prompts_per_task,
+        adapter_rank=settings.adapter_rank,
+        seed=settings.seed,
+        replace=True,
+    )
     for name in names:
         bundle.model.load_task(name, learned[name].tensors)
     result = _write(
@@ -175,6 +181,7 @@ def _learn(
         settings=added_task_settings(config),
         precision=config.precision,
         num_prompts=config.prompts_per_task,
+        adapter_rank=config.adapter_rank,
         pad_token_id=int(bundle.tokenizer.pad_token_id or 0),
         events=events,
         processes=math.ceil(len(data) / resources.num_nodes),

@@ -72,6 +72,7 @@ class AddedTaskJob:
         settings: How to train; its precision is decided by the worker.
         precision: As in the configuration.
         num_prompts: Of each task but probes.
+        adapter_rank: Of their adapters; 0 for none.
         pad_token_id: Of the tokenizer.
         events: Where news go.
         processes: How many of these share a node.
@@ -81,6 +82,7 @@ class AddedTaskJob:
     settings: TrainSettings
     precision: Literal["auto", "fp32", "bf16"]
     num_prompts: int
+    adapter_rank: int
     pad_token_id: int
     events: EventQueue
     processes: int
@@ -166,6 +168,7 @@ def add_task(model: MTOPModel, data: TaskData, job: AddedTaskJob) -> AddedTask:
         data,
         replace(job.settings, precision=resolve_precision(job.precision, device)),
         num_prompts=job.num_prompts,
+        adapter_rank=job.adapter_rank,
         pad_token_id=job.pad_token_id,
         worker=Worker(device=device),
         emit=emit,

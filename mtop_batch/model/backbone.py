@@ -166,6 +166,12 @@ def check_backbone(backbone: PreTrainedModel, max_tokens: int, pooler_rank: int 
     for argument in ("inputs_embeds", "position_ids", "attention_mask"):
         if not accepts(backbone, argument):
             raise _unfit(backbone, f"its forward takes no {argument}, so prompts cannot be put before the text")
+    if not backbone._can_set_attn_implementation():
+        raise _unfit(
+            backbone,
+            "its attention is its own, not that of transformers' AttentionInterface, and may count positions by the "
+            "place in the sequence; a new task's prompts would then change what the others see",
+        )
     num_positions = getattr(config, "max_position_embeddings", None)
     if num_positions is not None and num_positions - first_position(backbone) < max_tokens:
         raise ConfigError(

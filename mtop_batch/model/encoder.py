@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from mtop_batch.model.adapters import AdapterStack, adapted
 from mtop_batch.model.attention import Context, KeyValues, is_readable, reading, record_only, recording
 from mtop_batch.model.prompts import visibility
 
@@ -70,6 +71,7 @@ def encode(
     token_type_ids: Tensor | None = None,
     groups: Sequence[int] | None = None,
     *,
+    adapters: Sequence[AdapterStack] = (),
     at_context: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Run the encoder over the prompts followed by the text.
@@ -82,6 +84,7 @@ def encode(
         token_type_ids: (B, T) 0 and 1 for the texts of a pair; left out on backbones without token types.
         groups: (S) The group of each prompt (`mtop_batch.model.prompts`), those of the context first; None where all
             prompts belong to it.
+        adapters: Of prompts that do not belong to the context; not while a backbone with gradient checkpointing trains.
         at_context: Whether the outputs at the context are wanted. Where they are not, and the backbone's attention
             `is_readable`, they are not computed: those at its prompts are zero then, and there are none at the text.
 
@@ -95,17 +98,18 @@ def encode(
     if num_in_context == len(groups):
         return _encode_at_once(backbone, prompts, text, None)
     if not is_readable(backbone):
+        assert not adapters, "layers that are run again for their gradients are run without adapters"
         return _encode_at_once(backbone, prompts, text, torch.tensor(groups, device=input_ids.device))
     own, own_groups = prompts[num_in_context:], groups[num_in_context:]
     if not at_context:
         context = encode_context(backbone, prompts[:num_in_context], input_ids, attention_mask, token_type_ids)
-        at_own = encode_reading(backbone, own, context, own_groups)
+        at_own = encode_reading(backbone, own, context, own_groups, adapters)
         return nn.functional.pad(at_own, (0, 0, num_in_context, 0)), at_own[:, :0]
     key_values: KeyValues = []
     at_context_prompts, at_text = _encode_at_once(
         backbone, prompts[:num_in_context], text, None, **recording(key_values)
     )
-    at_own = encode_reading(backbone, own, _context(key_values, text, num_in_context), own_groups)
+    at_own = encode_reading(backbone, own, _context(key_values, text, num_in_context), own_groups, adapters)
     return torch.cat([at_context_prompts, at_own], dim=1), at_text
 
 
@@ -130,7 +134,13 @@ def encode_context(
     return _context(key_values, text, len(prompts))
 
 
-def encode_reading(backbone: PreTrainedModel, prompts: Tensor, context: Context, groups: Sequence[int]) -> Tensor:
+def encode_reading(
+    backbone: PreTrainedModel,
+    prompts: Tensor,
+    context: Context,
+    groups: Sequence[int],
+    adapters: Sequence[AdapterStack] = (),
+) -> Tensor:
     """Run the encoder over isolated prompts only, which read a context that was run before.
 
     Args:
@@ -138,6 +148,7 @@ def encode_reading(backbone: PreTrainedModel, prompts: Tensor, context: Context,
         prompts: (S, E) The same for every text of the batch.
         context: Of B texts.
         groups: (S) The group of each prompt; none is 0.
+        adapters: Of these prompts.
 
     Returns:
         (B, S, D) outputs at the prompts.
@@ -153,12 +164,13 @@ def encode_reading(backbone: PreTrainedModel, prompts: Tensor, context: Context,
     embedded = prompts.to(word_embeddings(backbone).weight.dtype).expand(batch_size, -1, -1)
     mask = _additive(torch.cat([sees_context, sees_own], dim=2)[:, None], embedded)
     positions = torch.full((batch_size, num_prompts), first_position(backbone), device=prompts.device)
-    outputs: Tensor = backbone(
-        inputs_embeds=embedded,
-        attention_mask=dict.fromkeys(_SLIDING_KINDS, mask) if _has_windows(backbone.config) else mask,
-        position_ids=positions,
-        **reading(context.key_values),
-    ).last_hidden_state
+    with adapted(backbone, adapters):
+        outputs: Tensor = backbone(
+            inputs_embeds=embedded,
+            attention_mask=dict.fromkeys(_SLIDING_KINDS, mask) if _has_windows(backbone.config) else mask,
+            position_ids=positions,
+            **reading(context.key_values),
+        ).last_hidden_state
     return outputs
 
 

@@ -38,7 +38,7 @@ class ForwardFlops:
         share_of_context: Share of the linear layers that positions of the context go through: all, or all but what
             comes after the last layer's keys and values.
         share_of_pairs: Share of the attention layers in which they see each other.
-        per_text: Operations for each text, whatever its length: poolers and heads.
+        per_text: Operations for each text, whatever its length: poolers, heads and adapters.
         num_context_prompts: Prompts that the text sees.
         num_reading_prompts: Isolated ones, which read the context; what they see of each other is left out.
     """
@@ -60,10 +60,10 @@ class ForwardFlops:
         groups = prompt_layout(model.task_prompts, model.config.shared_prompts, tasks).groups
         ends_early = not vectors and is_readable(backbone) and not model.needs_outputs_at_context(tasks)
         own = [
-            tensor.numel()
+            parameter.numel() * (len(model.prompts(task)) if key.startswith("adapter.") else 1)
             for task in tasks
-            for key, tensor in model.task_tensors(task).items()
-            if key.endswith("weight")
+            for key, parameter in model.task_tensors(task).items()
+            if key.startswith("adapter.") or key.endswith("weight")
         ]
         return cls(
             per_position=2.0 * size,

@@ -1,4 +1,4 @@
-"""The parameters that belong to one task, or to the tasks of one prompt group.
+"""The parameters that belong to one task, or to the tasks of one prompt group; adapters have a module of their own.
 
 Shapes: B texts, P prompts of a task (the paper's L_P), D hidden width, R rank of a pooler, E width of the input
 embeddings (D but for backbones with factorised embeddings), C outputs of a task.
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mtop_batch.model.adapters import Adapter
 from mtop_batch.model.prompts import random_prompts
 from mtop_batch.tasks import Task
 
@@ -52,7 +53,7 @@ class LowRankPooler(nn.Module):
 
 
 class TaskModule(nn.Module):
-    """One task's conditional pooler and head, and its prompts unless it shares those of a prompt group.
+    """One task's conditional pooler and head, its prompts unless it shares those of a prompt group, and its adapter.
 
     The paper counts D^2 + (P + C + 1) D parameters for a task (section 4.4), which leaves none for a bias of the
     head; so the head has none. All parameters are zero or PyTorch's default until `initialise` or a checkpoint
@@ -64,15 +65,23 @@ class TaskModule(nn.Module):
         embedding_size: E
         hidden_size: D
         pooler_rank: R; 0 for a full pooler, the paper's.
+        adapter: `mtop_batch.model.adapters`; not in the paper.
     """
 
     def __init__(
-        self, num_prompts: int, num_outputs: int, embedding_size: int, hidden_size: int, pooler_rank: int = 0
+        self,
+        num_prompts: int,
+        num_outputs: int,
+        embedding_size: int,
+        hidden_size: int,
+        pooler_rank: int = 0,
+        adapter: Adapter | None = None,
     ) -> None:
         super().__init__()
         self.prompts = nn.Parameter(torch.zeros(num_prompts, embedding_size)) if num_prompts else None
         self.pooler = LowRankPooler(hidden_size, pooler_rank) if pooler_rank else nn.Linear(hidden_size, hidden_size)
         self.head = nn.Linear(hidden_size, num_outputs, bias=False)
+        self.adapter = adapter
 
     def forward(self, prompt_outputs: Tensor) -> Tensor:
         """Equations 1 and 3: V tanh(W mean(H) + b).
@@ -96,6 +105,8 @@ class TaskModule(nn.Module):
                 layer.weight.copy_(nn.init.xavier_uniform_(torch.empty(layer.weight.shape), generator=generator))
                 if layer.bias is not None:
                     layer.bias.zero_()
+        if self.adapter is not None:
+            self.adapter.initialise(generator)
 
 
 def task_loss(task: Task, logits: Tensor, labels: Tensor) -> Tensor:

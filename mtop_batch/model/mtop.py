@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from mtop_batch.errors import TaskError
+from mtop_batch.model.adapters import AdapterStack, stack_adapters
 from mtop_batch.model.attention import Context, use_readable_attention
 from mtop_batch.model.backbone import backbone_config_dict, check_backbone
 from mtop_batch.model.encoder import (
@@ -159,14 +160,18 @@ class MTOPModel(MTOPParameters):
             if isinstance(module, Probe) or not self._is_isolated(task):
                 raise TaskError(f"task {task!r} reads more than the context left; pass its texts")
             own_prompts = self.prompts(task)
-            logits = module(encode_reading(self.backbone, own_prompts, context, [1] * len(own_prompts)))
+            adapters = stack_adapters([(len(own_prompts), module.adapter)])
+            logits = module(encode_reading(self.backbone, own_prompts, context, [1] * len(own_prompts), adapters))
         else:
             assert input_ids is not None, "either texts or their context are given"
             layout = self._layout([task])
             prompts = self._prompts(layout, trained=task if self.config.stop_gradient else None)
             text = _Text(input_ids, attention_mask, token_type_ids)
             at_context = self.needs_outputs_at_context([task])
-            outputs, at_text = encode(self.backbone, prompts, *text, layout.groups, at_context=at_context)
+            adapters = self._adapters(layout)
+            outputs, at_text = encode(
+                self.backbone, prompts, *text, layout.groups, adapters=adapters, at_context=at_context
+            )
             if isinstance(module, Probe):
                 logits = module(document_vectors(at_text, attention_mask))
             else:
@@ -258,7 +263,9 @@ class MTOPModel(MTOPParameters):
         """Logits, and vectors: these are (B, 0) where nobody wants them."""
         parts = self._parts(wanted)
         at_context = vectors or self.needs_outputs_at_context(wanted)
-        at_prompts, at_text = encode(self.backbone, parts.prompts, *text, parts.groups, at_context=at_context)
+        at_prompts, at_text = encode(
+            self.backbone, parts.prompts, *text, parts.groups, adapters=parts.adapters, at_context=at_context
+        )
         needs_vectors = vectors or parts.probes is not None
         found = document_vectors(at_text, text.attention_mask) if needs_vectors else at_text.new_empty(len(at_text), 0)
         logits = [] if parts.stacked is None else [parts.stacked(at_prompts)]
@@ -290,6 +297,7 @@ class MTOPModel(MTOPParameters):
             dtype=dtype,
             prompts=self._prompts(layout),
             groups=layout.groups,
+            adapters=self._adapters(layout),
             stacked=StackedTasks.stack(modules, [layout.positions[name] for name in prompted], dtype)
             if prompted
             else None,
@@ -312,6 +320,11 @@ class MTOPModel(MTOPParameters):
         stopped = [p if trained is None or p is read else p.detach() for p in map(self.prompts, layout.holders)]
         parts = stopped if self.shared_prompts is None else [self.shared_prompts, *stopped]
         return torch.cat(parts) if parts else self.word_embeddings.weight.new_empty(0, embedding_size(self.backbone))
+
+    def _adapters(self, layout: PromptLayout) -> tuple[AdapterStack, ...]:
+        """Those of the isolated tasks, in the order of their prompts in the sequence."""
+        isolated = [name for name in layout.holders if self._is_isolated(name)]
+        return stack_adapters([(len(layout.positions[name]), self.task_module(name).adapter) for name in isolated])
 
     def _apply(self, *args: Any, **kwargs: Any) -> MTOPModel:
         self._inference_parts = None  # the model moves to another device or type

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mtop_batch.errors import ConfigError, TaskError
+from mtop_batch.model.adapters import Adapter, adaptable_layers
 from mtop_batch.model.backbone import build_backbone
 from mtop_batch.model.encoder import embedding_size, hidden_size, word_embeddings
 from mtop_batch.model.heads import GroupPrompts, TaskModule
@@ -55,18 +56,25 @@ class MTOPParameters(PreTrainedModel):
         self.post_init()
 
     def add_tasks(
-        self, tasks: Sequence[Task], *, prompts_per_task: int = 2, seed: int = 0, replace: bool = False
+        self,
+        tasks: Sequence[Task],
+        *,
+        prompts_per_task: int = 2,
+        adapter_rank: int = 0,
+        seed: int = 0,
+        replace: bool = False,
     ) -> None:
         """Add tasks, drawn at random and isolated, so that the outputs of the tasks already there stay the same.
 
         Args:
             tasks: The new ones; they come last.
             prompts_per_task: Of each but probes, which have none and start at zero; they are in no prompt group.
+            adapter_rank: Of the adapters that these prompts get (`mtop_batch.model.adapters`); 0 for none.
             seed: Of the random draws.
             replace: A task of the same name makes room as in `drop_tasks`, and the new one takes its place.
 
         Raises:
-            ConfigError: `prompts_per_task` is not positive.
+            ConfigError: `prompts_per_task` is not positive, or `adapter_rank` is negative.
             TaskError: There is no task to add, or one has a name that is taken; nothing is changed then.
         """
         if replace:
@@ -74,11 +82,11 @@ class MTOPParameters(PreTrainedModel):
             self.check_removable(taken)
             order = self.task_names
             self._remove(taken)
-            self._append_tasks(tasks, prompts_per_task, isolated=True, seed=seed)
+            self._append_tasks(tasks, prompts_per_task, isolated=True, seed=seed, adapter_rank=adapter_rank)
             places = {name: index for index, name in enumerate(order)}
             self.config.tasks.sort(key=lambda entry: places.get(entry["task"]["name"], len(places)))
         else:
-            self._append_tasks(tasks, prompts_per_task, isolated=True, seed=seed)
+            self._append_tasks(tasks, prompts_per_task, isolated=True, seed=seed, adapter_rank=adapter_rank)
 
     def drop_tasks(self, names: Sequence[str]) -> None:
         """Remove tasks whose prompts no other task sees or which leave theirs to others of their prompt group.
@@ -123,16 +131,21 @@ class MTOPParameters(PreTrainedModel):
         *,
         isolated: bool,
         seed: int,
+        adapter_rank: int = 0,
         prompt_groups: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         if not tasks:
             raise TaskError("no task is given; give at least one [[task]]")
         if num_prompts < 1:
             raise ConfigError(f"model.prompts_per_task = {num_prompts} is not positive; the paper uses 2")
+        if adapter_rank < 0:
+            raise ConfigError(f"add_tasks.adapter_rank = {adapter_rank} is negative; 0 leaves adapters out")
         check_task_names([*self.task_names, *(task.name for task in tasks)])
         select_tasks(list(prompt_groups), [task.name for task in tasks])
         known_groups = set(self.prompt_groups)
         entries = [_task_entry(task, num_prompts, isolated, prompt_groups.get(task.name)) for task in tasks]
+        if adapter_rank:
+            entries = [{**entry, "adapter_rank": adapter_rank} if entry["prompts"] else entry for entry in entries]
         for entry in entries:
             module = self._build_task(entry)
             if isinstance(module, TaskModule):
@@ -154,7 +167,9 @@ class MTOPParameters(PreTrainedModel):
             if group is not None and _group_key(group) not in self.prompt_groups:
                 self.prompt_groups[_group_key(group)] = GroupPrompts(num_prompts, embedding)
             own_prompts = num_prompts if group is None else 0
-            module = TaskModule(own_prompts, task.num_outputs, embedding, hidden, self.config.pooler_rank)
+            rank = entry.get("adapter_rank", 0)
+            adapter = Adapter(adaptable_layers(self.backbone), rank) if rank else None
+            module = TaskModule(own_prompts, task.num_outputs, embedding, hidden, self.config.pooler_rank, adapter)
         self.task_modules[_module_key(task.name)] = module
         return module
 
@@ -228,7 +243,8 @@ class MTOPParameters(PreTrainedModel):
     def task_tensors(self, name: str) -> dict[str, Tensor]:
         """Copies of the parameters that the task reads: `prompts`, `pooler.weight`, `pooler.bias`, `head.weight`.
 
-        The poolers of a model with `pooler_rank` have `pooler.down.weight`, `pooler.up.weight` and `pooler.up.bias`.
+        The poolers of a model with `pooler_rank` have `pooler.down.weight`, `pooler.up.weight` and `pooler.up.bias`. A
+        task with an adapter has `adapter.down.<i>` and `adapter.up.<i>` for each of the encoder's linear layers too.
         A probe has `weight` (C, D) and `bias` (C) instead of all these.
         """
         return {key: value.clone() for key, value in self._task_state(name).items()}

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mtop_batch.model.adapters import AdapterStack
 from mtop_batch.model.heads import LowRankPooler, TaskModule
 from mtop_batch.model.vectors import StackedProbes
 
@@ -183,6 +184,7 @@ class InferenceParts:
         dtype: That the poolers and heads compute in.
         prompts: (S, E)
         groups: (S,) The group of each prompt.
+        adapters: Of those that do not belong to the context.
         stacked: Poolers and heads of the tasks with prompts, if there are such tasks.
         probes: Weights of the probes, if there are probes.
         order: For each wanted task, its place among those of `stacked` and then those of `probes`.
@@ -194,6 +196,7 @@ class InferenceParts:
     dtype: torch.dtype
     prompts: Tensor
     groups: tuple[int, ...]
+    adapters: tuple[AdapterStack, ...]
     stacked: StackedTasks | None
     probes: StackedProbes | None
     order: Sequence[int]

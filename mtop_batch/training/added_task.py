@@ -35,11 +35,12 @@ def train_added_task(
     settings: TrainSettings,
     *,
     num_prompts: int,
+    adapter_rank: int = 0,
     pad_token_id: int,
     worker: Worker | None = None,
     emit: Emit | None = None,
 ) -> AddedTask:
-    """Learn one task on a trained model: its own prompts, pooler and head train, and nothing else.
+    """Learn one task on a trained model: its own prompts, adapter, pooler and head train, and nothing else.
 
     The new task is isolated, so tasks that are added together know nothing of one another and may be trained side by
     side. The texts go through the backbone once (`mtop_batch.training.contexts`).
@@ -49,6 +50,7 @@ def train_added_task(
         data: The task and its examples; a task of that name makes room.
         settings: How to train.
         num_prompts: Prompts of the task.
+        adapter_rank: Of its adapter; 0 for none.
         pad_token_id: Of the tokenizer.
         worker: This process; None for a single one on the CPU.
         emit: As for `fit`.
@@ -58,7 +60,9 @@ def train_added_task(
         ConfigError: Training diverged.
         DataError: The task has no examples.
     """
-    model.add_tasks([data.task], prompts_per_task=num_prompts, seed=settings.seed, replace=True)
+    model.add_tasks(
+        [data.task], prompts_per_task=num_prompts, adapter_rank=adapter_rank, seed=settings.seed, replace=True
+    )
     model.requires_grad_(False)
     for parameter in model.task_parameters(data.task.name):
         parameter.requires_grad_(True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -33,11 +33,16 @@ def make_model() -> MakeModel:
     return make
 
 
-def enlarge(model: MTOPModel) -> None:
-    """Scale prompts up, so that a test notices what they do; at the scale of a fresh start they hardly count."""
+def enlarge(model: MTOPModel, names: Sequence[str] | None = None) -> None:
+    """Scale prompts and adapters up, so that a test notices what they do; a fresh start hardly does anything."""
+    wanted = model.task_names if names is None else names
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for prompts in {model.prompts(name) for name in model.task_names}:
+        for prompts in {model.prompts(name) for name in wanted}:
             prompts.mul_(30)
+        for adapter in [adapter for name in wanted if (adapter := model.task_module(name).adapter) is not None]:
+            for up in adapter.up:
+                up.copy_(torch.randn(up.shape, generator=generator) / 4)
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """A slow second reading of the paper for ELECTRA: one text, one task, one position after another, no masks, float64.
 
 It knows two streams. The context (shared prompts, joint tasks' prompts, text) attends to itself. The prompts of an
-isolated task attend to the context and to themselves. The prompts of a prompt group are there once, and each of its
-tasks reads them. No code is shared with the package but the parameters.
+isolated task attend to the context and to themselves, through linear layers that its adapter adds to. The prompts of
+a prompt group are there once, and each of its tasks reads them. No code is shared with the package but the parameters.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from mtop_batch.model.mtop import MTOPModel
+
+Added = dict[Any, Tensor]
+NOTHING: Added = {}
 
 
 def reference_logits(model: MTOPModel, input_ids: Tensor, task: str, token_types: Tensor | None = None) -> Tensor:
@@ -47,14 +50,16 @@ def _logits(model: Any, input_ids: Tensor, task: str, token_types: Tensor | None
             context += prompts
         own_rows = rows_of[key] if name == task else own_rows
     context += [_embed(model, word, i, int(types[i])) for i, word in enumerate(words)]
+    module = model.task_modules[f"task_{task}"]
+    added = {} if module.adapter is None else _added(model, module.adapter)
     for block in model.backbone.encoder.layer:
-        keys = context + isolated
+        seen = [(x, NOTHING) for x in context]
+        keys = seen + [(x, added) for x in isolated]
         context, isolated = (
-            [_block(block, x, context) for x in context],
-            [_block(block, x, keys) for x in isolated],
+            [_block(block, x, NOTHING, seen) for x in context],
+            [_block(block, x, added, keys) for x in isolated],
         )
     own = isolated or [context[row] for row in own_rows]
-    module = model.task_modules[f"task_{task}"]
     mean = torch.stack(own).mean(0)
     if model.config.pooler_rank:
         kernel, bias = module.pooler.up.weight @ module.pooler.down.weight, module.pooler.up.bias
@@ -66,30 +71,49 @@ def _logits(model: Any, input_ids: Tensor, task: str, token_types: Tensor | None
 def _embed(model: Any, vector: Tensor, position: int, token_type: int) -> Tensor:
     table = model.backbone.embeddings
     summed = vector + table.position_embeddings.weight[position] + table.token_type_embeddings.weight[token_type]
-    return _affine(model.backbone.embeddings_project, _norm(table.LayerNorm, summed))
+    return _affine(model.backbone.embeddings_project, _norm(table.LayerNorm, summed), NOTHING)
 
 
-def _block(block: Any, query: Tensor, keys: list[Tensor]) -> Tensor:
+def _added(model: Any, adapter: Any) -> Added:
+    """What the adapter adds to the weight of each layer, which stand in the order in which ELECTRA names its layers."""
+    layers = [
+        layer
+        for block in model.backbone.encoder.layer
+        for layer in (
+            block.attention.self.query,
+            block.attention.self.key,
+            block.attention.self.value,
+            block.attention.output.dense,
+            block.intermediate.dense,
+            block.output.dense,
+        )
+    ]
+    return {layer: up @ down for layer, up, down in zip(layers, adapter.up, adapter.down, strict=True)}
+
+
+def _block(block: Any, query: Tensor, added: Added, keys: list[tuple[Tensor, Added]]) -> Tensor:
     attention = block.attention.self
     size = attention.attention_head_size
     mixed = []
     for head in range(attention.num_attention_heads):
         rows = slice(head * size, (head + 1) * size)
-        q = _affine(attention.query, query)[rows]
-        scores = [torch.dot(q, _affine(attention.key, k)[rows]).item() / math.sqrt(size) for k in keys]
+        q = _affine(attention.query, query, added)[rows]
+        scores = [torch.dot(q, _affine(attention.key, *k)[rows]).item() / math.sqrt(size) for k in keys]
         total = sum(math.exp(score) for score in scores)
-        values = [_affine(attention.value, k)[rows] for k in keys]
+        values = [_affine(attention.value, *k)[rows] for k in keys]
         weighted = [math.exp(s) / total * value for s, value in zip(scores, values, strict=True)]
         mixed.append(torch.stack(weighted).sum(0))
     output = block.attention.output
-    attended = _norm(output.LayerNorm, _affine(output.dense, torch.cat(mixed)) + query)
-    wide = _affine(block.intermediate.dense, attended)
+    attended = _norm(output.LayerNorm, _affine(output.dense, torch.cat(mixed), added) + query)
+    wide = _affine(block.intermediate.dense, attended, added)
     wide = wide * 0.5 * (1 + torch.erf(wide / math.sqrt(2)))
-    return _norm(block.output.LayerNorm, _affine(block.output.dense, wide) + attended)
+    return _norm(block.output.LayerNorm, _affine(block.output.dense, wide, added) + attended)
 
 
-def _affine(layer: Any, x: Tensor) -> Tensor:
-    return layer.weight @ x + layer.bias
+def _affine(layer: Any, x: Tensor, added: Added) -> Tensor:
+    weight = layer.weight + added[layer] if layer in added else layer.weight
+    affine: Tensor = weight @ x + layer.bias
+    return affine
 
 
 def _norm(layer: Any, x: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from transformers import (
     FNetModel,
     GPT2Config,
     GPT2Model,
+    MPNetConfig,
+    MPNetModel,
     PreTrainedModel,
     T5Config,
     T5Model,
@@ -39,7 +41,8 @@ def refused() -> list[tuple[PreTrainedModel, str]]:
     gpt2 = GPT2Config(vocab_size=60, n_embd=32, n_layer=1, n_head=2, n_positions=64, **SPECIALS)
     t5 = T5Config(vocab_size=60, d_model=32, num_layers=1, d_kv=8, d_ff=32, num_heads=2)
     return [
-        (DebertaV2Model(DebertaV2Config(vocab_size=60, **SIZES)), "4D attention masks"),
+        (DebertaV2Model(DebertaV2Config(vocab_size=60, **SIZES)), "its attention is its own"),
+        (MPNetModel(MPNetConfig(vocab_size=60, **SIZES)), "its attention is its own"),
         (GPT2Model(gpt2), "decoder"),
         (T5Model(t5), "encoder-decoder"),
         (FNetModel(FNetConfig(vocab_size=60, hidden_size=32, num_hidden_layers=1)), "no attention_mask"),

@@ -15,8 +15,6 @@ from transformers import (
     DistilBertModel,
     ModernBertConfig,
     ModernBertModel,
-    MPNetConfig,
-    MPNetModel,
     PreTrainedModel,
     RobertaConfig,
     RobertaModel,
@@ -56,7 +54,6 @@ BACKBONES: dict[str, Callable[[], PreTrainedModel]] = {
     "roberta": lambda: RobertaModel(RobertaConfig(vocab_size=90, type_vocab_size=1, **SIZES)),
     "distilbert": lambda: DistilBertModel(DistilBertConfig(vocab_size=90, **DISTIL)),
     "modernbert": modernbert,
-    "mpnet": lambda: MPNetModel(MPNetConfig(vocab_size=90, **SIZES)),
     "albert": lambda: AlbertModel(AlbertConfig(vocab_size=90, embedding_size=16, **SIZES)),
 }
 
@@ -100,8 +97,6 @@ def test_isolated_prompts_leave_text_and_each_other_alone(encoder: PreTrainedMod
 
 @torch.no_grad()
 def test_what_a_context_leaves_can_be_read_again(encoder: PreTrainedModel) -> None:
-    if not is_readable(encoder):
-        pytest.skip("a family of its own attention: one pass under a mask over everything")
     prompts, mask = some_prompts(encoder, 5), (torch.arange(20) < torch.tensor([[20], [6]])).long()
     together, _ = encode(encoder, prompts, text(), mask, groups=[0, 1, 1, 2, 2])
     context = encode_context(encoder, prompts[:1], text(), mask)
@@ -120,19 +115,12 @@ def test_outputs_at_the_context_that_nobody_wants_change_nothing_for_those_who_r
     wanted, at_text = encode(encoder, prompts, text(), mask, groups=groups)
     without, no_text = encode(encoder, prompts, text(), mask, groups=groups, at_context=False)
     torch.testing.assert_close(without[:, 1:], wanted[:, 1:], atol=0, rtol=0)
-    if is_readable(encoder):
-        assert not without[:, :1].any()
-        assert no_text.shape == (2, 0, at_text.shape[2])
+    assert not without[:, :1].any()
+    assert no_text.shape == (2, 0, at_text.shape[2])
 
 
-def test_families_with_the_common_attention_are_read() -> None:
-    readable = {name for name in BACKBONES if _is_readable(BACKBONES[name]())}
-    assert readable == set(BACKBONES) - {"mpnet"}
-
-
-def _is_readable(encoder: PreTrainedModel) -> bool:
-    use_readable_attention(encoder)
-    return is_readable(encoder)
+def test_what_the_context_leaves_is_read_in_every_family(encoder: PreTrainedModel) -> None:
+    assert is_readable(encoder)
 
 
 @torch.no_grad()
@@ -175,7 +163,7 @@ def arguments_of(encoder: PreTrainedModel, **inputs: Any) -> dict[str, Tensor]:
     return seen
 
 
-@pytest.mark.parametrize(("name", "start"), [("electra", 0), ("roberta", 2), ("mpnet", 2)])
+@pytest.mark.parametrize(("name", "start"), [("electra", 0), ("roberta", 2)])
 def test_text_keeps_its_positions_and_prompts_take_the_first(name: str, start: int) -> None:
     encoder = BACKBONES[name]().eval()
     seen = arguments_of(encoder, input_ids=text(1, 4))

@@ -31,8 +31,8 @@ def test_logits_equal_the_slow_reference(
     make_model: MakeModel, batch: Batch, attention: Attention, shared_prompts: int
 ) -> None:
     model = make_model(prompt_attention=attention, shared_prompts=shared_prompts)
-    model.add_tasks([ADDED], prompts_per_task=3)
-    enlarge(model)
+    model.add_tasks([ADDED], prompts_per_task=3, adapter_rank=2)
+    enlarge(model, ["added"])
     logits = model(**batch).logits
     for i, task in enumerate(model.tasks):
         for row, length in enumerate(batch["attention_mask"].sum(dim=1)):

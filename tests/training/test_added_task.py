@@ -16,14 +16,18 @@ def data(task: Task = ADDED) -> TaskData:
     return TaskData(task, make_examples(task, 60, seed=1), make_examples(task, 30, seed=2))
 
 
+@pytest.mark.parametrize("adapter_rank", [0, 2])
 @pytest.mark.parametrize("attention", ["joint", "isolated"])
-def test_a_task_is_learned_and_nothing_else_changes(attention: str) -> None:
+def test_a_task_is_learned_and_nothing_else_changes(attention: str, adapter_rank: int) -> None:
     model = make_model(prompt_attention=attention)  # type: ignore[arg-type]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     settings = make_settings(epochs=30, learning_rate=1e-2)
-    added = train_added_task(model, data(), settings, num_prompts=3, pad_token_id=PAD)
+    added = train_added_task(model, data(), settings, num_prompts=3, adapter_rank=adapter_rank, pad_token_id=PAD)
     assert added.metrics["accuracy"] > 0.8
     assert added.tensors["prompts"].shape == (3, 16)
+    adapter = [name for name in added.tensors if name.startswith("adapter.up")]
+    assert all(added.tensors[name].any() for name in adapter)
+    assert bool(adapter) == bool(adapter_rank)
     after = model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert after.keys() - before.keys() == {f"task_modules.task_added.{name}" for name in added.tensors}
