@@ -6,10 +6,12 @@ labels each:
 * `groups`  prompt groups: tasks share the prompts of their group (at most 8 groups), poolers and heads are their own;
             with full poolers and with poolers of rank 64
 * `own`     the paper's construction: every task has prompts of its own; up to 64 tasks
+* `added`   all but the first were added with `mtop add-tasks`: they have prompts of their own and adapters of rank 8;
+            up to 64 tasks
 
-each with joint and with isolated prompt attention. All models share one backbone and lie in memory side by side; every
-round measures each of them once, forwards and backwards in turn. `cost` is the time per document relative to one task
-of the same construction in the same round, its median over the rounds. `parameters_mb` are the tasks' own,
+the first two with joint and with isolated prompt attention. All models share one backbone and lie in memory side by
+side; every round measures each of them once, forwards and backwards in turn. `cost` is the time per document relative
+to one task of the same construction in the same round, its median over the rounds. `parameters_mb` are the tasks' own,
 `stacked_mb` the copy of poolers and heads that inference makes of them. Weights are random: they cost the same.
 
     python benchmarks/num_tasks.py [--device cpu] [--precision fp32 bf16] [--tasks 1 8 64 256 1000] [--rounds 5]
@@ -38,6 +40,7 @@ from mtop_batch.tasks import Task
 
 NUM_TOKENS = 128
 MAX_OWN_TASKS = 64
+ADAPTER_RANK = 8
 TEXTS = {"cpu": 112, "cuda": 8192}
 
 
@@ -81,20 +84,24 @@ def build(backbone: PreTrainedModel, sizes: Sequence[int], num_groups: int, rank
     """All models, around the one backbone."""
     attentions: tuple[PromptAttention, ...] = ("joint", "isolated")
     for attention in attentions:
-        for construction, pooler_rank in (("groups", 0), ("groups", rank), ("own", 0)):
+        constructions = [("groups", 0), ("groups", rank), ("own", 0), *([("added", 0)] * (attention == "isolated"))]
+        for construction, pooler_rank in constructions:
             for num_tasks in sizes:
-                if construction == "own" and num_tasks > MAX_OWN_TASKS:
+                if construction in ("own", "added") and num_tasks > MAX_OWN_TASKS:
                     continue
                 tasks = [Task(f"task_{index}") for index in range(num_tasks)]
+                first = 1 if construction == "added" else num_tasks
                 dealt = {task.name: str(index % num_groups) for index, task in enumerate(tasks)}
                 model = MTOPModel.from_backbone(
                     backbone,
-                    tasks,
+                    tasks[:first],
                     prompt_attention=attention,
                     prompt_groups=dealt if construction == "groups" else None,
                     pooler_rank=pooler_rank,
                     max_tokens=NUM_TOKENS,
                 )
+                if tasks[first:]:
+                    model.add_tasks(tasks[first:], adapter_rank=ADAPTER_RANK)
                 yield Variant(construction, attention, pooler_rank, num_tasks, model)
 
 
