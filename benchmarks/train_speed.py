@@ -7,6 +7,7 @@ Trains on random headlines (eight tasks, batch 16, about 20 tokens) and measures
 * `kept`       the same, and freed memory is kept (what `mtop train` does)
 * `frozen`     the same, with the word embeddings as pretrained (`train.freeze_word_embeddings`)
 * `isolated`   the same, with isolated prompts: a step has the prompts of its own task only (jobs/nhc-cpu.toml)
+* `grouped`    the same, with batches of similar length (`train.group_by_length`)
 * `trainer`    a plain `transformers.Trainer` on a model for one task, as it comes: what one would run task after task
                (if `accelerate` is installed, which it needs)
 
@@ -34,8 +35,8 @@ from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.model.mtop_config import PromptAttention
 from mtop_batch.training.memory import KEEP_FREED_MEMORY
 
-VARIANTS = ("plain", "fused", "kept", "frozen", "isolated", "trainer")
-KEEPING = ("kept", "frozen", "isolated")
+VARIANTS = ("plain", "fused", "kept", "frozen", "isolated", "grouped", "trainer")
+KEEPING = ("kept", "frozen", "isolated", "grouped")
 NUM_TASKS, BATCH_SIZE, EXAMPLES = 8, 16, 512
 
 
@@ -54,9 +55,9 @@ def measure(variant: str, backbone_name: str, steps: int) -> float:
     rng = np.random.default_rng(0)
     tasks = [Task(f"task_{index}") for index in range(NUM_TASKS)]
     backbone = load_backbone(backbone_name)
-    attention: PromptAttention = "isolated" if variant == "isolated" else "joint"
+    attention: PromptAttention = "isolated" if variant in ("isolated", "grouped") else "joint"
     model = MTOPModel.from_backbone(backbone, tasks, max_tokens=128, prompt_attention=attention)
-    if variant in ("frozen", "isolated"):
+    if variant in ("frozen", "isolated", "grouped"):
         freeze_word_embeddings(model)
     if variant == "plain":
 
@@ -78,7 +79,9 @@ def measure(variant: str, backbone_name: str, steps: int) -> float:
 
     def run(num_steps: int) -> float:
         epochs = num_steps * BATCH_SIZE / (EXAMPLES * NUM_TASKS)
-        settings = TrainSettings(epochs=epochs, batch_size=BATCH_SIZE, evaluate=False)
+        settings = TrainSettings(
+            epochs=epochs, batch_size=BATCH_SIZE, evaluate=False, group_by_length=variant == "grouped"
+        )
         started = time.perf_counter()
         loop.fit(model, data, settings, pad_token_id=0)
         return num_steps * BATCH_SIZE / (time.perf_counter() - started)
