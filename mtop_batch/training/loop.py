@@ -68,7 +68,8 @@ def fit(
     Every step draws a task and takes the next `batch_size` of its examples; with w workers, worker r computes on rows
     r, r + w, r + 2w ... of them, and their mean gradient is that of the whole batch. What a step does depends on the
     settings, its number and the weights only: a run that goes on from a checkpoint ends with the very same weights. The
-    best evaluation is the one with the highest mean of the tasks' own metrics; of equal ones, the earliest.
+    best evaluation is the one with the highest mean of the tasks' own metrics; of equal ones, the one with the lowest
+    loss.
 
     Args:
         model: Moved to the worker's device, trained in place, and left in evaluation mode.

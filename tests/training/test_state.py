@@ -17,8 +17,8 @@ def make_state(step: int = 0) -> TrainingState:
     return TrainingState(model, make_optimizer(model, TrainSettings()), run={"seed": 0, "tasks": {"a": 3}}, step=step)
 
 
-def evaluation(step: int, mean: float) -> Evaluation:
-    return Evaluation(step, step / 4, mean, {"a": {"accuracy": mean}})
+def evaluation(step: int, mean: float, loss: float = 0.5) -> Evaluation:
+    return Evaluation(step, step / 4, mean, {"a": {"accuracy": mean, "loss": loss}})
 
 
 def trained_state() -> TrainingState:
@@ -48,12 +48,12 @@ def test_only_safetensors_and_json_are_written(tmp_path: Path) -> None:
     assert names == {"model.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"}
 
 
-def test_the_earliest_of_equal_evaluations_is_the_best() -> None:
+def test_of_equal_evaluations_that_with_the_lowest_loss_is_the_best_and_then_the_earliest() -> None:
     state = make_state()
-    for step, mean in [(1, 0.5), (2, 0.8), (3, 0.8), (4, 0.7)]:
-        state.record(evaluation(step, mean))
-    assert state.best == evaluation(2, 0.8)
-    assert len(state.history) == 4
+    for step, mean, loss in [(1, 0.5, 0.1), (2, 0.8, 0.4), (3, 0.8, 0.3), (4, 0.8, 0.3), (5, 0.7, 0.1)]:
+        state.record(evaluation(step, mean, loss))
+    assert state.best == evaluation(3, 0.8, 0.3)
+    assert len(state.history) == 5
 
 
 def test_final_weights_are_the_best_or_else_the_last(tmp_path: Path) -> None:
