@@ -10,17 +10,17 @@ Shapes: R texts.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mtop_batch.model.attention import is_readable
-from mtop_batch.model.encoder import embedding_size, encode_context, hidden_size, num_layers, word_embeddings
+from mtop_batch.model.encoder import embedding_size, encode, encode_context, hidden_size, num_layers, word_embeddings
 from mtop_batch.model.mtop import MTOPModel
 from mtop_batch.model.prompts import prompt_layout
 
@@ -55,9 +55,9 @@ class ForwardFlops:
     def of(cls, model: MTOPModel, tasks: Sequence[str], *, vectors: bool = False) -> ForwardFlops:
         """The cost of these tasks of a model, and of document vectors if they are wanted."""
         backbone = model.backbone
-        layers = [module for module in backbone.modules() if isinstance(module, nn.Linear)]
-        size = sum(layer.weight.numel() for layer in layers)
+        size = _weights_in_pass(backbone, lambda no_prompts, token: encode(backbone, no_prompts, token))
         groups = prompt_layout(model.task_prompts, model.config.shared_prompts, tasks).groups
+        context = _weights_in_pass(backbone, lambda no_prompts, token: encode_context(backbone, no_prompts, token))
         ends_early = not vectors and is_readable(backbone) and not model.needs_outputs_at_context(tasks)
         own = [
             parameter.numel() * (len(model.prompts(task)) if key.startswith("adapter.") else 1)
@@ -68,7 +68,7 @@ class ForwardFlops:
         return cls(
             per_position=2.0 * size,
             per_pair=4.0 * hidden_size(backbone) * num_layers(backbone),
-            share_of_context=_size_of_context_pass(backbone) / size if ends_early else 1.0,
+            share_of_context=context / size if ends_early else 1.0,
             share_of_pairs=1 - 1 / num_layers(backbone) if ends_early else 1.0,
             per_text=2.0 * sum(own),
             num_context_prompts=groups.count(0),
@@ -86,8 +86,8 @@ class ForwardFlops:
         return float(self.per_position * positions.sum() + self.per_pair * pairs.sum() + per_text)
 
 
-def _size_of_context_pass(backbone: PreTrainedModel) -> int:
-    """Weights of the linear layers that the context goes through when nobody wants the outputs there."""
+def _weights_in_pass(backbone: PreTrainedModel, run: Callable[[Tensor, Tensor], object]) -> int:
+    """Weights of the linear layers that a position goes through, each as often as it is gone through."""
     used: list[int] = []
     hooks = [
         module.register_forward_pre_hook(lambda layer, _: used.append(layer.weight.numel()))
@@ -97,7 +97,7 @@ def _size_of_context_pass(backbone: PreTrainedModel) -> int:
     try:
         with torch.inference_mode():
             no_prompts = word_embeddings(backbone).weight.new_empty(0, embedding_size(backbone))
-            encode_context(backbone, no_prompts, torch.ones(1, 1, dtype=torch.long, device=backbone.device))
+            run(no_prompts, torch.ones(1, 1, dtype=torch.long, device=backbone.device))
     finally:
         for hook in hooks:
             hook.remove()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AlbertConfig, AlbertModel
 
 from mtop_batch.model.flops import ForwardFlops, measure_matrix_rate
 from mtop_batch.model.mtop import MTOPModel
@@ -32,6 +33,23 @@ def test_the_cost_is_what_torch_counts(attention: PromptAttention, names: list[s
     cost = ForwardFlops.of(model, names, vectors=vectors)(np.full(num_texts, num_tokens))
     assert cost == pytest.approx(counted, rel=0.02)
     assert cost <= counted
+
+
+def test_layers_that_are_run_more_than_once_count_as_often() -> None:
+    config = AlbertConfig(
+        vocab_size=90,
+        embedding_size=16,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    model = MTOPModel.from_backbone(AlbertModel(config), TASKS, prompt_attention="isolated", max_tokens=60)
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.all_tasks(torch.full((3, 20), 5))
+    cost = ForwardFlops.of(model, ["a", "b"])(np.full(3, 20))
+    assert cost == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
 def test_nobody_pays_for_outputs_at_the_text_that_nobody_wants() -> None:
