@@ -3,7 +3,7 @@
 A task's fingerprint covers everything that determines its output: the tokenizer, the length at which texts are cut,
 its text columns, kind and labels, the backbone's settings and weights, the prompts of the context that every output
 depends on (shared prompts and those of joint tasks), the prompts that it reads, its own or those of its prompt group,
-and its pooler and head. It covers nothing else: not its metric, not other isolated tasks nor those of its prompt group,
+and its pooler, head and adapter. It covers nothing else: not its metric, no other isolated task or one of its group,
 not where the bundle lies. So adding isolated tasks leaves the fingerprints of the tasks already there unchanged.
 
 Document vectors have a fingerprint too, without any task in it; that of a probe is made of it and the probe's own

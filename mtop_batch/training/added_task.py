@@ -17,7 +17,7 @@ class AddedTask:
     """A task that was learned.
 
     Args:
-        tensors: Its prompts, pooler and head, on the CPU.
+        tensors: Its prompts, adapter, pooler and head, on the CPU.
         metrics: On its evaluation examples, at these weights.
         best_step: The steps after which they were taken.
         num_steps: Steps of the whole training.
