@@ -19,7 +19,7 @@ from rich.console import Console
 from mtop_batch import storage
 from mtop_batch.engine.events import EventQueue
 from mtop_batch.engine.label_log import LabelLog
-from mtop_batch.engine.pipeline import plan_actors, run_pieces
+from mtop_batch.engine.pipeline import most_actors, plan_actors, run_pieces
 from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.session import ray_session
 from mtop_batch.errors import BundleError, JobError, MtopError
@@ -32,7 +32,7 @@ from mtop_batch.labelling.patience import DEFAULT_PATIENCE_S
 from mtop_batch.labelling.plan import Plan
 from mtop_batch.labelling.report import RunReport, write_report
 from mtop_batch.labelling.runs import check_same_tasks, list_runs, new_run_id, write_run
-from mtop_batch.labelling.stages import LabelJob, pieces_of_work
+from mtop_batch.labelling.stages import LabelJob, pieces_of_work, rows_of_a_piece
 from mtop_batch.labelling.summary import estimate_s, plan_dict, plan_text
 from mtop_batch.model.bundle_files import check_bundle, read_bundle_info
 from mtop_batch.tasks import select_tasks
@@ -196,8 +196,10 @@ def _label_units(options: LabelOptions, report: RunReport, lease: Lease) -> None
     plan = report.plan
     if not plan.units:
         return
-    pieces = pieces_of_work(plan.units, options.unit_rows)
     with ray_session(spare_cpus=1) as resources, Progress() as progress:
+        num_actors = most_actors(resources, options.num_actors)
+        max_rows = rows_of_a_piece(plan.num_articles_planned, options.unit_rows, num_actors)
+        pieces = pieces_of_work(plan.units, max_rows)
         num_from_texts = sum(not piece[0].vectors for piece in pieces)
         pool = plan_actors(resources, options.num_actors, num_from_texts)
         report.num_actors = pool.size

@@ -59,17 +59,22 @@ class ActorPool:
         return f"{actors}, each with {'a GPU' if self.num_gpus else 'a CPU'}"
 
 
+def most_actors(resources: Resources, num_actors: int | None) -> int:
+    """The number asked for, or else one per GPU, or one per CPU but for one per node, which reads and writes."""
+    return num_actors or resources.num_gpus or max(1, resources.num_cpus - resources.num_nodes)
+
+
 def plan_actors(resources: Resources, num_actors: int | None, num_pieces: int) -> ActorPool:
-    """One actor per GPU where there are GPUs; else one per CPU but for one per node, which reads and writes.
+    """Labelling actors on GPUs where there are GPUs, else on CPUs; `most_actors` says how many.
 
     Args:
         resources: Of the cluster.
         num_actors: Overrides the number.
         num_pieces: Pieces of work that read texts; there are never more actors.
     """
+    size = min(most_actors(resources, num_actors), num_pieces)
     if resources.num_gpus:
-        return ActorPool(min(num_actors or resources.num_gpus, num_pieces), num_gpus=1, num_cpus=0)
-    size = min(num_actors or max(1, resources.num_cpus - resources.num_nodes), num_pieces)
+        return ActorPool(size, num_gpus=1, num_cpus=0)
     num_storage_tasks = min(2 * max(1, resources.num_cpus - size), num_pieces)
     return ActorPool(size, num_gpus=0, num_cpus=1, num_storage_tasks=num_storage_tasks)
 

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 MAX_ERROR_EXAMPLES = 5
 _METADATA_KEY = b"mtop_unit"
 
+# A piece costs the engine some 0.1 s; the last ones should leave no actor idle for long.
+_MIN_PIECE_ROWS = 1_000
+_PIECES_PER_ACTOR = 8
+
 
 @dataclass(frozen=True)
 class LabelJob:
@@ -124,6 +128,20 @@ def pieces_of_work(units: Iterable[Unit], max_rows: int) -> list[list[Unit]]:
             pieces.append([unit])
             num_rows = unit.num_rows
     return pieces
+
+
+def rows_of_a_piece(num_rows: int, unit_rows: int, num_actors: int) -> int:
+    """How many rows to put together: enough to be worth a task, few enough to keep all actors busy to the end.
+
+    Args:
+        num_rows: Of all units.
+        unit_rows: Most rows of a unit, and so the most.
+        num_actors: That the cluster has room for.
+
+    >>> rows_of_a_piece(10_000_000, 20_000, 4), rows_of_a_piece(40_000, 20_000, 2), rows_of_a_piece(300, 20_000, 2)
+    (20000, 2500, 1000)
+    """
+    return min(unit_rows, max(_MIN_PIECE_ROWS, num_rows // (_PIECES_PER_ACTOR * num_actors)))
 
 
 def read_and_tokenise(job: LabelJob, units: Sequence[Unit], tokenizer: TextTokenizer) -> list[bytes]:
