@@ -13,10 +13,22 @@ NUM_TASKS = 8
 COLUMN = "title"
 
 
-def random_model(backbone: str = BACKBONE, attention: PromptAttention = "isolated", max_tokens: int = 128) -> MTOPModel:
-    """A pretrained backbone, and eight tasks about one column with random prompts, poolers and heads."""
+def random_model(
+    backbone: str = BACKBONE,
+    attention: PromptAttention = "isolated",
+    max_tokens: int = 128,
+    num_groups: int = NUM_TASKS,
+) -> MTOPModel:
+    """A pretrained backbone, and eight tasks about one column with random prompts, poolers and heads.
+
+    Args:
+        num_groups: Prompt groups that the tasks are dealt to; as many as tasks for prompts of their own.
+    """
     tasks = [Task(f"task_{index}", text=(COLUMN,)) for index in range(NUM_TASKS)]
-    return MTOPModel.from_backbone(load_backbone(backbone), tasks, prompt_attention=attention, max_tokens=max_tokens)
+    dealt = {task.name: str(index % num_groups) for index, task in enumerate(tasks)} if num_groups < NUM_TASKS else {}
+    return MTOPModel.from_backbone(
+        load_backbone(backbone), tasks, prompt_attention=attention, max_tokens=max_tokens, prompt_groups=dealt
+    )
 
 
 def save_random_bundle(uri: str, backbone: str = BACKBONE, max_tokens: int = 128) -> None:

@@ -90,15 +90,13 @@ def study(predictor: Predictor, lengths: npt.NDArray[np.int64], num_rounds: int,
 
     @torch.inference_mode()
     def forward() -> None:
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            for batch in batches:
-                model.all_tasks(**batch, tasks=names)
+        for batch in batches:
+            model.all_tasks(**batch, tasks=names)
 
     @torch.inference_mode()
     def encoder() -> None:
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            for batch in batches:
-                model.backbone(**batch)
+        for batch in batches:
+            model.backbone(**batch)
 
     with_prompts = ForwardFlops.of(model, names)
     without = ForwardFlops(
@@ -156,12 +154,12 @@ def main() -> None:
             prompt_attention=attention,
             max_tokens=512,
         )
-        if arguments.compile:
-            model.backbone.compile(dynamic=True)
         for batch_tokens in arguments.batch_tokens:
             predictor = Predictor(
                 model, tokenizer, device=device, precision="bf16", max_batch_tokens=batch_tokens or None
             )
+            if arguments.compile:
+                predictor._model.backbone.compile(dynamic=True)
             for kind in ("128", "news cut at 128", "news cut at 512"):
                 lengths = lengths_of(kind, arguments.texts)
                 entry = {"attention": attention, "texts_are": kind, "batch_tokens": predictor.max_batch_tokens}

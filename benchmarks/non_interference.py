@@ -4,6 +4,7 @@ Labels real texts with a bundle and with the bundle that `mtop add-tasks` made o
 
 * `flips`           labels of the earlier tasks that differ between the two, in the same batching
 * `flips_batching`  labels of the first bundle alone that differ between two batchings
+* `flips_to_fp32`   labels of the first bundle alone that differ between the precision and fp32
 * `difference`      largest difference of an earlier task's logits, over the texts in one batch after the other
 
 in fp32 and in bf16.
@@ -25,8 +26,9 @@ from results_file import write_result
 
 from mtop_batch.data.batches import pad_batch
 from mtop_batch.data.tokens import TextTokenizer, Tokens
-from mtop_batch.labelling.predictor import Precision, Predictor
+from mtop_batch.labelling.predictor import Predictor
 from mtop_batch.model.bundle import Bundle, load_bundle
+from mtop_batch.precision import PrecisionChoice
 
 BATCH_TOKENS = (4096, 1500)
 
@@ -39,7 +41,9 @@ class Labels:
     scores: npt.NDArray[np.float32]
 
 
-def labels_of(bundle: Bundle, tokens: Tokens, tasks: list[str], precision: Precision, batch_tokens: int) -> Labels:
+def labels_of(
+    bundle: Bundle, tokens: Tokens, tasks: list[str], precision: PrecisionChoice, batch_tokens: int
+) -> Labels:
     """The labels of the earlier tasks; all tasks of the bundle go through the model."""
     predictor = Predictor(bundle.model, bundle.tokenizer, precision=precision, max_batch_tokens=batch_tokens)
     outputs = predictor.predict_tokens(tokens)
@@ -83,14 +87,17 @@ def main() -> None:
         "added_tasks": len(after.model.task_names) - len(tasks),
         "difference": logit_difference(before, after, tokens, tasks),
     }
-    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    exact: Labels | None = None
+    precisions: tuple[PrecisionChoice, ...] = ("fp32", "bf16")
     for precision in precisions:
         old, other = (labels_of(before, tokens, tasks, precision, batch) for batch in BATCH_TOKENS)
         new = labels_of(after, tokens, tasks, precision, BATCH_TOKENS[0])
+        exact = exact or old
         result[precision] = {
             "labels": old.ids.size,
             "flips": int((old.ids != new.ids).sum()),
             "flips_batching": int((old.ids != other.ids).sum()),
+            "flips_to_fp32": int((old.ids != exact.ids).sum()),
             "score_difference": float(np.abs(old.scores - new.scores)[old.ids == new.ids].max()),
         }
     print(result)

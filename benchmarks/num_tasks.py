@@ -32,10 +32,11 @@ from results_file import write_result
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtop_batch.data.tokens import Tokens
-from mtop_batch.labelling.predictor import Precision, Predictor
+from mtop_batch.labelling.predictor import Predictor
 from mtop_batch.model.backbone import load_backbone, load_tokenizer
 from mtop_batch.model.mtop import MTOPModel
 from mtop_batch.model.mtop_config import PromptAttention
+from mtop_batch.precision import PrecisionChoice
 from mtop_batch.tasks import Task
 
 NUM_TOKENS = 128
@@ -113,7 +114,7 @@ def make_tokens(count: int, vocabulary_size: int) -> Tokens:
 def measure(
     variants: Sequence[Variant],
     tokenizer: PreTrainedTokenizerBase,
-    precision: Precision,
+    precision: PrecisionChoice,
     device: str,
     num_texts: int,
     num_rounds: int,

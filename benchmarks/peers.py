@@ -1,10 +1,11 @@
 """What do people use today to label texts with eight tasks, and how fast is it beside one MTOP pass?
 
 All have the same encoder weights, texts, threads and precision, take texts and give labels of eight tasks (two labels
-each; heads are random, they cost the same). Every one runs in a process of its own; loading and a warm-up are not
-counted.
+each; heads are random, they cost the same). Every one runs in a process of its own, in turn, the order turning round by
+round; loading and a warm-up are not counted. Ratios are of the same round, their median over the rounds.
 
-* `mtop`  ours: `Predictor.predict`, with joint and with isolated prompts
+* `mtop`  ours: `Predictor.predict`, with joint and with isolated prompts, and with isolated ones that four tasks share
+  (two prompt groups)
 * `bare`  the encoder alone over token batches made ready beforehand, sorted by length: no prompts, no heads
 * `pipelines`  `transformers.pipeline("text-classification")`, once for every task
 * `encoder_and_heads`  one `AutoModel`, batches of 32 in the order of the texts, padded; eight linear heads
@@ -30,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ from mtop_batch.model.mtop_config import PromptAttention
 
 BATCH_SIZE = 32
 WARM_UP_TEXTS = 64
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -59,23 +61,19 @@ class Setting:
 
     backbone: str
     max_tokens: int
-    bf16: bool
+    dtype: torch.dtype
     device: torch.device
 
-    def autocast(self) -> torch.autocast:
-        """The precision, as a context."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
-
     def encoder(self) -> Any:
-        """The pretrained encoder on the device."""
+        """The pretrained encoder on the device, in the precision."""
         encoder = load_backbone(self.backbone)
         encoder.train(mode=False)
-        encoder.to(device=self.device)  # type: ignore[call-arg]
+        encoder.to(device=self.device, dtype=self.dtype)  # type: ignore[call-arg]
         return encoder
 
     def heads(self, width: int) -> nn.Linear:
         """Eight heads with two labels as one matrix: the cheapest way there is."""
-        return nn.Linear(width, 2 * NUM_TASKS).to(self.device)
+        return nn.Linear(width, 2 * NUM_TASKS).to(self.device, self.dtype)
 
 
 Texts = list[str]
@@ -88,13 +86,13 @@ def labels_of(heads: nn.Linear, vectors: Tensor) -> Tensor:
     return logits.view(-1, NUM_TASKS, 2).argmax(dim=-1).cpu()
 
 
-def mtop(setting: Setting, attention: PromptAttention) -> Run:
+def mtop(setting: Setting, attention: PromptAttention, num_groups: int = NUM_TASKS) -> Run:
     """One pass for all tasks."""
     predictor = Predictor(
-        random_model(setting.backbone, attention, setting.max_tokens),
+        random_model(setting.backbone, attention, setting.max_tokens, num_groups),
         load_tokenizer(setting.backbone),
         device=setting.device,
-        precision="bf16" if setting.bf16 else "fp32",
+        precision="bf16" if setting.dtype == torch.bfloat16 else "fp32",
     )
     return lambda texts: predictor.predict(texts)
 
@@ -115,8 +113,7 @@ def bare(setting: Setting) -> Run:
     def run(texts: Texts) -> None:
         for batch in ready.setdefault(id(texts), []) or prepare(texts):
             inputs = {key: value.to(setting.device, non_blocking=True) for key, value in batch.items()}
-            with setting.autocast():
-                encoder(**inputs)
+            encoder(**inputs)
 
     def keep(texts: Texts) -> None:
         ready[id(texts)] = prepare(texts)
@@ -135,7 +132,7 @@ def pipelines(setting: Setting) -> Run:
         found = [
             pipeline(  # type: ignore[call-overload]
                 "text-classification",
-                model=AutoModelForSequenceClassification.from_pretrained(directory, num_labels=2),
+                model=AutoModelForSequenceClassification.from_pretrained(directory, num_labels=2, dtype=setting.dtype),
                 tokenizer=load_tokenizer(setting.backbone),
                 device=setting.device,
                 batch_size=BATCH_SIZE,
@@ -145,8 +142,7 @@ def pipelines(setting: Setting) -> Run:
 
     def run(texts: Texts) -> None:
         for classify in found:
-            with setting.autocast():
-                classify(texts, truncation=True, max_length=setting.max_tokens)
+            classify(texts, truncation=True, max_length=setting.max_tokens)
 
     return run
 
@@ -166,8 +162,7 @@ def encoder_and_heads(setting: Setting) -> Run:
                 max_length=setting.max_tokens,
                 return_tensors="pt",
             ).to(setting.device)
-            with setting.autocast():
-                labels_of(heads, encoder(**batch).last_hidden_state[:, 0])
+            labels_of(heads, encoder(**batch).last_hidden_state[:, 0])
 
     return run
 
@@ -179,21 +174,34 @@ def sentence_transformers(setting: Setting) -> Run:
     directory = tempfile.mkdtemp()
     setting.encoder().save_pretrained(directory)
     load_tokenizer(setting.backbone).save_pretrained(directory)
-    model = SentenceTransformer(directory, device=str(setting.device))
+    model = SentenceTransformer(directory, device=str(setting.device), model_kwargs={"dtype": setting.dtype})
     model.max_seq_length = setting.max_tokens
     heads = setting.heads(hidden_size(setting.encoder()))
 
     def run(texts: Texts) -> None:
-        with torch.inference_mode(), setting.autocast():
+        with torch.inference_mode():
             labels_of(heads, model.encode(texts, batch_size=BATCH_SIZE, convert_to_tensor=True))
 
     return run
 
 
+class _OutputsOnly(nn.Module):
+    """An encoder as a function of three tensors that gives one, which is what can be exported."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        outputs: Tensor = self.encoder(input_ids, attention_mask, token_type_ids).last_hidden_state
+        return outputs
+
+
 def onnx_runtime(setting: Setting) -> Run:
-    """The encoder as a graph of ONNX Runtime."""
+    """The encoder as a graph of ONNX Runtime, in fp32."""
     import onnxruntime
 
+    setting = replace(setting, dtype=torch.float32)
     encoder, tokenizer = setting.encoder(), load_tokenizer(setting.backbone)
     text_tokenizer, pad = TextTokenizer(tokenizer, setting.max_tokens), int(tokenizer.pad_token_id or 0)
     path = os.path.join(tempfile.mkdtemp(), "encoder.onnx")
@@ -201,7 +209,13 @@ def onnx_runtime(setting: Setting) -> Run:
     axes = {name: {0: "batch", 1: "tokens"} for name in (*example, "last_hidden_state")}
     encoder.set_attn_implementation("eager")
     torch.onnx.export(
-        encoder, (), path, kwargs=example, output_names=["last_hidden_state"], dynamic_axes=axes, dynamo=False
+        _OutputsOnly(encoder),
+        tuple(example.values()),
+        path,
+        input_names=list(example),
+        output_names=["last_hidden_state"],
+        dynamic_axes=axes,
+        dynamo=False,
     )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -259,6 +273,7 @@ def mtop_job(setting: Setting, corpus: str) -> float:
 PEERS: dict[str, Callable[[Setting], Run]] = {
     "mtop joint": lambda setting: mtop(setting, "joint"),
     "mtop isolated": lambda setting: mtop(setting, "isolated"),
+    "mtop 2 groups": lambda setting: mtop(setting, "isolated", 2),
     "bare": bare,
     "pipelines": pipelines,
     "encoder_and_heads": encoder_and_heads,
@@ -275,24 +290,21 @@ def load_texts(articles: Path, columns: Sequence[str], num_rows: int) -> Texts:
     return ["\n".join(filter(None, row.values())) for row in table.to_pylist()]
 
 
-def measure(name: str, setting: Setting, texts: Texts, num_rounds: int) -> list[float]:
-    """Documents per second of each round."""
+def measure(name: str, setting: Setting, texts: Texts) -> float:
+    """Documents per second."""
     if name in JOBS:
-        return [measure_job(JOBS[name], setting, texts) for _ in range(num_rounds)]
+        return measure_job(JOBS[name], setting, texts)
     run = PEERS[name](setting)
     prepare = getattr(run, "prepare", None)
     warm_up = texts[:WARM_UP_TEXTS]
     run(warm_up)
     if prepare is not None:
         prepare(texts)
-    rates = []
-    for _ in range(num_rounds):
-        started = time.perf_counter()
-        run(texts)
-        if setting.device.type == "cuda":
-            torch.cuda.synchronize()
-        rates.append(len(texts) / (time.perf_counter() - started))
-    return rates
+    started = time.perf_counter()
+    run(texts)
+    if setting.device.type == "cuda":
+        torch.cuda.synchronize()
+    return len(texts) / (time.perf_counter() - started)
 
 
 def measure_job(job: Callable[[Setting, str], float], setting: Setting, texts: Texts) -> float:
@@ -318,7 +330,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--rows", type=int, default=2_000)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--precision", choices=list(_DTYPES), default="fp32")
     parser.add_argument("--backbone", default=BACKBONE)
     parser.add_argument("--only", nargs="+", default=[*PEERS, *JOBS])
     parser.add_argument("--name", default="peers")
@@ -327,23 +339,23 @@ def main() -> None:
     columns = [arguments.column, *([arguments.second] if arguments.second else [])]
     texts = load_texts(arguments.articles, columns, arguments.rows)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    setting = Setting(arguments.backbone, arguments.max_tokens, arguments.precision == "bf16", device)
+    setting = Setting(arguments.backbone, arguments.max_tokens, _DTYPES[arguments.precision], device)
     if arguments.one:
-        print(json.dumps(measure(arguments.one, setting, texts, arguments.rounds)))
+        print(json.dumps(measure(arguments.one, setting, texts)))
         return
-    rates: dict[str, list[float]] = {}
-    missing = []
-    for name in arguments.only:
-        if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
-            missing.append(name)
-            continue
-        command = [sys.executable, *sys.argv, "--one", name]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-        rates[name] = json.loads(done.stdout.splitlines()[-1])
-        print(f"{name:22} {statistics.median(rates[name]):9.1f} documents/s", flush=True)
-    ours = statistics.median(rates.get("mtop isolated", [float("nan")]))
+    missing = [name for name in arguments.only if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None]
+    names = [name for name in arguments.only if name not in missing]
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    for round_ in range(arguments.rounds):
+        for name in names[:: -1 if round_ % 2 else 1]:
+            done = subprocess.run(
+                [sys.executable, *sys.argv, "--one", name], capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+            rates[name].append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"{name:22} {rates[name][-1]:9.1f} documents/s", flush=True)
+    ours = rates.get("mtop isolated", [float("nan")] * arguments.rounds)
     lengths = TextTokenizer(load_tokenizer(arguments.backbone), arguments.max_tokens).encode(texts).lengths
     result = {
         "texts": len(texts),
@@ -355,7 +367,9 @@ def main() -> None:
             name: {
                 "documents_per_s": round(statistics.median(values), 2),
                 "rounds": [round(value, 2) for value in values],
-                "mtop_isolated_is_faster_by": round(ours / statistics.median(values), 2),
+                "mtop_isolated_is_faster_by": round(
+                    statistics.median(own / value for own, value in zip(ours, values, strict=True)), 2
+                ),
             }
             for name, values in rates.items()
         },

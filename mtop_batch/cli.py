@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mtop_batch.errors import ConfigError, MtopError
+from mtop_batch.precision import PrecisionChoice
 from mtop_batch.tasks import Task
 
 if TYPE_CHECKING:
@@ -142,6 +143,10 @@ def label(
         float, typer.Option(min=0.0, help="Fail when storage has not answered for this many seconds.")
     ] = 120.0,
     vectors: Annotated[bool, typer.Option("--vectors", help="Store a document vector of each article too.")] = False,
+    precision: Annotated[
+        PrecisionChoice,
+        typer.Option(help="Of the model. auto: bf16 where the hardware computes in it, fp32 elsewhere."),
+    ] = "auto",
     json_out: JsonOption = None,
 ) -> None:
     """Make every wanted cell of a corpus current: only what is missing or stale is computed."""
@@ -161,6 +166,7 @@ def label(
         prune=prune,
         patience_s=patience,
         vectors=vectors,
+        precision=precision,
     )
     report = label_corpus(options, plan_only=plan)
     _write_json(json_out, report)

@@ -17,6 +17,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mtop_batch.errors import ConfigError, TaskError
+from mtop_batch.precision import PrecisionChoice
 from mtop_batch.storage import is_remote, read_bytes
 from mtop_batch.tasks import METRICS, Metric, Task, TaskKind, check_task_names
 
@@ -86,7 +87,7 @@ class TrainConfig(_Section):
     seed: int = Field(0, ge=0)
     num_workers: int = Field(1, ge=1)
     """Ray Train workers; each holds the whole model and takes its part of every batch."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: PrecisionChoice = "auto"
     """"auto": bf16 autocast on GPUs that have it, fp32 elsewhere."""
     freeze_word_embeddings: bool = False
     """Leave the word-embedding table as pretrained; on a CPU and with a small backbone that is faster."""
@@ -111,7 +112,7 @@ class AddTasksConfig(_Section):
     warmup_fraction: float = Field(0.1, ge=0, le=1)
     max_grad_norm: float = Field(1.0, ge=0)
     seed: int = Field(0, ge=0)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: PrecisionChoice = "auto"
     max_failures: int = Field(3, ge=0)
     """Worker failures of one task after which to give up."""
 

@@ -35,6 +35,7 @@ from mtop_batch.labelling.runs import check_same_tasks, list_runs, new_run_id, w
 from mtop_batch.labelling.stages import LabelJob, pieces_of_work, rows_of_a_piece
 from mtop_batch.labelling.summary import estimate_s, plan_dict, plan_text
 from mtop_batch.model.bundle_files import check_bundle, read_bundle_info
+from mtop_batch.precision import PrecisionChoice
 from mtop_batch.tasks import select_tasks
 
 # Ray Data appends what it would have one configure to the messages of exceptions.
@@ -59,6 +60,7 @@ class LabelOptions:
         prune: Remove label files whose source file is gone from the corpus.
         patience_s: The run fails when storage has not answered for so long.
         vectors: Store document vectors too.
+        precision: Of the model: "auto" is bf16 where the hardware computes in it, and fp32 elsewhere.
     """
 
     model: str
@@ -74,6 +76,7 @@ class LabelOptions:
     prune: bool = False
     patience_s: float = DEFAULT_PATIENCE_S
     vectors: bool = False
+    precision: PrecisionChoice = "auto"
 
 
 def label_corpus(options: LabelOptions, *, plan_only: bool = False) -> dict[str, Any]:
@@ -207,7 +210,14 @@ def _label_units(options: LabelOptions, report: RunReport, lease: Lease) -> None
         progress.phase("label", total=plan.num_articles_planned, unit="articles")
         log, queue = LabelLog(progress, report, pool.size), EventQueue()
         job = LabelJob(
-            plan.corpus, options.labels, report.run, report.definition, lease.token, options.patience_s, queue.emit
+            corpus=plan.corpus,
+            labels=options.labels,
+            run=report.run,
+            definition=report.definition,
+            lease=lease.token,
+            patience_s=options.patience_s,
+            precision=options.precision,
+            news=queue.emit,
         )
         with log.following(queue), closing(run_pieces(job, options.model, pieces, pool)) as results:
             for result in results:

@@ -183,6 +183,7 @@ class _Labeller:
             torch.set_num_threads(threads)
         load = partial(load_bundle, bundle_uri)
         self._bundle, _ = patiently(load, f"the bundle for actor {os.getpid()}", job.news, job.patience_s)
+        self._precision = job.precision
         self._predictors: dict[tuple[str, ...], Predictor] = {}
         job.news({"event": ACTOR_STARTED})
 
@@ -193,7 +194,11 @@ class _Labeller:
         if tasks not in self._predictors:
             names = [task for task in tasks if task != VECTOR]
             self._predictors[tasks] = Predictor(
-                self._bundle.model, self._bundle.tokenizer, tasks=names, vectors=VECTOR in tasks
+                self._bundle.model,
+                self._bundle.tokenizer,
+                precision=self._precision,
+                tasks=names,
+                vectors=VECTOR in tasks,
             )
         return _block(tasks, label(_streams(block), self._predictors[tasks]))
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import ray.train
@@ -23,6 +23,7 @@ from mtop_batch.engine.session import num_cores
 from mtop_batch.errors import ConfigError, MtopError
 from mtop_batch.model.mtop import MTOPModel
 from mtop_batch.model.mtop_config import PromptAttention
+from mtop_batch.precision import PrecisionChoice
 from mtop_batch.training.added_task import AddedTask, train_added_task
 from mtop_batch.training.loop import FitResult, WriteCheckpoint, fit
 from mtop_batch.training.probe import train_probe
@@ -52,7 +53,7 @@ class SingleTaskJob:
     """
 
     settings: TrainSettings
-    precision: Literal["auto", "fp32", "bf16"]
+    precision: PrecisionChoice
     prompts_per_task: int
     prompt_attention: PromptAttention
     prompt_groups: Mapping[str, str]
@@ -80,7 +81,7 @@ class AddedTaskJob:
     """
 
     settings: TrainSettings
-    precision: Literal["auto", "fp32", "bf16"]
+    precision: PrecisionChoice
     num_prompts: int
     adapter_rank: int
     pad_token_id: int
@@ -105,7 +106,7 @@ class MultiTaskJob:
     """
 
     settings: TrainSettings
-    precision: Literal["auto", "fp32", "bf16"]
+    precision: PrecisionChoice
     model: ray.ObjectRef[Any]
     data: Sequence[ray.ObjectRef[Any]]
     pad_token_id: int
@@ -217,7 +218,7 @@ def _fit(job: MultiTaskJob, worker: Worker) -> FitResult:
         )
 
 
-def resolve_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
+def resolve_precision(wanted: PrecisionChoice, device: torch.device) -> Precision:
     """ "auto" is bf16 on GPUs that have it and fp32 elsewhere."""
     if wanted != "auto":
         return wanted

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,27 +27,28 @@ from mtop_batch.model.bundle import load_bundle
 from mtop_batch.model.encoder import hidden_size
 from mtop_batch.model.flops import ForwardFlops, measure_matrix_rate
 from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.precision import with_bf16_encoder
 from mtop_batch.model.prompts import prompt_layout
+from mtop_batch.precision import PrecisionChoice, has_bf16
 from mtop_batch.tasks import Task, select_tasks
 
-Precision = Literal["auto", "fp32", "bf16"]
 Rows = npt.NDArray[np.int64]
 Packed = tuple[Tensor, Tensor | None]
 """What a batch leaves on the device: (2, n, B) label ids and scores, and (B, D) vectors if they are wanted."""
 
 # Positions of a batch: enough to keep a GPU busy; few enough to stay in a CPU's cache.
-_GPU_BATCH_TOKENS = 65_536
-_CPU_BATCH_TOKENS = 4_096
+_BATCH_TOKENS = {"cuda": 65_536, "cpu": 2_048}
 
 
 class Predictor:
     """Labels texts with a model; keeps it on one device.
 
     Args:
-        model: Moved to the device and put into evaluation mode.
+        model: Put into evaluation mode, and moved to the device unless a copy of it is.
         tokenizer: The one it was trained with.
         device: Where to run; None for the GPU if there is one.
-        precision: "bf16" runs the model under autocast; "auto" does so on GPUs that have bf16.
+        precision: "bf16" runs a copy of the model with weights in bf16 (`mtop_batch.model.precision`); "auto" does so
+            on devices that compute in bf16.
         tasks: Names of the wanted tasks; None for all. Outputs are in the model's order.
         vectors: Give the document vectors too; then no task need be wanted.
         max_batch_tokens: Positions of a batch, prompts and padding included; None chooses by device. Halved for good
@@ -65,7 +65,7 @@ class Predictor:
         tokenizer: PreTrainedTokenizerBase,
         *,
         device: str | torch.device | None = None,
-        precision: Precision = "auto",
+        precision: PrecisionChoice = "auto",
         tasks: Sequence[str] | None = None,
         vectors: bool = False,
         max_batch_tokens: int | None = None,
@@ -78,17 +78,16 @@ class Predictor:
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise ConfigError(f"max_batch_tokens = {max_batch_tokens} must be at least 1")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        on_gpu = self.device.type == "cuda"
         self.gives_vectors = vectors
         wanted = set(names)
         self.tasks: list[Task] = [task for task in model.tasks if task.name in wanted]
-        self.max_batch_tokens = max_batch_tokens or (_GPU_BATCH_TOKENS if on_gpu else _CPU_BATCH_TOKENS)
-        self._model = model.eval()
+        self.max_batch_tokens = max_batch_tokens or _BATCH_TOKENS[self.device.type]
+        self._uses_bf16 = precision == "bf16" or (precision == "auto" and has_bf16(self.device))
+        self._model = with_bf16_encoder(model).eval() if self._uses_bf16 else model.eval()
         self._model.to(device=self.device)
         self._names = names
         self._tokenizer = TextTokenizer(tokenizer, model.config.max_tokens)
         self._pad_token_id = _pad_token_id(tokenizer)
-        self._uses_bf16 = precision == "bf16" or (precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
         self._num_prompts = len(prompt_layout(model.task_prompts, model.config.shared_prompts, names).groups)
         self._flops = ForwardFlops.of(model, names, vectors=vectors)
         self._vector_size = hidden_size(model.backbone)
@@ -100,7 +99,7 @@ class Predictor:
         uri: str,
         *,
         device: str | torch.device | None = None,
-        precision: Precision = "auto",
+        precision: PrecisionChoice = "auto",
         tasks: Sequence[str] | None = None,
         vectors: bool = False,
         max_batch_tokens: int | None = None,
@@ -212,11 +211,10 @@ class Predictor:
     def _forward(self, batch: dict[str, Tensor]) -> Packed:
         inputs = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
         vectors = None
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._uses_bf16):
-            if self.gives_vectors:
-                logits, vectors = self._model.all_tasks_and_vectors(**inputs, tasks=self._names)  # (B, n, C), (B, D)
-            else:
-                logits = self._model.all_tasks(**inputs, tasks=self._names)
+        if self.gives_vectors:
+            logits, vectors = self._model.all_tasks_and_vectors(**inputs, tasks=self._names)  # (B, n, C), (B, D)
+        else:
+            logits = self._model.all_tasks(**inputs, tasks=self._names)
         return self._labels_and_scores(logits.float()), vectors
 
     def _labels_and_scores(self, logits: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from mtop_batch.labelling.plan import Target, Unit
 from mtop_batch.labelling.probes import ProbePredictor, read_vectors
 from mtop_batch.labelling.sources import UnreadableSource
 from mtop_batch.labelling.units import DEFAULT_MAX_CHARS, read_unit
+from mtop_batch.precision import PrecisionChoice
 
 if TYPE_CHECKING:
     from mtop_batch.labelling.predictor import Predictor
@@ -51,6 +52,7 @@ class LabelJob:
         definition: The wanted tasks with their fingerprints, and the columns they are computed from.
         lease: The run's right to write; asked before every label file.
         patience_s: So long storage may not answer before the run gives up; an attempt that has begun is waited for.
+        precision: Of the model, as `Predictor` takes it.
         news: Is told, in whatever process a stage runs, when storage does not answer and when it does again.
     """
 
@@ -60,6 +62,7 @@ class LabelJob:
     definition: Definition
     lease: LeaseToken
     patience_s: float = DEFAULT_PATIENCE_S
+    precision: PrecisionChoice = "auto"
     news: News = silent
 
 

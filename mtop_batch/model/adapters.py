@@ -74,19 +74,24 @@ class AdapterStack:
         outputs[:, own] += torch.einsum("bnpr,nor->bnpo", thin, self.up[layer]).flatten(1, 2)
 
 
-def stack_adapters(tasks: Sequence[tuple[int, Adapter | None]]) -> tuple[AdapterStack, ...]:
+def stack_adapters(
+    tasks: Sequence[tuple[int, Adapter | None]], dtype: torch.dtype | None = None
+) -> tuple[AdapterStack, ...]:
     """Put the adapters of tasks together, as they come in the sequence.
 
     Args:
         tasks: The number of prompts and the adapter, if it has one, of each task that is not in the context.
+        dtype: Of the stacked tensors; None for the one they have.
     """
     stacks, start = [], 0
     for (num_prompts, rank), run in groupby(tasks, key=lambda task: (task[0], task[1].rank if task[1] else 0)):
         adapters = [adapter for _, adapter in run]
         present = [adapter for adapter in adapters if adapter is not None]
         if rank:
-            down = [torch.stack(layer) for layer in zip(*(adapter.down for adapter in present), strict=True)]
-            up = [torch.stack(layer) for layer in zip(*(adapter.up for adapter in present), strict=True)]
+            down, up = (
+                [torch.stack(layer).to(dtype or layer[0].dtype) for layer in zip(*parts, strict=True)]
+                for parts in ([adapter.down for adapter in present], [adapter.up for adapter in present])
+            )
             stacks.append(AdapterStack(start, num_prompts, down, up))
         start += num_prompts * len(adapters)
     return tuple(stacks)

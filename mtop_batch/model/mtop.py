@@ -276,7 +276,7 @@ class MTOPModel(MTOPParameters):
     def _parts(self, wanted: tuple[str, ...]) -> InferenceParts:
         """Prompts and stacked heads of the wanted tasks; kept in evaluation for as long as no parameter changes.
 
-        Under autocast they are kept in its type, so that large stacks are not converted for every batch.
+        They are kept in the type that the encoder computes in, so that large stacks are not converted for every batch.
         """
         device_type, dtype = self.backbone.device.type, self.backbone.dtype
         if torch.is_autocast_enabled(device_type):
@@ -297,7 +297,7 @@ class MTOPModel(MTOPParameters):
             dtype=dtype,
             prompts=self._prompts(layout),
             groups=layout.groups,
-            adapters=self._adapters(layout),
+            adapters=self._adapters(layout, dtype),
             stacked=StackedTasks.stack(modules, [layout.positions[name] for name in prompted], dtype)
             if prompted
             else None,
@@ -321,10 +321,11 @@ class MTOPModel(MTOPParameters):
         parts = stopped if self.shared_prompts is None else [self.shared_prompts, *stopped]
         return torch.cat(parts) if parts else self.word_embeddings.weight.new_empty(0, embedding_size(self.backbone))
 
-    def _adapters(self, layout: PromptLayout) -> tuple[AdapterStack, ...]:
-        """Those of the isolated tasks, in the order of their prompts in the sequence."""
+    def _adapters(self, layout: PromptLayout, dtype: torch.dtype | None = None) -> tuple[AdapterStack, ...]:
+        """Those of the isolated tasks, in the order of their prompts in the sequence; in that type, or their own."""
         isolated = [name for name in layout.holders if self._is_isolated(name)]
-        return stack_adapters([(len(layout.positions[name]), self.task_module(name).adapter) for name in isolated])
+        tasks = [(len(layout.positions[name]), self.task_module(name).adapter) for name in isolated]
+        return stack_adapters(tasks, dtype)
 
     def _apply(self, *args: Any, **kwargs: Any) -> MTOPModel:
         self._inference_parts = None  # the model moves to another device or type

@@ -208,6 +208,21 @@ def test_bf16_agrees_with_fp32(
     assert rough["grade_score"] != exact["grade_score"]
 
 
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_a_cpu_runs_in_bf16_where_it_computes_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+    predictor: Predictor,
+    model: MTOPModel,
+    tokenizer: BertTokenizer,
+    make_texts: MakeTexts,
+    has_bf16: bool,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16})
+    texts = make_texts(10)
+    found = Predictor(model, tokenizer, device="cpu").predict(texts)
+    assert (found != predictor.predict(texts)) == has_bf16
+
+
 def test_label_columns_are_null_where_rows_are_not_valid() -> None:
     outputs = TaskOutputs(np.array([[1, 0, -1]], np.int32), np.array([[0.75, 0.5, np.nan]], np.float32))
     columns = dict(label_columns([TASKS[0]], outputs, np.array([True, False, True])))

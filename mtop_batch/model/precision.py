@@ -1,0 +1,19 @@
+"""A model for inference in bf16: half the memory traffic, and the matrix units of devices that have some for it."""
+
+from __future__ import annotations
+
+import copy
+
+from mtop_batch.model.mtop import MTOPModel
+
+
+def with_bf16_encoder(model: MTOPModel) -> MTOPModel:
+    """A copy whose encoder has weights and activations in bf16, and so have poolers and heads when they are stacked.
+
+    Probes and document vectors stay as they are: stored vectors and new ones must give the same labels. So do buffers,
+    such as the frequencies of rotary embeddings, which bf16 would spoil.
+    """
+    model = copy.deepcopy(model)
+    for parameter in model.backbone.parameters():
+        parameter.data = parameter.data.bfloat16()
+    return model
