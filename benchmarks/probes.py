@@ -11,8 +11,9 @@ Accuracy: each task is added to a trained bundle, which should not know it, in s
 
 `--examples` draws that many training examples of each task (every label has its share); without it all are used.
 
-Backfill: the articles of some Parquet files are labelled with a bundle, vectors are stored, a probe is added, and its
-labels are computed from the texts of one copy of the table and from the vectors of another.
+Backfill: the articles of some Parquet files are labelled with a bundle, vectors are stored, and a task is added as a
+probe and, apart, with prompts. The probe's labels are computed from the texts of one copy of the table and from the
+vectors of another, those of the task with prompts from the texts; and a table of its own is made of all tasks at once.
 
     python benchmarks/probes.py backfill --model M --tasks data/nhc/tasks.toml --only travel
         --articles headlines.parquet --column headline [--rows 20000]
@@ -146,22 +147,25 @@ def _draw(examples: LabelledTokens, count: int, seed: int) -> LabelledTokens:
 
 
 def backfill(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Articles per second of labelling everything with vectors, of a probe from texts, and of a probe from vectors."""
+    """Articles per second of labelling everything, and of the backfill of one task in each way."""
     with tempfile.TemporaryDirectory(prefix="mtop_probes-") as name:
         root = Path(name)
         num_rows = _write_corpus(arguments, root)
         first = _label(arguments.model, root, root / "labels", vectors=True)
-        config = root / "probe.toml"
-        config.write_text(_probe_toml(arguments))
-        with Progress() as progress:
-            add_tasks(arguments.model, str(config), f"{root}/model", progress=progress)
+        for kind in ("probe", "classification"):
+            config = root / f"{kind}.toml"
+            config.write_text(_task_toml(arguments, kind))
+            with Progress() as progress:
+                add_tasks(arguments.model, str(config), f"{root}/{kind}", progress=progress)
         shutil.copytree(root / "labels", root / "labels_without")
         for path in _vector_sets(root / "labels_without"):
             shutil.rmtree(path)
         runs = {
             "everything_and_vectors": first,
-            "probe_from_texts": _label(f"{root}/model", root, root / "labels_without"),
-            "probe_from_vectors": _label(f"{root}/model", root, root / "labels"),
+            "probe_from_texts": _label(f"{root}/probe", root, root / "labels_without"),
+            "probe_from_vectors": _label(f"{root}/probe", root, root / "labels"),
+            "prompts_from_texts": _label(f"{root}/classification", root, root / "labels"),
+            "everything": _label(f"{root}/classification", root, root / "labels_anew"),
         }
         label_bytes = sum(path.stat().st_size for path in (root / "labels").rglob("*.parquet"))
         vector_bytes = sum(p.stat().st_size for path in _vector_sets(root / "labels") for p in path.rglob("*.parquet"))
@@ -192,12 +196,12 @@ def _chosen(tasks: Sequence[TaskConfig], only: str) -> list[TaskConfig]:
     return [task for task in tasks if task.name in names]
 
 
-def _probe_toml(arguments: argparse.Namespace) -> str:
+def _task_toml(arguments: argparse.Namespace, kind: str) -> str:
     defaults = {"output": "unused", "backbone": {"name": "unused"}}
     lines = []
     for task in _chosen(load_config(arguments.tasks, (), defaults).task, arguments.only):
         values = task.model_dump(mode="json", exclude_none=True)
-        values |= {"name": f"added_{task.name}", "kind": "probe"}
+        values |= {"name": f"added_{task.name}", "kind": kind}
         lines += ["[[task]]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
     return "\n".join(lines) + "\n"
 

@@ -75,9 +75,10 @@ def num_tasks_rows(result: dict[str, Any]) -> list[Row]:
 
 def train_speed_rows(result: dict[str, Any]) -> list[Row]:
     """Training variants beside the plain one."""
-    medians, ratios = result["median_examples_per_s"], result["ratio_to_plain"]
+    base = "trainer" if "ratio_to_trainer" in result else "plain"
+    medians, ratios = result["median_examples_per_s"], result[f"ratio_to_{base}"]
     return [
-        (f"training: {name} beside plain", f"{medians[name]:,.1f} examples/s", f"{ratios[name]:.2f}")
+        (f"training: {name} beside {base}", f"{medians[name]:,.1f} examples/s", f"{ratios[name]:.2f}")
         for name in medians
     ]
 

