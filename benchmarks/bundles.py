@@ -31,7 +31,7 @@ def random_model(
     )
 
 
-def save_random_bundle(uri: str, backbone: str = BACKBONE, max_tokens: int = 128) -> None:
+def save_random_bundle(uri: str, backbone: str = BACKBONE, max_tokens: int = 128, num_groups: int = NUM_TASKS) -> None:
     """The same as a bundle, with isolated prompts."""
-    model, tokenizer = random_model(backbone, max_tokens=max_tokens), load_tokenizer(backbone)
+    model, tokenizer = random_model(backbone, max_tokens=max_tokens, num_groups=num_groups), load_tokenizer(backbone)
     save_bundle(uri, model, tokenizer, metrics={}, training_config={}, backbone_name=backbone)

@@ -53,7 +53,7 @@ def peers_rows(result: dict[str, Any]) -> list[Row]:
         (
             f"eight tasks, {tokens}: ours beside {name}",
             f"{ours:,.0f} beside {peer['documents_per_s']:,.0f} documents/s",
-            f"{peer['mtop_isolated_is_faster_by']:.2f}",
+            f"{peer['ours_is_faster_by']:.2f}",
         )
         for name, peer in result["peers"].items()
         if not name.startswith("mtop")
