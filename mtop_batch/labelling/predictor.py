@@ -37,7 +37,10 @@ Packed = tuple[Tensor, Tensor | None]
 """What a batch leaves on the device: (2, n, B) label ids and scores, and (B, D) vectors if they are wanted."""
 
 # Positions of a batch: enough to keep a GPU busy; few enough to stay in a CPU's cache.
-_BATCH_TOKENS = {"cuda": 65_536, "cpu": 2_048}
+_GPU_BATCH_TOKENS = 65_536
+_CPU_BATCH_TOKENS = 2_048
+# Poolers and heads are read once per batch. On a CPU that takes a while where they have more parameters than this.
+_MANY_TASK_PARAMETERS = 2**24
 
 
 class Predictor:
@@ -51,8 +54,8 @@ class Predictor:
             on devices that compute in bf16.
         tasks: Names of the wanted tasks; None for all. Outputs are in the model's order.
         vectors: Give the document vectors too; then no task need be wanted.
-        max_batch_tokens: Positions of a batch, prompts and padding included; None chooses by device. Halved for good
-            whenever the device runs out of memory.
+        max_batch_tokens: Positions of a batch, prompts and padding included; None chooses by device and tasks. Halved
+            for good whenever the device runs out of memory.
 
     Raises:
         TaskError: A wanted task is not one of the model's.
@@ -81,7 +84,7 @@ class Predictor:
         self.gives_vectors = vectors
         wanted = set(names)
         self.tasks: list[Task] = [task for task in model.tasks if task.name in wanted]
-        self.max_batch_tokens = max_batch_tokens or _BATCH_TOKENS[self.device.type]
+        self.max_batch_tokens = max_batch_tokens or _batch_tokens(self.device, model, names)
         self._uses_bf16 = precision == "bf16" or (precision == "auto" and has_bf16(self.device))
         self._model = with_bf16_encoder(model).eval() if self._uses_bf16 else model.eval()
         self._model.to(device=self.device)
@@ -293,6 +296,14 @@ def _usable_texts(
         others.append(given[1] if len(given) == 2 else None)
         errors.append(None if given else TEXT_IS_NULL if pair == (None, None) else TEXT_IS_EMPTY)
     return firsts, others, errors
+
+
+def _batch_tokens(device: torch.device, model: MTOPModel, names: Sequence[str]) -> int:
+    """Positions of a batch that make these tasks fast on the device."""
+    if device.type == "cuda":
+        return _GPU_BATCH_TOKENS
+    num_parameters = sum(parameter.numel() for name in names for parameter in model.task_parameters(name))
+    return _CPU_BATCH_TOKENS * (2 if num_parameters > _MANY_TASK_PARAMETERS else 1)
 
 
 def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -262,7 +262,7 @@ class MTOPModel(MTOPParameters):
     def _outputs(self, wanted: tuple[str, ...], text: _Text, *, vectors: bool) -> tuple[Tensor, Tensor]:
         """Logits, and vectors: these are (B, 0) where nobody wants them."""
         parts = self._parts(wanted)
-        at_context = vectors or self.needs_outputs_at_context(wanted)
+        at_context = vectors or parts.at_context
         at_prompts, at_text = encode(
             self.backbone, parts.prompts, *text, parts.groups, adapters=parts.adapters, at_context=at_context
         )
@@ -305,6 +305,7 @@ class MTOPModel(MTOPParameters):
             if probes
             else None,
             order=[places[name] for name in wanted],
+            at_context=self.needs_outputs_at_context(wanted),
             parameters=parameters,
             versions=num_versions(parameters),
         )

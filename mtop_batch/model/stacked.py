@@ -188,6 +188,7 @@ class InferenceParts:
         stacked: Poolers and heads of the tasks with prompts, if there are such tasks.
         probes: Weights of the probes, if there are probes.
         order: For each wanted task, its place among those of `stacked` and then those of `probes`.
+        at_context: Some task reads the encoder's outputs at the context.
         parameters: All that it was made of.
         versions: Counts the writes to them until then.
     """
@@ -200,6 +201,7 @@ class InferenceParts:
     stacked: StackedTasks | None
     probes: StackedProbes | None
     order: Sequence[int]
+    at_context: bool
     parameters: tuple[nn.Parameter, ...]
     versions: int
 

@@ -15,6 +15,7 @@ from transformers import BertTokenizer, ElectraModel
 
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.errors import BundleError, ConfigError, DataError, TaskError
+from mtop_batch.labelling import predictor as predictor_module
 from mtop_batch.labelling.outputs import TaskOutputs, label_columns
 from mtop_batch.labelling.predictor import Predictor
 from mtop_batch.model.bundle import save_bundle
@@ -152,6 +153,18 @@ def test_many_tasks_that_share_prompts_are_labelled_as_each_alone(
         np.testing.assert_array_equal(outputs.label_ids[index], alone.label_ids[0])
         np.testing.assert_allclose(outputs.scores[index], alone.scores[0], atol=1e-4)
     assert len(np.unique(outputs.label_ids)) > 3
+
+
+def test_batches_of_many_tasks_are_larger_on_a_cpu(
+    model: MTOPModel, tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, every = (
+        sum(p.numel() for name in names for p in model.task_parameters(name)) for names in (["grade"], model.task_names)
+    )
+    usual = Predictor(model, tokenizer, device="cpu").max_batch_tokens
+    monkeypatch.setattr(predictor_module, "_MANY_TASK_PARAMETERS", (one + every) // 2)
+    assert Predictor(model, tokenizer, device="cpu", tasks=["grade"]).max_batch_tokens == usual
+    assert Predictor(model, tokenizer, device="cpu").max_batch_tokens == 2 * usual
 
 
 def run_out_of_memory_beyond(model: MTOPModel, max_rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -93,6 +93,16 @@ def test_adding_tasks_leaves_earlier_outputs_unchanged(
 
 
 @torch.no_grad()
+def test_batches_after_the_first_do_not_look_tasks_up(
+    make_model: MakeModel, batch: Batch, attention: Attention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(prompt_attention=attention)
+    model.all_tasks(**batch)
+    monkeypatch.setattr(model, "_entry", None)  # with a thousand tasks that took as long as the encoder
+    model.all_tasks(**batch)
+
+
+@torch.no_grad()
 def test_evaluation_sees_every_change_of_a_parameter(make_model: MakeModel, batch: Batch) -> None:
     model = make_model()
     before = model.all_tasks(**batch)
