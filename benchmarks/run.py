@@ -85,16 +85,28 @@ def train_speed_rows(result: dict[str, Any]) -> list[Row]:
 
 MEASUREMENTS = {
     "end_to_end": Measurement(
-        "end_to_end.py", "--articles {corpus} --column title --rows 10000 --files 10", end_to_end_rows
+        "end_to_end.py", "--articles {corpus} --column title --rows 6000 --files 6", end_to_end_rows
     ),
-    "peers_titles": Measurement("peers.py", "--articles {corpus} --column title --rows 1000 --rounds 1", peers_rows),
+    "peers_titles": Measurement(
+        "peers.py", "--articles {corpus} --column title --rows 400 --rounds 1 --only {peers}", peers_rows
+    ),
     "peers_articles": Measurement(
-        "peers.py", "--articles {corpus} --column title --second body --rows 100 --rounds 1 --only {peers}", peers_rows
+        "peers.py", "--articles {corpus} --column title --second body --rows 60 --rounds 1 --only {peers}", peers_rows
     ),
     "num_tasks": Measurement("num_tasks.py", "--precision fp32 --tasks 1 8 1000 --texts 48 --rounds 2", num_tasks_rows),
-    "train_speed": Measurement("train_speed.py", "--steps 20 --rounds 1", train_speed_rows),
+    "train_speed": Measurement(
+        "train_speed.py", "--steps 15 --rounds 1 --only plain isolated grouped trainer", train_speed_rows
+    ),
 }
-FAST_PEERS = ("mtop isolated", "bare", "pipelines", "encoder_and_heads", "sentence_transformers", "onnx_runtime")
+FAST_PEERS = (
+    "mtop isolated",
+    "mtop 2 groups",
+    "bare",
+    "pipelines",
+    "encoder_and_heads",
+    "sentence_transformers",
+    "onnx_runtime",
+)
 
 
 def main() -> None:
