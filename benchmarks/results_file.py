@@ -19,9 +19,7 @@ _PACKAGES = ("torch", "transformers", "ray", "pyarrow", "tokenizers")
 def write_result(name: str, result: Any) -> Path:
     """Write `results/<name>.json`: the result, and the command, machine, date and versions that made it."""
     content = {
-        "command": shlex.join(
-            ["python", *(os.path.relpath(word) if word.endswith(".py") else word for word in sys.argv)]
-        ),
+        "command": shlex.join(["python", *map(_without_directory, sys.argv)]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cpu": _cpu_model(), "cores": os.cpu_count(), "gpu": _gpu_model()},
         "versions": {"python": platform.python_version(), **_versions()},
@@ -31,6 +29,13 @@ def write_result(name: str, result: Any) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(content, indent=2) + "\n")
     return path
+
+
+def _without_directory(word: str) -> str:
+    """Absolute paths say something about one machine only: a script's from here, of others the last part."""
+    if word.endswith(".py"):
+        return os.path.relpath(word)
+    return Path(word).name if os.path.isabs(word) else word
 
 
 def _versions() -> dict[str, str]:
