@@ -23,7 +23,7 @@ from mtop_batch.engine.session import num_cores
 from mtop_batch.errors import ConfigError, MtopError
 from mtop_batch.model.mtop import MTOPModel
 from mtop_batch.model.mtop_config import PromptAttention
-from mtop_batch.precision import PrecisionChoice
+from mtop_batch.precision import PrecisionChoice, has_bf16
 from mtop_batch.training.added_task import AddedTask, train_added_task
 from mtop_batch.training.loop import FitResult, WriteCheckpoint, fit
 from mtop_batch.training.probe import train_probe
@@ -222,7 +222,7 @@ def resolve_precision(wanted: PrecisionChoice, device: torch.device) -> Precisio
     """ "auto" is bf16 on GPUs that have it and fp32 elsewhere."""
     if wanted != "auto":
         return wanted
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if device.type == "cuda" and has_bf16(device) else "fp32"
 
 
 def _report(write: WriteCheckpoint | None, metrics: dict[str, Any]) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 # Labelling actors that wait for less than this share of their time are busy.
 _BUSY = 0.15
+# Stages before and after the model that take less than this share of the time that actors waited do not explain it.
+_EXPLAINS = 0.1
 _CPU_STAGES = ("read", "tokenise", "write")
 _NAMES = {"read": "reading", "tokenise": "tokenising", "write": "writing"}
 
@@ -77,6 +79,12 @@ class Performance:
             return (
                 f"the model: labelling actors waited for input {self.waited_share:.0%} of their time; more GPUs (or "
                 "CPUs, where there are none) make it faster"
+            )
+        waited_s = self.num_actors * (self.seconds - self.start_up_s) - self.model_s
+        if self.cpus_per_actor * self.model_s < _EXPLAINS * waited_s:
+            return (
+                f"uneven work: {self.waited_share:.0%} of their time labelling actors had nothing to do, while others "
+                "had all that was left; smaller units (--unit-rows) spread it better"
             )
         stage = max(_CPU_STAGES, key=lambda stage: self.stage_seconds.get(stage, 0.0))
         waited = f"{_NAMES[stage]}: labelling actors waited for input {self.waited_share:.0%} of their time"

@@ -37,6 +37,7 @@ def test_shares_and_rates() -> None:
         ({"read": 10.0, "tokenise": 150.0, "model": 100.0}, 10.0, "tokenising: .* 50% .* about 1.6 CPUs"),
         ({"read": 300.0, "tokenise": 150.0, "model": 100.0}, 10.0, "reading: .* or bring storage nearer"),
         ({"write": 80.0, "model": 100.0}, 10.0, "writing: .* about 0.8 CPUs per labelling actor"),
+        ({"tokenise": 1.5, "read": 0.1, "model": 100.0}, 10.0, "uneven work: 50% .*--unit-rows"),
         ({"model": 20.0}, 100.0, "starting, 100 of 110 s: a larger run"),
     ],
 )
