@@ -23,7 +23,7 @@ import statistics
 import time
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.model.backbone import load_backbone, load_tokenizer
 from mtop_batch.model.bundle import load_bundle, save_bundle
 from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.mtop_config import PromptAttention
 from mtop_batch.tasks import Task
 from mtop_batch.training.added_task import train_added_task
 from mtop_batch.training.loop import fit
@@ -56,13 +57,17 @@ class Study:
     backbone: str
     data: dict[str, TaskData]
     settings: TrainSettings
-    added: TrainSettings
-    num_prompts: int
-    adapter_rank: int
-    variant: str
     pad_token_id: int
     work: Path
     worker: Worker
+    added: TrainSettings = field(default_factory=TrainSettings)
+    num_prompts: int = 2
+    adapter_rank: int = 8
+
+    @property
+    def variant(self) -> str:
+        """The name of the way in which tasks are added."""
+        return f"{self.num_prompts}-prompts-rank-{self.adapter_rank}"
 
     def step(self, name: str, run: Callable[[], Any]) -> Any:
         """The result of a step, from its file if it has been done."""
@@ -110,7 +115,9 @@ def some_of(examples: LabelledTokens, count: int | None) -> LabelledTokens:
     return LabelledTokens(examples.tokens.take(rows), examples.labels[rows])
 
 
-def train_together(study: Study, names: Sequence[str], seed: int) -> tuple[MTOPModel, dict[str, float]]:
+def train_together(
+    study: Study, names: Sequence[str], seed: int, prompt_attention: PromptAttention = "isolated"
+) -> tuple[MTOPModel, dict[str, float]]:
     """Train tasks from the start as `mtop train` does with jobs/nhc-cpu.toml; the model and each task's metric."""
     data = [study.data[name] for name in names]
     backbone = load_backbone(study.backbone)
@@ -130,7 +137,7 @@ def train_together(study: Study, names: Sequence[str], seed: int) -> tuple[MTOPM
             item,
             single,
             prompts_per_task=2,
-            prompt_attention="isolated",
+            prompt_attention=prompt_attention,
             pad_token_id=study.pad_token_id,
             worker=study.worker,
         )
@@ -138,7 +145,7 @@ def train_together(study: Study, names: Sequence[str], seed: int) -> tuple[MTOPM
     }
     backbone.requires_grad_(True)
     tasks = [item.task for item in data]
-    model = MTOPModel.from_backbone(backbone, tasks, prompts_per_task=2, prompt_attention="isolated", seed=seed)
+    model = MTOPModel.from_backbone(backbone, tasks, prompts_per_task=2, prompt_attention=prompt_attention, seed=seed)
     initialise(model, prompt_init="single-task", pooler_init="single-task", warm=warm, seed=seed)
     freeze_word_embeddings(model)
     settings = replace(study.settings, seed=seed)
@@ -281,7 +288,6 @@ def main() -> None:
         added=TrainSettings(epochs=10, batch_size=32, learning_rate=1e-3),
         num_prompts=arguments.prompts,
         adapter_rank=arguments.adapter_rank,
-        variant=f"{arguments.prompts}-prompts-rank-{arguments.adapter_rank}",
         pad_token_id=int(tokenizer.pad_token_id or 0),
         work=arguments.work,
         worker=Worker(device=device),

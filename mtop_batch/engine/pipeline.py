@@ -52,6 +52,15 @@ class ActorPool:
     num_cpus: int
     num_storage_tasks: int | None = None
 
+    @property
+    def pieces_per_actor(self) -> int:
+        """Pieces that an actor has at a time.
+
+        A GPU is done with a piece in about a second, so the next one is at hand. On a CPU it takes minutes, and
+        one that waits for a busy actor is one that an idle actor cannot have.
+        """
+        return 2 if self.num_gpus else 1
+
     def __str__(self) -> str:
         if not self.size:
             return "no labelling actors: everything is computed from stored vectors"
@@ -122,7 +131,7 @@ def _from_texts(work: Dataset, job: LabelJob, bundle_uri: str, pool: ActorPool) 
         .map_batches(
             _Labeller,
             fn_constructor_kwargs={"job": job, "bundle_uri": bundle_uri, "threads": pool.num_cpus or None},
-            compute=ActorPoolStrategy(size=pool.size),
+            compute=ActorPoolStrategy(size=pool.size, max_tasks_in_flight_per_actor=pool.pieces_per_actor),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus,
             **_ONE_PIECE,

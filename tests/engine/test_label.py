@@ -270,4 +270,5 @@ def test_actors_are_one_per_gpu_or_one_per_spare_cpu() -> None:
     cpus = plan_actors(Resources(num_cpus=8, num_gpus=0, num_nodes=2, may_grow=True), None, num_pieces=100)
     assert (cpus.size, cpus.num_gpus, cpus.num_cpus) == (6, 0, 1)
     assert (gpus.num_storage_tasks, cpus.num_storage_tasks) == (None, 4)
+    assert (gpus.pieces_per_actor, cpus.pieces_per_actor) == (2, 1)
     assert plan_actors(Resources(8, 0, 2, False), 3, num_pieces=2).size == 2
