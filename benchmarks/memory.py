@@ -6,11 +6,11 @@ every process's own memory (anonymous pages; what Ray's object store shares is a
 * `driver`     the command
 * `labelling`  actors with the model
 * `storage`    workers that read and tokenise, or write
-* `store`      Ray's object store
+* `store`      Ray's object store: what it has of /dev/shm
 
 Reads /proc, so it needs Linux.
 
-    python benchmarks/memory.py [--rows 20000 200000] [--words 300] [--tasks 8 1000] [--name memory]
+    python benchmarks/memory.py [--rows 20000 100000] [--words 300] [--tasks 8 1000] [--name memory]
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ from mtop_batch.tasks import Task
 
 NUM_GROUPS = 8
 SAMPLES_EVERY_S = 0.1
+SHARED_MEMORY = "/dev/shm"
 ROWS_AT_ONCE = 10_000
 
 
@@ -96,13 +98,11 @@ def processes_of(root: int) -> Iterator[tuple[str, dict[str, str]]]:
 
 def own_memory(title: str, status: dict[str, str]) -> Iterator[tuple[str, int]]:
     """What kind of process it is, and bytes of memory."""
-    own, shared = (int(status.get(key, "0 kB").split()[0]) * 1024 for key in ("RssAnon", "RssShmem"))
+    own = int(status.get("RssAnon", "0 kB").split()[0]) * 1024
     if "_Labeller" in title:
         yield "labelling", own
     elif "ray::MapBatches" in title:
         yield "storage", own
-    elif "/raylet/raylet " in title:
-        yield "store", shared
     elif "mtop_batch.cli" in title:
         yield "driver", own
 
@@ -110,11 +110,12 @@ def own_memory(title: str, status: dict[str, str]) -> Iterator[tuple[str, int]]:
 def peaks_of(command: list[str]) -> dict[str, int]:
     """The peak of each kind, over processes and time."""
     peaks: dict[str, int] = {}
+    before = disk_usage(SHARED_MEMORY).used
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as run:
         while run.poll() is None:
-            for title, status in processes_of(run.pid):
-                for kind, size in own_memory(title, status):
-                    peaks[kind] = max(peaks.get(kind, 0), size)
+            found = [item for title, status in processes_of(run.pid) for item in own_memory(title, status)]
+            for kind, size in [*found, ("store", disk_usage(SHARED_MEMORY).used - before)]:
+                peaks[kind] = max(peaks.get(kind, 0), size)
             time.sleep(SAMPLES_EVERY_S)
     if run.returncode:
         raise SystemExit(f"mtop label ended with {run.returncode}")
@@ -143,7 +144,7 @@ def measure(num_rows: int, num_words: int, num_tasks: int) -> dict[str, Any]:
 def main() -> None:
     """Measure and write `results/memory.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 200_000])
+    parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 100_000])
     parser.add_argument("--words", type=int, default=300)
     parser.add_argument("--tasks", type=int, nargs="+", default=[8, 1_000])
     parser.add_argument("--name", default="memory")

@@ -10,6 +10,8 @@ Trains on random headlines (eight tasks, batch 16, about 20 tokens) and measures
 * `grouped`    the same, with batches of similar length (`train.group_by_length`)
 * `trainer`    a plain `transformers.Trainer` on a model for one task, as it comes: what one would run task after task
                (if `accelerate` is installed, which it needs)
+* `one_worker`   `isolated` on one thread
+* `two_workers`  `isolated` on two workers with a thread each that share every batch
 
 Each variant runs in a process of its own; the order turns round by round. Ratios are of the same round, their median
 over the rounds.
@@ -23,6 +25,7 @@ import argparse
 import importlib.util
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -36,13 +39,15 @@ from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.model.mtop_config import PromptAttention
 from mtop_batch.training.memory import KEEP_FREED_MEMORY
 
-VARIANTS = ("plain", "fused", "kept", "frozen", "isolated", "grouped", "trainer")
-KEEPING = ("kept", "frozen", "isolated", "grouped")
+WORKERS = {"one_worker": 1, "two_workers": 2}
+VARIANTS = ("plain", "fused", "kept", "frozen", "isolated", "grouped", "trainer", *WORKERS)
+ISOLATED = ("isolated", "grouped", *WORKERS)
+KEEPING = ("kept", "frozen", *ISOLATED)
 NUM_TASKS, BATCH_SIZE, EXAMPLES = 8, 16, 512
 
 
-def measure(variant: str, backbone_name: str, steps: int) -> float:
-    """Examples per second of one variant, after a few steps that do not count."""
+def measure(variant: str, backbone_name: str, steps: int, rank: int) -> float:
+    """Examples per second of one variant, after a few steps that do not count; of all its workers together."""
     import torch
 
     from mtop_batch.data.tokens import Tokens
@@ -51,14 +56,14 @@ def measure(variant: str, backbone_name: str, steps: int) -> float:
     from mtop_batch.tasks import Task
     from mtop_batch.training import loop
     from mtop_batch.training.optimizer import freeze_word_embeddings, make_optimizer
-    from mtop_batch.training.settings import TaskData, TrainSettings
+    from mtop_batch.training.settings import TaskData, TrainSettings, Worker
 
     rng = np.random.default_rng(0)
     tasks = [Task(f"task_{index}") for index in range(NUM_TASKS)]
     backbone = load_backbone(backbone_name)
-    attention: PromptAttention = "isolated" if variant in ("isolated", "grouped") else "joint"
+    attention: PromptAttention = "isolated" if variant in ISOLATED else "joint"
     model = MTOPModel.from_backbone(backbone, tasks, max_tokens=128, prompt_attention=attention)
-    if variant in ("frozen", "isolated", "grouped"):
+    if variant == "frozen" or variant in ISOLATED:
         freeze_word_embeddings(model)
     if variant == "plain":
 
@@ -77,6 +82,11 @@ def measure(variant: str, backbone_name: str, steps: int) -> float:
     if variant == "trainer":
         train_plainly(backbone_name, data[0].train, 5)
         return train_plainly(backbone_name, data[0].train, steps)
+    worker = Worker(rank, WORKERS.get(variant, 1))
+    if variant in WORKERS:
+        torch.set_num_threads(1)
+    if worker.world_size > 1:
+        torch.distributed.init_process_group("gloo", rank=rank, world_size=worker.world_size)  # MASTER_ADDR, _PORT
 
     def run(num_steps: int) -> float:
         epochs = num_steps * BATCH_SIZE / (EXAMPLES * NUM_TASKS)
@@ -84,7 +94,7 @@ def measure(variant: str, backbone_name: str, steps: int) -> float:
             epochs=epochs, batch_size=BATCH_SIZE, evaluate=False, group_by_length=variant == "grouped"
         )
         started = time.perf_counter()
-        loop.fit(model, data, settings, pad_token_id=0)
+        loop.fit(model, data, settings, pad_token_id=0, worker=worker)
         return num_steps * BATCH_SIZE / (time.perf_counter() - started)
 
     run(5)
@@ -133,30 +143,43 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--variant", choices=VARIANTS, help="measure this one here and print it")
+    parser.add_argument("--rank", type=int, default=0, help="of the worker that does so")
     parser.add_argument("--name", default="train_speed", help="of the result file")
     arguments = parser.parse_args()
     if arguments.variant:
-        print(json.dumps(measure(arguments.variant, arguments.backbone, arguments.steps)))
+        print(json.dumps(measure(arguments.variant, arguments.backbone, arguments.steps, arguments.rank)))
         return
     variants = [name for name in arguments.only if name != "trainer" or importlib.util.find_spec("accelerate")]
     rates: dict[str, list[float]] = {variant: [] for variant in variants}
     for round_ in range(arguments.rounds):
         for variant in variants[:: -1 if round_ % 2 else 1]:
-            command = [sys.executable, __file__, "--backbone", arguments.backbone, "--steps", str(arguments.steps)]
-            environment = {**os.environ, **(KEEP_FREED_MEMORY if variant in KEEPING else {})}
-            run = subprocess.run(
-                [*command, "--variant", variant], env=environment, capture_output=True, text=True, check=True
-            )
-            rates[variant].append(float(run.stdout.splitlines()[-1]))
-            print(f"{variant:8} {rates[variant][-1]:7.1f} examples/s", flush=True)
+            rates[variant].append(measure_apart(variant, arguments.backbone, arguments.steps))
+            print(f"{variant:11} {rates[variant][-1]:7.1f} examples/s", flush=True)
     medians = {variant: statistics.median(values) for variant, values in rates.items()}
     result = {
         "backbone": arguments.backbone,
         "examples_per_s": rates,
         "median_examples_per_s": medians,
-        **{f"ratio_to_{name}": ratios_to(name, rates) for name in ("plain", "trainer") if name in rates},
+        **{f"ratio_to_{name}": ratios_to(name, rates) for name in ("plain", "trainer", "one_worker") if name in rates},
     }
     print(f"wrote {write_result(arguments.name, result)}")
+
+
+def measure_apart(variant: str, backbone_name: str, steps: int) -> float:
+    """`measure` in new processes, one for each worker; what the first says."""
+    command = [sys.executable, __file__, "--backbone", backbone_name, "--steps", str(steps), "--variant", variant]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    environment = {**os.environ, **meeting, **(KEEP_FREED_MEMORY if variant in KEEPING else {})}
+    workers = [
+        subprocess.Popen([*command, "--rank", str(rank)], env=environment, stdout=subprocess.PIPE, text=True)
+        for rank in range(WORKERS.get(variant, 1))
+    ]
+    outputs = [worker.communicate()[0] for worker in workers]
+    if any(worker.returncode for worker in workers):
+        raise SystemExit(f"{variant} failed")
+    return float(outputs[0].splitlines()[-1])
 
 
 def ratios_to(name: str, rates: dict[str, list[float]]) -> dict[str, float]:
