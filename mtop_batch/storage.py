@@ -10,12 +10,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import pyarrow as pa
 
@@ -29,11 +26,10 @@ from mtop_batch.storage_clients import (
     is_remote,
     local_path_of,
 )
+from mtop_batch.storage_local import DANGLING_LINK, FileInfo, is_hidden, list_local, local_info, replacing
 
 _COPY_BYTES = 8 << 20
 _AHEAD_PER_THREAD = 16
-DANGLING_LINK = "dangling link"
-"""The version of a local link that leads nowhere; its size is 0."""
 # What object stores call "the content changed if this changed", best first.
 _VERSION_KEYS = ("ETag", "etag", "md5Hash", "crc32c", "mtime", "LastModified", "updated", "last_modified", "created")
 
@@ -65,21 +61,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, slots=True)
-class FileInfo:
-    """A file in a listing.
-
-    Args:
-        path: Where it lies below the listed root, with `/` between components.
-        size: Bytes.
-        version: Changes when the content does: the etag on object stores, the modification time (ns) locally.
-    """
-
-    path: str
-    size: int
-    version: str
-
-
 def absolute(uri: str) -> str:
     """The URI in the form that means the same file in every process: local paths made absolute, no `/` at the end."""
     return uri.rstrip("/") if is_remote(uri) else os.path.abspath(local_path_of(uri))
@@ -106,14 +87,9 @@ def list_files(root: str, suffix: str = "") -> list[FileInfo]:
     Raises:
         LabelTableError: The storage cannot be reached or refuses, or the bucket does not exist.
     """
-    found = _list_remote(root) if is_remote(root) else _list_local(local_path_of(root))
+    found = _list_remote(root) if is_remote(root) else list_local(local_path_of(root))
     visible = (info for info in found if info.path.endswith(suffix) and not is_hidden(info.path))
     return sorted(visible, key=lambda info: info.path)
-
-
-def is_hidden(path: str) -> bool:
-    """Whether a component of a relative path starts with `_` or `.`."""
-    return any(part.startswith(("_", ".")) for part in path.split("/"))
 
 
 def stat(uri: str) -> FileInfo:
@@ -125,7 +101,7 @@ def stat(uri: str) -> FileInfo:
     """
     with explained(uri):
         if not is_remote(uri):
-            info = _local_info(local_path_of(uri), _name(uri))
+            info = local_info(local_path_of(uri), _name(uri))
             is_directory = os.path.isdir(local_path_of(uri))
         else:
             fs, path = fsspec_filesystem(uri)
@@ -198,7 +174,7 @@ def write_bytes(uri: str, data: bytes | pa.Buffer, *, unfinished: str | None = N
     with explained(uri):
         if not is_remote(uri):
             path = local_path_of(uri)
-            with _replacing(path, unfinished) as temporary, open(temporary, "wb") as file:
+            with replacing(path, unfinished) as temporary, open(temporary, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -247,7 +223,7 @@ def download(uri: str, local_path: str | Path) -> None:
     with (
         explained(uri),
         fs.open_input_file(path) as source,
-        _replacing(str(local_path)) as temporary,
+        replacing(str(local_path)) as temporary,
         open(temporary, "wb") as target,
     ):
         while chunk := source.read(_COPY_BYTES):
@@ -279,58 +255,8 @@ def in_threads(
                 future.cancel()
 
 
-# --- local disk -------------------------------------------------------------------------------------------------
-
-
 def _name(uri: str) -> str:
     return uri.rstrip("/").rsplit("/", 1)[-1]
-
-
-@contextmanager
-def _replacing(path: str, unfinished: str | None = None) -> Iterator[str]:
-    """A hidden path to write to; it becomes `path` if the block succeeds and is removed if not."""
-    directory = os.path.dirname(path)
-    for needed in filter(None, (directory, unfinished)):
-        os.makedirs(needed, exist_ok=True)
-    temporary = os.path.join(unfinished or directory, f".tmp-{uuid4().hex}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _local_info(full_path: str, path: str) -> FileInfo:
-    status = os.stat(full_path)
-    return FileInfo(path, status.st_size, str(status.st_mtime_ns))
-
-
-def _list_local(root: str) -> Iterator[FileInfo]:
-    with explained(root):
-        if os.path.isfile(root):
-            yield _local_info(root, os.path.basename(root))
-        elif os.path.exists(root):
-            yield from _walk(root, "", ())
-
-
-def _walk(directory: str, prefix: str, above: tuple[str, ...]) -> Iterator[FileInfo]:
-    """Files below a directory; links are followed, but not back up to a directory they lie in (`above`)."""
-    real = os.path.realpath(directory)
-    if real in above:
-        return
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            path = prefix + entry.name
-            if is_hidden(entry.name):
-                continue
-            if entry.is_dir():
-                yield from _walk(entry.path, path + "/", (*above, real))
-            elif entry.is_file():
-                status = entry.stat()
-                yield FileInfo(path, status.st_size, str(status.st_mtime_ns))
-            elif entry.is_symlink():  # It leads nowhere: keep it in sight, reading it will say so.
-                yield FileInfo(path, 0, DANGLING_LINK)
 
 
 def _remote_info(info: dict[str, Any], path: str) -> FileInfo:
