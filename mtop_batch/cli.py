@@ -48,10 +48,11 @@ JsonOption = Annotated[str | None, typer.Option("--json", help="Also write the r
 def train(config: ConfigOption, set_: SetOption = None, json_out: JsonOption = None) -> None:
     """Train one model on all tasks of a configuration and write its bundle to the configuration's `output`."""
     from mtop_batch.config import load_config
+
+    resolved = load_config(config, set_ or ())  # first: importing torch and Ray takes seconds
     from mtop_batch.engine.progress import Progress
     from mtop_batch.engine.train import train as run_training
 
-    resolved = load_config(config, set_ or ())
     with Progress() as progress:
         result = run_training(resolved, progress=progress)
     _print_metrics(result.metrics, resolved.tasks())
@@ -106,9 +107,10 @@ def drop_tasks(
 def evaluate(model: ModelOption, config: ConfigOption, set_: SetOption = None, json_out: JsonOption = None) -> None:
     """Measure every task of a bundle on the evaluation data that a configuration names."""
     from mtop_batch.config import load_config
+
+    resolved = load_config(config, set_ or ())  # first: importing torch takes seconds
     from mtop_batch.engine.evaluate import evaluate_bundle
 
-    resolved = load_config(config, set_ or ())
     metrics = evaluate_bundle(model, resolved)
     _print_metrics(metrics, [task for task in resolved.tasks() if task.name in metrics])
     _write_json(json_out, metrics)

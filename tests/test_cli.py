@@ -81,3 +81,14 @@ def test_help_answers_without_loading_torch() -> None:
 def test_only_labelling_actors_import_torch() -> None:
     code = "import sys; import mtop_batch.engine.label; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("command", [["train"], ["evaluate", "--model", "m"]])
+def test_a_wrong_configuration_is_refused_before_torch_is_imported(command: list[str]) -> None:
+    code = (
+        "import sys; from mtop_batch.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as end: sys.exit(99 if 'torch' in sys.modules else end.code)"
+    )
+    words = [sys.executable, "-c", code, *command, "--config", "nowhere.toml"]
+    assert subprocess.run(words, capture_output=True, check=False).returncode == 2
