@@ -80,13 +80,21 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
+def inputs_of(tokens: Tokens, rows: npt.NDArray[np.int64]) -> dict[str, torch.Tensor]:
+    """A batch as `Predictor` makes it: with a mask where there is padding."""
+    batch = pad_batch(tokens, rows, 0)
+    if batch["attention_mask"].all():
+        del batch["attention_mask"]
+    return batch
+
+
 def study(predictor: Predictor, lengths: npt.NDArray[np.int64], num_rounds: int, matrix_rate: float) -> dict[str, Any]:
     """All three on texts of these lengths."""
     model, device, names = predictor._model, predictor.device, predictor._names
     tokens = make_tokens(lengths)
     costs = lengths + predictor._num_prompts
     rows = length_sorted_batches(costs, predictor.max_batch_tokens)
-    batches = [{k: v.to(device) for k, v in pad_batch(tokens, batch, 0).items()} for batch in rows]
+    batches = [{k: v.to(device) for k, v in inputs_of(tokens, batch).items()} for batch in rows]
 
     @torch.inference_mode()
     def forward() -> None:

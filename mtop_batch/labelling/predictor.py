@@ -8,6 +8,7 @@ width.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -22,6 +23,7 @@ from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import BundleError, ConfigError, DataError
 from mtop_batch.labelling.outputs import TaskOutputs, label_columns
+from mtop_batch.labelling.transfers import ToHost, to_device
 from mtop_batch.labelling.units import DEFAULT_MAX_CHARS, TEXT_IS_EMPTY, TEXT_IS_NULL
 from mtop_batch.model.bundle import load_bundle
 from mtop_batch.model.encoder import hidden_size
@@ -33,14 +35,15 @@ from mtop_batch.precision import PrecisionChoice, has_bf16
 from mtop_batch.tasks import Task, select_tasks
 
 Rows = npt.NDArray[np.int64]
-Packed = tuple[Tensor, Tensor | None]
-"""What a batch leaves on the device: (2, n, B) label ids and scores, and (B, D) vectors if they are wanted."""
+Packed = tuple[ToHost, ToHost | None]
+"""What comes back of a batch: (2, n, B) label ids and scores, and (B, D) vectors if they are wanted."""
 
 # Positions of a batch: enough to keep a GPU busy; few enough to stay in a CPU's cache.
 _GPU_BATCH_TOKENS = 65_536
 _CPU_BATCH_TOKENS = 2_048
 # Poolers and heads are read once per batch. On a CPU that takes a while where they have more parameters than this.
 _MANY_TASK_PARAMETERS = 2**24
+_RATE_EVERY_S = 10.0
 
 
 class Predictor:
@@ -93,6 +96,7 @@ class Predictor:
         self._pad_token_id = _pad_token_id(tokenizer)
         self._num_prompts = len(prompt_layout(model.task_prompts, model.config.shared_prompts, names).groups)
         self._flops = ForwardFlops.of(model, names, vectors=vectors)
+        self._matrix_rate, self._rate_measured_at = 0.0, -math.inf
         self._vector_size = hidden_size(model.backbone)
         self._is_regression = torch.tensor([task.kind == "regression" for task in self.tasks], device=self.device)
 
@@ -167,7 +171,7 @@ class Predictor:
                 self._shrink(lengths[rows])
                 batches = self._batches(lengths, np.concatenate([rows, *batches]))
                 continue
-            # While the device is at work on this batch, the one before it is fetched and the next one is padded.
+            # While the device is at work on this batch, the one before it is collected and the next one is padded.
             if running is not None:
                 collected.fetch(*running)
             running = rows, packed
@@ -186,8 +190,14 @@ class Predictor:
         )
 
     def measure_matrix_rate(self) -> float:
-        """Operations per second of a large matrix product on the device, in the model's precision; takes some 0.1 s."""
-        return measure_matrix_rate(self.device, torch.bfloat16 if self._uses_bf16 else torch.float32)
+        """Operations per second of a large matrix product on the device, in the model's precision.
+
+        Takes up to 0.1 s, so what was measured less than 10 s ago is not measured again.
+        """
+        if time.monotonic() - self._rate_measured_at > _RATE_EVERY_S:
+            self._matrix_rate = measure_matrix_rate(self.device, torch.bfloat16 if self._uses_bf16 else torch.float32)
+            self._rate_measured_at = time.monotonic()
+        return self._matrix_rate
 
     def _batches(self, lengths: npt.NDArray[np.int64], rows: Rows) -> list[Rows]:
         """Batches of those rows that have tokens, the longest last, where `list.pop` finds them."""
@@ -201,7 +211,10 @@ class Predictor:
     def _launch(self, tokens: Tokens, rows: Rows) -> Packed | None:
         """Start a batch; None if there is no memory for it, but for a single row, where that is raised."""
         try:
-            return self._forward(pad_batch(tokens, rows, self._pad_token_id))
+            batch = pad_batch(tokens, rows, self._pad_token_id)
+            if batch["attention_mask"].all():  # without a mask attention takes less time
+                del batch["attention_mask"]
+            return self._forward(batch)
         except torch.OutOfMemoryError:
             if len(rows) == 1:
                 raise
@@ -212,13 +225,13 @@ class Predictor:
 
     @torch.inference_mode()
     def _forward(self, batch: dict[str, Tensor]) -> Packed:
-        inputs = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+        inputs = to_device(batch, self.device)
         vectors = None
         if self.gives_vectors:
             logits, vectors = self._model.all_tasks_and_vectors(**inputs, tasks=self._names)  # (B, n, C), (B, D)
         else:
             logits = self._model.all_tasks(**inputs, tasks=self._names)
-        return self._labels_and_scores(logits.float()), vectors
+        return ToHost(self._labels_and_scores(logits.float())), None if vectors is None else ToHost(vectors)
 
     def _labels_and_scores(self, logits: Tensor) -> Tensor:
         """(2, n, B) label ids and scores in one int32 tensor, so that one copy brings both to the host."""
@@ -249,12 +262,12 @@ class _Collected:
         self._done = 0
 
     def fetch(self, rows: Rows, packed: Packed) -> None:
-        """Take the results of these rows from the device."""
+        """Take the results of these rows."""
         labels_and_scores, vectors = packed
         columns = slice(self._done, self._done + len(rows))
-        self._packed[..., columns] = labels_and_scores.cpu().numpy()
+        self._packed[..., columns] = labels_and_scores.numpy()
         if self._vectors is not None and vectors is not None:
-            self._vectors[columns] = vectors.cpu().numpy()
+            self._vectors[columns] = vectors.numpy()
         self._columns[rows] = np.arange(columns.start, columns.stop)
         self._done += len(rows)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -99,7 +100,7 @@ def encode(
         return _encode_at_once(backbone, prompts, text, None)
     if not is_readable(backbone):
         assert not adapters, "layers that are run again for their gradients are run without adapters"
-        return _encode_at_once(backbone, prompts, text, torch.tensor(groups, device=input_ids.device))
+        return _encode_at_once(backbone, prompts, text, _on_device(tuple(groups), input_ids.device))
     own, own_groups = prompts[num_in_context:], groups[num_in_context:]
     if not at_context:
         context = encode_context(backbone, prompts[:num_in_context], input_ids, attention_mask, token_type_ids)
@@ -154,7 +155,7 @@ def encode_reading(
         (B, S, D) outputs at the prompts.
     """
     batch_size, num_prompts = context.batch_size, len(prompts)
-    own = torch.tensor(groups, device=prompts.device)
+    own = _on_device(tuple(groups), prompts.device)
     sees_own = (own[:, None] == own[None, :]).expand(batch_size, -1, -1)
     num_context = context.key_values[0][0].shape[2]
     if context.attention_mask is None:
@@ -181,6 +182,13 @@ class _Text:
     input_ids: Tensor
     attention_mask: Tensor | None
     token_type_ids: Tensor | None
+
+
+@lru_cache(maxsize=64)
+def _on_device(groups: tuple[int, ...], device: torch.device) -> Tensor:
+    """(S,) The groups of prompts; kept, because what is brought to a GPU waits for all that it has to do."""
+    with torch.inference_mode(False):
+        return torch.tensor(groups, device=device)
 
 
 def _context(key_values: KeyValues, text: _Text, num_prompts: int) -> Context:
@@ -224,15 +232,18 @@ def _attention_masks(
     attention_mask: Tensor | None,
     groups: Tensor | None,
 ) -> Tensor | dict[str, Tensor] | None:
-    """The mask in the simplest form that says it: None, (B, L) for padding alone, or additive (B or 1, 1, L, L).
+    """The mask in the simplest form that says it: None, or additive: (B, 1, 1, L) for padding alone, else with L rows.
 
+    A (B, L) mask would do for padding, but transformers looks at its values, which waits for all that a GPU has to do.
     Backbones with sliding windows (ModernBERT) take a mask per kind of layer. There the text keeps its window,
     while prompts see all of the text and are seen from everywhere in it, as far as the groups allow.
     """
     windows = _has_windows(config) and num_prompts > 0
     padded = None if attention_mask is None else _with_prompts(attention_mask, num_prompts)
     if groups is None and not windows:
-        return padded
+        if padded is None or _has_windows(config):  # without prompts, windows are left to the backbone
+            return padded
+        return _additive(padded[:, None, None, :].bool(), embedded)
     num_tokens = embedded.shape[1]
     if groups is None:
         groups = torch.zeros(num_prompts, dtype=torch.long)

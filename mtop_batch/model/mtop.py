@@ -288,8 +288,12 @@ class MTOPModel(MTOPParameters):
         layout = self._layout(wanted)
         prompted = [name for name in wanted if name in layout.positions]
         probes = [name for name in wanted if name not in layout.positions]
-        modules = [self.task_module(name) for name in prompted]
-        places = {name: place for place, name in enumerate([*prompted, *probes])}
+        modules, positions = (
+            [self.task_module(name) for name in prompted],
+            [layout.positions[name] for name in prompted],
+        )
+        weights = [self._module(name).state_dict(keep_vars=True) for name in probes]
+        order = list(map([*prompted, *probes].index, wanted))
         shared = () if self.shared_prompts is None else (self.shared_prompts,)
         parameters = (*shared, *self.prompt_groups.parameters(), *self.task_modules.parameters())
         parts = InferenceParts(
@@ -298,13 +302,9 @@ class MTOPModel(MTOPParameters):
             prompts=self._prompts(layout),
             groups=layout.groups,
             adapters=self._adapters(layout, dtype),
-            stacked=StackedTasks.stack(modules, [layout.positions[name] for name in prompted], dtype)
-            if prompted
-            else None,
-            probes=StackedProbes.stack([self._module(name).state_dict(keep_vars=True) for name in probes])
-            if probes
-            else None,
-            order=[places[name] for name in wanted],
+            stacked=StackedTasks.stack(modules, positions, dtype) if prompted else None,
+            probes=StackedProbes.stack(weights) if probes else None,
+            order=None if order == sorted(order) else torch.tensor(order, device=self.backbone.device),
             at_context=self.needs_outputs_at_context(wanted),
             parameters=parameters,
             versions=num_versions(parameters),

@@ -187,7 +187,8 @@ class InferenceParts:
         adapters: Of those that do not belong to the context.
         stacked: Poolers and heads of the tasks with prompts, if there are such tasks.
         probes: Weights of the probes, if there are probes.
-        order: For each wanted task, its place among those of `stacked` and then those of `probes`.
+        order: (n,) For each wanted task, its place among those of `stacked` and then those of `probes`; None where they
+            come in that order.
         at_context: Some task reads the encoder's outputs at the context.
         parameters: All that it was made of.
         versions: Counts the writes to them until then.
@@ -200,7 +201,7 @@ class InferenceParts:
     adapters: tuple[AdapterStack, ...]
     stacked: StackedTasks | None
     probes: StackedProbes | None
-    order: Sequence[int]
+    order: Tensor | None
     at_context: bool
     parameters: tuple[nn.Parameter, ...]
     versions: int

@@ -90,17 +90,17 @@ class StackedProbes:
             return logits.view(-1, num_probes, num_labels)
 
 
-def join_logits(parts: Sequence[Tensor], order: Sequence[int]) -> Tensor:
+def join_logits(parts: Sequence[Tensor], order: Tensor | None) -> Tensor:
     """Put the logits of tasks of different kinds side by side.
 
     Args:
         parts: Each (B, n_i, C_i), at least one.
-        order: For each of the n tasks of the result, its place in all parts one after the other.
+        order: (n,) For each task of the result, its place in all parts one after the other; None for as they come.
 
     Returns:
         (B, n, C); -inf beyond a task's own labels.
     """
-    if len(parts) == 1 and list(order) == list(range(len(order))):
-        return parts[0]
     most = max(part.shape[2] for part in parts)
-    return torch.cat([F.pad(part, (0, most - part.shape[2]), value=-torch.inf) for part in parts], dim=1)[:, order]
+    padded = [F.pad(part, (0, most - part.shape[2]), value=-torch.inf) for part in parts]
+    joined = padded[0] if len(parts) == 1 else torch.cat(padded, dim=1)
+    return joined if order is None else joined.index_select(1, order)

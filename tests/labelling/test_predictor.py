@@ -167,6 +167,35 @@ def test_batches_of_many_tasks_are_larger_on_a_cpu(
     assert Predictor(model, tokenizer, device="cpu").max_batch_tokens == 2 * usual
 
 
+def test_batches_without_padding_have_no_mask(
+    predictor: Predictor, model: MTOPModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masked: list[bool] = []
+    all_tasks = model.all_tasks
+
+    def watched(input_ids: Tensor, attention_mask: Tensor | None = None, **arguments: Any) -> Tensor:
+        masked.append(attention_mask is not None)
+        return all_tasks(input_ids, attention_mask, **arguments)
+
+    monkeypatch.setattr(model, "all_tasks", watched)
+    alike, alone, with_other = (
+        predictor.predict(texts)["grade_score"].to_pylist()
+        for texts in (["good day", "good day"], ["good day"], ["good day", "good news of a longer day"])
+    )
+    assert masked == [False, False, True]
+    assert [alike[0], with_other[0]] == pytest.approx(alone * 2, abs=1e-5)
+
+
+def test_the_matrix_rate_is_not_measured_after_every_piece(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = iter([1.0, 2.0])
+    monkeypatch.setattr(predictor_module, "measure_matrix_rate", lambda *_: next(rates))
+    assert [predictor.measure_matrix_rate() for _ in range(3)] == [1.0] * 3
+    monkeypatch.setattr(predictor_module, "_RATE_EVERY_S", 0.0)
+    assert predictor.measure_matrix_rate() == 2.0
+
+
 def run_out_of_memory_beyond(model: MTOPModel, max_rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let batches of more rows fail; the returned list fills with the sizes tried."""
     tried: list[int] = []

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtop_batch.errors import ConfigError, TaskError
 from mtop_batch.model.mtop import MTOPModel
@@ -47,6 +48,28 @@ def test_pairs_are_told_apart_by_token_types(make_model: MakeModel, batch: Batch
     pair = model(ids, token_type_ids=types, task="type").logits
     torch.testing.assert_close(pair[0], reference_logits(model, ids[0], "type", types[0]), atol=1e-5, rtol=0)
     assert (pair - model(ids, task="type").logits).abs().max() > 1e-3
+
+
+class NothingWaits(TorchDispatchMode):
+    """Refuses what makes the host wait for a GPU: looking at values, and new tensors made of Python's."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "is_nonzero", "nonzero", "lift_fresh", "_assert_async"), name
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padded", [True, False])
+def test_batches_queue_up_on_a_gpu(make_model: MakeModel, batch: Batch, attention: Attention, padded: bool) -> None:
+    model = make_model(prompt_attention=attention).eval()
+    model.add_tasks([ADDED, Task("probe", kind="probe"), Task("last")], prompts_per_task=1, adapter_rank=2)
+    inputs = batch if padded else {"input_ids": batch["input_ids"]}
+    expected = model.eval().all_tasks_and_vectors(**inputs)
+    with NothingWaits():
+        outputs = model.all_tasks_and_vectors(**inputs)
+    for output, value in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(output, value)
 
 
 @torch.no_grad()
