@@ -11,18 +11,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from mtop_batch.errors import ConfigError, MtopError
 from mtop_batch.precision import PrecisionChoice
-from mtop_batch.tasks import Task
-
-if TYPE_CHECKING:
-    from mtop_batch.labelling.overview import Overview
 
 UNREADABLE_FILES_EXIT_CODE = 3
 
@@ -50,12 +45,13 @@ def train(config: ConfigOption, set_: SetOption = None, json_out: JsonOption = N
     from mtop_batch.config import load_config
 
     resolved = load_config(config, set_ or ())  # first: importing torch and Ray takes seconds
+    from mtop_batch.cli_tables import print_metrics
     from mtop_batch.engine.progress import Progress
     from mtop_batch.engine.train import train as run_training
 
     with Progress() as progress:
         result = run_training(resolved, progress=progress)
-    _print_metrics(result.metrics, resolved.tasks())
+    print_metrics(result.metrics, resolved.tasks())
     typer.echo(
         f"wrote {result.output}: the weights of step {result.best_step:,} of {result.num_steps:,}, "
         f"{result.examples_per_s:,.0f} examples/s, {result.seconds:,.0f} s in all"
@@ -75,12 +71,13 @@ def add_tasks(
     json_out: JsonOption = None,
 ) -> None:
     """Learn new tasks on a trained bundle; outputs and labels of the tasks it has stay as they are."""
+    from mtop_batch.cli_tables import print_metrics
     from mtop_batch.engine.add_tasks import add_tasks as add
     from mtop_batch.engine.progress import Progress
 
     with Progress() as progress:
         result = add(model, config, output, progress=progress, overrides=set_ or (), replace=replace)
-    _print_metrics(result.added, result.added_tasks)
+    print_metrics(result.added, result.added_tasks)
     typer.echo(
         f"wrote {result.output}: tasks added: {len(result.added)}, unchanged: {len(result.unchanged)}; "
         f"{result.seconds:,.0f} s"
@@ -109,10 +106,11 @@ def evaluate(model: ModelOption, config: ConfigOption, set_: SetOption = None, j
     from mtop_batch.config import load_config
 
     resolved = load_config(config, set_ or ())  # first: importing torch takes seconds
+    from mtop_batch.cli_tables import print_metrics
     from mtop_batch.engine.evaluate import evaluate_bundle
 
     metrics = evaluate_bundle(model, resolved)
-    _print_metrics(metrics, [task for task in resolved.tasks() if task.name in metrics])
+    print_metrics(metrics, [task for task in resolved.tasks() if task.name in metrics])
     _write_json(json_out, metrics)
 
 
@@ -191,7 +189,9 @@ def labels(
 
     wanted = _comma_separated(tasks, "--tasks") or None
     overview = label_overview(labels, wanted, parse_partitions(partition or ()))
-    _print_overview(overview)
+    from mtop_batch.cli_tables import print_overview
+
+    print_overview(overview)
     _write_json(json_out, overview.to_dict())
 
 
@@ -213,7 +213,9 @@ def predict(
         for row in rows:
             typer.echo(json.dumps(row, ensure_ascii=False))
     else:
-        _print_predictions(rows)
+        from mtop_batch.cli_tables import print_predictions
+
+        print_predictions(rows)
 
 
 @app.command(name="build-nhc")
@@ -260,59 +262,6 @@ def _write_json(uri: str | None, value: Any) -> None:
 
         # A file name that is not UTF-8 becomes an escape that JSON has for it.
         write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
-
-
-def _print_metrics(metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) -> None:
-    from rich.console import Console
-
-    from mtop_batch.engine.progress import metric_table
-
-    Console().print(metric_table(metrics, tasks))
-
-
-def _print_predictions(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    for row in rows:
-        table = Table("task", "label", "score", title=row["text"][:100], title_justify="left", title_style="bold")
-        if row["error"]:
-            table.add_row("-", f"[red]{row['error']}[/red]", "")
-        else:
-            for name in (key.removesuffix("_score") for key in row if key.endswith("_score")):
-                table.add_row(name, row.get(f"{name}_label") or "", f"{row[f'{name}_score']:.3f}")
-        console.print(table)
-
-
-def _print_overview(overview: Overview) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    console.print(f"{overview.articles:,} articles of {overview.source_files:,} source files in {overview.labels}")
-    table = Table()
-    for column in ("task", "labels", "bundle: fingerprint"):
-        table.add_column(column, overflow="fold")  # names are there whole, however narrow the terminal
-    for column in ("current", "older", "errors", "missing"):
-        table.add_column(column, justify="right")
-    for name, task in overview.tasks.items():
-        shares = [f"{label} {share:.1%}" for label, share in task.shares.items()]
-        if not shares and task.labelled:
-            shares = [f"mean {task.score_sum / task.labelled:.3f}"]
-        made_by = "\n".join(f"{bundle}: {fingerprint[:8]}" for bundle, fingerprint in task.made_by)
-        counts = [f"{count:,}" for count in (task.older, task.errors, task.missing)]
-        table.add_row(name, ", ".join(shares), made_by, f"{task.current:,} ({task.coverage:.1%})", *counts)
-    console.print(table)
-    table = Table()
-    for column in ("label set", "tasks"):
-        table.add_column(column, overflow="fold")
-    for column in ("files", "rows", "MB"):
-        table.add_column(column, justify="right")
-    for name, label_set in overview.label_sets.items():
-        size = f"{label_set.num_bytes / 1e6:,.1f}"
-        table.add_row(name, ", ".join(label_set.tasks), f"{label_set.files:,}", f"{label_set.rows:,}", size)
-    console.print(table)
 
 
 def _quiet_libraries() -> None:

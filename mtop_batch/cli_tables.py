@@ -1,0 +1,59 @@
+"""The tables that the `mtop` command prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mtop_batch.engine.progress import metric_table
+from mtop_batch.labelling.overview import Overview
+from mtop_batch.tasks import Task
+
+
+def print_metrics(metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) -> None:
+    """A table of each task's metrics."""
+    Console().print(metric_table(metrics, tasks))
+
+
+def print_predictions(rows: list[dict[str, Any]]) -> None:
+    """A table of all tasks' labels for each text."""
+    console = Console()
+    for row in rows:
+        table = Table("task", "label", "score", title=row["text"][:100], title_justify="left", title_style="bold")
+        if row["error"]:
+            table.add_row("-", f"[red]{row['error']}[/red]", "")
+        else:
+            for name in (key.removesuffix("_score") for key in row if key.endswith("_score")):
+                table.add_row(name, row.get(f"{name}_label") or "", f"{row[f'{name}_score']:.3f}")
+        console.print(table)
+
+
+def print_overview(overview: Overview) -> None:
+    """What a label table holds: one table by task, one by label set."""
+    console = Console(highlight=False)
+    console.print(f"{overview.articles:,} articles of {overview.source_files:,} source files in {overview.labels}")
+    table = Table()
+    for column in ("task", "labels", "bundle: fingerprint"):
+        table.add_column(column, overflow="fold")  # names are there whole, however narrow the terminal
+    for column in ("current", "older", "errors", "missing"):
+        table.add_column(column, justify="right")
+    for name, task in overview.tasks.items():
+        shares = [f"{label} {share:.1%}" for label, share in task.shares.items()]
+        if not shares and task.labelled:
+            shares = [f"mean {task.score_sum / task.labelled:.3f}"]
+        made_by = "\n".join(f"{bundle}: {fingerprint[:8]}" for bundle, fingerprint in task.made_by)
+        counts = [f"{count:,}" for count in (task.older, task.errors, task.missing)]
+        table.add_row(name, ", ".join(shares), made_by, f"{task.current:,} ({task.coverage:.1%})", *counts)
+    console.print(table)
+    table = Table()
+    for column in ("label set", "tasks"):
+        table.add_column(column, overflow="fold")
+    for column in ("files", "rows", "MB"):
+        table.add_column(column, justify="right")
+    for name, label_set in overview.label_sets.items():
+        size = f"{label_set.num_bytes / 1e6:,.1f}"
+        table.add_row(name, ", ".join(label_set.tasks), f"{label_set.files:,}", f"{label_set.rows:,}", size)
+    console.print(table)
