@@ -23,6 +23,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from mtop_batch.model.packing import Packing
+
 NAME = "mtop"
 KeyValues = list[tuple[Tensor, Tensor]]
 
@@ -84,6 +86,11 @@ def record_only(num_layers: int, forward: Callable[[dict[str, Any]], object]) ->
     return key_values
 
 
+def packed(packing: Packing) -> dict[str, Any]:
+    """Arguments of a backbone's forward for inputs that are packed; masks, keys and values are of the padded batch."""
+    return {"mtop_packing": packing}
+
+
 class _Recorded(Exception):
     """All layers have left their keys and values."""
 
@@ -101,14 +108,18 @@ def _attend(
     attention_mask: Tensor | None,
     mtop_record: Callable[[tuple[Tensor, Tensor]], None] | None = None,
     mtop_read: Iterator[tuple[Tensor, Tensor]] | None = None,
+    mtop_packing: Packing | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
+    if mtop_packing is not None:  # (1, heads, N, width)
+        query, key, value = (mtop_packing.unpack(each.transpose(1, 2)).transpose(1, 2) for each in (query, key, value))
     if mtop_record is not None:
         mtop_record((key, value))
     if mtop_read is not None:
         earlier_key, earlier_value = next(mtop_read)
         key, value = torch.cat([earlier_key, key], dim=2), torch.cat([earlier_value, value], dim=2)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    outputs, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return (outputs if mtop_packing is None else mtop_packing.pack(outputs)), None
 
 
 AttentionInterface.register(NAME, _attend)

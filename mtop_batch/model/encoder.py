@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mtop_batch.model.adapters import AdapterStack, adapted
-from mtop_batch.model.attention import Context, KeyValues, is_readable, reading, record_only, recording
+from mtop_batch.model.attention import Context, KeyValues, is_readable, packed, reading, record_only, recording
+from mtop_batch.model.packing import Packing
 from mtop_batch.model.prompts import visibility
 
 _SLIDING_KINDS = ("full_attention", "sliding_attention")
@@ -199,20 +200,28 @@ def _context(key_values: KeyValues, text: _Text, num_prompts: int) -> Context:
 def _encode_at_once(
     backbone: PreTrainedModel, prompts: Tensor, text: _Text, groups: Tensor | None, **arguments: Any
 ) -> tuple[Tensor, Tensor]:
-    """One pass over everything; groups (S,) take a mask over everything."""
+    """One pass over everything; groups (S,) take a mask over everything. Training leaves out padding where it can."""
     num_prompts, (batch_size, num_tokens) = len(prompts), text.input_ids.shape
     embedded = backbone.get_input_embeddings()(text.input_ids)
     prompts = prompts.to(embedded.dtype).expand(batch_size, -1, -1)
     start = first_position(backbone)
     positions = torch.arange(start - num_prompts, start + num_tokens, device=embedded.device).clamp(min=start)
+    per_position = {
+        "inputs_embeds": torch.cat([prompts, embedded], dim=1) if num_prompts else embedded,
+        "position_ids": positions.expand(batch_size, -1),
+    }
     if text.token_type_ids is not None and has_token_types(backbone):
-        arguments["token_type_ids"] = nn.functional.pad(text.token_type_ids, (num_prompts, 0))
-    outputs = backbone(
-        inputs_embeds=torch.cat([prompts, embedded], dim=1) if num_prompts else embedded,
-        attention_mask=_attention_masks(backbone.config, embedded, num_prompts, text.attention_mask, groups),
-        position_ids=positions.expand(batch_size, -1),
-        **arguments,
-    ).last_hidden_state
+        per_position["token_type_ids"] = nn.functional.pad(text.token_type_ids, (num_prompts, 0))
+    mask = _attention_masks(backbone.config, embedded, num_prompts, text.attention_mask, groups)
+    packing = None
+    if text.attention_mask is not None and backbone.training and is_readable(backbone):
+        packing = Packing.of(_with_prompts(text.attention_mask, num_prompts))
+    if packing is not None:
+        per_position = {name: packing.pack(value) for name, value in per_position.items()}
+        arguments |= packed(packing)
+    outputs = backbone(**per_position, attention_mask=mask, **arguments).last_hidden_state
+    if packing is not None:
+        outputs = packing.unpack(outputs)
     return outputs[:, :num_prompts], outputs[:, num_prompts:]
 
 

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AlbertConfig,
     AlbertModel,
@@ -141,6 +141,35 @@ def test_padding_and_batch_mates_do_not_change_a_row(encoder: PreTrainedModel, g
     alone = encode(encoder, prompts, text()[1:, :6], groups=groups)
     torch.testing.assert_close(batch[0][1:], alone[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(batch[1][1:, :6], alone[1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("groups", [None, [0, 1, 1]])
+@pytest.mark.parametrize("at_context", [True, False])
+def test_training_leaves_out_padding_and_computes_the_same(
+    encoder: PreTrainedModel, groups: list[int] | None, at_context: bool
+) -> None:
+    mask, types = (torch.arange(20) < torch.tensor([[20], [6]])).long(), torch.zeros(2, 20, dtype=torch.long)
+    rows: list[int] = []
+
+    def run(training: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        prompts = some_prompts(encoder, 3).requires_grad_(True)
+        encoder.train(training).zero_grad()
+        rows.clear()
+        at_prompts, at_text = encode(encoder, prompts, text(), mask, types, groups, at_context=at_context)
+        at_text = at_text * mask[:, : at_text.shape[1], None]
+        (at_prompts.square().sum() + (at_text**3).sum()).backward()
+        grads = {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+        return at_prompts.detach(), at_text.detach(), {**grads, "prompts": cast(Tensor, prompts.grad)}
+
+    for module in encoder.modules():
+        for name in {"p", "attention_dropout"} & vars(module).keys():
+            setattr(module, name, 0.0)
+    linear = next(m for m in encoder.modules() if isinstance(m, nn.Linear) and m.in_features == 32)
+    handle = linear.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[:-1].numel()))
+    padded, packed = run(training=False), run(training=True)
+    handle.remove()
+    assert rows[0] == 26 + (6 if groups is None else 2)  # the real positions of both texts
+    torch.testing.assert_close(packed, padded, atol=2e-5, rtol=1e-4)
 
 
 @torch.no_grad()
