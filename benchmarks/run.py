@@ -95,7 +95,7 @@ MEASUREMENTS = {
     ),
     "num_tasks": Measurement("num_tasks.py", "--precision fp32 --tasks 1 8 1000 --texts 48 --rounds 2", num_tasks_rows),
     "train_speed": Measurement(
-        "train_speed.py", "--steps 15 --rounds 1 --only plain isolated grouped trainer", train_speed_rows
+        "train_speed.py", "--steps 15 --rounds 1 --only plain isolated trainer", train_speed_rows
     ),
 }
 FAST_PEERS = (

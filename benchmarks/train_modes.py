@@ -2,12 +2,11 @@
 
 * `isolated`  prompts attend to the text and to those of their own task
 * `joint`     everything attends to everything, as in the paper
-* `grouped`   isolated, and batches hold examples of similar length (`train.group_by_length`)
 
 Every training is a step with a result file under --work, so a run that is cut off goes on. Needs no Ray, and uses a
 GPU where there is one.
 
-    python benchmarks/train_modes.py --tasks data/nhc/tasks.toml [--modes isolated joint grouped] [--seeds 0 1]
+    python benchmarks/train_modes.py --tasks data/nhc/tasks.toml [--modes isolated joint] [--seeds 0 1]
         [--epochs 2] [--examples 1000] [--work models/train-modes]
 """
 
@@ -16,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,14 +28,12 @@ from mtop_batch.model.backbone import load_tokenizer
 from mtop_batch.model.mtop_config import PromptAttention
 from mtop_batch.training.settings import TrainSettings, Worker
 
-MODES = ("isolated", "joint", "grouped")
+MODES: tuple[PromptAttention, ...] = ("isolated", "joint")
 
 
-def trained(study: Study, mode: str, seed: int) -> dict[str, float]:
+def trained(study: Study, mode: PromptAttention, seed: int) -> dict[str, float]:
     """Each task's metric when all are trained together in this mode."""
-    settings = replace(study.settings, group_by_length=mode == "grouped")
-    prompt_attention: PromptAttention = "joint" if mode == "joint" else "isolated"
-    return train_together(replace(study, settings=settings), list(study.data), seed, prompt_attention)[1]
+    return train_together(study, list(study.data), seed, mode)[1]
 
 
 def summary(runs: list[dict[str, float]]) -> dict[str, Any]:

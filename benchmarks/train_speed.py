@@ -7,7 +7,6 @@ Trains on random headlines (eight tasks, batch 16, about 20 tokens) and measures
 * `kept`       the same, and freed memory is kept (what `mtop train` does)
 * `frozen`     the same, with the word embeddings as pretrained (`train.freeze_word_embeddings`)
 * `isolated`   the same, with isolated prompts: a step has the prompts of its own task only
-* `grouped`    the same, with batches of similar length (`train.group_by_length`)
 * `trainer`    a plain `transformers.Trainer` on a model for one task, as it comes: what one would run task after task
                (if `accelerate` is installed, which it needs)
 * `one_worker`   `isolated` on one thread
@@ -40,8 +39,8 @@ from mtop_batch.model.mtop_config import PromptAttention
 from mtop_batch.training.memory import KEEP_FREED_MEMORY
 
 WORKERS = {"one_worker": 1, "two_workers": 2}
-VARIANTS = ("plain", "fused", "kept", "frozen", "isolated", "grouped", "trainer", *WORKERS)
-ISOLATED = ("isolated", "grouped", *WORKERS)
+VARIANTS = ("plain", "fused", "kept", "frozen", "isolated", "trainer", *WORKERS)
+ISOLATED = ("isolated", *WORKERS)
 KEEPING = ("kept", "frozen", *ISOLATED)
 NUM_TASKS, BATCH_SIZE, EXAMPLES = 8, 16, 512
 
@@ -90,9 +89,7 @@ def measure(variant: str, backbone_name: str, steps: int, rank: int) -> float:
 
     def run(num_steps: int) -> float:
         epochs = num_steps * BATCH_SIZE / (EXAMPLES * NUM_TASKS)
-        settings = TrainSettings(
-            epochs=epochs, batch_size=BATCH_SIZE, evaluate=False, group_by_length=variant == "grouped"
-        )
+        settings = TrainSettings(epochs=epochs, batch_size=BATCH_SIZE, evaluate=False)
         started = time.perf_counter()
         loop.fit(model, data, settings, pad_token_id=0, worker=worker)
         return num_steps * BATCH_SIZE / (time.perf_counter() - started)

@@ -235,7 +235,6 @@ def multi_task_settings(train: TrainConfig) -> TrainSettings:
         weight_decay=train.weight_decay,
         warmup_fraction=train.warmup_fraction,
         max_grad_norm=train.max_grad_norm,
-        group_by_length=train.group_by_length,
         alpha=train.alpha,
         seed=train.seed,
     )

@@ -125,8 +125,7 @@ class _Run:
         self.emit = emit or _ignore
         sizes = [len(item.train) for item in data]
         self.examples_per_epoch = sum(sizes)
-        lengths = [item.train.tokens.lengths for item in data] if settings.group_by_length else None
-        self.plan = BatchPlan.draw(sizes, settings.batch_size, settings.epochs, settings.alpha, settings.seed, lengths)
+        self.plan = BatchPlan.draw(sizes, settings.batch_size, settings.epochs, settings.alpha, settings.seed)
         self.optimizer = make_optimizer(model, settings)
         self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.state = TrainingState(model, self.optimizer, run=_identity(data, settings))

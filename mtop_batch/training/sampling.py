@@ -16,8 +16,6 @@ import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
-# Batches among which rows are dealt by length: enough for batches of nearly one length, few beside an epoch.
-_WINDOW_BATCHES = 16
 
 
 def num_steps(total_examples: int, batch_size: int, epochs: float) -> int:
@@ -119,30 +117,9 @@ def _shuffled(size: int, seed: int, stream: int, number: int) -> IntArray:
     return rows
 
 
-def batches_by_length(lengths: IntArray, batch_size: int, seed: Sequence[int]) -> IntArray:
-    """Cut rows into batches of similar length, so that little of a batch is padding; the batches come in random order.
-
-    Args:
-        lengths: Of the rows (num_batches * batch_size,).
-        batch_size: Rows of a batch.
-        seed: Of the order of the batches.
-
-    Returns:
-        Indices into `lengths` (num_batches, batch_size).
-
-    >>> sorted(batches_by_length(np.array([9, 2, 8, 3]), 2, [0]).tolist())
-    [[0, 2], [1, 3]]
-    """
-    batches = np.argsort(lengths, kind="stable").reshape(-1, batch_size)
-    shuffled: IntArray = np.random.default_rng(seed).permutation(np.sort(batches, axis=1))
-    return shuffled
-
-
 @dataclass(frozen=True)
 class BatchPlan:
     """The task and the rows of every step of a run.
-
-    With `lengths`, the rows of each 16 batches in a row of a task are dealt among these by length.
 
     Args:
         sizes: Training examples of each task (N,).
@@ -150,7 +127,6 @@ class BatchPlan:
         seed: Of the order of tasks and of examples.
         tasks: The task of each step (num_steps,).
         occurrences: How often each step's task was drawn before (num_steps,).
-        lengths: Tokens of each example (size,), per task; None for batches of random length.
     """
 
     sizes: Sequence[int]
@@ -158,7 +134,6 @@ class BatchPlan:
     seed: int
     tasks: IntArray
     occurrences: IntArray
-    lengths: Sequence[IntArray] | None = None
 
     @classmethod
     def draw(
@@ -168,12 +143,11 @@ class BatchPlan:
         epochs: float,
         alpha: float,
         seed: int,
-        lengths: Sequence[IntArray] | None = None,
     ) -> BatchPlan:
         """The plan of a run; the same arguments give the same plan."""
         steps = num_steps(sum(sizes), batch_size, epochs)
         tasks = draw_tasks(task_rates(sizes, alpha), steps, seed)
-        return cls(sizes, batch_size, seed, tasks, occurrences(tasks), lengths)
+        return cls(sizes, batch_size, seed, tasks, occurrences(tasks))
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -183,11 +157,4 @@ class BatchPlan:
         task, number = int(self.tasks[step]), int(self.occurrences[step])
         # Numpy takes the seed (s, 0, 0) for s, which draws the tasks: stream 0 is taken.
         stream = task + 1
-        if self.lengths is None:
-            return task, example_rows(self.sizes[task], number * self.batch_size, self.batch_size, self.seed, stream)
-        window, index = divmod(number, _WINDOW_BATCHES)
-        count = _WINDOW_BATCHES * self.batch_size
-        rows = example_rows(self.sizes[task], window * count, count, self.seed, stream)
-        # The 1 at the end keeps this seed apart from those of passes.
-        batches = batches_by_length(self.lengths[task][rows], self.batch_size, (self.seed, stream, window, 1))
-        return task, rows[batches[index]]
+        return task, example_rows(self.sizes[task], number * self.batch_size, self.batch_size, self.seed, stream)

@@ -28,7 +28,6 @@ class TrainSettings:
         weight_decay: Decoupled decay; biases, layer norms and prompts are left out of it.
         warmup_fraction: Share of the steps in which the rate rises linearly, before it falls linearly to zero.
         max_grad_norm: Gradients are clipped to this norm; 0 turns clipping off.
-        group_by_length: Batches hold examples of similar length: less padding, and less random batches.
         alpha: Task i is drawn at a rate proportional to (its number of examples) ** alpha.
         seed: Of the order of tasks and examples and of dropout. The model's own draws are made before.
         precision: "bf16" runs the model under autocast; the weights stay fp32.
@@ -43,7 +42,6 @@ class TrainSettings:
     weight_decay: float = 0.01
     warmup_fraction: float = 0.1
     max_grad_norm: float = 1.0
-    group_by_length: bool = False
     alpha: float = 1.0
     seed: int = 0
     precision: Precision = "fp32"

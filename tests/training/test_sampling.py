@@ -83,20 +83,3 @@ def test_a_plan_walks_through_each_tasks_examples() -> None:
         passes = [rows[task][start : start + size] for start in range(0, len(rows[task]) - size, size)]
         assert passes
         assert all(sorted(seen) == list(range(size)) for seen in passes)
-
-
-def test_batches_of_similar_length_hold_the_same_examples_with_less_padding() -> None:
-    size, batch_size, window = 400, 4, 64
-    lengths = np.random.default_rng(3).integers(5, 40, size)
-    plain, grouped = (
-        BatchPlan.draw([size], batch_size, epochs=3, alpha=1.0, seed=1, lengths=given) for given in (None, [lengths])
-    )
-    rows = [np.array([plan.batch(step)[1] for step in range(len(plan))]) for plan in (plain, grouped)]
-    for start in range(0, size * 3 // batch_size - 16, 16):
-        before, after = (found[start : start + 16] for found in rows)
-        assert sorted(before.flat) == sorted(after.flat)
-    padded = [int((lengths[found].max(axis=1) * batch_size).sum()) for found in rows]
-    assert padded[1] < 1.1 * lengths[rows[1]].sum() < 0.8 * padded[0]
-    means = lengths[rows[1][: window // batch_size]].mean(axis=1)
-    assert not np.all(np.diff(means) >= 0), "batches come in random order"
-    assert np.array_equal(grouped.batch(37)[1], grouped.batch(37)[1])
