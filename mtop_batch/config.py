@@ -110,6 +110,8 @@ class AddTasksConfig(_Section):
     weight_decay: float = Field(0.01, ge=0, lt=1)
     warmup_fraction: float = Field(0.1, ge=0, le=1)
     max_grad_norm: float = Field(1.0, ge=0)
+    context_dropout: float = Field(0.2, ge=0, lt=1)
+    """Share of what prompts read of a text that is hidden from them in each step."""
     seed: int = Field(0, ge=0)
     precision: PrecisionChoice = "auto"
     max_failures: int = Field(3, ge=0)

@@ -223,6 +223,7 @@ def added_task_settings(config: AddTasksConfig) -> TrainSettings:
         weight_decay=config.weight_decay,
         warmup_fraction=config.warmup_fraction,
         max_grad_norm=config.max_grad_norm,
+        context_dropout=config.context_dropout,
         seed=config.seed,
     )
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.examples import LabelledTokens
@@ -33,14 +34,17 @@ _MAX_GPU_SHARE = 0.5
 class FixedContexts:
     """The contexts of examples for a model whose context does not train.
 
-    The backbone runs without dropout here. What does not fit into memory is computed anew each time it is asked for,
-    still without gradients.
+    The backbone runs without dropout here, so that every epoch reads the same; with few examples a task learns that by
+    heart. `dropout` on what is read keeps it from that. What does not fit into memory is computed anew each time it is
+    asked for, still without gradients.
 
     Args:
         model: On the worker's device.
         pad_token_id: Of the tokenizer.
         worker: This process.
         precision: As for `fit`.
+        dropout: Share of the keys and values that is zeroed each time a batch is asked for while the model trains; the
+            rest is scaled up.
         max_bytes: Memory for contexts that are kept; None for 2 GiB on a CPU, half of what is free on a GPU.
     """
 
@@ -51,9 +55,11 @@ class FixedContexts:
         pad_token_id: int,
         worker: Worker,
         precision: Precision = "fp32",
+        dropout: float = 0.0,
         max_bytes: int | None = None,
     ) -> None:
         self._model, self._pad_token_id, self._worker, self._precision = model, pad_token_id, worker, precision
+        self._dropout = dropout
         self._bytes_left = _memory(worker.device) if max_bytes is None else max_bytes
         self._kept: dict[int, _Kept] = {}
 
@@ -87,7 +93,13 @@ class FixedContexts:
     def batch(self, examples: LabelledTokens, rows: npt.NDArray[np.integer]) -> Context:
         """The context of B rows of the examples."""
         kept = self._kept.get(id(examples))
-        return self._compute(examples, rows) if kept is None else kept.take(rows)
+        context = self._compute(examples, rows) if kept is None else kept.take(rows)
+        if not self._model.training or not self._dropout:
+            return context
+        key_values = [
+            (F.dropout(key, self._dropout), F.dropout(value, self._dropout)) for key, value in context.key_values
+        ]
+        return replace(context, key_values=key_values)
 
     def _compute(self, examples: LabelledTokens, rows: npt.NDArray[np.integer]) -> Context:
         worker = self._worker
@@ -153,12 +165,18 @@ class _Kept:
 
 
 def fixed_contexts(
-    model: MTOPModel, tasks: Sequence[str], *, pad_token_id: int, worker: Worker, precision: Precision
+    model: MTOPModel,
+    tasks: Sequence[str],
+    *,
+    pad_token_id: int,
+    worker: Worker,
+    precision: Precision,
+    dropout: float = 0.0,
 ) -> FixedContexts | None:
     """The contexts for training these tasks, if nothing trains that changes them; else None."""
     if not is_readable(model.backbone) or not model.has_fixed_context(tasks):
         return None
-    return FixedContexts(model, pad_token_id=pad_token_id, worker=worker, precision=precision)
+    return FixedContexts(model, pad_token_id=pad_token_id, worker=worker, precision=precision, dropout=dropout)
 
 
 def model_inputs(

@@ -136,6 +136,7 @@ class _Run:
             pad_token_id=pad_token_id,
             worker=worker,
             precision=settings.precision,
+            dropout=settings.context_dropout,
         )
 
     def train(self, save: Save | None) -> None:

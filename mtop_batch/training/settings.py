@@ -30,6 +30,8 @@ class TrainSettings:
         max_grad_norm: Gradients are clipped to this norm; 0 turns clipping off.
         alpha: Task i is drawn at a rate proportional to (its number of examples) ** alpha.
         seed: Of the order of tasks and examples and of dropout. The model's own draws are made before.
+        context_dropout: Share of the context's keys and values that is hidden from prompts in each step, where the
+            context does not train; the rest is scaled up. A context that trains has the backbone's own dropout.
         precision: "bf16" runs the model under autocast; the weights stay fp32.
         evaluate: Evaluate every epoch and end with the best weights; otherwise end with the last.
         checkpoint_steps: A checkpoint is taken every so many steps, besides those at evaluations and at the end.
@@ -44,6 +46,7 @@ class TrainSettings:
     max_grad_norm: float = 1.0
     alpha: float = 1.0
     seed: int = 0
+    context_dropout: float = 0.0
     precision: Precision = "fp32"
     evaluate: bool = True
     checkpoint_steps: int = 1000

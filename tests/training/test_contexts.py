@@ -52,6 +52,32 @@ def test_contexts_are_computed_without_dropout_and_leave_the_model_in_training()
     assert model.backbone.training
 
 
+def test_what_is_read_is_hidden_in_part_while_the_model_trains() -> None:
+    model, examples, rows = with_added_task("isolated"), make_examples(ADDED, 30, seed=5), np.arange(30)
+    contexts = FixedContexts(model, pad_token_id=PAD, worker=Worker(), dropout=0.25)
+    contexts.keep(examples)
+    whole, again = (contexts.batch(examples, rows) for _ in range(2))
+    torch.testing.assert_close(again.key_values, whole.key_values, rtol=0, atol=0)
+    model.train()
+    torch.manual_seed(0)
+    for before, after in zip(whole.key_values, contexts.batch(examples, rows).key_values, strict=True):
+        for kept, hidden in zip(before, after, strict=True):
+            present = kept != 0
+            assert float((hidden[present] == 0).float().mean()) == pytest.approx(0.25, abs=0.05)
+            torch.testing.assert_close(hidden[hidden != 0], kept[hidden != 0] / 0.75)
+
+
+def test_hiding_is_the_same_for_the_same_seed_and_makes_another_task_than_none() -> None:
+    data = [TaskData(ADDED, make_examples(ADDED, 40, seed=1), make_examples(ADDED, 12, seed=2))]
+    weights = []
+    for dropout in (0.5, 0.5, 0.0):
+        model = with_added_task("isolated")
+        fit(model, data, make_settings(epochs=2, context_dropout=dropout), pad_token_id=PAD)
+        weights.append(model.task_tensors("added")["head.weight"])
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.allclose(weights[0], weights[2])
+
+
 def test_they_are_used_only_where_nothing_trains_that_changes_them() -> None:
     def used(model: MTOPModel, tasks: tuple[str, ...]) -> bool:
         return fixed_contexts(model, tasks, pad_token_id=PAD, worker=Worker(), precision="fp32") is not None
