@@ -65,7 +65,6 @@ class Variant:
         """The variant and its results."""
         parts = self.model._inference_parts
         assert parts is not None, "it was measured"
-        assert parts.stacked is not None, "all tasks have prompts"
         own = [*self.model.task_modules.parameters(), *self.model.prompt_groups.parameters()]
         return {
             "prompts": self.construction,
@@ -77,7 +76,7 @@ class Variant:
             "rounds": [round(value, 2) for value in self.documents_per_s],
             "cost": round(statistics.median(costs), 3),
             "parameters_mb": round(sum(p.numel() * p.element_size() for p in own) / 1e6, 1),
-            "stacked_mb": round(parts.stacked.num_bytes / 1e6, 1),
+            "stacked_mb": round(sum(stacked.num_bytes for stacked in parts.stacked) / 1e6, 1),
         }
 
 

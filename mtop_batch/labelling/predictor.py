@@ -57,8 +57,8 @@ class Predictor:
             on devices that compute in bf16.
         tasks: Names of the wanted tasks; None for all. Outputs are in the model's order.
         vectors: Give the document vectors too; then no task need be wanted.
-        max_batch_tokens: Positions of a batch, prompts and padding included; None chooses by device and tasks. Halved
-            for good whenever the device runs out of memory.
+        max_batch_tokens: Positions of a batch that go through the encoder at once, prompts and padding included; None
+            chooses by device and tasks. Halved for good whenever the device runs out of memory.
 
     Raises:
         TaskError: A wanted task is not one of the model's.
@@ -94,7 +94,8 @@ class Predictor:
         self._names = names
         self._tokenizer = TextTokenizer(tokenizer, model.config.max_tokens)
         self._pad_token_id = _pad_token_id(tokenizer)
-        self._num_prompts = len(prompt_layout(model.task_prompts, model.config.shared_prompts, names).groups)
+        layout = prompt_layout(model.task_prompts, model.config.shared_prompts, names)
+        self._num_prompts = layout.groups.count(0) + max(map(len, layout.passes), default=0)
         self._flops = ForwardFlops.of(model, names, vectors=vectors)
         self._matrix_rate, self._rate_measured_at = 0.0, -math.inf
         self._vector_size = hidden_size(model.backbone)

@@ -65,6 +65,19 @@ def has_token_types(backbone: PreTrainedModel) -> bool:
     return accepts(backbone, "token_type_ids") and getattr(backbone.config, "type_vocab_size", 0) > 1
 
 
+@dataclass(frozen=True)
+class Pass:
+    """Isolated prompts that go through the encoder together.
+
+    Args:
+        num_prompts: How many there are.
+        adapters: Of these prompts; they count from the first of them.
+    """
+
+    num_prompts: int
+    adapters: Sequence[AdapterStack] = ()
+
+
 def encode(
     backbone: PreTrainedModel,
     prompts: Tensor,
@@ -73,7 +86,7 @@ def encode(
     token_type_ids: Tensor | None = None,
     groups: Sequence[int] | None = None,
     *,
-    adapters: Sequence[AdapterStack] = (),
+    passes: Sequence[Pass] | None = None,
     at_context: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Run the encoder over the prompts followed by the text.
@@ -86,7 +99,8 @@ def encode(
         token_type_ids: (B, T) 0 and 1 for the texts of a pair; left out on backbones without token types.
         groups: (S) The group of each prompt (`mtop_batch.model.prompts`), those of the context first; None where all
             prompts belong to it.
-        adapters: Of prompts that do not belong to the context; not while a backbone with gradient checkpointing trains.
+        passes: How the prompts that do not belong to the context go through the encoder, first ones first; None for
+            all at once. Adapters are for backbones whose attention `is_readable`.
         at_context: Whether the outputs at the context are wanted. Where they are not, and the backbone's attention
             `is_readable`, they are not computed: those at its prompts are zero then, and there are none at the text.
 
@@ -100,19 +114,33 @@ def encode(
     if num_in_context == len(groups):
         return _encode_at_once(backbone, prompts, text, None)
     if not is_readable(backbone):
-        assert not adapters, "layers that are run again for their gradients are run without adapters"
+        has_adapters = any(one.adapters for one in passes or ())
+        assert not has_adapters, "layers that are run again for their gradients are run without adapters"
         return _encode_at_once(backbone, prompts, text, _on_device(tuple(groups), input_ids.device))
     own, own_groups = prompts[num_in_context:], groups[num_in_context:]
     if not at_context:
         context = encode_context(backbone, prompts[:num_in_context], input_ids, attention_mask, token_type_ids)
-        at_own = encode_reading(backbone, own, context, own_groups, adapters)
+        at_own = _read(backbone, own, context, own_groups, passes)
         return nn.functional.pad(at_own, (0, 0, num_in_context, 0)), at_own[:, :0]
     key_values: KeyValues = []
     at_context_prompts, at_text = _encode_at_once(
         backbone, prompts[:num_in_context], text, None, **recording(key_values)
     )
-    at_own = encode_reading(backbone, own, _context(key_values, text, num_in_context), own_groups, adapters)
+    at_own = _read(backbone, own, _context(key_values, text, num_in_context), own_groups, passes)
     return torch.cat([at_context_prompts, at_own], dim=1), at_text
+
+
+def _read(
+    backbone: PreTrainedModel, prompts: Tensor, context: Context, groups: Sequence[int], passes: Sequence[Pass] | None
+) -> Tensor:
+    """(B, S, D) Outputs at the S isolated prompts, by one pass after the other."""
+    passes = passes or [Pass(len(prompts))]
+    assert sum(one.num_prompts for one in passes) == len(prompts), "the passes have all prompts"
+    outputs, start = [], 0
+    for one in passes:
+        own = slice(start, start := start + one.num_prompts)
+        outputs.append(encode_reading(backbone, prompts[own], context, groups[own], one.adapters))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
 def encode_context(

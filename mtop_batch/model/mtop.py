@@ -21,10 +21,11 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from mtop_batch.errors import TaskError
-from mtop_batch.model.adapters import AdapterStack, stack_adapters
+from mtop_batch.model.adapters import stack_adapters
 from mtop_batch.model.attention import Context, use_readable_attention
 from mtop_batch.model.backbone import backbone_config_dict, check_backbone
 from mtop_batch.model.encoder import (
+    Pass,
     embedding_size,
     encode,
     encode_context,
@@ -168,9 +169,9 @@ class MTOPModel(MTOPParameters):
             prompts = self._prompts(layout, trained=task if self.config.stop_gradient else None)
             text = _Text(input_ids, attention_mask, token_type_ids)
             at_context = self.needs_outputs_at_context([task])
-            adapters = self._adapters(layout)
+            passes = self._passes(layout)
             outputs, at_text = encode(
-                self.backbone, prompts, *text, layout.groups, adapters=adapters, at_context=at_context
+                self.backbone, prompts, *text, layout.groups, passes=passes, at_context=at_context
             )
             if isinstance(module, Probe):
                 logits = module(document_vectors(at_text, attention_mask))
@@ -264,11 +265,11 @@ class MTOPModel(MTOPParameters):
         parts = self._parts(wanted)
         at_context = vectors or parts.at_context
         at_prompts, at_text = encode(
-            self.backbone, parts.prompts, *text, parts.groups, adapters=parts.adapters, at_context=at_context
+            self.backbone, parts.prompts, *text, parts.groups, passes=parts.passes, at_context=at_context
         )
         needs_vectors = vectors or parts.probes is not None
         found = document_vectors(at_text, text.attention_mask) if needs_vectors else at_text.new_empty(len(at_text), 0)
-        logits = [] if parts.stacked is None else [parts.stacked(at_prompts)]
+        logits = [stacked(at_prompts) for stacked in parts.stacked]
         if parts.probes is not None:
             logits.append(parts.probes(found))
         return join_logits(logits, parts.order) if logits else at_text.new_empty(len(at_text), 0, 0), found
@@ -286,12 +287,12 @@ class MTOPModel(MTOPParameters):
             return kept
         select_tasks(wanted, self.task_names)
         layout = self._layout(wanted)
-        prompted = [name for name in wanted if name in layout.positions]
+        generations: dict[int, list[str]] = {}
+        for task in self.task_prompts:
+            if task.name in wanted and task.name in layout.positions:
+                generations.setdefault(task.generation, []).append(task.name)
+        prompted = [name for names in generations.values() for name in names]
         probes = [name for name in wanted if name not in layout.positions]
-        modules, positions = (
-            [self.task_module(name) for name in prompted],
-            [layout.positions[name] for name in prompted],
-        )
         weights = [self._module(name).state_dict(keep_vars=True) for name in probes]
         order = list(map([*prompted, *probes].index, wanted))
         shared = () if self.shared_prompts is None else (self.shared_prompts,)
@@ -301,8 +302,13 @@ class MTOPModel(MTOPParameters):
             dtype=dtype,
             prompts=self._prompts(layout),
             groups=layout.groups,
-            adapters=self._adapters(layout, dtype),
-            stacked=StackedTasks.stack(modules, positions, dtype) if prompted else None,
+            passes=self._passes(layout, dtype),
+            stacked=tuple(
+                StackedTasks.stack(
+                    [self.task_module(name) for name in names], [layout.positions[name] for name in names], dtype
+                )
+                for names in generations.values()
+            ),
             probes=StackedProbes.stack(weights) if probes else None,
             order=None if order == sorted(order) else torch.tensor(order, device=self.backbone.device),
             at_context=self.needs_outputs_at_context(wanted),
@@ -322,11 +328,18 @@ class MTOPModel(MTOPParameters):
         parts = stopped if self.shared_prompts is None else [self.shared_prompts, *stopped]
         return torch.cat(parts) if parts else self.word_embeddings.weight.new_empty(0, embedding_size(self.backbone))
 
-    def _adapters(self, layout: PromptLayout, dtype: torch.dtype | None = None) -> tuple[AdapterStack, ...]:
-        """Those of the isolated tasks, in the order of their prompts in the sequence; in that type, or their own."""
-        isolated = [name for name in layout.holders if self._is_isolated(name)]
-        tasks = [(len(layout.positions[name]), self.task_module(name).adapter) for name in isolated]
-        return stack_adapters(tasks, dtype)
+    def _passes(self, layout: PromptLayout, dtype: torch.dtype | None = None) -> tuple[Pass, ...]:
+        """How isolated prompts go through the encoder, with their adapters: in that type, or their own."""
+        holders = [(name, layout.positions[name]) for name in layout.holders]
+        return tuple(
+            Pass(
+                len(own),
+                stack_adapters(
+                    [(len(at), self.task_module(name).adapter) for name, at in holders if at.start in own], dtype
+                ),
+            )
+            for own in layout.passes
+        )
 
     def _apply(self, *args: Any, **kwargs: Any) -> MTOPModel:
         self._inference_parts = None  # the model moves to another device or type

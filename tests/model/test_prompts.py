@@ -42,6 +42,16 @@ def test_the_layout_holds_the_context_and_the_wanted_tasks(case: tuple[list[Task
         assert groups == {0} if not task.isolated else len(groups) == 1 and not groups & others
 
 
+def test_each_generation_has_a_pass_of_its_own_whatever_the_order_of_the_tasks() -> None:
+    old, new = TaskPrompts("old", 2, True), TaskPrompts("new", 3, True, generation=2)
+    tasks = [new, TaskPrompts("joint", 1, False), old, TaskPrompts("older", 1, True)]
+    layout = prompt_layout(tasks, 1, [task.name for task in tasks])
+    assert layout.holders == ("joint", "old", "older", "new")
+    assert layout.passes == (range(2, 5), range(5, 8))
+    assert prompt_layout(tasks, 1, ["new"]).passes == (range(2, 5),)
+    assert prompt_layout(tasks, 1, ["joint"]).passes == ()
+
+
 def test_a_task_that_leaves_its_group_moves_no_prompts() -> None:
     tasks = [TaskPrompts("a", 2, False, "y"), TaskPrompts("b", 1, False), TaskPrompts("c", 1, False, "x")]
     tasks.append(TaskPrompts("d", 2, False, "y"))
