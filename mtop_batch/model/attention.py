@@ -58,7 +58,7 @@ def use_readable_attention(backbone: PreTrainedModel) -> None:
 
 def is_readable(backbone: PreTrainedModel) -> bool:
     """Whether a pass can leave its keys and values; not while layers are run again for their gradients."""
-    recomputes = backbone.training and getattr(backbone, "is_gradient_checkpointing", False)
+    recomputes = backbone.training and backbone.is_activation_checkpointing
     return backbone.config._attn_implementation == NAME and not recomputes
 
 
