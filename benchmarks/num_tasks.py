@@ -6,9 +6,8 @@ labels each:
 * `groups`  prompt groups: tasks share the prompts of their group (at most 8 groups), poolers and heads are their own;
             with full poolers and with poolers of rank 64
 * `own`     the paper's construction: every task has prompts of its own; up to 64 tasks
-* `added`   all but the first were added by one `mtop add-tasks`: they have prompts of their own and adapters of rank 8;
+* `added`   all but the first were added with `mtop add-tasks`: they have prompts of their own and adapters of rank 8;
             up to 64 tasks
-* `singly`  the same by one `mtop add-tasks` after the other, so that each has a pass of its own through the encoder
 
 the first two with joint and with isolated prompt attention. All models share one backbone and lie in memory side by
 side; every round measures each of them once, forwards and backwards in turn. `cost` is the time per document relative
@@ -43,7 +42,6 @@ from mtop_batch.tasks import Task
 NUM_TOKENS = 128
 MAX_OWN_TASKS = 64
 ADAPTER_RANK = 8
-CONSTRUCTIONS = ("groups", "own", "added", "singly")
 TEXTS = {"cpu": 112, "cuda": 8192}
 
 
@@ -82,19 +80,17 @@ class Variant:
         }
 
 
-def build(
-    backbone: PreTrainedModel, sizes: Sequence[int], num_groups: int, rank: int, constructions: Sequence[str]
-) -> Iterator[Variant]:
+def build(backbone: PreTrainedModel, sizes: Sequence[int], num_groups: int, rank: int) -> Iterator[Variant]:
     """All models, around the one backbone."""
     attentions: tuple[PromptAttention, ...] = ("joint", "isolated")
     for attention in attentions:
-        later = ("added", "singly") if attention == "isolated" else ()
-        for construction, pooler_rank in [("groups", 0), ("groups", rank), *((name, 0) for name in ("own", *later))]:
-            for num_tasks in sizes if construction in constructions else ():
-                if construction != "groups" and num_tasks > MAX_OWN_TASKS:
+        constructions = [("groups", 0), ("groups", rank), ("own", 0), *([("added", 0)] * (attention == "isolated"))]
+        for construction, pooler_rank in constructions:
+            for num_tasks in sizes:
+                if construction in ("own", "added") and num_tasks > MAX_OWN_TASKS:
                     continue
                 tasks = [Task(f"task_{index}") for index in range(num_tasks)]
-                first = 1 if construction in later else num_tasks
+                first = 1 if construction == "added" else num_tasks
                 dealt = {task.name: str(index % num_groups) for index, task in enumerate(tasks)}
                 model = MTOPModel.from_backbone(
                     backbone,
@@ -104,9 +100,8 @@ def build(
                     pooler_rank=pooler_rank,
                     max_tokens=NUM_TOKENS,
                 )
-                additions = [[task] for task in tasks[first:]] if construction == "singly" else [tasks[first:]]
-                for addition in filter(None, additions):
-                    model.add_tasks(addition, adapter_rank=ADAPTER_RANK)
+                if tasks[first:]:
+                    model.add_tasks(tasks[first:], adapter_rank=ADAPTER_RANK)
                 yield Variant(construction, attention, pooler_rank, num_tasks, model)
 
 
@@ -150,7 +145,6 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--tasks", nargs="+", type=int, default=[1, 8, 64, 256, 1000], help="numbers of tasks")
-    parser.add_argument("--constructions", nargs="+", choices=CONSTRUCTIONS, default=list(CONSTRUCTIONS))
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--texts", type=int, help="per measurement; 112 on a CPU, 8192 on a GPU")
@@ -162,7 +156,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     sizes = sorted({1, *arguments.tasks})
     backbone, tokenizer = load_backbone(arguments.backbone), load_tokenizer(arguments.backbone)
-    variants = list(build(backbone, sizes, arguments.groups, arguments.rank, arguments.constructions))
+    variants = list(build(backbone, sizes, arguments.groups, arguments.rank))
     result: dict[str, Any] = {
         "backbone": arguments.backbone,
         "backbone_mb": round(sum(p.numel() * p.element_size() for p in backbone.parameters()) / 1e6, 1),

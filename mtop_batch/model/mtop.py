@@ -287,11 +287,11 @@ class MTOPModel(MTOPParameters):
             return kept
         select_tasks(wanted, self.task_names)
         layout = self._layout(wanted)
-        generations: dict[int, list[str]] = {}
+        together: dict[bool, list[str]] = {}
         for task in self.task_prompts:
             if task.name in wanted and task.name in layout.positions:
-                generations.setdefault(task.generation, []).append(task.name)
-        prompted = [name for names in generations.values() for name in names]
+                together.setdefault(task.added, []).append(task.name)
+        prompted = [name for names in together.values() for name in names]
         probes = [name for name in wanted if name not in layout.positions]
         weights = [self._module(name).state_dict(keep_vars=True) for name in probes]
         order = list(map([*prompted, *probes].index, wanted))
@@ -307,7 +307,7 @@ class MTOPModel(MTOPParameters):
                 StackedTasks.stack(
                     [self.task_module(name) for name in names], [layout.positions[name] for name in names], dtype
                 )
-                for names in generations.values()
+                for names in together.values()
             ),
             probes=StackedProbes.stack(weights) if probes else None,
             order=None if order == sorted(order) else torch.tensor(order, device=self.backbone.device),

@@ -19,8 +19,7 @@ class MTOPConfig(PreTrainedConfig):
         backbone_config: Settings of the encoder, with its `model_type`.
         tasks: One entry per task, in order: `{"task": Task.to_dict(), "prompts": how many, "isolated": bool}`, and
             `"prompt_group": name` where the task shares the prompts of a prompt group, `"adapter_rank"` where it has an
-            adapter, and `"generation"` where it was added later: 1 for the first time, and so on. A probe has no
-            prompts and counts as isolated.
+            adapter, and `"added": True` where it was added later. A probe has no prompts and counts as isolated.
         shared_prompts: How many prompts belong to no task.
         prompt_attention: "joint" (the paper) or "isolated"; what the model was made with. What counts for a task
             is its own `isolated`, because tasks added later are isolated in joint models too.

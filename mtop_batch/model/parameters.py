@@ -66,7 +66,7 @@ class MTOPParameters(PreTrainedModel):
     ) -> None:
         """Add tasks, drawn at random and isolated, so that the outputs of the tasks already there stay the same.
 
-        They are a generation of their own (`mtop_batch.model.prompts`).
+        All tasks that were added run in a pass of their own (`mtop_batch.model.prompts`).
 
         Args:
             tasks: The new ones; they come last.
@@ -148,8 +148,8 @@ class MTOPParameters(PreTrainedModel):
         entries = [_task_entry(task, num_prompts, isolated, prompt_groups.get(task.name)) for task in tasks]
         if adapter_rank:
             entries = [{**entry, "adapter_rank": adapter_rank} if entry["prompts"] else entry for entry in entries]
-        if generation := 1 + max((task.generation for task in self.task_prompts), default=-1):
-            entries = [{**entry, "generation": generation} for entry in entries]
+        if self.config.tasks:
+            entries = [{**entry, "added": True} for entry in entries]
         for entry in entries:
             module = self._build_task(entry)
             if isinstance(module, TaskModule):
@@ -196,7 +196,7 @@ class MTOPParameters(PreTrainedModel):
                 entry["prompts"],
                 entry["isolated"],
                 entry.get("prompt_group"),
-                entry.get("generation", 0),
+                entry.get("added", False),
             )
             for entry in self.config.tasks
         ]

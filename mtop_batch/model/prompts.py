@@ -9,9 +9,8 @@ added to a trained model always gets a group of its own, whatever the model was 
 Tasks may share prompts (the paper's section 7): those of one *prompt group* read the same prompts, which stand in the
 sequence once. With isolated attention these prompts are one group in the sense above.
 
-Tasks that were trained together, or added together, are a *generation*. The isolated prompts of each generation go
-through the encoder in a pass of their own. So a later generation does not even change the shapes that an earlier one is
-computed in, on which the rounding of its results depends.
+The isolated prompts of tasks that were added later go through the encoder in a pass of their own. So they do not even
+change the shapes that the tasks trained together are computed in, on which the rounding of their results depends.
 
 Shapes: S prompt positions of the sequence, T text positions, L = S + T, E width of the input embeddings, V vocabulary.
 """
@@ -31,15 +30,15 @@ INIT_STD = 0.02
 
 
 class TaskPrompts(NamedTuple):
-    """How many prompts a task reads, whether they are isolated, the prompt group that it shares them with, and its
-    generation: 0 for tasks that were there from the start.
+    """How many prompts a task reads, whether they are isolated, the prompt group that it shares them with, and whether
+    the task was added to a trained model.
     """
 
     name: str
     num_prompts: int
     isolated: bool
     prompt_group: str | None = None
-    generation: int = 0
+    added: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,8 @@ class PromptLayout:
         groups: (S,) The group of each position; 0 is the context.
         positions: The positions of the prompts that every present task reads.
         holders: One task for each set of prompts, in the order of their positions.
-        passes: The positions of the isolated prompts of each generation that has some, oldest first.
+        passes: The positions of isolated prompts that go through the encoder together: those of tasks that were there
+            from the start, and those of tasks that were added, as far as there are such.
     """
 
     groups: tuple[int, ...]
@@ -74,13 +74,13 @@ def prompt_layout(tasks: Sequence[TaskPrompts], num_shared_prompts: int, wanted:
     """
     wanted = set(wanted)
     sets: dict[tuple[str, str], list[TaskPrompts]] = {}
-    for task in sorted(tasks, key=lambda t: (t.isolated, t.generation, t.prompt_group is None, t.prompt_group or "")):
+    for task in sorted(tasks, key=lambda t: (t.isolated, t.added, t.prompt_group is None, t.prompt_group or "")):
         if task.num_prompts and (task.name in wanted or not task.isolated):
             own = ("task", task.name) if task.prompt_group is None else ("group", task.prompt_group)
             sets.setdefault(own, []).append(task)
     groups = [0] * num_shared_prompts
     positions: dict[str, range] = {}
-    passes: dict[int, range] = {}
+    passes: dict[bool, range] = {}
     num_groups = 0
     for holder, *others in sets.values():
         num_groups += holder.isolated
@@ -88,8 +88,8 @@ def prompt_layout(tasks: Sequence[TaskPrompts], num_shared_prompts: int, wanted:
         positions |= {task.name: own_positions for task in (holder, *others)}
         groups += [num_groups if holder.isolated else 0] * holder.num_prompts
         if holder.isolated:
-            first = passes.get(holder.generation, own_positions)
-            passes[holder.generation] = range(first.start, own_positions.stop)
+            first = passes.get(holder.added, own_positions)
+            passes[holder.added] = range(first.start, own_positions.stop)
     holders = tuple(holder.name for holder, *_ in sets.values())
     return PromptLayout(tuple(groups), positions, holders, tuple(passes.values()))
 

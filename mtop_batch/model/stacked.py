@@ -185,8 +185,8 @@ class InferenceParts:
         prompts: (S, E)
         groups: (S,) The group of each prompt.
         passes: How those that do not belong to the context go through the encoder.
-        stacked: Poolers and heads of the tasks with prompts, of one generation after the other: apart, so that a later
-            one does not change the shapes in which an earlier one is computed.
+        stacked: Poolers and heads of the tasks with prompts; those of added tasks apart, so that they do not change the
+            shapes in which the others are computed.
         probes: Weights of the probes, if there are probes.
         order: (n,) For each wanted task, its place among those of `stacked` and then those of `probes`; None where they
             come in that order.

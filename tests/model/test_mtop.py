@@ -117,13 +117,13 @@ def test_adding_tasks_changes_no_bit_of_earlier_outputs(
         model = MTOPModel.from_backbone(load_backbone(MINILM), TASKS, prompt_attention=attention)
         enlarge(model)
     model.backbone.to(dtype=dtype)  # type: ignore[call-arg]  # transformers wraps it
-    generations: tuple[tuple[list[Task], dict[str, Any]], ...] = (
+    additions: tuple[tuple[list[Task], dict[str, Any]], ...] = (
         ([ADDED, Task("probed", kind="probe")], {"prompts_per_task": 4}),
         ([Task("later", labels=tuple("abcdef"))], {"adapter_rank": 2}),
         ([Task("last")], {}),
     )
-    for tasks, how in generations:
-        before = model.all_tasks(**batch)
+    before = model.all_tasks(**batch)
+    for tasks, how in additions:
         model.add_tasks(tasks, **how)
         enlarge(model, [task.name for task in tasks if task.kind != "probe"])
         after = model.all_tasks(**batch)
@@ -139,10 +139,10 @@ def test_a_task_that_is_replaced_keeps_its_place_among_the_outputs(make_model: M
     model.add_tasks([Task("type", labels=("no", "yes"), text=("title",))], seed=1, adapter_rank=2, replace=True)
     after = model.all_tasks(**batch)
     assert model.task_names == ["topic", "type", "score", "added"]
-    assert [task.generation for task in model.task_prompts] == [0, 2, 0, 1]
+    assert [task.added for task in model.task_prompts] == [False, True, False, True]
     torch.testing.assert_close(after[:, [0, 2, 3]], before[:, [0, 2, 3]], atol=1e-5, rtol=0)
     assert not torch.allclose(after[:, 1, :2], before[:, 1, :2])
-    assert torch.equal(model.all_tasks(**batch, tasks=["type"])[:, 0], after[:, 1, :2])
+    torch.testing.assert_close(model.all_tasks(**batch, tasks=["type"])[:, 0], after[:, 1, :2], atol=1e-5, rtol=0)
 
 
 @torch.no_grad()

@@ -42,8 +42,8 @@ def test_the_layout_holds_the_context_and_the_wanted_tasks(case: tuple[list[Task
         assert groups == {0} if not task.isolated else len(groups) == 1 and not groups & others
 
 
-def test_each_generation_has_a_pass_of_its_own_whatever_the_order_of_the_tasks() -> None:
-    old, new = TaskPrompts("old", 2, True), TaskPrompts("new", 3, True, generation=2)
+def test_added_tasks_have_a_pass_of_their_own_whatever_the_order_of_the_tasks() -> None:
+    old, new = TaskPrompts("old", 2, True), TaskPrompts("new", 3, True, added=True)
     tasks = [new, TaskPrompts("joint", 1, False), old, TaskPrompts("older", 1, True)]
     layout = prompt_layout(tasks, 1, [task.name for task in tasks])
     assert layout.holders == ("joint", "old", "older", "new")
