@@ -7,8 +7,10 @@ Accuracy: each task is added to a trained bundle, which should not know it, in s
 * `plain`     the same logistic regression on the vectors of the backbone as it was pretrained: what people use today
 
     python benchmarks/probes.py accuracy --model M --tasks data/nhc/tasks.toml [--only a,b] [--seeds 0 1 2]
-        [--examples 50 200] [--set add_tasks.epochs=5]
+        [--examples 50 200] [--set add_tasks.epochs=5] [--work models/probes]
 
+Each task, number of examples and seed is a step with a result file under --work, so a run that is cut off goes on; a
+directory is for one model and one setting.
 `--examples` draws that many training examples of each task (every label has its share); without it all are used.
 
 Backfill: the articles of some Parquet files are labelled with a bundle, vectors are stored, and a task is added as a
@@ -25,6 +27,7 @@ time that the stages took, all processes together.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import statistics
 import tempfile
@@ -68,6 +71,7 @@ def main() -> None:
     parser.add_argument("--articles", nargs="+", default=[], help="Parquet files")
     parser.add_argument("--column", default="text")
     parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--work", type=Path, default=Path("models/probes"))
     parser.add_argument("--name", default="")
     arguments = parser.parse_args()
     result = accuracy(arguments) if arguments.what == "accuracy" else backfill(arguments)
@@ -84,8 +88,12 @@ def accuracy(arguments: argparse.Namespace) -> dict[str, Any]:
         train, eval_ = (_examples(task, split, tokenizer) for split in ("train", "eval"))
         for count in arguments.examples:
             for seed in arguments.seeds:
-                data = TaskData(task.definition(), _draw(train, count, seed), eval_)
-                for way, value in _by_all_ways(bundle, config, data, seed):
+                path = arguments.work / f"{task.name}-{count or 'all'}-seed-{seed}.json"
+                if not path.exists():
+                    data = TaskData(task.definition(), _draw(train, count, seed), eval_)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(json.dumps(dict(_by_all_ways(bundle, config, data, seed))))
+                for way, value in json.loads(path.read_text()).items():
                     found[f"{way}/{count or 'all'}"][task.name].append(value)
                     print(f"{task.name:20} {count or 'all':>5} examples, seed {seed}: {way:8} {value:.4f}", flush=True)
     summary = {way: _summary(values) for way, values in found.items()}

@@ -80,7 +80,6 @@ class TrainConfig(_Section):
     """Share of the steps in which the rate rises linearly; it falls linearly to zero over the rest."""
     max_grad_norm: float = Field(1.0, ge=0)
     """Gradients are clipped to this norm; 0 turns clipping off."""
-    """Deal the examples of each 16 batches of a task among these by length: less padding, so faster on short texts."""
     alpha: float = Field(1.0, ge=0, le=1)
     """Task i is drawn at a rate proportional to (its number of examples) ** alpha: 1 proportional, 0 uniform."""
     seed: int = Field(0, ge=0)

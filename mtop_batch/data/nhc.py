@@ -68,6 +68,7 @@ def build_nhc(
     output: str,
     extra: Mapping[str, str] | None = None,
     *,
+    topics: Mapping[str, str] = TOPICS,
     seed: int = 0,
     positives: int = 2000,
     eval_fraction: float = 0.2,
@@ -89,6 +90,7 @@ def build_nhc(
             With positives named, a row is "yes" if its label is one of them and otherwise "no":
             `{"opinion": "sentences.parquet?positive=mixed,opinion"}`. Without, each value is a label of its own, but
             false and true, or 0 and 1, become "no" and "yes". Rows without text or label are left out.
+        topics: Task -> its category in capitals; the paper's by default.
         seed: Of all draws.
         positives: Most positives of a topic.
         eval_fraction: Share of the evaluation set.
@@ -102,9 +104,9 @@ def build_nhc(
         LabelTableError: The storage cannot be reached or refuses; files already written stay.
     """
     extra = extra or {}
-    check_task_names([*TOPICS, *extra])
+    check_task_names([*topics, *extra])
     headlines = _unique(_read_headlines(source))
-    tasks = [_topic_task(name, category, headlines, source, seed, positives) for name, category in TOPICS.items()]
+    tasks = [_topic_task(name, category, headlines, source, seed, positives) for name, category in topics.items()]
     tasks += [_extra_task(name, location, seed) for name, location in extra.items()]
     split = [_LabelledTask(task, table, round(len(table) * (1 - eval_fraction))) for task, table in tasks]
     for item in split:

@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,14 @@ def has_token_types(backbone: PreTrainedModel) -> bool:
     return accepts(backbone, "token_type_ids") and getattr(backbone.config, "type_vocab_size", 0) > 1
 
 
+class Text(NamedTuple):
+    """The text part of a batch, as `encode` takes it."""
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    token_type_ids: Tensor | None
+
+
 @dataclass(frozen=True)
 class Pass:
     """Isolated prompts that go through the encoder together.
@@ -110,7 +118,7 @@ def encode(
     groups = groups or [0] * len(prompts)
     num_in_context = groups.count(0)
     assert not any(groups[:num_in_context]), "the context's prompts come first"
-    text = _Text(input_ids, attention_mask, token_type_ids)
+    text = Text(input_ids, attention_mask, token_type_ids)
     if num_in_context == len(groups):
         return _encode_at_once(backbone, prompts, text, None)
     if not is_readable(backbone):
@@ -157,7 +165,7 @@ def encode_context(
         prompts: (S, E) Those of the context.
         input_ids: As for `encode`, like the others.
     """
-    text = _Text(input_ids, attention_mask, token_type_ids)
+    text = Text(input_ids, attention_mask, token_type_ids)
     key_values = record_only(
         num_layers(backbone), lambda arguments: _encode_at_once(backbone, prompts, text, None, **arguments)
     )
@@ -204,15 +212,6 @@ def encode_reading(
     return outputs
 
 
-@dataclass(frozen=True)
-class _Text:
-    """The text part of a batch, as `encode` takes it."""
-
-    input_ids: Tensor
-    attention_mask: Tensor | None
-    token_type_ids: Tensor | None
-
-
 @lru_cache(maxsize=64)
 def _on_device(groups: tuple[int, ...], device: torch.device) -> Tensor:
     """(S,) The groups of prompts; kept, because what is brought to a GPU waits for all that it has to do."""
@@ -220,13 +219,13 @@ def _on_device(groups: tuple[int, ...], device: torch.device) -> Tensor:
         return torch.tensor(groups, device=device)
 
 
-def _context(key_values: KeyValues, text: _Text, num_prompts: int) -> Context:
+def _context(key_values: KeyValues, text: Text, num_prompts: int) -> Context:
     mask = text.attention_mask
     return Context(key_values, None if mask is None else _with_prompts(mask, num_prompts))
 
 
 def _encode_at_once(
-    backbone: PreTrainedModel, prompts: Tensor, text: _Text, groups: Tensor | None, **arguments: Any
+    backbone: PreTrainedModel, prompts: Tensor, text: Text, groups: Tensor | None, **arguments: Any
 ) -> tuple[Tensor, Tensor]:
     """One pass over everything; groups (S,) take a mask over everything. Training leaves out padding where it can."""
     num_prompts, (batch_size, num_tokens) = len(prompts), text.input_ids.shape

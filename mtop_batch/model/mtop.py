@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,13 +24,7 @@ from mtop_batch.errors import TaskError
 from mtop_batch.model.adapters import stack_adapters
 from mtop_batch.model.attention import Context, use_readable_attention
 from mtop_batch.model.backbone import backbone_config_dict, check_backbone
-from mtop_batch.model.encoder import (
-    Pass,
-    embedding_size,
-    encode,
-    encode_context,
-    encode_reading,
-)
+from mtop_batch.model.encoder import Pass, Text, embedding_size, encode, encode_context, encode_reading
 from mtop_batch.model.heads import TaskModule, task_loss
 from mtop_batch.model.mtop_config import MTOPConfig, PromptAttention
 from mtop_batch.model.parameters import MTOPParameters, generator_of
@@ -167,7 +161,7 @@ class MTOPModel(MTOPParameters):
             assert input_ids is not None, "either texts or their context are given"
             layout = self._layout([task])
             prompts = self._prompts(layout, trained=task if self.config.stop_gradient else None)
-            text = _Text(input_ids, attention_mask, token_type_ids)
+            text = Text(input_ids, attention_mask, token_type_ids)
             at_context = self.needs_outputs_at_context([task])
             passes = self._passes(layout)
             outputs, at_text = encode(
@@ -237,7 +231,7 @@ class MTOPModel(MTOPParameters):
         wanted = tuple(self.task_names if tasks is None else tasks)
         if not wanted:
             raise TaskError(f"no task is wanted; tasks: {', '.join(self.task_names)}")
-        return self._outputs(wanted, _Text(input_ids, attention_mask, token_type_ids), vectors=False)[0]
+        return self._outputs(wanted, Text(input_ids, attention_mask, token_type_ids), vectors=False)[0]
 
     def all_tasks_and_vectors(
         self,
@@ -258,9 +252,9 @@ class MTOPModel(MTOPParameters):
             TaskError: A wanted task does not exist.
         """
         wanted = tuple(self.task_names if tasks is None else tasks)
-        return self._outputs(wanted, _Text(input_ids, attention_mask, token_type_ids), vectors=True)
+        return self._outputs(wanted, Text(input_ids, attention_mask, token_type_ids), vectors=True)
 
-    def _outputs(self, wanted: tuple[str, ...], text: _Text, *, vectors: bool) -> tuple[Tensor, Tensor]:
+    def _outputs(self, wanted: tuple[str, ...], text: Text, *, vectors: bool) -> tuple[Tensor, Tensor]:
         """Logits, and vectors: these are (B, 0) where nobody wants them."""
         parts = self._parts(wanted)
         at_context = vectors or parts.at_context
@@ -353,11 +347,3 @@ class MTOPModel(MTOPParameters):
 
     def _tasks_changed(self) -> None:
         self._inference_parts = None
-
-
-class _Text(NamedTuple):
-    """The texts of a batch, as `encode` takes them."""
-
-    input_ids: Tensor
-    attention_mask: Tensor | None
-    token_type_ids: Tensor | None

@@ -56,6 +56,14 @@ def test_topics_have_as_many_negatives_as_positives_and_a_fifth_for_evaluation(t
         assert len({row["headline"] for row in rows}) == 10
 
 
+def test_other_categories_make_other_tasks(tmp_path: Path) -> None:
+    source = write_json(tmp_path / "news.json", news())
+    counts = build_nhc(source, str(tmp_path / "topics"), topics={"sport": "SPORTS"}, eval_fraction=0.5)
+    assert list(counts) == ["sport"]
+    rows = sum(read(tmp_path / "topics", "sport"), [])
+    assert all((row["label"] == "yes") == row["headline"].startswith("SPORTS ") for row in rows)
+
+
 def test_json_and_parquet_in_any_order_make_the_same_files(tmp_path: Path) -> None:
     rows = news()
     sources = [
