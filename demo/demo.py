@@ -17,6 +17,7 @@ from typing import Any
 import duckdb
 import news
 import pyarrow.dataset as ds
+from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -130,15 +131,21 @@ def _accuracy_table(rows: list[dict[str, Any]], topics: list[str]) -> Table:
 
 
 def _article_table(rows: list[dict[str, Any]], topics: list[str]) -> Table:
-    """One line per article: its labels that are yes with their probabilities, and how sure the noes are."""
-    table = Table(Column("title", max_width=30, no_wrap=True), "category", "yes", "no")
+    """One line per article: the label of each task and how sure it is."""
+    columns = [
+        Column("title", max_width=20, no_wrap=True),
+        *(Column(topic, min_width=9, no_wrap=True) for topic in topics),
+    ]
+    table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.caption = "! the known category says otherwise"
     for row in rows:
-        words: dict[str, list[str]] = {"yes": [], "no": []}
+        cells = []
         for topic in topics:
-            words[row[f"{topic}_label"]].append(f"{topic} {row[f'{topic}_score']:.0%}")
-        table.add_row(
-            row["title"], row["category"], f"[green]{', '.join(words['yes'])}[/green]", ", ".join(words["no"])
-        )
+            label = row[f"{topic}_label"]
+            style = "bold green" if label == "yes" else "dim"
+            wrong = (label == "yes") != (row["category"] == topic)
+            cells.append(f"[{style}]{label:3} {row[f'{topic}_score']:4.0%}[/]{'[red]![/]' if wrong else ' '}")
+        table.add_row(row["title"], *cells)
     return table
 
 

@@ -60,8 +60,8 @@ def test_other_categories_make_other_tasks(tmp_path: Path) -> None:
     source = write_json(tmp_path / "news.json", news())
     counts = build_nhc(source, str(tmp_path / "topics"), topics={"sport": "SPORTS"}, eval_fraction=0.5)
     assert list(counts) == ["sport"]
-    rows = sum(read(tmp_path / "topics", "sport"), [])
-    assert all((row["label"] == "yes") == row["headline"].startswith("SPORTS ") for row in rows)
+    train, evaluation = read(tmp_path / "topics", "sport")
+    assert all((row["label"] == "yes") == row["headline"].startswith("SPORTS ") for row in train + evaluation)
 
 
 def test_json_and_parquet_in_any_order_make_the_same_files(tmp_path: Path) -> None:
