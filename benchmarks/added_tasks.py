@@ -22,7 +22,7 @@ import json
 import statistics
 import time
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -116,10 +116,15 @@ def some_of(examples: LabelledTokens, count: int | None) -> LabelledTokens:
 
 
 def train_together(
-    study: Study, names: Sequence[str], seed: int, prompt_attention: PromptAttention = "isolated"
+    study: Study,
+    names: Sequence[str],
+    seed: int,
+    prompt_attention: PromptAttention = "isolated",
+    prompt_groups: Mapping[str, str] | None = None,
 ) -> tuple[MTOPModel, dict[str, float]]:
     """Train tasks from the start as `mtop train` does with jobs/nhc-cpu.toml; the model and each task's metric."""
     data = [study.data[name] for name in names]
+    prompt_groups = prompt_groups or {}
     backbone = load_backbone(study.backbone)
     backbone.to(device=study.worker.device)  # type: ignore[call-arg]
     single = replace(
@@ -138,14 +143,21 @@ def train_together(
             single,
             prompts_per_task=2,
             prompt_attention=prompt_attention,
+            prompt_group=prompt_groups.get(item.task.name),
             pad_token_id=study.pad_token_id,
             worker=study.worker,
         )
         for item in data
     }
     backbone.requires_grad_(True)
-    tasks = [item.task for item in data]
-    model = MTOPModel.from_backbone(backbone, tasks, prompts_per_task=2, prompt_attention=prompt_attention, seed=seed)
+    model = MTOPModel.from_backbone(
+        backbone,
+        [item.task for item in data],
+        prompts_per_task=2,
+        prompt_attention=prompt_attention,
+        prompt_groups=prompt_groups,
+        seed=seed,
+    )
     initialise(model, prompt_init="single-task", pooler_init="single-task", warm=warm, seed=seed)
     freeze_word_embeddings(model)
     settings = replace(study.settings, seed=seed)

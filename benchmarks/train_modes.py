@@ -2,11 +2,12 @@
 
 * `isolated`  prompts attend to the text and to those of their own task
 * `joint`     everything attends to everything, as in the paper
+* `grouped`   isolated, and the tasks are dealt to two prompt groups in turn (`prompt_groups = 2`)
 
 Every training is a step with a result file under --work, so a run that is cut off goes on. Needs no Ray, and uses a
 GPU where there is one.
 
-    python benchmarks/train_modes.py --tasks data/nhc/tasks.toml [--modes isolated joint] [--seeds 0 1]
+    python benchmarks/train_modes.py --tasks data/nhc/tasks.toml [--modes isolated joint grouped] [--seeds 0 1]
         [--epochs 2] [--examples 1000] [--work models/train-modes]
 """
 
@@ -16,6 +17,7 @@ import argparse
 import json
 import statistics
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,15 @@ from mtop_batch.model.backbone import load_tokenizer
 from mtop_batch.model.mtop_config import PromptAttention
 from mtop_batch.training.settings import TrainSettings, Worker
 
-MODES: tuple[PromptAttention, ...] = ("isolated", "joint")
+MODES = ("isolated", "joint", "grouped")
 
 
-def trained(study: Study, mode: PromptAttention, seed: int) -> dict[str, float]:
+def trained(study: Study, mode: str, seed: int) -> dict[str, float]:
     """Each task's metric when all are trained together in this mode."""
-    return train_together(study, list(study.data), seed, mode)[1]
+    names = list(study.data)
+    prompt_attention: PromptAttention = "joint" if mode == "joint" else "isolated"
+    prompt_groups = dict(zip(names, cycle("12"), strict=False)) if mode == "grouped" else {}
+    return train_together(study, names, seed, prompt_attention, prompt_groups)[1]
 
 
 def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
