@@ -7,6 +7,7 @@ round; loading and a warm-up are not counted. Ratios are of the same round, thei
 * `mtop`  ours: `Predictor.predict`, with joint and with isolated prompts, and with isolated ones that four tasks share
   (two prompt groups)
 * `bare`  the encoder alone over token batches made ready beforehand, sorted by length: no prompts, no heads
+* `compiled`  the same encoder, compiled with `torch.compile`; compiling is not counted
 * `pipelines`  `transformers.pipeline("text-classification")`, once for every task
 * `encoder_and_heads`  one `AutoModel`, batches of 32 in the order of the texts, padded; eight linear heads
 * `sentence_transformers`  `SentenceTransformer.encode`, eight linear heads on its vectors (if it is installed)
@@ -98,9 +99,10 @@ def mtop(setting: Setting, attention: PromptAttention, num_groups: int = NUM_TAS
     return lambda texts: predictor.predict(texts)
 
 
-def bare(setting: Setting) -> Run:
+def bare(setting: Setting, *, compiled: bool = False) -> Run:
     """The encoder alone, on batches of tokens that are ready."""
     encoder, tokenizer = setting.encoder(), load_tokenizer(setting.backbone)
+    forward = torch.compile(encoder, dynamic=True) if compiled else encoder
     text_tokenizer = TextTokenizer(tokenizer, setting.max_tokens)
     pad = int(tokenizer.pad_token_id or 0)
     ready: dict[int, list[dict[str, Tensor]]] = {}
@@ -114,10 +116,12 @@ def bare(setting: Setting) -> Run:
     def run(texts: Texts) -> None:
         for batch in ready.setdefault(id(texts), []) or prepare(texts):
             inputs = {key: value.to(setting.device, non_blocking=True) for key, value in batch.items()}
-            encoder(**inputs)
+            forward(**inputs)
 
     def keep(texts: Texts) -> None:
         ready[id(texts)] = prepare(texts)
+        if compiled:
+            run(texts)
 
     run.prepare = keep  # type: ignore[attr-defined]  # called before the clock starts
     return run
@@ -276,6 +280,7 @@ PEERS: dict[str, Callable[[Setting], Run]] = {
     "mtop isolated": lambda setting: mtop(setting, "isolated"),
     "mtop 2 groups": lambda setting: mtop(setting, "isolated", 2),
     "bare": bare,
+    "compiled": lambda setting: bare(setting, compiled=True),
     "pipelines": pipelines,
     "encoder_and_heads": encoder_and_heads,
     "sentence_transformers": sentence_transformers,
