@@ -73,14 +73,15 @@ class Performance:
 
     def bottleneck(self) -> str:
         """What bounds the run, and what to change, in one line."""
-        if self.start_up_s > self.seconds / 2:
+        waited_s = self.num_actors * (self.seconds - self.start_up_s) - self.model_s
+        waits = self.waited_share >= _BUSY
+        if self.start_up_s > self.seconds / 2 or (waits and self.start_up_s * self.num_actors > waited_s):
             return f"starting, {self.start_up_s:.0f} of {self.seconds:.0f} s: a larger run pays better"
-        if self.waited_share < _BUSY:
+        if not waits:
             return (
                 f"the model: labelling actors waited for input {self.waited_share:.0%} of their time; more GPUs (or "
                 "CPUs, where there are none) make it faster"
             )
-        waited_s = self.num_actors * (self.seconds - self.start_up_s) - self.model_s
         if self.cpus_per_actor * self.model_s < _EXPLAINS * waited_s:
             return (
                 f"uneven work: {self.waited_share:.0%} of their time labelling actors had nothing to do, while others "

@@ -39,6 +39,8 @@ def test_shares_and_rates() -> None:
         ({"write": 80.0, "model": 100.0}, 10.0, "writing: .* about 0.8 CPUs per labelling actor"),
         ({"tokenise": 1.5, "read": 0.1, "model": 100.0}, 10.0, "uneven work: 50% .*--unit-rows"),
         ({"model": 20.0}, 100.0, "starting, 100 of 110 s: a larger run"),
+        ({"model": 110.0}, 40.0, "starting, 40 of 110 s: a larger run"),  # more than the 15 s that an actor waited
+        ({"model": 135.0}, 40.0, "the model"),
     ],
 )
 def test_the_bottleneck_says_what_to_change(stage_seconds: dict[str, float], start_up_s: float, words: str) -> None:
