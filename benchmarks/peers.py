@@ -2,7 +2,8 @@
 
 All have the same encoder weights, texts, threads and precision, take texts and give labels of eight tasks (two labels
 each; heads are random, they cost the same). Every one runs in a process of its own, in turn, the order turning round by
-round; loading and a warm-up are not counted. Ratios are of the same round, their median over the rounds; where ours was not measured, they are those of the first that was.
+round; loading and a warm-up are not counted. Ratios are of the same round, their median over the rounds; where
+ours was not measured, they are those of the first that was.
 
 * `mtop`  ours: `Predictor.predict`, with joint and with isolated prompts, and with isolated ones that four tasks share
   (two prompt groups)
