@@ -121,6 +121,7 @@ def train_together(
     seed: int,
     prompt_attention: PromptAttention = "isolated",
     prompt_groups: Mapping[str, str] | None = None,
+    prompts_per_task: int = 2,
 ) -> tuple[MTOPModel, dict[str, float]]:
     """Train tasks from the start as `mtop train` does with jobs/nhc-cpu.toml; the model and each task's metric."""
     data = [study.data[name] for name in names]
@@ -141,7 +142,7 @@ def train_together(
             backbone,
             item,
             single,
-            prompts_per_task=2,
+            prompts_per_task=prompts_per_task,
             prompt_attention=prompt_attention,
             prompt_group=prompt_groups.get(item.task.name),
             pad_token_id=study.pad_token_id,
@@ -153,7 +154,7 @@ def train_together(
     model = MTOPModel.from_backbone(
         backbone,
         [item.task for item in data],
-        prompts_per_task=2,
+        prompts_per_task=prompts_per_task,
         prompt_attention=prompt_attention,
         prompt_groups=prompt_groups,
         seed=seed,

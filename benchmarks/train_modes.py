@@ -1,14 +1,15 @@
 """What ways of training all tasks together do to accuracy: one budget, several seeds.
 
-* `isolated`  prompts attend to the text and to those of their own task
-* `joint`     everything attends to everything, as in the paper
-* `grouped`   isolated, and the tasks are dealt to two prompt groups in turn (`prompt_groups = 2`)
+* `isolated`    prompts attend to the text and to those of their own task
+* `joint`       everything attends to everything, as in the paper
+* `one_prompt`  isolated, and a task has one prompt (`prompts_per_task = 1`)
+* `grouped`     isolated, and the tasks are dealt to two prompt groups in turn (`prompt_groups = 2`)
 
 Every training is a step with a result file under --work, so a run that is cut off goes on. Needs no Ray, and uses a
 GPU where there is one.
 
-    python benchmarks/train_modes.py --tasks data/nhc/tasks.toml [--modes isolated joint grouped] [--seeds 0 1]
-        [--epochs 2] [--examples 1000] [--work models/train-modes]
+    python benchmarks/train_modes.py --tasks data/nhc/tasks.toml [--modes isolated joint one_prompt grouped]
+        [--seeds 0 1] [--epochs 2] [--examples 1000] [--work models/train-modes]
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from mtop_batch.model.backbone import load_tokenizer
 from mtop_batch.model.mtop_config import PromptAttention
 from mtop_batch.training.settings import TrainSettings, Worker
 
-MODES = ("isolated", "joint", "grouped")
+MODES = ("isolated", "joint", "one_prompt", "grouped")
 
 
 def trained(study: Study, mode: str, seed: int) -> dict[str, float]:
@@ -38,7 +39,8 @@ def trained(study: Study, mode: str, seed: int) -> dict[str, float]:
     names = list(study.data)
     prompt_attention: PromptAttention = "joint" if mode == "joint" else "isolated"
     prompt_groups = dict(zip(names, cycle("12"), strict=False)) if mode == "grouped" else {}
-    return train_together(study, names, seed, prompt_attention, prompt_groups)[1]
+    prompts_per_task = 1 if mode == "one_prompt" else 2
+    return train_together(study, names, seed, prompt_attention, prompt_groups, prompts_per_task)[1]
 
 
 def summary(runs: list[dict[str, float]]) -> dict[str, Any]:

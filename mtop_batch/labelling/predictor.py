@@ -57,8 +57,10 @@ class Predictor:
             on devices that compute in bf16.
         tasks: Names of the wanted tasks; None for all. Outputs are in the model's order.
         vectors: Give the document vectors too; then no task need be wanted.
-        max_batch_tokens: Positions of a batch that go through the encoder at once, prompts and padding included; None
-            chooses by device and tasks. Halved for good whenever the device runs out of memory.
+        max_batch_tokens: Positions of a batch, prompts and padding included; None chooses by device and tasks. Halved
+            for good whenever the device runs out of memory. Tasks that were added to the bundle do not count, for
+            their prompts go through the encoder by themselves: other batches would change how the results of the
+            earlier tasks are rounded. They do count where no other task is wanted.
 
     Raises:
         TaskError: A wanted task is not one of the model's.
@@ -87,15 +89,16 @@ class Predictor:
         self.gives_vectors = vectors
         wanted = set(names)
         self.tasks: list[Task] = [task for task in model.tasks if task.name in wanted]
-        self.max_batch_tokens = max_batch_tokens or _batch_tokens(self.device, model, names)
+        added = {task.name for task in model.task_prompts if task.added}
+        counted = [name for name in names if name not in added] or names
+        self.max_batch_tokens = max_batch_tokens or _batch_tokens(self.device, model, counted)
         self._uses_bf16 = precision == "bf16" or (precision == "auto" and has_bf16(self.device))
         self._model = with_bf16_encoder(model).eval() if self._uses_bf16 else model.eval()
         self._model.to(device=self.device)
         self._names = names
         self._tokenizer = TextTokenizer(tokenizer, model.config.max_tokens)
         self._pad_token_id = _pad_token_id(tokenizer)
-        layout = prompt_layout(model.task_prompts, model.config.shared_prompts, names)
-        self._num_prompts = layout.groups.count(0) + max(map(len, layout.passes), default=0)
+        self._num_prompts = len(prompt_layout(model.task_prompts, model.config.shared_prompts, counted).groups)
         self._flops = ForwardFlops.of(model, names, vectors=vectors)
         self._matrix_rate, self._rate_measured_at = 0.0, -math.inf
         self._vector_size = hidden_size(model.backbone)

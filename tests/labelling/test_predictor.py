@@ -21,6 +21,8 @@ from mtop_batch.labelling.outputs import TaskOutputs, label_columns
 from mtop_batch.labelling.predictor import Predictor
 from mtop_batch.model.bundle import save_bundle
 from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.mtop_config import PromptAttention
+from mtop_batch.precision import PrecisionChoice
 from mtop_batch.tasks import Task
 
 TASKS = [
@@ -33,8 +35,12 @@ MakeTexts = Callable[..., list[str]]
 
 @pytest.fixture
 def model(backbone: ElectraModel) -> MTOPModel:
+    return make_model(backbone)
+
+
+def make_model(backbone: ElectraModel, attention: PromptAttention = "isolated") -> MTOPModel:
     """A model whose random weights are large enough to tell texts apart."""
-    model = MTOPModel.from_backbone(backbone, TASKS, prompt_attention="isolated", max_tokens=32).eval()
+    model = MTOPModel.from_backbone(backbone, TASKS, prompt_attention=attention, max_tokens=32).eval()
     generator = torch.Generator().manual_seed(1)
     for name in model.task_names:
         shapes = {key: value.shape for key, value in model.task_tensors(name).items()}
@@ -157,22 +163,30 @@ def test_many_tasks_that_share_prompts_are_labelled_as_each_alone(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("attention", ["isolated", "joint"])
 def test_tasks_that_are_added_change_no_label_and_no_score_of_earlier_ones(
-    model: MTOPModel, tokenizer: BertTokenizer, make_texts: MakeTexts, precision: Any
+    backbone: ElectraModel,
+    tokenizer: BertTokenizer,
+    make_texts: MakeTexts,
+    attention: PromptAttention,
+    precision: PrecisionChoice,
 ) -> None:
+    model = make_model(backbone, attention)
     tokens = TextTokenizer(tokenizer, 32).encode(make_texts(50))
     before, after = (
         Predictor(each, tokenizer, device="cpu", precision=precision, max_batch_tokens=150).predict_tokens(tokens)
         for each in (model, with_added_tasks(model))
     )
-    assert after.label_ids.shape == (5, 50)
+    assert after.label_ids.shape == (6, 50)
     np.testing.assert_array_equal(after.label_ids[:3], before.label_ids)
     np.testing.assert_array_equal(after.scores[:3], before.scores)
 
 
 def with_added_tasks(model: MTOPModel) -> MTOPModel:
+    """With three more tasks, whose prompts are more than those of the others."""
     more = deepcopy(model)
-    more.add_tasks([Task("sport"), Task("kind", labels=("a", "b", "c"))], prompts_per_task=3, adapter_rank=2)
+    tasks = [Task("sport"), Task("kind", labels=("a", "b", "c")), Task("opinion")]
+    more.add_tasks(tasks, prompts_per_task=3, adapter_rank=2)
     return more.eval()
 
 
@@ -186,6 +200,8 @@ def test_batches_of_many_tasks_are_larger_on_a_cpu(
     monkeypatch.setattr(predictor_module, "_MANY_TASK_PARAMETERS", (one + every) // 2)
     assert Predictor(model, tokenizer, device="cpu", tasks=["grade"]).max_batch_tokens == usual
     assert Predictor(model, tokenizer, device="cpu").max_batch_tokens == 2 * usual
+    monkeypatch.setattr(predictor_module, "_MANY_TASK_PARAMETERS", every)
+    assert Predictor(with_added_tasks(model), tokenizer, device="cpu").max_batch_tokens == usual
 
 
 def test_batches_without_padding_have_no_mask(
