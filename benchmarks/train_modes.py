@@ -3,13 +3,14 @@
 * `isolated`    prompts attend to the text and to those of their own task
 * `joint`       everything attends to everything, as in the paper
 * `one_prompt`  isolated, and a task has one prompt (`prompts_per_task = 1`)
-* `grouped`     isolated, and the tasks are dealt to two prompt groups in turn (`prompt_groups = 2`)
+* `two_groups`  isolated, and the tasks are dealt to two prompt groups in turn (`prompt_groups = 2`)
+* `one_group`   isolated, and all tasks share two prompts (`prompt_groups = 1`)
 
 Every training is a step with a result file under --work, so a run that is cut off goes on. Needs no Ray, and uses a
 GPU where there is one.
 
-    python benchmarks/train_modes.py --tasks data/nhc/tasks.toml [--modes isolated joint one_prompt grouped]
-        [--seeds 0 1] [--epochs 2] [--examples 1000] [--work models/train-modes]
+    python benchmarks/train_modes.py --tasks data/nhc/tasks.toml [--seeds 0 1] [--epochs 2] [--examples 1000]
+        [--modes isolated joint one_prompt two_groups one_group] [--work models/train-modes]
 """
 
 from __future__ import annotations
@@ -31,14 +32,15 @@ from mtop_batch.model.backbone import load_tokenizer
 from mtop_batch.model.mtop_config import PromptAttention
 from mtop_batch.training.settings import TrainSettings, Worker
 
-MODES = ("isolated", "joint", "one_prompt", "grouped")
+MODES = ("isolated", "joint", "one_prompt", "two_groups", "one_group")
 
 
 def trained(study: Study, mode: str, seed: int) -> dict[str, float]:
     """Each task's metric when all are trained together in this mode."""
     names = list(study.data)
     prompt_attention: PromptAttention = "joint" if mode == "joint" else "isolated"
-    prompt_groups = dict(zip(names, cycle("12"), strict=False)) if mode == "grouped" else {}
+    groups = {"two_groups": "12", "one_group": "1"}.get(mode, "")
+    prompt_groups = dict(zip(names, cycle(groups), strict=False))
     prompts_per_task = 1 if mode == "one_prompt" else 2
     return train_together(study, names, seed, prompt_attention, prompt_groups, prompts_per_task)[1]
 
