@@ -5,8 +5,8 @@ each; heads are random, they cost the same). Every one runs in a process of its 
 round; loading and a warm-up are not counted. Ratios are of the same round, their median over the rounds; where
 ours was not measured, they are those of the first that was.
 
-* `mtop`  ours: `Predictor.predict`, with joint and with isolated prompts, and with isolated ones that four tasks share
-  (two prompt groups)
+* `mtop`  ours: `Predictor.predict`, with joint and with isolated prompts, two of each task; with isolated ones also
+  one of each task (`1 prompt`), two of four tasks (`2 groups`) and two of all tasks (`1 group`)
 * `bare`  the encoder alone over token batches made ready beforehand, sorted by length: no prompts, no heads
 * `compiled`  the same encoder, compiled with `torch.compile`; compiling is not counted
 * `pipelines`  `transformers.pipeline("text-classification")`, once for every task
@@ -15,8 +15,8 @@ ours was not measured, they are those of the first that was.
 * `onnx_runtime`  the encoder as an ONNX graph, batches sorted by length; eight linear heads (if it is installed)
 * `ray_data`  the pattern of Ray Data's examples: `read_parquet`, `map_batches` with an actor class that tokenises and
   labels as `encoder_and_heads` does, one actor with a thread per core, `write_parquet`; beside `mtop_job`, which is
-  `mtop label` on the same files, and `mtop_job 2 groups`. The start-up is left out: they run twice, once with twice the
-  texts. Give several thousand `--rows`.
+  `mtop label` on the same files, and the same with fewer prompts. The start-up is left out: they run twice, once with
+  twice the texts. Give several thousand `--rows`.
 
     python benchmarks/peers.py --articles demo/corpus --column title [--second body] [--max-tokens 128] [--rows 2000]
         [--precision fp32] [--only mtop bare ...] [--name peers_title]
@@ -35,6 +35,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from bundles import BACKBONE, COLUMN, NUM_TASKS, random_model, save_random_bundle
+from bundles import BACKBONE, COLUMN, NUM_TASKS, TWO_EACH, Prompts, random_model, save_random_bundle
 from results_file import write_result
 from torch import Tensor, nn
 
@@ -89,10 +90,10 @@ def labels_of(heads: nn.Linear, vectors: Tensor) -> Tensor:
     return logits.view(-1, NUM_TASKS, 2).argmax(dim=-1).cpu()
 
 
-def mtop(setting: Setting, attention: PromptAttention, num_groups: int = NUM_TASKS) -> Run:
+def mtop(setting: Setting, attention: PromptAttention, prompts: Prompts = TWO_EACH) -> Run:
     """One pass for all tasks."""
     predictor = Predictor(
-        random_model(setting.backbone, attention, setting.max_tokens, num_groups),
+        random_model(setting.backbone, attention, setting.max_tokens, prompts),
         load_tokenizer(setting.backbone),
         device=setting.device,
         precision="bf16" if setting.dtype == torch.bfloat16 else "fp32",
@@ -265,21 +266,22 @@ def ray_data(setting: Setting, corpus: str) -> float:
     return time.perf_counter() - started
 
 
-def mtop_job(setting: Setting, corpus: str, num_groups: int = NUM_TASKS) -> float:
+def mtop_job(setting: Setting, corpus: str, prompts: Prompts = TWO_EACH) -> float:
     """Seconds of `mtop label`."""
     with tempfile.TemporaryDirectory() as work:
         model = f"{work}/model"
-        save_random_bundle(model, setting.backbone, setting.max_tokens, num_groups)
+        save_random_bundle(model, setting.backbone, setting.max_tokens, prompts)
         started = time.perf_counter()
         command = ["label", "--model", model, "--corpus", corpus, "--labels", f"{work}/labels"]
         subprocess.run([sys.executable, "-m", "mtop_batch.cli", *command], check=True, capture_output=True)
         return time.perf_counter() - started
 
 
+FEWER_PROMPTS = {"1 prompt": Prompts(per_task=1), "2 groups": Prompts(num_groups=2), "1 group": Prompts(num_groups=1)}
 PEERS: dict[str, Callable[[Setting], Run]] = {
     "mtop joint": lambda setting: mtop(setting, "joint"),
     "mtop isolated": lambda setting: mtop(setting, "isolated"),
-    "mtop 2 groups": lambda setting: mtop(setting, "isolated", 2),
+    **{f"mtop {name}": partial(mtop, attention="isolated", prompts=prompts) for name, prompts in FEWER_PROMPTS.items()},
     "bare": bare,
     "compiled": lambda setting: bare(setting, compiled=True),
     "pipelines": pipelines,
@@ -290,7 +292,7 @@ PEERS: dict[str, Callable[[Setting], Run]] = {
 JOBS: dict[str, Callable[[Setting, str], float]] = {
     "ray_data": ray_data,
     "mtop_job": mtop_job,
-    "mtop_job 2 groups": lambda setting, corpus: mtop_job(setting, corpus, 2),
+    **{f"mtop_job {name}": partial(mtop_job, prompts=prompts) for name, prompts in FEWER_PROMPTS.items()},
 }
 NEEDS = {"sentence_transformers": "sentence_transformers", "onnx_runtime": "onnxruntime", "ray_data": "ray"}
 

@@ -100,6 +100,7 @@ MEASUREMENTS = {
 }
 FAST_PEERS = (
     "mtop isolated",
+    "mtop 1 prompt",
     "mtop 2 groups",
     "bare",
     "pipelines",
