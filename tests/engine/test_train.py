@@ -119,6 +119,7 @@ def test_a_task_that_means_something_else_in_the_bundle_is_not_evaluated(
         evaluate_bundle(trained[0].output, Config.model_validate(values))
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_result_of_one(
     make_config: MakeConfig, two_workers: tuple[Config, list[Event]], tmp_path: Path
 ) -> None:
@@ -132,6 +133,7 @@ def test_two_workers_give_the_result_of_one(
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=tolerance, msg=name)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_the_last_checkpoint_when_a_worker_is_killed(
     make_config: MakeConfig, two_workers: tuple[Config, list[Event]], tmp_path: Path
 ) -> None:
