@@ -6,6 +6,8 @@
     ├── DataError         training data whose schema or labels do not fit
     ├── BundleError       a model bundle that is missing, damaged or of another version
     ├── LabelTableError   a label table or corpus that cannot be read or written
+    │   ├── DamagedLabelFile
+    │   └── LeaseLost
     └── JobError          a job that ended before its work was done
 
 Every message says what is wrong, the offending value, what is allowed and what to do next. A bad *row* or
@@ -41,6 +43,14 @@ class LabelTableError(MtopError):
     """A corpus or label table that cannot be listed, read or written; the same command resumes."""
 
     exit_code = 1
+
+
+class DamagedLabelFile(LabelTableError):
+    """A file among the label files that is no label file, or not a readable one."""
+
+
+class LeaseLost(LabelTableError):
+    """This run may not write any more; trying again is of no use."""
 
 
 class JobError(MtopError):

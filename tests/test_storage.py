@@ -9,8 +9,9 @@ from uuid import uuid4
 import pyarrow as pa
 import pytest
 
-from mtop_batch import storage, storage_clients
+from mtop_batch import storage
 from mtop_batch.errors import ConfigError, LabelTableError
+from mtop_batch.storage import clients
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -121,7 +122,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
 
 
 def test_an_unreachable_server_is_named_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_clients, "_S3_ATTEMPTS", 2)
+    monkeypatch.setattr(clients, "_S3_ATTEMPTS", 2)
     monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
     for key, value in {
         "AWS_ENDPOINT_URL": "http://user:hunter2@127.0.0.1:9",

@@ -28,7 +28,6 @@ from mtop_batch.labelling.gather import DEFAULT_UNIT_ROWS, plan_labels
 from mtop_batch.labelling.label_files import remove_unfinished
 from mtop_batch.labelling.lease import Lease, hold_lease
 from mtop_batch.labelling.paths import parse_partitions
-from mtop_batch.labelling.patience import DEFAULT_PATIENCE_S
 from mtop_batch.labelling.plan import Plan
 from mtop_batch.labelling.report import RunReport, write_report
 from mtop_batch.labelling.runs import check_same_tasks, list_runs, new_run_id, write_run
@@ -36,6 +35,7 @@ from mtop_batch.labelling.stages import LabelJob, pieces_of_work, rows_of_a_piec
 from mtop_batch.labelling.summary import estimate_s, plan_dict, plan_text
 from mtop_batch.model.bundle_files import check_bundle, read_bundle_info
 from mtop_batch.precision import PrecisionChoice
+from mtop_batch.storage.retry import DEFAULT_PATIENCE_S
 from mtop_batch.tasks import select_tasks
 
 # Ray Data appends what it would have one configure to the messages of exceptions.

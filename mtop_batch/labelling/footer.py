@@ -17,10 +17,6 @@ FOOTER_KEY = "mtop_batch"
 _FORMAT = 1
 
 
-class DamagedLabelFile(LabelTableError):
-    """A file among the label files that is no label file, or not a readable one."""
-
-
 @dataclass(frozen=True, slots=True)
 class SourceFile:
     """A file of the corpus at one moment; a new size or version means new content.

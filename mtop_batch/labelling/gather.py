@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mtop_batch import storage
-from mtop_batch.errors import ConfigError, DataError
+from mtop_batch.errors import ConfigError, DamagedLabelFile, DataError
 from mtop_batch.labelling.cells import Cells, LabelFile, build_plan, relevant_sets
 from mtop_batch.labelling.definition import Definition
-from mtop_batch.labelling.footer import DamagedLabelFile, SourceFile
+from mtop_batch.labelling.footer import SourceFile
 from mtop_batch.labelling.label_files import list_label_files, read_footer, read_label_sets
 from mtop_batch.labelling.paths import in_partition, is_source, parse_partitions, partition_keys, source_path
 from mtop_batch.labelling.plan import Layout, Plan

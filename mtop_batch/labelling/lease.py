@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from mtop_batch import storage
-from mtop_batch.errors import LabelTableError, MtopError
+from mtop_batch.errors import LabelTableError, LeaseLost, MtopError
 from mtop_batch.labelling import lease_file
 from mtop_batch.labelling.lease_file import Snapshot
 from mtop_batch.labelling.lease_holder import Holder, in_utc
@@ -39,10 +39,6 @@ _JOIN_TIMEOUT_S = 5.0
 _CHECK_EVERY_S = 1.0
 
 _last_good_check: dict[LeaseToken, float] = {}
-
-
-class LeaseLost(LabelTableError):
-    """This run may not write any more; trying again is of no use."""
 
 
 class Clock:

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from mtop_batch.errors import DamagedLabelFile
 from mtop_batch.labelling.definition import VECTOR, Definition
-from mtop_batch.labelling.footer import DamagedLabelFile
 from mtop_batch.labelling.label_files import VECTOR_COLUMN, read_label_file
 from mtop_batch.labelling.outputs import TaskOutputs
 from mtop_batch.labelling.plan import Unit

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtop_batch import storage, storage_clients
+from mtop_batch import storage
 from mtop_batch.errors import LabelTableError
 from mtop_batch.labelling import cells as why
 from mtop_batch.labelling.gather import plan_labels
@@ -20,6 +20,7 @@ from mtop_batch.labelling.plan import Unit
 from mtop_batch.labelling.sources import SourceChanged
 from mtop_batch.labelling.table import read_labels
 from mtop_batch.labelling.units import read_unit
+from mtop_batch.storage import clients
 from tests.labelling.support import articles, definition, run_plan
 from tests.s3 import S3Server, s3_server
 
@@ -37,9 +38,9 @@ def root(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty prefix on the server, which the environment leads to."""
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(storage_clients, "_S3_ATTEMPTS", 3)
+    monkeypatch.setattr(clients, "_S3_ATTEMPTS", 3)
     monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
-    storage_clients._pyarrow_s3.cache_clear()
+    clients._pyarrow_s3.cache_clear()
     return f"s3://{server.bucket}/{uuid4().hex}"
 
 

@@ -8,9 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mtop_batch.errors import LabelTableError, TaskError
+from mtop_batch.errors import DamagedLabelFile, LabelTableError, TaskError
 from mtop_batch.labelling.definition import VECTOR, Definition
-from mtop_batch.labelling.footer import DamagedLabelFile
 from mtop_batch.labelling.gather import plan_labels
 from mtop_batch.labelling.plan import Plan, Unit
 from mtop_batch.labelling.probes import ProbePredictor, read_vectors

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from mtop_batch import storage_clients
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.errors import LabelTableError
 from mtop_batch.labelling.footer import SourceFile
 from mtop_batch.labelling.lease import LeaseToken
 from mtop_batch.labelling.plan import Target, Unit
 from mtop_batch.labelling.stages import LabelJob, read_and_tokenise, write
+from mtop_batch.storage import clients
 from tests.conftest import make_tokenizer
 from tests.labelling.support import definition
 
@@ -27,7 +27,7 @@ def test_storage_is_asked_again_until_patience_ends(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(storage_clients, "_S3_ATTEMPTS", 1)
+    monkeypatch.setattr(clients, "_S3_ATTEMPTS", 1)
     wanted = definition({"a": "1"})
     job = LabelJob("s3://test/corpus", "s3://test/labels", "run", wanted, LeaseToken("", "run", 1, 60), patience_s)
     started = time.monotonic()

@@ -20,8 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtop_batch.errors import LabelTableError, TaskError
-from mtop_batch.labelling.footer import FOOTER_KEY, DamagedLabelFile, Footer
+from mtop_batch.errors import DamagedLabelFile, LabelTableError, TaskError
+from mtop_batch.labelling.footer import FOOTER_KEY, Footer
 from mtop_batch.labelling.gather import plan_labels
 from mtop_batch.labelling.label_files import remove_unfinished
 from mtop_batch.labelling.runs import new_run_id, write_run

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from mtop_batch.storage_clients import explained
+from mtop_batch.storage.clients import explained
 
 DANGLING_LINK = "dangling link"
 """The version of a local link that leads nowhere; its size is 0."""

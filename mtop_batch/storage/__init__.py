@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from mtop_batch.errors import LabelTableError
-from mtop_batch.storage_clients import (
+from mtop_batch.storage.clients import (
     error_code,
     explained,
     filesystem,
@@ -26,7 +26,7 @@ from mtop_batch.storage_clients import (
     is_remote,
     local_path_of,
 )
-from mtop_batch.storage_local import DANGLING_LINK, FileInfo, is_hidden, list_local, local_info, replacing
+from mtop_batch.storage.local import DANGLING_LINK, FileInfo, is_hidden, list_local, local_info, replacing
 
 _COPY_BYTES = 8 << 20
 _AHEAD_PER_THREAD = 16

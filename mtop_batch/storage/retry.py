@@ -7,9 +7,7 @@ from collections.abc import Callable
 from itertools import chain, repeat
 from typing import Any, TypeVar
 
-from mtop_batch.errors import LabelTableError
-from mtop_batch.labelling.footer import DamagedLabelFile
-from mtop_batch.labelling.lease import LeaseLost
+from mtop_batch.errors import DamagedLabelFile, LabelTableError, LeaseLost
 
 # Storage that does not answer is asked again after these pauses, until the job's patience ends. An attempt at S3 takes
 # most of a minute by itself.
