@@ -43,7 +43,8 @@ import pyarrow.parquet as pq
 import torch
 from results_file import write_result
 
-from mtop_batch.config import Config, TaskConfig, load_config
+from mtop_batch.config.load import load_config
+from mtop_batch.config.sections import Config, TaskConfig
 from mtop_batch.data.examples import LabelledTokens, load_examples, tokenise_examples
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.add_tasks import add_tasks, added_task_settings

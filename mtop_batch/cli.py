@@ -42,7 +42,7 @@ JsonOption = Annotated[str | None, typer.Option("--json", help="Also write the r
 @app.command()
 def train(config: ConfigOption, set_: SetOption = None, json_out: JsonOption = None) -> None:
     """Train one model on all tasks of a configuration and write its bundle to the configuration's `output`."""
-    from mtop_batch.config import load_config
+    from mtop_batch.config.load import load_config
 
     resolved = load_config(config, set_ or ())  # first: importing torch and Ray takes seconds
     from mtop_batch.cli_tables import print_metrics
@@ -103,7 +103,7 @@ def drop_tasks(
 @app.command()
 def evaluate(model: ModelOption, config: ConfigOption, set_: SetOption = None, json_out: JsonOption = None) -> None:
     """Measure every task of a bundle on the evaluation data that a configuration names."""
-    from mtop_batch.config import load_config
+    from mtop_batch.config.load import load_config
 
     resolved = load_config(config, set_ or ())  # first: importing torch takes seconds
     from mtop_batch.cli_tables import print_metrics

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mtop_batch.config import Config, load_config
+from mtop_batch.config.load import load_config
+from mtop_batch.config.sections import Config
 from mtop_batch.errors import ConfigError
 from mtop_batch.storage import write_bytes
 from tests.s3 import S3Server

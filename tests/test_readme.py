@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from mtop_batch.cli import app, main
-from mtop_batch.config import Config
+from mtop_batch.config.sections import Config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

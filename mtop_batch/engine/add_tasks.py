@@ -16,7 +16,8 @@ from typing import Any
 import ray
 
 from mtop_batch import storage
-from mtop_batch.config import AddTasksConfig, Config, load_config
+from mtop_batch.config.load import load_config
+from mtop_batch.config.sections import AddTasksConfig, Config
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.events import EventQueue
 from mtop_batch.engine.monitor import TrainingMonitor

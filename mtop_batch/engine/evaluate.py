@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mtop_batch.config import Config
+from mtop_batch.config.sections import Config
 from mtop_batch.data.examples import load_examples, tokenise_examples
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.workers import resolve_precision

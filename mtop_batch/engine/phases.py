@@ -22,7 +22,7 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mtop_batch.config import Config, TrainConfig
+from mtop_batch.config.sections import Config, TrainConfig
 from mtop_batch.engine.events import EventQueue
 from mtop_batch.engine.monitor import TrainingMonitor
 from mtop_batch.engine.run_directory import RunDirectory

@@ -28,7 +28,7 @@ from torch import Tensor
 
 import mtop_batch
 from mtop_batch import storage
-from mtop_batch.config import Config
+from mtop_batch.config.sections import Config
 from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.engine.events import Event
 from mtop_batch.training.settings import TaskData

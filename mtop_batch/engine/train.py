@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtop_batch import storage
-from mtop_batch.config import Config, TaskConfig
+from mtop_batch.config.sections import Config, TaskConfig
 from mtop_batch.data.examples import load_examples, token_counts, tokenise_examples
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.events import Event, EventQueue

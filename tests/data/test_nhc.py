@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtop_batch.config import load_config
+from mtop_batch.config.load import load_config
 from mtop_batch.data.examples import load_examples
 from mtop_batch.data.nhc import TOPICS, build_nhc
 from mtop_batch.errors import DataError, TaskError

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from mtop_batch.config import Config
+from mtop_batch.config.sections import Config
 from tests.conftest import WORDS
 from tests.s3 import S3Server
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtop_batch.config import Config
+from mtop_batch.config.sections import Config
 from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.data.tokens import Tokens
 from mtop_batch.engine.run_directory import RunDirectory, run_digest

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mtop_batch.config import Config
+from mtop_batch.config.sections import Config
 from mtop_batch.engine.evaluate import evaluate_bundle
 from mtop_batch.engine.events import Event, EventQueue
 from mtop_batch.engine.progress import Progress

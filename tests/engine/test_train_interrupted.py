@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SCRIPT = """
 import json, os, signal, sys
-from mtop_batch.config import Config
+from mtop_batch.config.sections import Config
 from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.train import train
 

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from mtop_batch import Predictor, read_labels
-from mtop_batch.config import Config
+from mtop_batch.config.sections import Config
 from mtop_batch.engine import pipeline
 from mtop_batch.engine.add_tasks import drop_tasks
 from mtop_batch.engine.evaluate import evaluate_bundle

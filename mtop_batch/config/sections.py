@@ -1,24 +1,16 @@
-"""Configuration files: TOML, checked before any work starts.
+"""The sections of a configuration file, with every key, its default and what is allowed.
 
-`load_config` reads a file, applies `--set section.key=value` overrides, and returns a `Config` whose fields say
-what is allowed. Unknown keys are refused with the closest known name. The resolved configuration is stored in
-the bundle, so that a bundle says how it was made.
+The resolved configuration is stored in the bundle, so that a bundle says how it was made.
 """
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from itertools import cycle
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mtop_batch.errors import ConfigError, TaskError
 from mtop_batch.precision import PrecisionChoice
-from mtop_batch.storage import is_remote, read_bytes
 from mtop_batch.tasks import METRICS, Metric, Task, TaskKind, check_task_names
 
 
@@ -178,111 +170,3 @@ class Config(_Section):
         numbers = cycle(str(number + 1) for number in range(self.model.prompt_groups))
         dealt = zip((task.name for task in self.task if task.name not in named), numbers, strict=False)
         return {**named, **dict(dealt)}
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None) -> Config:
-    """Read, complete and check a configuration.
-
-    Args:
-        path: A TOML file, local or on object storage. `tasks = "other.toml"` in it takes the `[[task]]` tables from
-            that file.
-        overrides: `section.key=value` strings; the value is read as TOML, or else as a plain string.
-        defaults: Values of keys and sections that the file may leave out.
-
-    Raises:
-        ConfigError: The file is missing or not TOML, a key is unknown, or a value is outside what is allowed.
-    """
-    values = _read_toml(path)
-    for override in overrides:
-        _apply_override(values, override)
-    _inline_tasks(values, path)
-    return _validate({**(defaults or {}), **values}, str(path))
-
-
-def _read_toml(path: str | Path) -> dict[str, Any]:
-    try:
-        if is_remote(str(path)):
-            return tomllib.loads(read_bytes(str(path)).decode())
-        with open(path, "rb") as file:
-            return tomllib.load(file)
-    except FileNotFoundError:
-        place = "" if is_remote(str(path)) else f" (relative to {Path.cwd()})"
-        raise ConfigError(f"there is no configuration file {str(path)!r}{place}") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{str(path)!r} is a directory; name a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    *sections, last = key.strip().split(".")
-    if not separator or not last or not all(sections):
-        raise ConfigError(f"--set {override!r} is not of the form section.key=value, such as train.epochs=3")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"--set {override!r}: {section!r} is not a section")
-    values[last] = value
-
-
-def _inline_tasks(values: dict[str, Any], path: str | Path) -> None:
-    if "tasks" not in values:
-        return
-    if "task" in values:
-        raise ConfigError(f"{path} has both tasks = {values['tasks']!r} and [[task]] tables; keep one of them")
-    tasks_file = values.pop("tasks")
-    if not isinstance(tasks_file, str):
-        raise ConfigError(f"{path}: tasks = {tasks_file!r} must be the path of a TOML file with [[task]] tables")
-    tables = _read_toml(tasks_file)
-    if set(tables) != {"task"}:
-        raise ConfigError(f"{tasks_file} must hold [[task]] tables and nothing else; it has {sorted(tables)}")
-    values["task"] = tables["task"]
-
-
-def _validate(values: Mapping[str, Any], source: str) -> Config:
-    try:
-        return Config.model_validate(values)
-    except TaskError as error:
-        raise ConfigError(f"{source}: {error}") from None
-    except ValidationError as error:
-        lines = [_explain(dict(detail), values) for detail in error.errors()]
-        raise ConfigError(f"{source}: " + "\n  ".join(lines)) from None
-
-
-def _explain(detail: dict[str, Any], values: Mapping[str, Any]) -> str:
-    """One line of what is wrong, the value, what is allowed, and what to do."""
-    location = _dotted(detail["loc"], values)
-    if detail["type"] == "extra_forbidden":
-        known = _known_keys(detail["loc"])
-        close = get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-        return f"unknown key {location}; {hint}"
-    if detail["type"] == "missing":
-        return f"{location} is missing; add it"
-    return f"{location} = {detail['input']!r} cannot be used: {detail['msg'][0].lower()}{detail['msg'][1:]}"
-
-
-def _dotted(location: Sequence[str | int], values: Mapping[str, Any]) -> str:
-    """`task.3.metric` as `task[politics].metric`, so that the reader finds the place."""
-    if len(location) > 1 and location[0] == "task" and isinstance(location[1], int):
-        task = values["task"][location[1]]
-        name = task.get("name", location[1]) if isinstance(task, dict) else location[1]
-        return ".".join([f"task[{name}]", *map(str, location[2:])])
-    return ".".join(map(str, location)) or "the configuration"
-
-
-def _known_keys(location: Sequence[str | int]) -> list[str]:
-    section: type[BaseModel] = Config
-    for part in location[:-1]:
-        if part == "task":
-            section = TaskConfig
-        elif isinstance(part, str):
-            annotation = section.model_fields[part].annotation
-            assert isinstance(annotation, type)
-            section = annotation
-    return list(section.model_fields)
