@@ -36,10 +36,10 @@ from torch import Tensor
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.examples import LabelledTokens, load_examples, tokenise_examples
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.model.backbone import load_backbone, load_tokenizer
-from mtop_batch.model.bundle import load_bundle, save_bundle
-from mtop_batch.model.mtop import MTOPModel
-from mtop_batch.model.mtop_config import PromptAttention
+from mtop_batch.model.bundle.bundle import load_bundle, save_bundle
+from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
+from mtop_batch.model.kinds.config import PromptAttention
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
 from mtop_batch.training.added_task import train_added_task
 from mtop_batch.training.loop import fit

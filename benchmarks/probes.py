@@ -50,9 +50,9 @@ from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.add_tasks import add_tasks, added_task_settings
 from mtop_batch.engine.label import LabelOptions, label_corpus
 from mtop_batch.engine.progress import Progress
-from mtop_batch.model.backbone import load_backbone
-from mtop_batch.model.bundle import Bundle, load_bundle
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.bundle.bundle import Bundle, load_bundle
+from mtop_batch.model.encoder.backbone import load_backbone
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
 from mtop_batch.training.added_task import train_added_task
 from mtop_batch.training.probe import train_probe

@@ -25,7 +25,7 @@ from results_file import write_result
 from transformers import PreTrainedTokenizerBase
 
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.model.backbone import load_tokenizer
+from mtop_batch.model.encoder.backbone import load_tokenizer
 
 
 def articles_of(path: Path, column: str, num_words: int, count: int) -> list[str]:

@@ -28,8 +28,8 @@ from added_tasks import Study, load_tasks, train_together
 from results_file import write_result
 
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.model.backbone import load_tokenizer
-from mtop_batch.model.mtop_config import PromptAttention
+from mtop_batch.model.encoder.backbone import load_tokenizer
+from mtop_batch.model.kinds.config import PromptAttention
 from mtop_batch.training.settings import TrainSettings, Worker
 
 MODES = ("isolated", "joint", "one_prompt", "two_groups", "one_group")

@@ -35,7 +35,7 @@ import numpy as np
 from results_file import write_result
 
 from mtop_batch.data.examples import LabelledTokens
-from mtop_batch.model.mtop_config import PromptAttention
+from mtop_batch.model.kinds.config import PromptAttention
 from mtop_batch.training.memory import KEEP_FREED_MEMORY
 
 WORKERS = {"one_worker": 1, "two_workers": 2}
@@ -50,8 +50,8 @@ def measure(variant: str, backbone_name: str, steps: int, rank: int) -> float:
     import torch
 
     from mtop_batch.data.tokens import Tokens
-    from mtop_batch.model.backbone import load_backbone
-    from mtop_batch.model.mtop import MTOPModel
+    from mtop_batch.model.encoder.backbone import load_backbone
+    from mtop_batch.model.kinds.mtop import MTOPModel
     from mtop_batch.tasks import Task
     from mtop_batch.training import loop
     from mtop_batch.training.optimizer import freeze_word_embeddings, make_optimizer
@@ -107,7 +107,7 @@ def train_plainly(backbone_name: str, examples: LabelledTokens, steps: int) -> f
         TrainingArguments,
     )
 
-    from mtop_batch.model.backbone import load_backbone, load_tokenizer
+    from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
 
     with tempfile.TemporaryDirectory() as directory:
         load_backbone(backbone_name).save_pretrained(directory)

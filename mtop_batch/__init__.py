@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from mtop_batch.errors import BundleError, ConfigError, DataError, JobError, LabelTableError, MtopError, TaskError
     from mtop_batch.labelling.predictor import Predictor
     from mtop_batch.labelling.table import iter_labels, read_labels
-    from mtop_batch.model.mtop import MTOPModel
-    from mtop_batch.model.mtop_config import MTOPConfig
+    from mtop_batch.model.kinds.config import MTOPConfig
+    from mtop_batch.model.kinds.mtop import MTOPModel
     from mtop_batch.tasks import Task
 
 _MODULES = {
@@ -24,8 +24,8 @@ _MODULES = {
     "DataError": "errors",
     "JobError": "errors",
     "LabelTableError": "errors",
-    "MTOPConfig": "model.mtop_config",
-    "MTOPModel": "model.mtop",
+    "MTOPConfig": "model.kinds.config",
+    "MTOPModel": "model.kinds.mtop",
     "MtopError": "errors",
     "Predictor": "labelling.predictor",
     "Task": "tasks",

@@ -31,7 +31,7 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 class Task:
     """One classification or regression task.
 
-    A *probe* is a classification task that reads the document vector and has no prompts (`mtop_batch.model.vectors`).
+    A *probe* is a classification task that reads the document vector and has no prompts (`document_vectors`).
 
     Args:
         name: Letters, digits, `_` and `-`, starting with a letter; it names the columns `<name>_label` and

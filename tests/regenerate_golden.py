@@ -8,15 +8,15 @@ from typing import Any, get_args
 
 import torch
 
-from mtop_batch.model.mtop import MTOPModel
-from mtop_batch.model.mtop_config import PromptAttention
-from mtop_batch.model.prompts import INIT_STD
+from mtop_batch.model.kinds.config import PromptAttention
+from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.model.parts.prompts import INIT_STD
 from mtop_batch.tasks import Task
 from mtop_batch.training.loop import fit
 from tests.conftest import make_backbone
 from tests.training.toy import PAD, make_data, make_model, make_settings
 
-LOGITS = Path(__file__).parent / "model" / "golden" / "logits.json"
+LOGITS = Path(__file__).parent / "model" / "kinds" / "golden" / "logits.json"
 LOSSES = Path(__file__).parent / "training" / "golden" / "losses.json"
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mtop_batch.cli import main
-from mtop_batch.model.bundle import save_bundle
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.bundle.bundle import save_bundle
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
 from tests.conftest import make_backbone, make_tokenizer
 

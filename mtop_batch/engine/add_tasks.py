@@ -28,8 +28,8 @@ from mtop_batch.engine.session import Resources, ray_session
 from mtop_batch.engine.train import check_output, load_task, versions
 from mtop_batch.engine.workers import ADD_PHASE, AddedTaskJob, add_task
 from mtop_batch.errors import ConfigError, TaskError
-from mtop_batch.model.bundle import Bundle, load_bundle, save_bundle
-from mtop_batch.model.fingerprints import task_fingerprints, tokenizer_digest
+from mtop_batch.model.bundle.bundle import Bundle, load_bundle, save_bundle
+from mtop_batch.model.bundle.fingerprints import task_fingerprints, tokenizer_digest
 from mtop_batch.tasks import Task, check_task_names
 from mtop_batch.training.added_task import AddedTask
 from mtop_batch.training.sampling import num_steps

@@ -11,7 +11,7 @@ from mtop_batch.data.examples import load_examples, tokenise_examples
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.workers import resolve_precision
 from mtop_batch.errors import TaskError
-from mtop_batch.model.bundle import load_bundle
+from mtop_batch.model.bundle.bundle import load_bundle
 from mtop_batch.tasks import Task, select_tasks
 from mtop_batch.training.evaluation import evaluate_task
 from mtop_batch.training.settings import Worker

@@ -33,7 +33,7 @@ from mtop_batch.labelling.report import RunReport, write_report
 from mtop_batch.labelling.runs import check_same_tasks, list_runs, new_run_id, write_run
 from mtop_batch.labelling.stages import LabelJob, pieces_of_work, rows_of_a_piece
 from mtop_batch.labelling.summary import estimate_s, plan_dict, plan_text
-from mtop_batch.model.bundle_files import check_bundle, read_bundle_info
+from mtop_batch.model.bundle.files import check_bundle, read_bundle_info
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.storage.retry import DEFAULT_PATIENCE_S
 from mtop_batch.tasks import select_tasks

@@ -29,7 +29,7 @@ from mtop_batch.engine.run_directory import RunDirectory
 from mtop_batch.engine.session import Resources
 from mtop_batch.engine.workers import WARM_START_PHASE, MultiTaskJob, SingleTaskJob, train_worker, warm_start
 from mtop_batch.errors import JobError, MtopError
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.training.loop import FitResult
 from mtop_batch.training.memory import KEEP_FREED_MEMORY
 from mtop_batch.training.sampling import num_steps

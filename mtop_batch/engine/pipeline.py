@@ -25,7 +25,7 @@ from mtop_batch.labelling.definition import VECTOR
 from mtop_batch.labelling.plan import Unit, decode_units, encode_units
 from mtop_batch.labelling.probes import ProbePredictor
 from mtop_batch.labelling.stages import LabelJob, UnitResult, label, label_from_vectors, read_and_tokenise, write
-from mtop_batch.model.bundle_files import load_bundle_tokenizer, read_bundle_info
+from mtop_batch.model.bundle.files import load_bundle_tokenizer, read_bundle_info
 from mtop_batch.storage.retry import ACTOR_STARTED, patiently
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class _Labeller:
     def __init__(self, job: LabelJob, bundle_uri: str, threads: int | None) -> None:
         import torch
 
-        from mtop_batch.model.bundle import load_bundle
+        from mtop_batch.model.bundle.bundle import load_bundle
 
         if threads:
             torch.set_num_threads(threads)

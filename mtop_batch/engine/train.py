@@ -29,10 +29,10 @@ from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.run_directory import RunDirectory, interrupted_runs, run_digest
 from mtop_batch.engine.session import Resources, ray_session
 from mtop_batch.errors import ConfigError
-from mtop_batch.model.backbone import check_backbone, load_backbone, load_tokenizer
-from mtop_batch.model.bundle import save_bundle
-from mtop_batch.model.mtop import MTOPModel
-from mtop_batch.model.mtop_config import MTOPConfig
+from mtop_batch.model.bundle.bundle import save_bundle
+from mtop_batch.model.encoder.backbone import check_backbone, load_backbone, load_tokenizer
+from mtop_batch.model.kinds.config import MTOPConfig
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.training.optimizer import freeze_word_embeddings
 from mtop_batch.training.settings import TaskData
 from mtop_batch.training.state import TaskMetrics

@@ -21,8 +21,8 @@ from mtop_batch import storage
 from mtop_batch.engine.events import Event, EventQueue
 from mtop_batch.engine.session import num_cores
 from mtop_batch.errors import ConfigError, MtopError
-from mtop_batch.model.mtop import MTOPModel
-from mtop_batch.model.mtop_config import PromptAttention
+from mtop_batch.model.kinds.config import PromptAttention
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.precision import PrecisionChoice, has_bf16
 from mtop_batch.training.added_task import AddedTask, train_added_task
 from mtop_batch.training.loop import FitResult, WriteCheckpoint, fit

@@ -25,12 +25,12 @@ from mtop_batch.errors import BundleError, ConfigError, DataError
 from mtop_batch.labelling.outputs import TaskOutputs, label_columns
 from mtop_batch.labelling.transfers import ToHost, to_device
 from mtop_batch.labelling.units import DEFAULT_MAX_CHARS, TEXT_IS_EMPTY, TEXT_IS_NULL
-from mtop_batch.model.bundle import load_bundle
-from mtop_batch.model.encoder import hidden_size
+from mtop_batch.model.bundle.bundle import load_bundle
+from mtop_batch.model.encoder.encode import hidden_size
 from mtop_batch.model.flops import ForwardFlops, measure_matrix_rate
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.model.parts.prompts import prompt_layout
 from mtop_batch.model.precision import with_bf16_encoder
-from mtop_batch.model.prompts import prompt_layout
 from mtop_batch.precision import PrecisionChoice, has_bf16
 from mtop_batch.tasks import Task, select_tasks
 

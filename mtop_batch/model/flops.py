@@ -19,10 +19,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mtop_batch.model.attention import is_readable
-from mtop_batch.model.encoder import embedding_size, encode, encode_context, hidden_size, num_layers, word_embeddings
-from mtop_batch.model.mtop import MTOPModel
-from mtop_batch.model.prompts import prompt_layout
+from mtop_batch.model.encoder.encode import (
+    embedding_size,
+    encode,
+    encode_context,
+    hidden_size,
+    num_layers,
+    word_embeddings,
+)
+from mtop_batch.model.encoder.kv_cache import is_readable
+from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.model.parts.prompts import prompt_layout
 
 _SIDE, _GPU_SIDE = 1024, 8192
 _ATTEMPTS = 3

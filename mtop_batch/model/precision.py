@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.kinds.mtop import MTOPModel
 
 
 def with_bf16_encoder(model: MTOPModel) -> MTOPModel:

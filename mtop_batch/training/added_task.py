@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.training.loop import Emit, fit
 from mtop_batch.training.settings import TaskData, TrainSettings, Worker
 from mtop_batch.training.state import TaskMetrics

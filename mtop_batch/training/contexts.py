@@ -1,7 +1,7 @@
 """Texts are run through a frozen backbone once, however many epochs the prompts that read them train.
 
 Where neither the backbone nor a prompt of the context trains, the keys and values that isolated prompts read
-(`mtop_batch.model.attention`) are the same in every epoch. Computed once and kept, a step costs the prompts' own few
+(`model.encoder.kv_cache`) are the same in every epoch. Computed once and kept, a step costs the prompts' own few
 positions instead of the whole text.
 
 Shapes: R examples, B rows of a batch, C positions of a context (its prompts and its text), K = 2 x layers.
@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.examples import LabelledTokens
-from mtop_batch.model.attention import Context, is_readable
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.encoder.kv_cache import Context, is_readable
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.training.settings import Precision, Worker
 
 MAX_BATCH_TOKENS = 4096

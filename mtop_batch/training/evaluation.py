@@ -13,8 +13,8 @@ from torch import distributed
 
 from mtop_batch.data.batches import length_sorted_batches
 from mtop_batch.data.examples import LabelledTokens
-from mtop_batch.model.mtop import MTOPModel
-from mtop_batch.model.prompts import prompt_layout
+from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.model.parts.prompts import prompt_layout
 from mtop_batch.tasks import Metric, Task
 from mtop_batch.training.contexts import FixedContexts, model_inputs
 from mtop_batch.training.metrics import compute_metric

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from mtop_batch.errors import ConfigError, DataError
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.training.contexts import fixed_contexts, model_inputs
 from mtop_batch.training.evaluation import evaluate, mean_metric
 from mtop_batch.training.meter import StepMeter

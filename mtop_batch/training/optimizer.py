@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.optim import AdamW
 
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.training.settings import TrainSettings
 
 

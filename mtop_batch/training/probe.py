@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.examples import LabelledTokens
-from mtop_batch.model.encoder import hidden_size
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.encoder.encode import hidden_size
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.training.added_task import AddedTask
 from mtop_batch.training.evaluation import evaluate_task
 from mtop_batch.training.loop import Emit

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mtop_batch.errors import ConfigError
-from mtop_batch.model.mtop import MTOPModel
-from mtop_batch.model.mtop_config import PromptAttention
-from mtop_batch.model.prompts import token_prompts
+from mtop_batch.model.kinds.config import PromptAttention
+from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.model.parts.prompts import token_prompts
 from mtop_batch.training.loop import Emit, fit
 from mtop_batch.training.optimizer import freeze_backbone
 from mtop_batch.training.settings import TaskData, TrainSettings, Worker

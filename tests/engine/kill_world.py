@@ -31,8 +31,8 @@ from cluster.local_cluster import (
     stop_cluster,
 )
 from mtop_batch import Task, storage
-from mtop_batch.model.bundle import save_bundle
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.bundle.bundle import save_bundle
+from mtop_batch.model.kinds.mtop import MTOPModel
 from tests.conftest import WORDS, make_backbone, make_tokenizer
 from tests.engine.label_readers import Sources, contents, label_files, num_rows, reports
 from tests.s3 import S3Server, s3_server

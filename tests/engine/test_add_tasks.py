@@ -17,8 +17,8 @@ from mtop_batch.engine.add_tasks import ChangeResult, add_tasks, drop_tasks
 from mtop_batch.engine.label import LabelOptions, label_corpus
 from mtop_batch.engine.progress import Progress
 from mtop_batch.errors import BundleError, ConfigError, DataError, MtopError, TaskError
-from mtop_batch.model.bundle import load_bundle, save_bundle
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.bundle.bundle import load_bundle, save_bundle
+from mtop_batch.model.kinds.mtop import MTOPModel
 from tests.conftest import make_backbone, make_tokenizer
 from tests.engine.test_label import table_files, write_articles
 

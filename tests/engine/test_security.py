@@ -14,9 +14,9 @@ import torch
 from mtop_batch import Task, storage
 from mtop_batch.cli import main
 from mtop_batch.errors import ConfigError
-from mtop_batch.model.backbone import load_backbone
-from mtop_batch.model.bundle import save_bundle
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.bundle.bundle import save_bundle
+from mtop_batch.model.encoder.backbone import load_backbone
+from mtop_batch.model.kinds.mtop import MTOPModel
 from tests.conftest import make_backbone, make_tokenizer
 from tests.s3 import S3Server
 

@@ -15,8 +15,8 @@ import torch
 from mtop_batch import Task, read_labels
 from mtop_batch.engine.label import LabelOptions, label_corpus
 from mtop_batch.errors import TaskError
-from mtop_batch.model.bundle import load_bundle, save_bundle
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.bundle.bundle import load_bundle, save_bundle
+from mtop_batch.model.kinds.mtop import MTOPModel
 from tests.conftest import make_backbone, make_tokenizer
 
 pytestmark = pytest.mark.usefixtures("ray_local")

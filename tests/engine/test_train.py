@@ -23,7 +23,7 @@ from mtop_batch.engine.events import Event, EventQueue
 from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.train import TrainResult, train
 from mtop_batch.errors import ConfigError, DataError, JobError, TaskError
-from mtop_batch.model.bundle import load_bundle
+from mtop_batch.model.bundle.bundle import load_bundle
 from tests.engine.conftest import MakeConfig
 
 pytestmark = pytest.mark.usefixtures("ray_local")

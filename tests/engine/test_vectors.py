@@ -23,8 +23,8 @@ from mtop_batch.engine.label import LabelOptions, label_corpus
 from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.train import train
 from mtop_batch.errors import BundleError, ConfigError, LabelTableError
-from mtop_batch.model.bundle import load_bundle
-from mtop_batch.model.digests import json_digest
+from mtop_batch.model.bundle.bundle import load_bundle
+from mtop_batch.model.bundle.files import json_digest
 from tests.engine.test_add_tasks import TEXTS, add, save_model, write_config
 from tests.engine.test_label import table_files, write_articles
 

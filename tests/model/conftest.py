@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
 from tests.conftest import make_backbone
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mtop_batch.model.backbone import load_backbone
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.encoder.backbone import load_backbone
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.model.precision import with_bf16_encoder
 from mtop_batch.precision import has_bf16
 from mtop_batch.tasks import Task
 from tests.model.conftest import Batch, MakeModel, enlarge
-from tests.model.test_encoder import modernbert
-from tests.model.test_vectors import MINILM
+from tests.model.encoder.test_encode import modernbert
+from tests.model.parts.test_document_vectors import MINILM
 
 NEW = Task("new")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
 from mtop_batch.training.contexts import FixedContexts, fixed_contexts, model_inputs
 from mtop_batch.training.loop import fit

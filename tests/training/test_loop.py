@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mtop_batch.errors import ConfigError, DataError
-from mtop_batch.model.mtop import MTOPModel
-from mtop_batch.model.mtop_config import PromptAttention
+from mtop_batch.model.kinds.config import PromptAttention
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.training import loop
 from mtop_batch.training.evaluation import evaluate
 from mtop_batch.training.loop import WriteCheckpoint, fit

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.training.optimizer import freeze_backbone, freeze_word_embeddings, make_optimizer, set_learning_rate
 from mtop_batch.training.settings import TrainSettings
 from tests.training.toy import make_model

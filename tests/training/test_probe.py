@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
 from mtop_batch.training.probe import STRENGTHS, fit_probe, train_probe
 from mtop_batch.training.settings import TaskData

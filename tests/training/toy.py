@@ -11,8 +11,8 @@ from transformers import ElectraModel
 
 from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.data.tokens import Tokens
-from mtop_batch.model.mtop import MTOPModel
-from mtop_batch.model.mtop_config import PromptAttention
+from mtop_batch.model.kinds.config import PromptAttention
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
 from mtop_batch.training.settings import TaskData, TrainSettings
 from tests.conftest import make_backbone

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from mtop_batch.errors import ConfigError
-from mtop_batch.model.backbone import (
+from mtop_batch.model.encoder.backbone import (
     backbone_config_dict,
     build_backbone,
     check_backbone,
@@ -30,7 +30,7 @@ from mtop_batch.model.backbone import (
     load_tokenizer,
     locate_backbone,
 )
-from mtop_batch.model.encoder import word_embeddings
+from mtop_batch.model.encoder.encode import word_embeddings
 from tests.conftest import make_backbone
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertTokenizer
 
-from mtop_batch.model.fingerprints import task_fingerprints, tokenizer_digest, vector_fingerprint
-from mtop_batch.model.mtop import MTOPModel
-from mtop_batch.model.mtop_config import PromptAttention
+from mtop_batch.model.bundle.fingerprints import task_fingerprints, tokenizer_digest, vector_fingerprint
+from mtop_batch.model.kinds.config import PromptAttention
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
 from tests.conftest import make_backbone
 from tests.model.conftest import TASKS, MakeModel

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtop_batch.errors import DataError
-from mtop_batch.model.prompts import TaskPrompts, prompt_layout, random_prompts, token_prompts, visibility
+from mtop_batch.model.parts.prompts import TaskPrompts, prompt_layout, random_prompts, token_prompts, visibility
 
 
 def generator(seed: int = 0) -> torch.Generator:

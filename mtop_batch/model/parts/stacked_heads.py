@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtop_batch.model.encoder import Pass
-from mtop_batch.model.heads import LowRankPooler, TaskModule
-from mtop_batch.model.vectors import StackedProbes
+from mtop_batch.model.encoder.encode import Pass
+from mtop_batch.model.parts.document_vectors import StackedProbes
+from mtop_batch.model.parts.heads import LowRankPooler, TaskModule
 
 # Values of an intermediate tensor: on a CPU what stays in its cache, on a GPU what keeps it busy.
 MAX_VALUES, MAX_GPU_VALUES = 2**20, 2**25

@@ -13,9 +13,9 @@ import torch
 from transformers import BertTokenizer
 
 from mtop_batch.errors import BundleError
-from mtop_batch.model.bundle import load_bundle, save_bundle
-from mtop_batch.model.bundle_files import bundle_name
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.bundle.bundle import load_bundle, save_bundle
+from mtop_batch.model.bundle.files import bundle_name
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
 from tests.model.conftest import Batch, MakeModel
 

@@ -8,9 +8,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtop_batch.errors import ConfigError, TaskError
-from mtop_batch.model.backbone import load_backbone
-from mtop_batch.model.mtop import MTOPModel
-from mtop_batch.model.mtop_config import MTOPConfig
+from mtop_batch.model.encoder.backbone import load_backbone
+from mtop_batch.model.kinds.config import MTOPConfig
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
 from tests.conftest import make_backbone
 from tests.model.conftest import TASKS, Batch, MakeModel, enlarge

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from mtop_batch.errors import ConfigError, TaskError
-from mtop_batch.model.fingerprints import task_fingerprints
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.bundle.fingerprints import task_fingerprints
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
 from tests.model.conftest import TASKS, Batch, MakeModel, enlarge
 from tests.model.reference import reference_logits

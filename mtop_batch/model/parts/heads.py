@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from mtop_batch.model.adapters import Adapter
-from mtop_batch.model.prompts import random_prompts
-from mtop_batch.tasks import Task
+from mtop_batch.model.encoder.lora import Adapter
+from mtop_batch.model.parts.prompts import random_prompts
 
 
 class GroupPrompts(nn.Module):
@@ -65,7 +63,7 @@ class TaskModule(nn.Module):
         embedding_size: E
         hidden_size: D
         pooler_rank: R; 0 for a full pooler, the paper's.
-        adapter: `mtop_batch.model.adapters`; not in the paper.
+        adapter: `mtop_batch.model.encoder.lora`; not in the paper.
     """
 
     def __init__(
@@ -107,19 +105,3 @@ class TaskModule(nn.Module):
                     layer.bias.zero_()
         if self.adapter is not None:
             self.adapter.initialise(generator)
-
-
-def task_loss(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss of a batch of one task, in float32.
-
-    Args:
-        task: Decides the loss: mean cross-entropy for classification, mean squared error for regression.
-        logits: (B, C)
-        labels: (B,) Indices of labels, or the values of a regression.
-
-    Returns:
-        () The loss.
-    """
-    if task.kind == "regression":
-        return F.mse_loss(logits[:, 0].float(), labels.float())
-    return F.cross_entropy(logits.float(), labels)

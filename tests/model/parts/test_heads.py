@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mtop_batch.model.heads import TaskModule, task_loss
+from mtop_batch.model.parts.heads import TaskModule
+from mtop_batch.model.parts.losses import task_loss
 from mtop_batch.tasks import Task
 
 

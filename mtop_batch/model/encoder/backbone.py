@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from mtop_batch.errors import ConfigError
-from mtop_batch.model.attention import use_readable_attention
-from mtop_batch.model.encoder import accepts, encode, first_position, hidden_size
-from mtop_batch.model.quiet import quiet_transformers
+from mtop_batch.model.encoder.encode import accepts, encode, first_position, hidden_size
+from mtop_batch.model.encoder.kv_cache import use_readable_attention
 
 _PACKAGE = "package:"
 # Long enough to leave sliding windows and block-sparse attention, short enough for a laptop.
@@ -226,3 +227,17 @@ def _unfit(backbone: PreTrainedModel, reason: str) -> ConfigError:
         f"the backbone {type(backbone).__name__} cannot be used: {reason}; "
         "choose an encoder such as BERT, ELECTRA, RoBERTa, DistilBERT or ModernBERT"
     )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """While the block runs, transformers draws no progress bars and logs errors only; then all is as it was."""
+    verbosity, draws_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if draws_bars:
+            logging.enable_progress_bar()

@@ -1,6 +1,6 @@
 """What an MTOP model is made of: a backbone, prompts, poolers and heads, and which task each of them belongs to.
 
-Tasks are added, dropped and replaced here; what is computed from them stands in `mtop_batch.model.mtop`.
+Tasks are added, dropped and replaced here; what is computed from them stands in `mtop_batch.model.kinds.mtop`.
 
 Shapes: P prompts of a task, E width of the input embeddings, C outputs of a task, D hidden width.
 """
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mtop_batch.errors import ConfigError, TaskError
-from mtop_batch.model.adapters import Adapter, adaptable_layers
-from mtop_batch.model.backbone import build_backbone
-from mtop_batch.model.encoder import embedding_size, hidden_size, word_embeddings
-from mtop_batch.model.heads import GroupPrompts, TaskModule
-from mtop_batch.model.mtop_config import MTOPConfig
-from mtop_batch.model.prompts import TaskPrompts
-from mtop_batch.model.vectors import Probe
+from mtop_batch.model.encoder.backbone import build_backbone
+from mtop_batch.model.encoder.encode import embedding_size, hidden_size, word_embeddings
+from mtop_batch.model.encoder.lora import Adapter, adaptable_layers
+from mtop_batch.model.kinds.config import MTOPConfig
+from mtop_batch.model.parts.document_vectors import Probe
+from mtop_batch.model.parts.heads import GroupPrompts, TaskModule
+from mtop_batch.model.parts.prompts import TaskPrompts
 from mtop_batch.tasks import Task, check_task_names, select_tasks
 
 
@@ -66,12 +66,12 @@ class MTOPParameters(PreTrainedModel):
     ) -> None:
         """Add tasks, drawn at random and isolated, so that the outputs of the tasks already there stay the same.
 
-        All tasks that were added run in a pass of their own (`mtop_batch.model.prompts`).
+        All tasks that were added run in a pass of their own (`mtop_batch.model.parts.prompts`).
 
         Args:
             tasks: The new ones; they come last.
             prompts_per_task: Of each but probes, which have none and start at zero; they are in no prompt group.
-            adapter_rank: Of the adapters that these prompts get (`mtop_batch.model.adapters`); 0 for none.
+            adapter_rank: Of the adapters that these prompts get (`mtop_batch.model.encoder.lora`); 0 for none.
             seed: Of the random draws.
             replace: A task of the same name makes room as in `drop_tasks`, and the new one takes its place.
 

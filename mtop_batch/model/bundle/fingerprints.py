@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mtop_batch.model.digests import json_digest
-from mtop_batch.model.mtop import MTOPModel
-from mtop_batch.model.prompts import prompt_layout
+from mtop_batch.model.bundle.files import json_digest
+from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.model.parts.prompts import prompt_layout
 
 # They count up when the same weights and tokens come to give other outputs because the code that runs them changed.
 COMPUTATION = 1

@@ -21,16 +21,17 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from mtop_batch.errors import TaskError
-from mtop_batch.model.adapters import stack_adapters
-from mtop_batch.model.attention import Context, use_readable_attention
-from mtop_batch.model.backbone import backbone_config_dict, check_backbone
-from mtop_batch.model.encoder import Pass, Text, embedding_size, encode, encode_context, encode_reading
-from mtop_batch.model.heads import TaskModule, task_loss
-from mtop_batch.model.mtop_config import MTOPConfig, PromptAttention
-from mtop_batch.model.parameters import MTOPParameters, generator_of
-from mtop_batch.model.prompts import PromptLayout, prompt_layout, random_prompts
-from mtop_batch.model.stacked import InferenceParts, StackedTasks, num_versions
-from mtop_batch.model.vectors import Probe, StackedProbes, document_vectors, join_logits
+from mtop_batch.model.encoder.backbone import backbone_config_dict, check_backbone
+from mtop_batch.model.encoder.encode import Pass, Text, embedding_size, encode, encode_context, encode_reading
+from mtop_batch.model.encoder.kv_cache import Context, use_readable_attention
+from mtop_batch.model.encoder.lora import stack_adapters
+from mtop_batch.model.kinds.config import MTOPConfig, PromptAttention
+from mtop_batch.model.kinds.task_bank import MTOPParameters, generator_of
+from mtop_batch.model.parts.document_vectors import Probe, StackedProbes, document_vectors, join_logits
+from mtop_batch.model.parts.heads import TaskModule
+from mtop_batch.model.parts.losses import task_loss
+from mtop_batch.model.parts.prompts import PromptLayout, prompt_layout, random_prompts
+from mtop_batch.model.parts.stacked_heads import InferenceParts, StackedTasks, num_versions
 from mtop_batch.tasks import Task, select_tasks
 
 
@@ -81,7 +82,7 @@ class MTOPModel(MTOPParameters):
         `from_pretrained`, this returns the model in evaluation mode.
 
         Args:
-            backbone: As `mtop_batch.model.backbone.load_backbone` returns it.
+            backbone: As `mtop_batch.model.encoder.backbone.load_backbone` returns it.
             tasks: At least one.
             prompts_per_task: The paper's L_P.
             shared_prompts: Prompts that belong to no task and learn from all.
@@ -246,7 +247,7 @@ class MTOPModel(MTOPParameters):
             input_ids: As for `all_tasks`, like the others.
 
         Returns:
-            (B, n, C) logits, and (B, D) vectors in float16 (`mtop_batch.model.vectors`).
+            (B, n, C) logits, and (B, D) vectors in float16 (`mtop_batch.model.parts.document_vectors`).
 
         Raises:
             TaskError: A wanted task does not exist.

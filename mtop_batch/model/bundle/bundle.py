@@ -25,21 +25,21 @@ from transformers import PreTrainedTokenizerBase
 
 from mtop_batch import storage
 from mtop_batch.errors import BundleError, MtopError
-from mtop_batch.model.bundle_files import (
+from mtop_batch.model.bundle.card import model_card
+from mtop_batch.model.bundle.files import (
     CONFIG,
     FORMAT,
     bundle_name,
     checked_directory,
     file_digest,
+    json_digest,
     load_tokenizer,
     read_config,
     write_json,
 )
-from mtop_batch.model.card import model_card
-from mtop_batch.model.digests import json_digest
-from mtop_batch.model.fingerprints import task_fingerprints, tokenizer_digest, vector_fingerprint
-from mtop_batch.model.mtop import MTOPModel
-from mtop_batch.model.quiet import quiet_transformers
+from mtop_batch.model.bundle.fingerprints import task_fingerprints, tokenizer_digest, vector_fingerprint
+from mtop_batch.model.encoder.backbone import quiet_transformers
+from mtop_batch.model.kinds.mtop import MTOPModel
 
 _CARD = "README.md"
 

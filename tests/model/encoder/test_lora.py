@@ -12,17 +12,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtop_batch.errors import ConfigError
-from mtop_batch.model.adapters import Adapter, adaptable_layers, stack_adapters
-from mtop_batch.model.attention import use_readable_attention
-from mtop_batch.model.bundle import load_bundle, save_bundle
-from mtop_batch.model.encoder import Pass, embedding_size, encode
-from mtop_batch.model.fingerprints import task_fingerprints
+from mtop_batch.model.bundle.bundle import load_bundle, save_bundle
+from mtop_batch.model.bundle.fingerprints import task_fingerprints
+from mtop_batch.model.encoder.encode import Pass, embedding_size, encode
+from mtop_batch.model.encoder.kv_cache import use_readable_attention
+from mtop_batch.model.encoder.lora import Adapter, adaptable_layers, stack_adapters
 from mtop_batch.model.flops import ForwardFlops
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
 from tests.conftest import make_backbone, make_tokenizer
 from tests.model.conftest import Batch, MakeModel, enlarge
-from tests.model.test_encoder import BACKBONES
+from tests.model.encoder.test_encode import BACKBONES
 
 NEW, PLAIN = Task("new"), Task("plain")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.kinds.mtop import MTOPModel
 from tests.model.conftest import Batch, MakeModel
 
 LABELS: dict[str, Tensor] = {

@@ -3,7 +3,7 @@
 The context (the text, and the prompts that it sees) depends on nothing but itself. So it is run alone first, with the
 plain attention of any encoder and without a mask over everything, and leaves the keys and values of each layer. The
 prompts of isolated tasks, a few positions, run after it and read these. The outputs are those of one pass under the
-mask of `mtop_batch.model.prompts.visibility`, at less cost; no isolated task can change what the context computes; and
+mask of `model.parts.prompts.visibility`, at less cost; no isolated task can change what the context computes; and
 what the context left can be kept and read again. Where nobody wants the encoder's outputs at the context itself, its
 pass ends as soon as the last layer has its keys and values: the rest of that layer is not computed.
 
@@ -23,7 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from mtop_batch.model.packing import Packing
+from mtop_batch.model.encoder.packing import Packing
 
 NAME = "mtop"
 KeyValues = list[tuple[Tensor, Tensor]]

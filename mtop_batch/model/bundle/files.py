@@ -23,7 +23,6 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mtop_batch import storage
 from mtop_batch.errors import BundleError
-from mtop_batch.model.digests import json_digest
 from mtop_batch.tasks import Task
 
 FORMAT = 1
@@ -155,7 +154,9 @@ def read_config(uri: str) -> dict[str, Any]:
         raise BundleError(f"{uri} holds a model of another kind, not an MTOP bundle; train one with `mtop train`")
     described = config.get("bundle")
     if not isinstance(described, dict):
-        raise BundleError(f"{uri} holds an MTOP model but no bundle; write it with mtop_batch.model.bundle.save_bundle")
+        raise BundleError(
+            f"{uri} holds an MTOP model but no bundle; write it with mtop_batch.model.bundle.bundle.save_bundle"
+        )
     if described.get("format") != FORMAT:
         raise BundleError(
             f"the bundle {uri} has format {described.get('format')!r}, this version reads {FORMAT}; "
@@ -212,3 +213,8 @@ def file_digest(path: Path) -> str:
     """A hash of a file: 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_digest(value: Any) -> str:
+    """A hash of JSON-ready values, whatever the order of their keys: 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtop_batch.model import stacked
-from mtop_batch.model.heads import TaskModule
-from mtop_batch.model.stacked import StackedTasks
+from mtop_batch.model.parts import stacked_heads
+from mtop_batch.model.parts.heads import TaskModule
+from mtop_batch.model.parts.stacked_heads import StackedTasks
 
 PROMPTS = [range(1, 3), range(3, 4), range(5, 9), range(9, 11)]
 """Where four sets of prompts stand among eleven positions."""
@@ -48,7 +48,7 @@ def test_stacked_tasks_equal_single_ones(
     read: list[int], pooler_rank: int, tasks_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outputs = torch.randn(6, 11, 32)
-    monkeypatch.setattr(stacked, "MAX_VALUES", tasks_at_once * 6 * 32)
+    monkeypatch.setattr(stacked_heads, "MAX_VALUES", tasks_at_once * 6 * 32)
     modules, positions = make_modules(len(read), pooler_rank), [PROMPTS[index] for index in read]
     logits = StackedTasks.stack(modules, positions)(outputs)
     torch.testing.assert_close(logits, one_by_one(modules, positions, outputs), atol=1e-6, rtol=1e-5)
@@ -66,7 +66,7 @@ def test_activations_stay_within_their_bound(pooler_rank: int, monkeypatch: pyte
         return result
 
     monkeypatch.setattr(torch, "baddbmm", watched)
-    monkeypatch.setattr(stacked, "MAX_VALUES", 1000)
+    monkeypatch.setattr(stacked_heads, "MAX_VALUES", 1000)
     modules = make_modules(40, pooler_rank)
     StackedTasks.stack(modules, [PROMPTS[index % 3] for index in range(40)])(torch.randn(6, 11, 32))
     assert sum(sizes) == 40 * 6 * 32

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from mtop_batch.model.adapters import AdapterStack, adapted
-from mtop_batch.model.attention import Context, KeyValues, is_readable, packed, reading, record_only, recording
-from mtop_batch.model.packing import Packing
-from mtop_batch.model.prompts import visibility
+from mtop_batch.model.encoder.kv_cache import Context, KeyValues, is_readable, packed, reading, record_only, recording
+from mtop_batch.model.encoder.lora import AdapterStack, adapted
+from mtop_batch.model.encoder.packing import Packing
+from mtop_batch.model.parts.prompts import visibility
 
 _SLIDING_KINDS = ("full_attention", "sliding_attention")
 
@@ -105,7 +105,7 @@ def encode(
         input_ids: (B, T) Padded on the right.
         attention_mask: (B, T) 1 for tokens, 0 for padding; None where there is no padding.
         token_type_ids: (B, T) 0 and 1 for the texts of a pair; left out on backbones without token types.
-        groups: (S) The group of each prompt (`mtop_batch.model.prompts`), those of the context first; None where all
+        groups: (S) The group of each prompt (`model.parts.prompts`), those of the context first; None where all
             prompts belong to it.
         passes: How the prompts that do not belong to the context go through the encoder, first ones first; None for
             all at once. Adapters are for backbones whose attention `is_readable`.

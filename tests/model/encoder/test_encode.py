@@ -20,9 +20,8 @@ from transformers import (
     RobertaModel,
 )
 
-from mtop_batch.model.attention import is_readable, use_readable_attention
-from mtop_batch.model.backbone import check_backbone
-from mtop_batch.model.encoder import (
+from mtop_batch.model.encoder.backbone import check_backbone
+from mtop_batch.model.encoder.encode import (
     embedding_size,
     encode,
     encode_context,
@@ -30,6 +29,7 @@ from mtop_batch.model.encoder import (
     first_position,
     has_token_types,
 )
+from mtop_batch.model.encoder.kv_cache import is_readable, use_readable_attention
 from tests.conftest import make_backbone
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from transformers import AutoModel
 
 from mtop_batch.errors import TaskError
-from mtop_batch.model.backbone import load_backbone, load_tokenizer, locate_backbone
-from mtop_batch.model.bundle import load_bundle, save_bundle
-from mtop_batch.model.bundle_files import load_probes, read_bundle_info
-from mtop_batch.model.mtop import MTOPModel
-from mtop_batch.model.vectors import StackedProbes, document_vectors
+from mtop_batch.model.bundle.bundle import load_bundle, save_bundle
+from mtop_batch.model.bundle.files import load_probes, read_bundle_info
+from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer, locate_backbone
+from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.model.parts.document_vectors import StackedProbes, document_vectors
 from mtop_batch.tasks import Task
 from tests.conftest import make_tokenizer
 from tests.model.conftest import TASKS, Batch, MakeModel

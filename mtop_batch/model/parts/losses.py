@@ -1,0 +1,27 @@
+"""The losses of tasks.
+
+Shapes: B texts, C outputs of a task.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from mtop_batch.tasks import Task
+
+
+def task_loss(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss of a batch of one task, in float32.
+
+    Args:
+        task: Decides the loss: mean cross-entropy for classification, mean squared error for regression.
+        logits: (B, C)
+        labels: (B,) Indices of labels, or the values of a regression.
+
+    Returns:
+        () The loss.
+    """
+    if task.kind == "regression":
+        return F.mse_loss(logits[:, 0].float(), labels.float())
+    return F.cross_entropy(logits.float(), labels)
