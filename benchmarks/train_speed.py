@@ -35,8 +35,8 @@ import numpy as np
 from results_file import write_result
 
 from mtop_batch.data.examples import LabelledTokens
+from mtop_batch.engine.memory import KEEP_FREED_MEMORY
 from mtop_batch.model.kinds.config import PromptAttention
-from mtop_batch.training.memory import KEEP_FREED_MEMORY
 
 WORKERS = {"one_worker": 1, "two_workers": 2}
 VARIANTS = ("plain", "fused", "kept", "frozen", "isolated", "trainer", *WORKERS)

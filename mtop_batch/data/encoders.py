@@ -1,6 +1,6 @@
 """How `TextTokenizer` tokenises only the beginning of a text and yet gets the ids of the whole one, truncated.
 
-Each text is cut at the last safe place within a limit of characters (`mtop_batch.data.cuts`) and tokenised. If the
+Each text is cut at the last safe place within a limit of characters (`mtop_batch.data.char_cuts`) and tokenised. If the
 tokens are enough, no more text can change them; otherwise the row goes round again with a higher limit. Special tokens
 are added here, from a template read off the tokenizer once, because truncating a pair needs both texts' lengths first.
 """
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from mtop_batch.data.cuts import find_cut, safe_cuts
+from mtop_batch.data.char_cuts import find_cut, safe_cuts
 from mtop_batch.errors import ConfigError
 
 # Characters per token to try first; English news has about 4.6, so nearly every article is done in one go.

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtop_batch.data.labels import Labels, read_labels
+from mtop_batch.data.label_values import Labels, read_labels
 from mtop_batch.data.sources import Part, read_columns
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import DataError
@@ -64,7 +64,7 @@ def load_examples(task: Task, source: str, label_column: str, *, training: bool 
     without label, is skipped.
 
     Args:
-        task: Names the text columns and the allowed labels (`mtop_batch.data.labels` says how a label is written).
+        task: Names the text columns and the allowed labels (`data.label_values` says how a label is written).
         source: See `mtop_batch.data.sources.read_columns`; a hub data set's split is by default "train" for training
             and "validation" for evaluation.
         label_column: Where the labels are.

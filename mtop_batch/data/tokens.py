@@ -2,7 +2,7 @@
 
 A long text is cut to `max_tokens` tokens anyway, and tokenising is what a labelling job spends its CPU on, so
 `TextTokenizer` cuts the *characters* first (how: `mtop_batch.data.encoders`; where that is safe:
-`mtop_batch.data.cuts`). The ids are always those of tokenising the whole text and truncating it.
+`mtop_batch.data.char_cuts`). The ids are always those of tokenising the whole text and truncating it.
 
 Shapes: R rows, T tokens in all rows together.
 """

@@ -32,9 +32,9 @@ from mtop_batch.model.bundle.bundle import Bundle, load_bundle, save_bundle
 from mtop_batch.model.bundle.fingerprints import task_fingerprints, tokenizer_digest
 from mtop_batch.tasks import Task, check_task_names
 from mtop_batch.training.added_task import AddedTask
+from mtop_batch.training.checkpoint import TaskMetrics
 from mtop_batch.training.sampling import num_steps
 from mtop_batch.training.settings import TaskData, TrainSettings
-from mtop_batch.training.state import TaskMetrics
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from mtop_batch.engine.workers import resolve_precision
 from mtop_batch.errors import TaskError
 from mtop_batch.model.bundle.bundle import load_bundle
 from mtop_batch.tasks import Task, select_tasks
+from mtop_batch.training.checkpoint import TaskMetrics
 from mtop_batch.training.evaluation import evaluate_task
 from mtop_batch.training.settings import Worker
-from mtop_batch.training.state import TaskMetrics
 
 
 def evaluate_bundle(model_uri: str, config: Config) -> dict[str, TaskMetrics]:

@@ -24,17 +24,17 @@ from transformers import PreTrainedModel
 
 from mtop_batch.config.sections import Config, TrainConfig
 from mtop_batch.engine.events import EventQueue
+from mtop_batch.engine.memory import KEEP_FREED_MEMORY
 from mtop_batch.engine.monitor import TrainingMonitor
 from mtop_batch.engine.run_directory import RunDirectory
 from mtop_batch.engine.session import Resources
 from mtop_batch.engine.workers import WARM_START_PHASE, MultiTaskJob, SingleTaskJob, train_worker, warm_start
 from mtop_batch.errors import JobError, MtopError
 from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.training.checkpoint import read_final_weights
 from mtop_batch.training.loop import FitResult
-from mtop_batch.training.memory import KEEP_FREED_MEMORY
 from mtop_batch.training.sampling import num_steps
 from mtop_batch.training.settings import TaskData, TrainSettings
-from mtop_batch.training.state import read_final_weights
 
 T = TypeVar("T")
 

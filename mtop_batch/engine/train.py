@@ -33,9 +33,9 @@ from mtop_batch.model.bundle.bundle import save_bundle
 from mtop_batch.model.encoder.backbone import check_backbone, load_backbone, load_tokenizer
 from mtop_batch.model.kinds.config import MTOPConfig
 from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.training.checkpoint import TaskMetrics
 from mtop_batch.training.optimizer import freeze_word_embeddings
 from mtop_batch.training.settings import TaskData
-from mtop_batch.training.state import TaskMetrics
 from mtop_batch.training.warm_start import initialise
 
 _PACKAGES = ("mtop-batch", "ray", "torch", "transformers")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.training.checkpoint import TaskMetrics
 from mtop_batch.training.loop import Emit, fit
 from mtop_batch.training.settings import TaskData, TrainSettings, Worker
-from mtop_batch.training.state import TaskMetrics
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def train_added_task(
     """Learn one task on a trained model: its own prompts, adapter, pooler and head train, and nothing else.
 
     The new task is isolated, so tasks that are added together know nothing of one another and may be trained side by
-    side. The texts go through the backbone once (`mtop_batch.training.contexts`).
+    side. The texts go through the backbone once (`mtop_batch.training.cached_contexts`).
 
     Args:
         model: Taken over: it gets the task and is left frozen.

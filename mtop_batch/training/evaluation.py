@@ -16,10 +16,10 @@ from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.model.parts.prompts import prompt_layout
 from mtop_batch.tasks import Metric, Task
-from mtop_batch.training.contexts import FixedContexts, model_inputs
+from mtop_batch.training.cached_contexts import FixedContexts, model_inputs
+from mtop_batch.training.checkpoint import TaskMetrics
 from mtop_batch.training.metrics import compute_metric
 from mtop_batch.training.settings import Precision, TaskData, Worker
-from mtop_batch.training.state import TaskMetrics
 
 MAX_BATCH_TOKENS = 8192
 

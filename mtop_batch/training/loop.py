@@ -19,14 +19,14 @@ from torch.nn.utils import clip_grad_norm_
 
 from mtop_batch.errors import ConfigError, DataError
 from mtop_batch.model.kinds.mtop import MTOPModel
-from mtop_batch.training.contexts import fixed_contexts, model_inputs
+from mtop_batch.training.cached_contexts import fixed_contexts, model_inputs
+from mtop_batch.training.checkpoint import Evaluation, TaskMetrics, TrainingState
 from mtop_batch.training.evaluation import evaluate, mean_metric
 from mtop_batch.training.meter import StepMeter
 from mtop_batch.training.optimizer import make_optimizer, set_learning_rate
 from mtop_batch.training.sampling import BatchPlan, evaluation_steps
 from mtop_batch.training.schedules import linear_warmup_decay
 from mtop_batch.training.settings import TaskData, TrainSettings, Worker
-from mtop_batch.training.state import Evaluation, TaskMetrics, TrainingState
 
 WriteCheckpoint = Callable[[Path], None]
 Save = Callable[[WriteCheckpoint | None, dict[str, Any]], None]

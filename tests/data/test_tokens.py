@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mtop_batch.data.cuts import safe_cuts
+from mtop_batch.data.char_cuts import safe_cuts
 from mtop_batch.data.encoders import PythonEncoder, RustEncoder
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import ConfigError

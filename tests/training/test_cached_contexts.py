@@ -8,7 +8,7 @@ import torch
 
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
-from mtop_batch.training.contexts import FixedContexts, fixed_contexts, model_inputs
+from mtop_batch.training.cached_contexts import FixedContexts, fixed_contexts, model_inputs
 from mtop_batch.training.loop import fit
 from mtop_batch.training.optimizer import freeze_backbone
 from mtop_batch.training.settings import TaskData, Worker

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from mtop_batch.errors import BundleError, ConfigError
+from mtop_batch.training.checkpoint import Evaluation, TrainingState, read_final_weights
 from mtop_batch.training.optimizer import make_optimizer
 from mtop_batch.training.settings import TrainSettings
-from mtop_batch.training.state import Evaluation, TrainingState, read_final_weights
 from tests.training.toy import make_model
 
 
