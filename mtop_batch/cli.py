@@ -184,8 +184,8 @@ def labels(
     json_out: JsonOption = None,
 ) -> None:
     """Say what a label table holds: each task's coverage, label shares and bundles, and the label sets."""
+    from mtop_batch.corpus.paths import parse_partitions
     from mtop_batch.labelling.overview import label_overview
-    from mtop_batch.labelling.paths import parse_partitions
 
     wanted = _comma_separated(tasks, "--tasks") or None
     overview = label_overview(labels, wanted, parse_partitions(partition or ()))

@@ -17,6 +17,7 @@ from ray.exceptions import RayTaskError
 from rich.console import Console
 
 from mtop_batch import storage
+from mtop_batch.corpus.paths import parse_partitions
 from mtop_batch.engine.events import EventQueue
 from mtop_batch.engine.label_log import LabelLog
 from mtop_batch.engine.pipeline import most_actors, plan_actors, run_pieces
@@ -27,7 +28,6 @@ from mtop_batch.labelling.definition import DEFAULT_TEXT_COLUMNS, VECTOR, Defini
 from mtop_batch.labelling.gather import DEFAULT_UNIT_ROWS, plan_labels
 from mtop_batch.labelling.label_files import remove_unfinished
 from mtop_batch.labelling.lease import Lease, hold_lease
-from mtop_batch.labelling.paths import parse_partitions
 from mtop_batch.labelling.plan import Plan
 from mtop_batch.labelling.report import RunReport, write_report
 from mtop_batch.labelling.runs import check_same_tasks, list_runs, new_run_id, write_run

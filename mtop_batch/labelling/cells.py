@@ -10,10 +10,11 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from mtop_batch.corpus.files import Layout, SourceFile
 from mtop_batch.labelling.definition import VECTOR, Definition, LabelSet
-from mtop_batch.labelling.footer import Footer, SourceFile
+from mtop_batch.labelling.footer import Footer
 from mtop_batch.labelling.paths import label_path, source_path
-from mtop_batch.labelling.plan import Layout, Plan, Target, Unit, VectorRows
+from mtop_batch.labelling.plan import Plan, Target, Unit, VectorRows
 from mtop_batch.labelling.slices import Rows, cover, gaps, pieces, row_groups_of, slice_rows
 
 NEW_FILE = "new file"

@@ -10,26 +10,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mtop_batch.corpus.files import SourceFile
 from mtop_batch.errors import LabelTableError
 from mtop_batch.labelling.definition import LabelSet
 
 FOOTER_KEY = "mtop_batch"
 _FORMAT = 1
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """A file of the corpus at one moment; a new size or version means new content.
-
-    Args:
-        path: Below the corpus.
-        size: Bytes.
-        version: Etag on object stores, modification time (ns) locally.
-    """
-
-    path: str
-    size: int
-    version: str
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mtop_batch import storage
+from mtop_batch.corpus.files import Layout, MissingColumns, SourceFile, UnreadableSource, read_layout
+from mtop_batch.corpus.paths import in_partition, is_source, parse_partitions, partition_keys
 from mtop_batch.errors import ConfigError, DamagedLabelFile, DataError
 from mtop_batch.labelling.cells import Cells, LabelFile, build_plan, relevant_sets
 from mtop_batch.labelling.definition import Definition
-from mtop_batch.labelling.footer import SourceFile
 from mtop_batch.labelling.label_files import list_label_files, read_footer, read_label_sets
-from mtop_batch.labelling.paths import in_partition, is_source, parse_partitions, partition_keys, source_path
-from mtop_batch.labelling.plan import Layout, Plan
+from mtop_batch.labelling.paths import source_path
+from mtop_batch.labelling.plan import Plan
 from mtop_batch.labelling.runs import list_runs, read_run
-from mtop_batch.labelling.sources import MissingColumns, UnreadableSource, read_layout
 
 DEFAULT_UNIT_ROWS = 20_000
 
@@ -184,7 +184,13 @@ def _read_layouts(
 
     def read(source: SourceFile) -> tuple[SourceFile, Layout | UnreadableSource]:
         try:
-            return source, read_layout(root, source, definition)
+            return source, read_layout(
+                root,
+                source,
+                id_column=definition.id_column,
+                text_columns=definition.text_columns,
+                text_columns_required=definition.text_columns_required,
+            )
         except UnreadableSource as error:
             return source, error
 

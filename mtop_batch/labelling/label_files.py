@@ -20,12 +20,12 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from mtop_batch import storage
+from mtop_batch.corpus.files import UnreadableSource, decoding
+from mtop_batch.corpus.paths import is_source
 from mtop_batch.errors import DamagedLabelFile, LabelTableError
 from mtop_batch.labelling.definition import VECTOR, LabelSet
 from mtop_batch.labelling.footer import FOOTER_KEY, Footer
-from mtop_batch.labelling.paths import is_source
 from mtop_batch.labelling.plan import Target
-from mtop_batch.labelling.sources import UnreadableSource, decoding
 from mtop_batch.tasks import Task
 
 LABEL_TYPE = pa.dictionary(pa.int32(), pa.string())

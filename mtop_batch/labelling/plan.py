@@ -12,18 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from mtop_batch.corpus.files import SourceFile
+from mtop_batch.corpus.paths import shown
 from mtop_batch.labelling.definition import Definition
-from mtop_batch.labelling.footer import Footer, SourceFile
-from mtop_batch.labelling.paths import shown
+from mtop_batch.labelling.footer import Footer
 from mtop_batch.labelling.slices import Rows
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Rows of each row group of a source file, and the text columns it has of those asked for."""
-
-    row_groups: tuple[int, ...]
-    text_columns: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from itertools import pairwise
 
 import pyarrow as pa
 
+from mtop_batch.corpus.files import SourceFile
 from mtop_batch.labelling.definition import VECTOR, LabelSet
-from mtop_batch.labelling.footer import SourceFile
 from mtop_batch.labelling.slices import Rows
 
 

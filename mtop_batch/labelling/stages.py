@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mtop_batch.corpus.files import UnreadableSource
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import MtopError
 from mtop_batch.labelling.definition import Definition
@@ -25,7 +26,6 @@ from mtop_batch.labelling.lease import LeaseToken
 from mtop_batch.labelling.outputs import label_columns
 from mtop_batch.labelling.plan import Target, Unit
 from mtop_batch.labelling.probes import ProbePredictor, read_vectors
-from mtop_batch.labelling.sources import UnreadableSource
 from mtop_batch.labelling.units import DEFAULT_MAX_CHARS, read_unit
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.storage.retry import DEFAULT_PATIENCE_S, News, patiently, silent

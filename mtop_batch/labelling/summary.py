@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from mtop_batch import storage
-from mtop_batch.labelling.paths import shown
+from mtop_batch.corpus.paths import shown
 from mtop_batch.labelling.plan import Plan
 from mtop_batch.labelling.runs import list_runs, run_uri
 

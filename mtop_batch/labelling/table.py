@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mtop_batch.corpus.paths import partition_keys, partition_values
 from mtop_batch.errors import LabelTableError
 from mtop_batch.labelling.definition import VECTOR
 from mtop_batch.labelling.label_files import (
@@ -22,7 +23,6 @@ from mtop_batch.labelling.label_files import (
     read_footer,
     write_label_file,
 )
-from mtop_batch.labelling.paths import partition_keys, partition_values
 from mtop_batch.labelling.view import Part, View, open_view
 
 __all__ = ["iter_labels", "label_schema", "list_label_files", "read_footer", "read_labels", "write_label_file"]

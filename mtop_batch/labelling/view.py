@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from mtop_batch import storage
+from mtop_batch.corpus.paths import in_partition
 from mtop_batch.errors import LabelTableError
 from mtop_batch.labelling.definition import VECTOR, LabelSet
 from mtop_batch.labelling.footer import Footer
@@ -24,7 +25,7 @@ from mtop_batch.labelling.label_files import (
     read_label_sets,
     task_columns,
 )
-from mtop_batch.labelling.paths import in_partition, source_path
+from mtop_batch.labelling.paths import source_path
 from mtop_batch.labelling.resolve import Chooser, Segment, TableFile, resolve
 from mtop_batch.labelling.runs import present_definitions
 from mtop_batch.tasks import select_tasks

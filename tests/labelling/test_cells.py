@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtop_batch.corpus.files import Layout, SourceFile
 from mtop_batch.labelling import cells as why
 from mtop_batch.labelling.cells import Cells, LabelFile, build_plan, choose_label_sets, relevant_sets
 from mtop_batch.labelling.definition import VECTOR, Definition, LabelSet
-from mtop_batch.labelling.footer import Footer, SourceFile
-from mtop_batch.labelling.plan import Layout, Plan, Unit, decode_units, encode_units
+from mtop_batch.labelling.footer import Footer
+from mtop_batch.labelling.plan import Plan, Unit, decode_units, encode_units
 from tests.labelling.support import definition
 
 Corpus = Mapping[SourceFile, tuple[int, ...]]

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtop_batch import storage
+from mtop_batch.corpus.files import SourceChanged
 from mtop_batch.errors import LabelTableError
 from mtop_batch.labelling import cells as why
 from mtop_batch.labelling.gather import plan_labels
 from mtop_batch.labelling.plan import Unit
-from mtop_batch.labelling.sources import SourceChanged
 from mtop_batch.labelling.table import read_labels
 from mtop_batch.labelling.units import read_unit
 from mtop_batch.storage import clients

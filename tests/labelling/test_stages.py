@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mtop_batch.corpus.files import SourceFile
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.errors import LabelTableError
-from mtop_batch.labelling.footer import SourceFile
 from mtop_batch.labelling.lease import LeaseToken
 from mtop_batch.labelling.plan import Target, Unit
 from mtop_batch.labelling.stages import LabelJob, read_and_tokenise, write

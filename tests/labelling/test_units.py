@@ -13,12 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtop_batch import storage
-from mtop_batch.errors import LabelTableError
+from mtop_batch.corpus.files import SourceChanged, UnreadableSource
 from mtop_batch.labelling import units
-from mtop_batch.labelling.footer import SourceFile
 from mtop_batch.labelling.gather import plan_labels
-from mtop_batch.labelling.sources import MissingColumns, SourceChanged, UnreadableSource, read_layout
 from mtop_batch.labelling.units import TextBatch, read_unit
 from tests.labelling.support import articles, definition, write_corpus
 
@@ -187,28 +184,6 @@ def test_a_file_that_changes_while_it_is_read_is_found_out_at_the_end(planned: t
         list(batches)
 
 
-def source(root: Path, name: str = "x.parquet") -> SourceFile:
-    info = next(info for info in storage.list_files(str(root)) if info.path == name)
-    return SourceFile(info.path, info.size, info.version)
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", r"empty \(0 bytes\)"),
-        (b"no parquet at all", "not readable as Parquet"),
-        (b"PAR1 cut off", "not readable as Parquet"),
-        (b"PAR1" + b"\x00" * 60 + b"\x08\x00\x00\x00PAR1", "not readable as Parquet"),
-    ],
-    ids=["empty", "text", "truncated", "bad footer"],
-)
-def test_bad_files_are_told_with_a_reason(tmp_path: Path, content: bytes, reason: str) -> None:
-    (tmp_path / "x.parquet").write_bytes(content)
-    with pytest.raises(UnreadableSource, match=reason) as caught:
-        read_layout(str(tmp_path), source(tmp_path), WANTED)
-    assert "\n" not in str(caught.value)
-
-
 def test_damaged_pages_behind_a_sound_footer_are_found_while_reading(tmp_path: Path) -> None:
     write_corpus(tmp_path, {"x.parquet": articles(3000)}, compression="zstd", use_dictionary=False)
     content = bytearray((tmp_path / "x.parquet").read_bytes())
@@ -217,53 +192,6 @@ def test_damaged_pages_behind_a_sound_footer_are_found_while_reading(tmp_path: P
     unit = plan_labels(str(tmp_path), str(tmp_path.parent / "labels"), WANTED).units[0]
     with pytest.raises(UnreadableSource, match="not readable as Parquet"):
         list(read_unit(str(tmp_path), unit, "id"))
-
-
-def test_a_forbidden_file_is_a_bad_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_corpus(tmp_path, {"x.parquet": articles(1)})
-    found = source(tmp_path)
-
-    def fail(uri: str) -> Any:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(storage, "filesystem", fail)
-    with pytest.raises(UnreadableSource, match="access denied"):
-        read_layout(str(tmp_path), found, WANTED)
-
-
-def test_storage_that_does_not_answer_says_nothing_about_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_corpus(tmp_path, {"x.parquet": articles(1)})
-    found = source(tmp_path)
-
-    def fail(uri: str) -> Any:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(storage, "filesystem", fail)
-    with pytest.raises(LabelTableError, match="Input/output error"):
-        read_layout(str(tmp_path), found, WANTED)
-
-
-def test_missing_and_repeated_columns_are_told_with_those_that_are_there(tmp_path: Path) -> None:
-    repeated = pa.Table.from_arrays([pa.array([1]), pa.array(["t"]), pa.array(["t"])], names=["id", "body", "body"])
-    files = {"x.parquet": {"key": [1], "body": ["t"]}, "y.parquet": {"id": [1], "text": ["t"]}, "z.parquet": repeated}
-    write_corpus(tmp_path, files)
-    for name, message in (
-        ("x.parquet", "no id column 'id'; columns: key, body"),
-        ("y.parquet", "no text column 'title' or 'body'; columns: id, text"),
-        ("z.parquet", "column 'body' occurs 2 times"),
-    ):
-        with pytest.raises(MissingColumns, match=message):
-            read_layout(str(tmp_path), source(tmp_path, name), WANTED)
-
-
-def test_explicit_text_columns_must_all_be_there(tmp_path: Path) -> None:
-    write_corpus(tmp_path, {"x.parquet": {"id": [1], "body": ["t"]}})
-    assert read_layout(str(tmp_path), source(tmp_path), WANTED).text_columns == ("body",)
-    both = definition({"a": "1"}, text_columns=("title", "body"), text_columns_required=True)
-    with pytest.raises(MissingColumns, match="no text column 'title'"):
-        read_layout(str(tmp_path), source(tmp_path), both)
 
 
 texts = st.none() | st.sampled_from(["", " ", "\n"]) | st.text(max_size=5)

@@ -7,19 +7,17 @@ the work is tried again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from mtop_batch import storage
+from mtop_batch.corpus.paths import path_problem
 from mtop_batch.errors import LabelTableError
-from mtop_batch.labelling.definition import Definition
-from mtop_batch.labelling.footer import SourceFile
-from mtop_batch.labelling.paths import path_problem
-from mtop_batch.labelling.plan import Layout
 
 # Column chunks are read through a buffer of this size, so a huge row group does not have to fit into memory.
 _BUFFER_BYTES = 4 << 20
@@ -28,6 +26,29 @@ CHANGED = "changed while the run was going on; the next run will label it"
 VANISHED = "vanished while the run was going on"
 # What pyarrow raises for bytes that are not what they should be.
 _DECODE_ERRORS = (OSError, ValueError, KeyError, OverflowError, pa.ArrowException)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file of the corpus at one moment; a new size or version means new content.
+
+    Args:
+        path: Below the corpus.
+        size: Bytes.
+        version: Etag on object stores, modification time (ns) locally.
+    """
+
+    path: str
+    size: int
+    version: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rows of each row group of a source file, and the text columns it has of those asked for."""
+
+    row_groups: tuple[int, ...]
+    text_columns: tuple[str, ...]
 
 
 class UnreadableSource(Exception):
@@ -83,11 +104,20 @@ def check_unchanged(corpus: str, source: SourceFile) -> None:
         pass
 
 
-def read_layout(corpus: str, source: SourceFile, definition: Definition) -> Layout:
+def read_layout(
+    corpus: str, source: SourceFile, *, id_column: str, text_columns: Sequence[str], text_columns_required: bool
+) -> Layout:
     """Row groups of a source file, and its text columns.
 
+    Args:
+        corpus: Where the source file's path starts.
+        source: The file, as it was listed.
+        id_column: The column that identifies an article.
+        text_columns: The text columns asked for.
+        text_columns_required: False lets the file lack some of the text columns (not all of them).
+
     Raises:
-        MissingColumns: It has no id column, or not the text columns that the definition asks for.
+        MissingColumns: It has no id column, or not the text columns asked for.
         UnreadableSource: The file is bad.
         LabelTableError: The storage does not answer.
     """
@@ -95,18 +125,18 @@ def read_layout(corpus: str, source: SourceFile, definition: Definition) -> Layo
         metadata = parquet.metadata
         row_groups = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
         names = parquet.schema_arrow.names
-    return Layout(row_groups, _text_columns(names, definition))
+    return Layout(row_groups, _text_columns(names, id_column, text_columns, text_columns_required))
 
 
-def _text_columns(names: list[str], definition: Definition) -> tuple[str, ...]:
-    """The definition's text columns that a file has."""
-    present = tuple(column for column in definition.text_columns if column in names)
-    missing = [column for column in definition.text_columns if column not in names]
-    if definition.id_column not in names:
-        raise MissingColumns(f"no id column {definition.id_column!r}; columns: {', '.join(names)}")
-    if not present or (missing and definition.text_columns_required):
+def _text_columns(names: list[str], id_column: str, text_columns: Sequence[str], required: bool) -> tuple[str, ...]:
+    """Those of the text columns that a file has."""
+    present = tuple(column for column in text_columns if column in names)
+    missing = [column for column in text_columns if column not in names]
+    if id_column not in names:
+        raise MissingColumns(f"no id column {id_column!r}; columns: {', '.join(names)}")
+    if not present or (missing and required):
         raise MissingColumns(f"no text column {' or '.join(map(repr, missing))}; columns: {', '.join(names)}")
-    for column in (definition.id_column, *present):
+    for column in (id_column, *present):
         if names.count(column) > 1:
             raise MissingColumns(f"column {column!r} occurs {names.count(column)} times; columns: {', '.join(names)}")
     return present

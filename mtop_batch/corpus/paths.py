@@ -1,0 +1,85 @@
+"""What the paths of source files say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
+from urllib.parse import unquote
+
+from mtop_batch.errors import ConfigError
+
+SOURCE_SUFFIXES = (".parquet", ".parq", ".pq")
+NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+# A file name may have 255 bytes on most file systems; a unit's ranges need up to 60 of them.
+_MAX_NAME_BYTES = 195
+_MAX_DIRECTORY_BYTES = 255
+
+
+def is_source(path: str) -> bool:
+    """Whether a file of the corpus is taken for Parquet."""
+    return path.lower().endswith(SOURCE_SUFFIXES)
+
+
+def path_problem(path: str) -> str | None:
+    """Why a source file's path cannot be a label file's, if so."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "its name is not valid UTF-8; rename it"
+    if "" in path.split("/"):
+        return "its path has a directory without a name; rename it"
+    if len(PurePosixPath(path).name.encode()) > _MAX_NAME_BYTES:
+        return f"its name is longer than {_MAX_NAME_BYTES} bytes; rename it"
+    if any(len(part.encode()) > _MAX_DIRECTORY_BYTES for part in path.split("/")[:-1]):
+        return f"a directory's name is longer than {_MAX_DIRECTORY_BYTES} bytes; rename it"
+    return None
+
+
+def shown(path: str) -> str:
+    """A path as messages show it: in one line, whatever it consists of.
+
+    >>> shown("a\\nb ü.parquet")
+    'a\\\\nb ü.parquet'
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in path
+    )
+
+
+def partition_values(path: str) -> dict[str, str | None]:
+    """The hive partition values (`key=value` directories) of a path, URL-decoded; None for hive's null.
+
+    >>> partition_values("lang=en/date=2026-11-20%2B1/a.parquet")
+    {'lang': 'en', 'date': '2026-11-20+1'}
+    """
+    pairs = (part.partition("=") for part in path.split("/")[:-1] if "=" in part)
+    return {unquote(key): None if value == NULL_PARTITION else unquote(value) for key, _, value in pairs if key}
+
+
+def parse_partitions(options: Sequence[str]) -> dict[str, str]:
+    """The `--partition key=value` options as a filter.
+
+    Raises:
+        ConfigError: One is not of that form, or a key is given twice.
+    """
+    wanted: dict[str, str] = {}
+    for option in options:
+        key, separator, value = option.partition("=")
+        if not key or not separator:
+            raise ConfigError(f"--partition {option!r} is not of the form key=value, such as date=2026-11-20")
+        if wanted.setdefault(key, value) != value:
+            raise ConfigError(f"--partition {key} is given as {wanted[key]!r} and as {value!r}; a file has one value")
+    return wanted
+
+
+def in_partition(path: str, wanted: Mapping[str, str]) -> bool:
+    """Whether a path lies in the wanted partition; `__HIVE_DEFAULT_PARTITION__` asks for hive's null."""
+    values = partition_values(path)
+    return all(
+        key in values and values[key] == (None if value == NULL_PARTITION else value) for key, value in wanted.items()
+    )
+
+
+def partition_keys(paths: Iterable[str]) -> list[str]:
+    """The hive partition keys that occur in the paths, in order of appearance."""
+    return list(dict.fromkeys(key for path in paths for key in partition_values(path)))
