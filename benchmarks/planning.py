@@ -77,12 +77,13 @@ def build_labels(model: str, corpus: str, labels: str) -> float:
     import pyarrow as pa
 
     from mtop_batch import storage
-    from mtop_batch.labelling.definition import Definition
     from mtop_batch.labelling.gather import plan_labels
-    from mtop_batch.labelling.label_files import LABEL_TYPE, write_label_file
     from mtop_batch.labelling.plan import Unit
-    from mtop_batch.labelling.runs import new_run_id, write_run
     from mtop_batch.model.bundle.files import read_bundle_info
+    from mtop_batch.table.columns import LABEL_TYPE
+    from mtop_batch.table.definition import Definition
+    from mtop_batch.table.runs import new_run_id, write_run
+    from mtop_batch.table.store import write_label_file
 
     bundle = read_bundle_info(model)
     wanted = Definition(bundle.name, bundle.uri, bundle.tasks, bundle.fingerprints)

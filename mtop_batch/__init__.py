@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mtop_batch.errors import BundleError, ConfigError, DataError, JobError, LabelTableError, MtopError, TaskError
     from mtop_batch.labelling.predictor import Predictor
-    from mtop_batch.labelling.table import iter_labels, read_labels
     from mtop_batch.model.kinds.config import MTOPConfig
     from mtop_batch.model.kinds.mtop import MTOPModel
+    from mtop_batch.table.read import iter_labels, read_labels
     from mtop_batch.tasks import Task
 
 _MODULES = {
@@ -30,8 +30,8 @@ _MODULES = {
     "Predictor": "labelling.predictor",
     "Task": "tasks",
     "TaskError": "errors",
-    "iter_labels": "labelling.table",
-    "read_labels": "labelling.table",
+    "iter_labels": "table.read",
+    "read_labels": "table.read",
 }
 
 __all__ = [

@@ -185,7 +185,7 @@ def labels(
 ) -> None:
     """Say what a label table holds: each task's coverage, label shares and bundles, and the label sets."""
     from mtop_batch.corpus.paths import parse_partitions
-    from mtop_batch.labelling.overview import label_overview
+    from mtop_batch.table.stats import label_overview
 
     wanted = _comma_separated(tasks, "--tasks") or None
     overview = label_overview(labels, wanted, parse_partitions(partition or ()))

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mtop_batch.engine.progress import metric_table
-from mtop_batch.labelling.overview import Overview
+from mtop_batch.table.stats import Overview
 from mtop_batch.tasks import Task
 
 

@@ -21,12 +21,12 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.session import Resources
-from mtop_batch.labelling.definition import VECTOR
 from mtop_batch.labelling.plan import Unit, decode_units, encode_units
 from mtop_batch.labelling.probes import ProbePredictor
 from mtop_batch.labelling.stages import LabelJob, UnitResult, label, label_from_vectors, read_and_tokenise, write
 from mtop_batch.model.bundle.files import load_bundle_tokenizer, read_bundle_info
 from mtop_batch.storage.retry import ACTOR_STARTED, patiently
+from mtop_batch.table.definition import VECTOR
 
 if TYPE_CHECKING:
     from mtop_batch.labelling.predictor import Predictor

@@ -11,11 +11,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mtop_batch.corpus.files import Layout, SourceFile
-from mtop_batch.labelling.definition import VECTOR, Definition, LabelSet
-from mtop_batch.labelling.footer import Footer
-from mtop_batch.labelling.paths import label_path, source_path
-from mtop_batch.labelling.plan import Plan, Target, Unit, VectorRows
-from mtop_batch.labelling.slices import Rows, cover, gaps, pieces, row_groups_of, slice_rows
+from mtop_batch.labelling.plan import Plan, Unit, VectorRows
+from mtop_batch.table.definition import VECTOR, Definition, LabelSet
+from mtop_batch.table.footer import Footer
+from mtop_batch.table.names import label_path, source_path
+from mtop_batch.table.row_ranges import Rows, cover, gaps, pieces, row_groups_of, slice_rows
+from mtop_batch.table.store import Target
 
 NEW_FILE = "new file"
 NEW_TASK = "new task"

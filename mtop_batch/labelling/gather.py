@@ -15,11 +15,11 @@ from mtop_batch.corpus.files import Layout, MissingColumns, SourceFile, Unreadab
 from mtop_batch.corpus.paths import in_partition, is_source, parse_partitions, partition_keys
 from mtop_batch.errors import ConfigError, DamagedLabelFile, DataError
 from mtop_batch.labelling.cells import Cells, LabelFile, build_plan, relevant_sets
-from mtop_batch.labelling.definition import Definition
-from mtop_batch.labelling.label_files import list_label_files, read_footer, read_label_sets
-from mtop_batch.labelling.paths import source_path
 from mtop_batch.labelling.plan import Plan
-from mtop_batch.labelling.runs import list_runs, read_run
+from mtop_batch.table.definition import Definition
+from mtop_batch.table.names import source_path
+from mtop_batch.table.runs import list_runs, read_run
+from mtop_batch.table.store import list_label_files, read_footer, read_label_sets
 
 DEFAULT_UNIT_ROWS = 20_000
 

@@ -14,18 +14,10 @@ from typing import Any
 
 from mtop_batch.corpus.files import SourceFile
 from mtop_batch.corpus.paths import shown
-from mtop_batch.labelling.definition import Definition
-from mtop_batch.labelling.footer import Footer
-from mtop_batch.labelling.slices import Rows
-
-
-@dataclass(frozen=True)
-class Target:
-    """A label file to write, and the tasks whose columns it gets."""
-
-    label_set: str
-    path: str
-    tasks: tuple[str, ...]
+from mtop_batch.table.definition import Definition
+from mtop_batch.table.footer import Footer
+from mtop_batch.table.row_ranges import Rows
+from mtop_batch.table.store import Target
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from transformers import PreTrainedTokenizerBase
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import BundleError, ConfigError, DataError
-from mtop_batch.labelling.outputs import TaskOutputs, label_columns
 from mtop_batch.labelling.transfers import ToHost, to_device
 from mtop_batch.labelling.units import DEFAULT_MAX_CHARS, TEXT_IS_EMPTY, TEXT_IS_NULL
 from mtop_batch.model.bundle.bundle import load_bundle
@@ -32,6 +31,7 @@ from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.model.parts.prompts import prompt_layout
 from mtop_batch.model.precision import with_bf16_encoder
 from mtop_batch.precision import PrecisionChoice, has_bf16
+from mtop_batch.table.columns import TaskOutputs, label_columns
 from mtop_batch.tasks import Task, select_tasks
 
 Rows = npt.NDArray[np.int64]

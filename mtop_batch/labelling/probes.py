@@ -13,11 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mtop_batch.errors import DamagedLabelFile
-from mtop_batch.labelling.definition import VECTOR, Definition
-from mtop_batch.labelling.label_files import VECTOR_COLUMN, read_label_file
-from mtop_batch.labelling.outputs import TaskOutputs
 from mtop_batch.labelling.plan import Unit
 from mtop_batch.model.bundle.files import load_probes
+from mtop_batch.table.columns import VECTOR_COLUMN, TaskOutputs
+from mtop_batch.table.definition import VECTOR, Definition
+from mtop_batch.table.store import read_label_file
 from mtop_batch.tasks import Task
 
 _ROWS_AT_ONCE = 1_024

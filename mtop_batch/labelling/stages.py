@@ -20,15 +20,15 @@ import pyarrow.compute as pc
 from mtop_batch.corpus.files import UnreadableSource
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import MtopError
-from mtop_batch.labelling.definition import Definition
-from mtop_batch.labelling.label_files import VECTOR_COLUMN, write_label_file
-from mtop_batch.labelling.lease import LeaseToken
-from mtop_batch.labelling.outputs import label_columns
-from mtop_batch.labelling.plan import Target, Unit
+from mtop_batch.labelling.plan import Unit
 from mtop_batch.labelling.probes import ProbePredictor, read_vectors
 from mtop_batch.labelling.units import DEFAULT_MAX_CHARS, read_unit
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.storage.retry import DEFAULT_PATIENCE_S, News, patiently, silent
+from mtop_batch.table.columns import VECTOR_COLUMN, label_columns
+from mtop_batch.table.definition import Definition
+from mtop_batch.table.lease.lease import LeaseToken
+from mtop_batch.table.store import Target, write_label_file
 
 if TYPE_CHECKING:
     from mtop_batch.labelling.predictor import Predictor

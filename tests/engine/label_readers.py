@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from mtop_batch import storage
 from mtop_batch.errors import LabelTableError
-from mtop_batch.labelling.footer import FOOTER_KEY
+from mtop_batch.table.footer import FOOTER_KEY
 
 Sources = Mapping[str, Sequence[str]]
 """Ids of the articles of each source file, in order."""

@@ -15,9 +15,9 @@ import pytest
 
 from mtop_batch import Task, read_labels
 from mtop_batch.cli import main
-from mtop_batch.labelling.footer import FOOTER_KEY, Footer
 from mtop_batch.model.bundle.bundle import save_bundle
 from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.table.footer import FOOTER_KEY, Footer
 from tests.conftest import make_backbone, make_tokenizer
 from tests.engine.bad_corpus import NULL, readable_files, unreadable_files, write_all
 

@@ -20,9 +20,9 @@ from mtop_batch.engine.label import LabelOptions, label_corpus
 from mtop_batch.engine.pipeline import plan_actors
 from mtop_batch.engine.session import Resources
 from mtop_batch.errors import BundleError, ConfigError, DataError, JobError, LabelTableError, TaskError
-from mtop_batch.labelling.lease import hold_lease
 from mtop_batch.model.bundle.bundle import load_bundle, save_bundle
 from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.table.lease.lease import hold_lease
 from tests.conftest import WORDS, make_backbone, make_tokenizer
 from tests.s3 import S3Server
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from mtop_batch.corpus.files import Layout, SourceFile
 from mtop_batch.labelling import cells as why
 from mtop_batch.labelling.cells import Cells, LabelFile, build_plan, choose_label_sets, relevant_sets
-from mtop_batch.labelling.definition import VECTOR, Definition, LabelSet
-from mtop_batch.labelling.footer import Footer
 from mtop_batch.labelling.plan import Plan, Unit, decode_units, encode_units
+from mtop_batch.table.definition import VECTOR, Definition, LabelSet
+from mtop_batch.table.footer import Footer
 from tests.labelling.support import definition
 
 Corpus = Mapping[SourceFile, tuple[int, ...]]

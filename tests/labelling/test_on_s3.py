@@ -18,9 +18,9 @@ from mtop_batch.errors import LabelTableError
 from mtop_batch.labelling import cells as why
 from mtop_batch.labelling.gather import plan_labels
 from mtop_batch.labelling.plan import Unit
-from mtop_batch.labelling.table import read_labels
 from mtop_batch.labelling.units import read_unit
 from mtop_batch.storage import clients
+from mtop_batch.table.read import read_labels
 from tests.labelling.support import articles, definition, run_plan
 from tests.s3 import S3Server, s3_server
 

@@ -17,12 +17,12 @@ from transformers import BertTokenizer, ElectraModel
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.errors import BundleError, ConfigError, DataError, TaskError
 from mtop_batch.labelling import predictor as predictor_module
-from mtop_batch.labelling.outputs import TaskOutputs, label_columns
 from mtop_batch.labelling.predictor import Predictor
 from mtop_batch.model.bundle.bundle import save_bundle
 from mtop_batch.model.kinds.config import PromptAttention
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.precision import PrecisionChoice
+from mtop_batch.table.columns import TaskOutputs, label_columns
 from mtop_batch.tasks import Task
 
 TASKS = [

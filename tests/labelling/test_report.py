@@ -13,11 +13,11 @@ import pytest
 from mtop_batch import storage
 from mtop_batch.errors import LabelTableError, TaskError
 from mtop_batch.labelling.cells import NEW_FILE
-from mtop_batch.labelling.definition import Definition
 from mtop_batch.labelling.plan import Plan
 from mtop_batch.labelling.report import RunReport, new_run_id, write_report, write_run
-from mtop_batch.labelling.runs import check_same_tasks, list_runs, present_definitions, read_run
 from mtop_batch.labelling.stages import UnitResult
+from mtop_batch.table.definition import Definition
+from mtop_batch.table.runs import check_same_tasks, list_runs, present_definitions, read_run
 from mtop_batch.tasks import Task
 from tests.labelling.support import definition
 

@@ -10,10 +10,11 @@ import pytest
 from mtop_batch.corpus.files import SourceFile
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.errors import LabelTableError
-from mtop_batch.labelling.lease import LeaseToken
-from mtop_batch.labelling.plan import Target, Unit
+from mtop_batch.labelling.plan import Unit
 from mtop_batch.labelling.stages import LabelJob, read_and_tokenise, write
 from mtop_batch.storage import clients
+from mtop_batch.table.lease.lease import LeaseToken
+from mtop_batch.table.store import Target
 from tests.conftest import make_tokenizer
 from tests.labelling.support import definition
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtop_batch.labelling.paths import label_path, source_path
+from mtop_batch.table.names import label_path, source_path
 
 names = st.sampled_from(["a", "b c", "ü", "x.rg00000-00004", "y.rg00000-00001.rows000000000-000000009", "v1.2"])
 sources = st.builds(

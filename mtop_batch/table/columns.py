@@ -1,8 +1,8 @@
-"""What a predictor says of texts, and the label table's columns of it; without torch, for processes that write only."""
+"""The label table's columns, and what a predictor says of texts; without torch, for processes that write only."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,8 +10,29 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtop_batch.labelling.label_files import VECTOR_COLUMN
 from mtop_batch.tasks import Task
+
+LABEL_TYPE = pa.dictionary(pa.int32(), pa.string())
+SCORE_TYPE = pa.float32()
+VECTOR_COLUMN = "vector"
+
+
+def task_columns(task: str, kind: str) -> list[str]:
+    """The columns that a label file has of a task: `<task>_label` (not for regression) and `<task>_score`."""
+    if kind == "vector":
+        return [VECTOR_COLUMN]
+    return [f"{task}_score"] if kind == "regression" else [f"{task}_label", f"{task}_score"]
+
+
+def label_schema(id_type: pa.DataType, tasks: Iterable[Task], vector_type: pa.DataType | None = None) -> pa.Schema:
+    """The columns of a label file: `id`, those of the tasks, `vector` if it has a type, `error`."""
+    fields = [pa.field("id", id_type)]
+    for task in tasks:
+        for name in task_columns(task.name, task.kind):
+            fields.append(pa.field(name, LABEL_TYPE if name.endswith("_label") else SCORE_TYPE))
+    if vector_type is not None:
+        fields.append(pa.field(VECTOR_COLUMN, vector_type))
+    return pa.schema([*fields, pa.field("error", pa.string())])
 
 
 @dataclass(frozen=True)

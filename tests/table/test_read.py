@@ -21,18 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtop_batch.errors import DamagedLabelFile, LabelTableError, TaskError
-from mtop_batch.labelling.footer import FOOTER_KEY, Footer
 from mtop_batch.labelling.gather import plan_labels
-from mtop_batch.labelling.label_files import remove_unfinished
-from mtop_batch.labelling.runs import new_run_id, write_run
-from mtop_batch.labelling.table import (
-    iter_labels,
-    label_schema,
-    list_label_files,
-    read_footer,
-    read_labels,
-    write_label_file,
-)
+from mtop_batch.table.columns import label_schema
+from mtop_batch.table.footer import FOOTER_KEY, Footer
+from mtop_batch.table.read import iter_labels, read_labels
+from mtop_batch.table.runs import new_run_id, write_run
+from mtop_batch.table.store import list_label_files, read_footer, remove_unfinished, write_label_file
 from mtop_batch.tasks import Task
 from tests.labelling.support import (
     articles,

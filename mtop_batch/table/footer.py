@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from mtop_batch.corpus.files import SourceFile
 from mtop_batch.errors import LabelTableError
-from mtop_batch.labelling.definition import LabelSet
+from mtop_batch.table.definition import LabelSet
 
 FOOTER_KEY = "mtop_batch"
 _FORMAT = 1

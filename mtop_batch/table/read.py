@@ -1,7 +1,7 @@
 """Reading a label table: every article once, with the current labels of each task.
 
-<labels>/<label set>/...      label files, see `mtop_batch.labelling.label_files`
-<labels>/_runs/<run>/...      see `mtop_batch.labelling.runs`
+<labels>/<label set>/...      label files, see `mtop_batch.table.store`
+<labels>/_runs/<run>/...      see `mtop_batch.table.runs`
 """
 
 from __future__ import annotations
@@ -13,19 +13,9 @@ import pyarrow.compute as pc
 
 from mtop_batch.corpus.paths import partition_keys, partition_values
 from mtop_batch.errors import LabelTableError
-from mtop_batch.labelling.definition import VECTOR
-from mtop_batch.labelling.label_files import (
-    LABEL_TYPE,
-    SCORE_TYPE,
-    VECTOR_COLUMN,
-    label_schema,
-    list_label_files,
-    read_footer,
-    write_label_file,
-)
-from mtop_batch.labelling.view import Part, View, open_view
-
-__all__ = ["iter_labels", "label_schema", "list_label_files", "read_footer", "read_labels", "write_label_file"]
+from mtop_batch.table.columns import LABEL_TYPE, SCORE_TYPE, VECTOR_COLUMN
+from mtop_batch.table.definition import VECTOR
+from mtop_batch.table.merge import Part, View, open_view
 
 
 def iter_labels(

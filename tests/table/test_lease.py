@@ -21,9 +21,9 @@ import pytest
 
 from mtop_batch import storage
 from mtop_batch.errors import LabelTableError
-from mtop_batch.labelling import lease_file
-from mtop_batch.labelling.lease import Clock, Lease, LeaseToken, hold_lease
-from mtop_batch.labelling.lease_holder import Holder
+from mtop_batch.table.lease import compare_and_swap
+from mtop_batch.table.lease.holder import Holder
+from mtop_batch.table.lease.lease import Clock, Lease, LeaseToken, hold_lease
 from tests.s3 import S3Server, s3_server
 
 NOW = datetime(2026, 11, 20, 2, tzinfo=UTC)
@@ -31,7 +31,7 @@ NOW = datetime(2026, 11, 20, 2, tzinfo=UTC)
 # A driver in a process of its own: takes the lease; at each line of its input says what its checks answer; releases.
 DRIVER = """
 import sys
-from mtop_batch.labelling.lease import hold_lease
+from mtop_batch.table.lease.lease import hold_lease
 
 def answer(check):
     try:
@@ -77,7 +77,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         for key, value in server.environment.items():
             patch.setenv(key, value)
         # The bucket comes a moment after the server.
-        wait_for(lambda: not failure(lambda: lease_file.read(f"s3://{server.bucket}/x")))
+        wait_for(lambda: not failure(lambda: compare_and_swap.read(f"s3://{server.bucket}/x")))
         yield server
 
 
@@ -330,20 +330,20 @@ def test_a_deleted_lease_is_a_lost_lease(tmp_path: Path) -> None:
 def test_a_lease_fails_its_checks_while_storage_does_not_answer_and_holds_again_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def down(_: str) -> lease_file.Snapshot:
+    def down(_: str) -> compare_and_swap.Snapshot:
         raise LabelTableError("the server is down")
 
     notes: list[str] = []
     with hold_lease(str(tmp_path), "mine", ttl_s=0.3, note=notes.append) as lease:
         with monkeypatch.context() as patch:
-            patch.setattr(lease_file, "read", down)
+            patch.setattr(compare_and_swap, "read", down)
             with pytest.raises(LabelTableError, match="the server is down"):
                 lease.token.check()
             assert "could not renew its lease" in (message := wait_until_lost(lease))
             assert "the server is down" in message
         wait_for(lambda: not failure(lease.check))
         lease.token.check()
-        monkeypatch.setattr(lease_file, "read", down)
+        monkeypatch.setattr(compare_and_swap, "read", down)
     assert ["the server is down" in note for note in notes] == [True]
 
 
@@ -362,15 +362,15 @@ def test_a_lease_that_ran_out_is_renewed_by_its_check_if_nobody_took_it(
 
 def test_a_token_travels_and_asks_storage_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[str] = []
-    read = lease_file.read
+    read = compare_and_swap.read
 
-    def counted(uri: str) -> lease_file.Snapshot | None:
+    def counted(uri: str) -> compare_and_swap.Snapshot | None:
         reads.append(uri)
         return read(uri)
 
     with hold_lease(str(tmp_path), "mine") as lease:
         token: LeaseToken = pickle.loads(pickle.dumps(lease.token))
-        monkeypatch.setattr(lease_file, "read", counted)
+        monkeypatch.setattr(compare_and_swap, "read", counted)
         for _ in range(1000):
             token.check()
         assert reads == [lease_uri(str(tmp_path))]
@@ -391,23 +391,23 @@ def test_a_damaged_lease_is_named(tmp_path: Path, content: bytes) -> None:
 
 def test_a_file_is_replaced_only_if_it_is_still_what_was_read(labels: str) -> None:
     uri = storage.join(labels, "x.json")
-    assert lease_file.read(uri) is None
-    assert lease_file.replace(uri, None, b"1")
-    assert not lease_file.replace(uri, None, b"2")
-    seen = lease_file.read(uri)
+    assert compare_and_swap.read(uri) is None
+    assert compare_and_swap.replace(uri, None, b"1")
+    assert not compare_and_swap.replace(uri, None, b"2")
+    seen = compare_and_swap.read(uri)
     assert seen
-    assert lease_file.replace(uri, seen, b"3")
-    assert not lease_file.replace(uri, seen, b"4")
+    assert compare_and_swap.replace(uri, seen, b"3")
+    assert not compare_and_swap.replace(uri, seen, b"4")
     assert storage.read_bytes(uri) == b"3"
     storage.delete(uri)
-    assert not lease_file.replace(uri, seen, b"5")
-    assert lease_file.read(uri) is None
+    assert not compare_and_swap.replace(uri, seen, b"5")
+    assert compare_and_swap.read(uri) is None
 
 
 def test_a_repeated_request_that_meets_its_own_change_has_succeeded(s3_labels: str) -> None:
     uri = storage.join(s3_labels, "x.json")
-    assert lease_file.replace(uri, None, b"1")
-    assert lease_file.replace(uri, None, b"1")
+    assert compare_and_swap.replace(uri, None, b"1")
+    assert compare_and_swap.replace(uri, None, b"1")
 
 
 def test_an_outage_is_not_a_missing_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,17 +419,17 @@ def test_an_outage_is_not_a_missing_file(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(LabelTableError, match=r"at 127\.0\.0\.1 cannot be reached"):
         token.check()
     with pytest.raises(LabelTableError, match="cannot be reached"):
-        lease_file.replace(token.uri, None, b"x")
+        compare_and_swap.replace(token.uri, None, b"x")
 
 
 def test_a_lock_that_another_process_keeps_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease_file, "_LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(compare_and_swap, "_LOCK_TIMEOUT_S", 0.05)
     uri = str(tmp_path / "x.json")
     with (
-        lease_file._locked(uri),
+        compare_and_swap._locked(uri),
         pytest.raises(LabelTableError, match=r"x\.lock is locked by another process"),
     ):
-        lease_file.replace(uri, None, b"1")
+        compare_and_swap.replace(uri, None, b"1")
 
 
 def test_a_disk_without_locks_is_compared_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,5 +438,5 @@ def test_a_disk_without_locks_is_compared_all_the_same(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     uri = str(tmp_path / "x.json")
-    assert lease_file.replace(uri, None, b"1")
-    assert not lease_file.replace(uri, None, b"2")
+    assert compare_and_swap.replace(uri, None, b"1")
+    assert not compare_and_swap.replace(uri, None, b"2")

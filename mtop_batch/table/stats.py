@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtop_batch.labelling.view import Part, View, open_view
+from mtop_batch.table.merge import Part, View, open_view
 
 
 @dataclass

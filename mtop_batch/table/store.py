@@ -12,6 +12,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
@@ -23,36 +24,24 @@ from mtop_batch import storage
 from mtop_batch.corpus.files import UnreadableSource, decoding
 from mtop_batch.corpus.paths import is_source
 from mtop_batch.errors import DamagedLabelFile, LabelTableError
-from mtop_batch.labelling.definition import VECTOR, LabelSet
-from mtop_batch.labelling.footer import FOOTER_KEY, Footer
-from mtop_batch.labelling.plan import Target
+from mtop_batch.table.columns import VECTOR_COLUMN, label_schema
+from mtop_batch.table.definition import VECTOR, LabelSet
+from mtop_batch.table.footer import FOOTER_KEY, Footer
 from mtop_batch.tasks import Task
 
-LABEL_TYPE = pa.dictionary(pa.int32(), pa.string())
-SCORE_TYPE = pa.float32()
-VECTOR_COLUMN = "vector"
 T = TypeVar("T")
 _FORMAT = ds.ParquetFileFormat()
 # Files of a data set of which only some are damaged: one of so many should tell the label set's definition.
 _DEFINITION_TRIES = 8
 
 
-def task_columns(task: str, kind: str) -> list[str]:
-    """The columns that a label file has of a task: `<task>_label` (not for regression) and `<task>_score`."""
-    if kind == "vector":
-        return [VECTOR_COLUMN]
-    return [f"{task}_score"] if kind == "regression" else [f"{task}_label", f"{task}_score"]
+@dataclass(frozen=True)
+class Target:
+    """A label file to write, and the tasks whose columns it gets."""
 
-
-def label_schema(id_type: pa.DataType, tasks: Iterable[Task], vector_type: pa.DataType | None = None) -> pa.Schema:
-    """The columns of a label file: `id`, those of the tasks, `vector` if it has a type, `error`."""
-    fields = [pa.field("id", id_type)]
-    for task in tasks:
-        for name in task_columns(task.name, task.kind):
-            fields.append(pa.field(name, LABEL_TYPE if name.endswith("_label") else SCORE_TYPE))
-    if vector_type is not None:
-        fields.append(pa.field(VECTOR_COLUMN, vector_type))
-    return pa.schema([*fields, pa.field("error", pa.string())])
+    label_set: str
+    path: str
+    tasks: tuple[str, ...]
 
 
 def write_label_file(

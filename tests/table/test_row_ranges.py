@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtop_batch.labelling.slices import Rows, gaps, pieces, row_groups_of, slice_rows
+from mtop_batch.table.row_ranges import Rows, gaps, pieces, row_groups_of, slice_rows
 
 row_group_sizes = st.lists(st.integers(0, 30), max_size=12)
 unit_sizes = st.integers(1, 40)

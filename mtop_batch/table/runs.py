@@ -17,7 +17,7 @@ from itertools import islice
 
 from mtop_batch import storage
 from mtop_batch.errors import LabelTableError, TaskError
-from mtop_batch.labelling.definition import Definition, LabelSet
+from mtop_batch.table.definition import Definition, LabelSet
 
 _FORMAT = 1
 _RUNS_LOOKED_AT = 10

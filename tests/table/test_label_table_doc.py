@@ -9,10 +9,10 @@ from typing import Any
 import duckdb
 import pytest
 
-from mtop_batch.labelling.definition import VECTOR
 from mtop_batch.labelling.gather import plan_labels
-from mtop_batch.labelling.runs import new_run_id, write_run
-from mtop_batch.labelling.table import read_labels
+from mtop_batch.table.definition import VECTOR
+from mtop_batch.table.read import read_labels
+from mtop_batch.table.runs import new_run_id, write_run
 from tests.labelling.support import articles, definition, label_corpus, run_plan, write_corpus
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "label-table.md"
