@@ -30,7 +30,7 @@ from transformers import BertConfig, BertModel, BertTokenizer, PreTrainedModel
 
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.tokens import Tokens
-from mtop_batch.labelling.predictor import Predictor
+from mtop_batch.labelling.run.predictor import Predictor
 from mtop_batch.model.flops import ForwardFlops, measure_matrix_rate
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task

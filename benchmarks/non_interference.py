@@ -26,7 +26,7 @@ from results_file import write_result
 
 from mtop_batch.data.batches import pad_batch
 from mtop_batch.data.tokens import TextTokenizer, Tokens
-from mtop_batch.labelling.predictor import Predictor
+from mtop_batch.labelling.run.predictor import Predictor
 from mtop_batch.model.bundle.bundle import Bundle, load_bundle
 from mtop_batch.precision import PrecisionChoice
 

@@ -32,7 +32,7 @@ from results_file import write_result
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtop_batch.data.tokens import Tokens
-from mtop_batch.labelling.predictor import Predictor
+from mtop_batch.labelling.run.predictor import Predictor
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
 from mtop_batch.model.kinds.config import PromptAttention
 from mtop_batch.model.kinds.mtop import MTOPModel

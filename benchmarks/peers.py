@@ -49,7 +49,7 @@ from torch import Tensor, nn
 
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.labelling.predictor import Predictor
+from mtop_batch.labelling.run.predictor import Predictor
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
 from mtop_batch.model.encoder.encode import hidden_size
 from mtop_batch.model.kinds.config import PromptAttention

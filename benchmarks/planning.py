@@ -77,8 +77,8 @@ def build_labels(model: str, corpus: str, labels: str) -> float:
     import pyarrow as pa
 
     from mtop_batch import storage
-    from mtop_batch.labelling.gather import plan_labels
-    from mtop_batch.labelling.plan import Unit
+    from mtop_batch.labelling.plan.planner import plan_labels
+    from mtop_batch.labelling.plan.work import Unit
     from mtop_batch.model.bundle.files import read_bundle_info
     from mtop_batch.table.columns import LABEL_TYPE
     from mtop_batch.table.definition import Definition

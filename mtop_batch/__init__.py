@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mtop_batch.errors import BundleError, ConfigError, DataError, JobError, LabelTableError, MtopError, TaskError
-    from mtop_batch.labelling.predictor import Predictor
+    from mtop_batch.labelling.run.predictor import Predictor
     from mtop_batch.model.kinds.config import MTOPConfig
     from mtop_batch.model.kinds.mtop import MTOPModel
     from mtop_batch.table.read import iter_labels, read_labels
@@ -27,7 +27,7 @@ _MODULES = {
     "MTOPConfig": "model.kinds.config",
     "MTOPModel": "model.kinds.mtop",
     "MtopError": "errors",
-    "Predictor": "labelling.predictor",
+    "Predictor": "labelling.run.predictor",
     "Task": "tasks",
     "TaskError": "errors",
     "iter_labels": "table.read",

@@ -202,7 +202,7 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text instead of a table.")] = False,
 ) -> None:
     """Show all labels of a few texts."""
-    from mtop_batch.labelling.predictor import Predictor
+    from mtop_batch.labelling.run.predictor import Predictor
 
     given = texts or [line.rstrip("\n") for line in sys.stdin]
     if not given:

@@ -24,11 +24,11 @@ from mtop_batch.engine.pipeline import most_actors, plan_actors, run_pieces
 from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.session import ray_session
 from mtop_batch.errors import BundleError, JobError, MtopError
-from mtop_batch.labelling.gather import DEFAULT_UNIT_ROWS, plan_labels
-from mtop_batch.labelling.plan import Plan
-from mtop_batch.labelling.report import RunReport, write_report
-from mtop_batch.labelling.stages import LabelJob, pieces_of_work, rows_of_a_piece
-from mtop_batch.labelling.summary import estimate_s, plan_dict, plan_text
+from mtop_batch.labelling.plan.explain import estimate_s, plan_dict, plan_text
+from mtop_batch.labelling.plan.planner import DEFAULT_UNIT_ROWS, plan_labels
+from mtop_batch.labelling.plan.work import Plan
+from mtop_batch.labelling.report.run_report import RunReport, write_report
+from mtop_batch.labelling.run.stages import LabelJob, pieces_of_work, rows_of_a_piece
 from mtop_batch.model.bundle.files import check_bundle, read_bundle_info
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.storage.retry import DEFAULT_PATIENCE_S

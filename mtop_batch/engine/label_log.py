@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 from mtop_batch.engine.events import Event, EventQueue
 from mtop_batch.engine.progress import Progress
-from mtop_batch.labelling.report import RunReport
-from mtop_batch.labelling.stages import UnitResult
+from mtop_batch.labelling.report.run_report import RunReport
+from mtop_batch.labelling.run.stages import UnitResult
 from mtop_batch.storage.retry import ACTOR_STARTED, ANSWERED, GAVE_UP, WAITING
 
 _POLL_S = 1.0

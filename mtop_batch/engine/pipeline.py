@@ -21,15 +21,15 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.session import Resources
-from mtop_batch.labelling.plan import Unit, decode_units, encode_units
-from mtop_batch.labelling.probes import ProbePredictor
-from mtop_batch.labelling.stages import LabelJob, UnitResult, label, label_from_vectors, read_and_tokenise, write
+from mtop_batch.labelling.plan.work import Unit, decode_units, encode_units
+from mtop_batch.labelling.run.probes import ProbePredictor
+from mtop_batch.labelling.run.stages import LabelJob, UnitResult, label, label_from_vectors, read_and_tokenise, write
 from mtop_batch.model.bundle.files import load_bundle_tokenizer, read_bundle_info
 from mtop_batch.storage.retry import ACTOR_STARTED, patiently
 from mtop_batch.table.definition import VECTOR
 
 if TYPE_CHECKING:
-    from mtop_batch.labelling.predictor import Predictor
+    from mtop_batch.labelling.run.predictor import Predictor
 
 # Readers and writers wait for storage half of the time.
 _STORAGE_STAGE_CPUS = 0.5
@@ -197,7 +197,7 @@ class _Labeller:
         job.news({"event": ACTOR_STARTED})
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        from mtop_batch.labelling.predictor import Predictor
+        from mtop_batch.labelling.run.predictor import Predictor
 
         tasks = tuple(block["tasks"][0].as_py())
         if tasks not in self._predictors:

@@ -1,7 +1,7 @@
 """The record of each run: what it wanted, written when it starts.
 
     <labels>/_runs/<run>/run.json       the definition
-    <labels>/_runs/<run>/report.json    what came of it, see `mtop_batch.labelling.report`
+    <labels>/_runs/<run>/report.json    what came of it, see `mtop_batch.labelling.report.run_report`
 
 The newest run that wanted a task says which of its labels are the current ones.
 """

@@ -9,9 +9,9 @@ from rich.console import Console
 
 from mtop_batch.engine.label_log import LabelLog
 from mtop_batch.engine.progress import Progress
-from mtop_batch.labelling.plan import Plan
-from mtop_batch.labelling.report import RunReport
-from mtop_batch.labelling.stages import UnitResult
+from mtop_batch.labelling.plan.work import Plan
+from mtop_batch.labelling.report.run_report import RunReport
+from mtop_batch.labelling.run.stages import UnitResult
 from mtop_batch.storage.retry import ACTOR_STARTED, ANSWERED, GAVE_UP, WAITING
 from tests.labelling.support import definition
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtop_batch import storage
-from mtop_batch.labelling.gather import plan_labels
-from mtop_batch.labelling.plan import Plan, Unit
-from mtop_batch.labelling.units import read_unit
+from mtop_batch.labelling.plan.planner import plan_labels
+from mtop_batch.labelling.plan.work import Plan, Unit
+from mtop_batch.labelling.run.read_rows import read_unit
 from mtop_batch.table.columns import LABEL_TYPE
 from mtop_batch.table.definition import VECTOR, Definition
 from mtop_batch.table.runs import new_run_id, write_run

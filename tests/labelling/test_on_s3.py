@@ -15,10 +15,10 @@ import pytest
 from mtop_batch import storage
 from mtop_batch.corpus.files import SourceChanged
 from mtop_batch.errors import LabelTableError
-from mtop_batch.labelling import cells as why
-from mtop_batch.labelling.gather import plan_labels
-from mtop_batch.labelling.plan import Unit
-from mtop_batch.labelling.units import read_unit
+from mtop_batch.labelling.plan import staleness as why
+from mtop_batch.labelling.plan.planner import plan_labels
+from mtop_batch.labelling.plan.work import Unit
+from mtop_batch.labelling.run.read_rows import read_unit
 from mtop_batch.storage import clients
 from mtop_batch.table.read import read_labels
 from tests.labelling.support import articles, definition, run_plan

@@ -16,8 +16,8 @@ from transformers import BertTokenizer, ElectraModel
 
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.errors import BundleError, ConfigError, DataError, TaskError
-from mtop_batch.labelling import predictor as predictor_module
-from mtop_batch.labelling.predictor import Predictor
+from mtop_batch.labelling.run import predictor as predictor_module
+from mtop_batch.labelling.run.predictor import Predictor
 from mtop_batch.model.bundle.bundle import save_bundle
 from mtop_batch.model.kinds.config import PromptAttention
 from mtop_batch.model.kinds.mtop import MTOPModel

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 
 from mtop_batch.errors import DamagedLabelFile, LabelTableError, TaskError
-from mtop_batch.labelling.gather import plan_labels
-from mtop_batch.labelling.plan import Plan, Unit
-from mtop_batch.labelling.probes import ProbePredictor, read_vectors
-from mtop_batch.labelling.stages import pieces_of_work
+from mtop_batch.labelling.plan.planner import plan_labels
+from mtop_batch.labelling.plan.work import Plan, Unit
+from mtop_batch.labelling.run.probes import ProbePredictor, read_vectors
+from mtop_batch.labelling.run.stages import pieces_of_work
 from mtop_batch.table.definition import VECTOR, Definition
 from mtop_batch.table.read import iter_labels, read_labels
 from mtop_batch.tasks import Task

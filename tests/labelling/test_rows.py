@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from mtop_batch import Task, read_labels
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.labelling.gather import plan_labels
-from mtop_batch.labelling.predictor import Predictor
-from mtop_batch.labelling.stages import LabelJob, UnitResult, label, pieces_of_work, read_and_tokenise, write
+from mtop_batch.labelling.plan.planner import plan_labels
+from mtop_batch.labelling.run.predictor import Predictor
+from mtop_batch.labelling.run.stages import LabelJob, UnitResult, label, pieces_of_work, read_and_tokenise, write
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.table.definition import Definition
 from mtop_batch.table.lease.lease import hold_lease

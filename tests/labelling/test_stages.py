@@ -10,8 +10,8 @@ import pytest
 from mtop_batch.corpus.files import SourceFile
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.errors import LabelTableError
-from mtop_batch.labelling.plan import Unit
-from mtop_batch.labelling.stages import LabelJob, read_and_tokenise, write
+from mtop_batch.labelling.plan.work import Unit
+from mtop_batch.labelling.run.stages import LabelJob, read_and_tokenise, write
 from mtop_batch.storage import clients
 from mtop_batch.table.lease.lease import LeaseToken
 from mtop_batch.table.store import Target
@@ -43,7 +43,7 @@ def test_whatever_is_odd_about_a_file_makes_it_unreadable_and_no_more(
     def fail(*_: object, **__: object) -> None:
         raise ValueError("no such case was thought of")
 
-    monkeypatch.setattr("mtop_batch.labelling.stages.read_unit", fail)
+    monkeypatch.setattr("mtop_batch.labelling.run.stages.read_unit", fail)
     job = LabelJob(str(tmp_path), str(tmp_path), "run", definition({"a": "1"}), LeaseToken("", "run", 1, 60))
     (result,) = write(job, read_and_tokenise(job, [UNIT], TextTokenizer(make_tokenizer(), 32)))
     assert result.unreadable == "reading it failed unexpectedly: ValueError: no such case was thought of"

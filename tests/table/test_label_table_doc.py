@@ -9,7 +9,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from mtop_batch.labelling.gather import plan_labels
+from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.table.definition import VECTOR
 from mtop_batch.table.read import read_labels
 from mtop_batch.table.runs import new_run_id, write_run

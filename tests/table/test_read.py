@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtop_batch.errors import DamagedLabelFile, LabelTableError, TaskError
-from mtop_batch.labelling.gather import plan_labels
+from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.table.columns import label_schema
 from mtop_batch.table.footer import FOOTER_KEY, Footer
 from mtop_batch.table.read import iter_labels, read_labels

@@ -9,7 +9,7 @@ import pytest
 
 from mtop_batch.cli import main
 from mtop_batch.errors import TaskError
-from mtop_batch.labelling.gather import plan_labels
+from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.table.read import read_labels
 from mtop_batch.table.stats import label_overview
 from tests.labelling.support import articles, definition, label_corpus, run_plan, write_corpus

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtop_batch.corpus.files import Layout, SourceFile
-from mtop_batch.labelling import cells as why
-from mtop_batch.labelling.cells import Cells, LabelFile, build_plan, choose_label_sets, relevant_sets
-from mtop_batch.labelling.plan import Plan, Unit, decode_units, encode_units
+from mtop_batch.labelling.plan import staleness as why
+from mtop_batch.labelling.plan.placement import choose_label_sets
+from mtop_batch.labelling.plan.planner import build_plan
+from mtop_batch.labelling.plan.staleness import Cells, LabelFile, relevant_sets
+from mtop_batch.labelling.plan.work import Plan, Unit, decode_units, encode_units
 from mtop_batch.table.definition import VECTOR, Definition, LabelSet
 from mtop_batch.table.footer import Footer
 from tests.labelling.support import definition

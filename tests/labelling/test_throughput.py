@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from mtop_batch.labelling.performance import Performance
+from mtop_batch.labelling.report.throughput import Performance
 
 BUSY = Performance(
     seconds=110.0,

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from mtop_batch import storage
 from mtop_batch.corpus.files import CHANGED, SourceChanged, UnreadableSource, check_unchanged, decoding, open_source
-from mtop_batch.labelling.plan import Unit
+from mtop_batch.labelling.plan.work import Unit
 
 DEFAULT_MAX_CHARS = 100_000
 TEXT_IS_NULL = "text is null"

@@ -11,8 +11,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mtop_batch.corpus.files import Layout, SourceFile
-from mtop_batch.labelling.plan import Plan, Unit, VectorRows
-from mtop_batch.table.definition import VECTOR, Definition, LabelSet
+from mtop_batch.labelling.plan.placement import choose_label_sets
+from mtop_batch.labelling.plan.work import Unit, VectorRows
+from mtop_batch.table.definition import Definition, LabelSet
 from mtop_batch.table.footer import Footer
 from mtop_batch.table.names import label_path, source_path
 from mtop_batch.table.row_ranges import Rows, cover, gaps, pieces, row_groups_of, slice_rows
@@ -219,87 +220,6 @@ def relevant_sets(definition: Definition, label_sets: Iterable[LabelSet]) -> lis
         if any(label_set.holds(definition, task) for task in definition.tasks)
         or (definition.probes and label_set.holds_vectors(definition))
     ]
-
-
-def choose_label_sets(
-    definition: Definition, tasks: Sequence[str], label_sets: Iterable[LabelSet]
-) -> list[tuple[str, tuple[str, ...]]]:
-    """Where the labels of `tasks` for one unit go: label sets, each with its tasks.
-
-    Existing sets that hold nothing but some of these tasks are filled up, the largest first; so every set stays a
-    complete table, and nightly new files join the sets of earlier ones. What remains becomes one set for each group of
-    tasks that existing sets do not tell apart (all of them, in a first run), and vectors one of their own. Sets that
-    are made so never tell apart what was one group: a run that is cut short and done again ends with the same files
-    as one that was not.
-    """
-    label_sets = list(label_sets)
-    open_tasks = set(tasks)
-    candidates = [
-        label_set
-        for label_set in label_sets
-        if set(label_set.tasks) <= open_tasks and all(label_set.holds(definition, task) for task in label_set.tasks)
-    ]
-    chosen: list[tuple[str, tuple[str, ...]]] = []
-    for label_set in sorted(candidates, key=lambda candidate: (-len(candidate.tasks), candidate.name)):
-        if set(label_set.tasks) <= open_tasks:
-            chosen.append((label_set.name, tuple(label_set.tasks)))
-            open_tasks -= set(label_set.tasks)
-    groups: dict[tuple[bool, frozenset[str]], list[str]] = defaultdict(list)
-    for task in tasks:
-        if task in open_tasks:
-            holders = frozenset(known.name for known in label_sets if known.holds(definition, task))
-            groups[task == VECTOR, holders].append(task)
-    chosen += [(definition.label_set_name(group), tuple(group)) for group in groups.values()]
-    return sorted(chosen, key=lambda target: tasks.index(target[1][0]))
-
-
-def build_plan(
-    cells: Cells,
-    tasks: Collection[str],
-    current: Iterable[tuple[SourceFile, int]],
-    stale: Iterable[tuple[SourceFile, Layout]],
-    unit_rows: int,
-) -> Plan:
-    """The plan for the readable source files in scope.
-
-    Args:
-        cells: What the label table holds.
-        tasks: The wanted tasks.
-        current: The source files that need no work, with their rows.
-        stale: The other source files.
-        unit_rows: Most rows of a unit.
-    """
-    num_files = num_articles = 0
-    units: list[Unit] = []
-    obsolete: list[str] = []
-    reasons: Counter[str] = Counter()
-    for source, num_rows in current:
-        obsolete += cells.obsolete(source, ())
-        num_files += 1
-        num_articles += num_rows
-    for source, layout in stale:
-        units_of_file = cells.units(source, layout, unit_rows)
-        units += units_of_file
-        reasons += cells.reasons(source, units_of_file)
-        obsolete += cells.obsolete(source, units_of_file)
-        num_files += 1
-        num_articles += sum(layout.row_groups)
-    rows_wanting: Counter[tuple[str, ...]] = Counter()
-    for unit in units:
-        rows_wanting[unit.tasks] += unit.num_rows
-    planned: Counter[str] = Counter()
-    for wanted, num_rows in rows_wanting.items():
-        planned.update(dict.fromkeys(wanted, num_rows))
-    return Plan(
-        units=tuple(units),
-        num_files=num_files,
-        num_articles=num_articles,
-        cells_total=num_articles * len(tasks),
-        cells_planned=planned.total(),
-        reasons=reasons,
-        planned_per_task={task: planned[task] for task in tasks},
-        obsolete=tuple(obsolete),
-    )
 
 
 def _group_tasks(definition: Definition, label_sets: Iterable[LabelSet]) -> list[_TaskGroup]:

@@ -14,16 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtop_batch.corpus.files import SourceChanged, UnreadableSource
-from mtop_batch.labelling import units
-from mtop_batch.labelling.gather import plan_labels
-from mtop_batch.labelling.units import TextBatch, read_unit
+from mtop_batch.labelling.plan.planner import plan_labels
+from mtop_batch.labelling.run import read_rows
+from mtop_batch.labelling.run.read_rows import TextBatch, read_unit
 from tests.labelling.support import articles, definition, write_corpus
 
 WANTED = definition({"a": "1"})
 Row = tuple[str | None, str | None, str | None]
 
 
-def read_rows(root: Path, columns: Any, unit_rows: int = 1000, **options: Any) -> tuple[list[Any], list[Row]]:
+def read_all(root: Path, columns: Any, unit_rows: int = 1000, **options: Any) -> tuple[list[Any], list[Row]]:
     """Ids, and (text, second text, error) of every row of a corpus of one file."""
     write_corpus(root / "c", {"x.parquet": columns}, **options)
     plan = plan_labels(str(root / "c"), str(root / "l"), WANTED, unit_rows=unit_rows)
@@ -40,7 +40,7 @@ def rows_of(batches: Sequence[TextBatch]) -> list[Row]:
 
 
 def test_rows_come_in_order_with_both_texts(tmp_path: Path) -> None:
-    ids, rows = read_rows(tmp_path, articles(8))
+    ids, rows = read_all(tmp_path, articles(8))
     assert ids == [f"a{n}" for n in range(8)]
     assert rows == [(f"title {n}", f"body {n}", None) for n in range(8)]
 
@@ -48,7 +48,7 @@ def test_rows_come_in_order_with_both_texts(tmp_path: Path) -> None:
 def test_null_and_blank_texts_are_left_out_of_a_pair_or_become_errors(tmp_path: Path) -> None:
     titles = ["t", None, " ", None, "", "t", "t"]
     bodies = ["b", "b", "b", None, None, " \n\t\u3000", None]
-    _, rows = read_rows(tmp_path, {"id": range(7), "title": titles, "body": bodies})
+    _, rows = read_all(tmp_path, {"id": range(7), "title": titles, "body": bodies})
     assert rows == [
         ("t", "b", None),
         ("b", None, None),
@@ -80,7 +80,7 @@ def test_every_type_of_text_is_read(tmp_path: Path, column_type: pa.DataType) ->
     is_text = "string" in str(value_type)
     column = pa.array([v if v is None or is_text else v.encode() for v in values], value_type)
     column = column.dictionary_encode().cast(column_type) if pa.types.is_dictionary(column_type) else column
-    _, rows = read_rows(tmp_path, {"id": range(4), "body": column})
+    _, rows = read_all(tmp_path, {"id": range(4), "body": column})
     assert rows == [
         ("ü😀", None, None),
         (None, None, "text is null"),
@@ -99,12 +99,12 @@ def test_every_type_of_text_is_read(tmp_path: Path, column_type: pa.DataType) ->
     ids=["int", "list", "struct"],
 )
 def test_a_column_of_another_type_is_an_error_in_every_row(tmp_path: Path, column: pa.Array, found: str) -> None:
-    _, rows = read_rows(tmp_path, {"id": [1, 2], "title": ["t", "t"], "body": column})
+    _, rows = read_all(tmp_path, {"id": [1, 2], "title": ["t", "t"], "body": column})
     assert rows == [(None, None, f"text column 'body' has type {found}, not string")] * 2
 
 
 def test_a_column_of_nulls_is_null(tmp_path: Path) -> None:
-    _, rows = read_rows(tmp_path, {"id": [1, 2], "title": ["t", None], "body": pa.nulls(2)})
+    _, rows = read_all(tmp_path, {"id": [1, 2], "title": ["t", None], "body": pa.nulls(2)})
     assert rows == [("t", None, None), (None, None, "text is null")]
 
 
@@ -112,7 +112,7 @@ def test_invalid_utf8_is_an_error_of_its_row_only(tmp_path: Path) -> None:
     raw = pa.array([b"fine", b"\xff\xfe", b"ok \xf0\x9f\x98\x80", None])
     as_string = pa.Array.from_buffers(pa.string(), 4, raw.buffers())
     for column in (raw, as_string):
-        _, rows = read_rows(tmp_path, {"id": range(4), "body": column})
+        _, rows = read_all(tmp_path, {"id": range(4), "body": column})
         assert [text for text, _, _ in rows] == ["fine", None, "ok 😀", None]
         assert [error for _, _, error in rows] == [None, "text column 'body' is not valid UTF-8", None, "text is null"]
 
@@ -125,7 +125,7 @@ def test_long_texts_are_cut_by_code_points(tmp_path: Path) -> None:
 
 
 def test_batches_have_fewer_rows_where_texts_are_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(units, "_BATCH_BYTES", 64_000)
+    monkeypatch.setattr(read_rows, "_BATCH_BYTES", 64_000)
     write_corpus(tmp_path / "c", {"x.parquet": {"id": range(20), "body": [f"{n:010d}" * 1000 for n in range(20)]}})
     plan = plan_labels(str(tmp_path / "c"), str(tmp_path / "l"), WANTED)
     sizes = [len(batch) for batch in read_unit(plan.corpus, plan.units[0], "id")]
@@ -136,7 +136,7 @@ def test_batches_have_fewer_rows_where_texts_are_long(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("unit_rows", [1, 3, 5, 7, 100])
 @pytest.mark.parametrize("row_group_size", [1, 4, 50])
 def test_units_of_any_size_read_every_row_once(tmp_path: Path, unit_rows: int, row_group_size: int) -> None:
-    ids, rows = read_rows(tmp_path, articles(23), unit_rows=unit_rows, row_group_size=row_group_size)
+    ids, rows = read_all(tmp_path, articles(23), unit_rows=unit_rows, row_group_size=row_group_size)
     assert ids == [f"a{n}" for n in range(23)]
     assert [text for text, _, _ in rows] == [f"title {n}" for n in range(23)]
 
@@ -154,7 +154,7 @@ def test_units_of_any_size_read_every_row_once(tmp_path: Path, unit_rows: int, r
     ids=lambda array: str(array.type),
 )
 def test_ids_of_any_type_come_unchanged(tmp_path: Path, ids: pa.Array) -> None:
-    found, _ = read_rows(tmp_path, pa.table({"id": ids, "body": ["x", "y", "z"]}))
+    found, _ = read_all(tmp_path, pa.table({"id": ids, "body": ["x", "y", "z"]}))
     assert found == ids.to_pylist()
 
 
@@ -205,7 +205,7 @@ def test_every_row_has_either_a_text_or_a_reason(
     schema = pa.schema([("id", pa.int64()), ("title", pa.string()), ("body", pa.string())])
     columns = [list(range(len(pairs))), [title for title, _ in pairs], [body for _, body in pairs]]
     table = pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema)
-    ids, rows = read_rows(tmp_path_factory.mktemp("t"), table, unit_rows=unit_rows)
+    ids, rows = read_all(tmp_path_factory.mktemp("t"), table, unit_rows=unit_rows)
     assert ids == list(range(len(pairs)))
     for (first, second, error), pair in zip(rows, pairs, strict=True):
         usable = [text for text in pair if text and text.strip()]

@@ -13,14 +13,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mtop_batch import storage
-from mtop_batch.labelling.performance import Performance
-from mtop_batch.labelling.plan import Plan
-from mtop_batch.labelling.slow import SlowUnits
+from mtop_batch.labelling.plan.work import Plan
+from mtop_batch.labelling.report.stragglers import SlowUnits
+from mtop_batch.labelling.report.throughput import Performance
 from mtop_batch.table.definition import Definition
 from mtop_batch.table.runs import new_run_id, run_uri, write_run
 
 if TYPE_CHECKING:
-    from mtop_batch.labelling.stages import UnitResult
+    from mtop_batch.labelling.run.stages import UnitResult
 
 __all__ = ["RunReport", "new_run_id", "write_report", "write_run"]
 

@@ -22,8 +22,8 @@ from transformers import PreTrainedTokenizerBase
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import BundleError, ConfigError, DataError
-from mtop_batch.labelling.transfers import ToHost, to_device
-from mtop_batch.labelling.units import DEFAULT_MAX_CHARS, TEXT_IS_EMPTY, TEXT_IS_NULL
+from mtop_batch.labelling.run.device_copies import ToHost, to_device
+from mtop_batch.labelling.run.read_rows import DEFAULT_MAX_CHARS, TEXT_IS_EMPTY, TEXT_IS_NULL
 from mtop_batch.model.bundle.bundle import load_bundle
 from mtop_batch.model.encoder.encode import hidden_size
 from mtop_batch.model.flops import ForwardFlops, measure_matrix_rate
@@ -294,7 +294,7 @@ class _Collected:
 def _usable_texts(
     texts: Sequence[str | None], seconds: Sequence[str | None] | None
 ) -> tuple[list[str | None], list[str | None], list[str | None]]:
-    """First texts, second texts and errors of all rows, by the rule of `mtop_batch.labelling.units.read_unit`."""
+    """First texts, second texts and errors of all rows, by the rule of `labelling.run.read_rows.read_unit`."""
     if isinstance(texts, str) or isinstance(seconds, str):
         raise DataError("texts are given as one string; give a list of strings, even for one text")
     if seconds is not None and len(seconds) != len(texts):

@@ -7,15 +7,16 @@ that finds nothing to do costs two listings and one footer per label file of the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mtop_batch import storage
 from mtop_batch.corpus.files import Layout, MissingColumns, SourceFile, UnreadableSource, read_layout
 from mtop_batch.corpus.paths import in_partition, is_source, parse_partitions, partition_keys
 from mtop_batch.errors import ConfigError, DamagedLabelFile, DataError
-from mtop_batch.labelling.cells import Cells, LabelFile, build_plan, relevant_sets
-from mtop_batch.labelling.plan import Plan
+from mtop_batch.labelling.plan.staleness import Cells, LabelFile, relevant_sets
+from mtop_batch.labelling.plan.work import Plan, Unit
 from mtop_batch.table.definition import Definition
 from mtop_batch.table.names import source_path
 from mtop_batch.table.runs import list_runs, read_run
@@ -78,6 +79,55 @@ def plan_labels(
     if plan.prune and plan.orphaned:
         _check_same_corpus(plan, corpus)
     return plan
+
+
+def build_plan(
+    cells: Cells,
+    tasks: Collection[str],
+    current: Iterable[tuple[SourceFile, int]],
+    stale: Iterable[tuple[SourceFile, Layout]],
+    unit_rows: int,
+) -> Plan:
+    """The plan for the readable source files in scope.
+
+    Args:
+        cells: What the label table holds.
+        tasks: The wanted tasks.
+        current: The source files that need no work, with their rows.
+        stale: The other source files.
+        unit_rows: Most rows of a unit.
+    """
+    num_files = num_articles = 0
+    units: list[Unit] = []
+    obsolete: list[str] = []
+    reasons: Counter[str] = Counter()
+    for source, num_rows in current:
+        obsolete += cells.obsolete(source, ())
+        num_files += 1
+        num_articles += num_rows
+    for source, layout in stale:
+        units_of_file = cells.units(source, layout, unit_rows)
+        units += units_of_file
+        reasons += cells.reasons(source, units_of_file)
+        obsolete += cells.obsolete(source, units_of_file)
+        num_files += 1
+        num_articles += sum(layout.row_groups)
+    rows_wanting: Counter[tuple[str, ...]] = Counter()
+    for unit in units:
+        rows_wanting[unit.tasks] += unit.num_rows
+    planned: Counter[str] = Counter()
+    for wanted, num_rows in rows_wanting.items():
+        planned.update(dict.fromkeys(wanted, num_rows))
+    return Plan(
+        units=tuple(units),
+        num_files=num_files,
+        num_articles=num_articles,
+        cells_total=num_articles * len(tasks),
+        cells_planned=planned.total(),
+        reasons=reasons,
+        planned_per_task={task: planned[task] for task in tasks},
+        obsolete=tuple(obsolete),
+    )
 
 
 def _check_apart(corpus: str, labels: str) -> None:

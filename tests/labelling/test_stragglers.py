@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mtop_batch.labelling.slow import SlowUnits
+from mtop_batch.labelling.report.stragglers import SlowUnits
 
 
 def add(units: SlowUnits, name: str, seconds: float) -> bool:

@@ -11,10 +11,10 @@ import pytest
 
 from mtop_batch import storage
 from mtop_batch.errors import ConfigError, DataError
-from mtop_batch.labelling import cells as why
-from mtop_batch.labelling import gather
-from mtop_batch.labelling.gather import plan_labels
-from mtop_batch.labelling.plan import Plan
+from mtop_batch.labelling.plan import planner
+from mtop_batch.labelling.plan import staleness as why
+from mtop_batch.labelling.plan.planner import plan_labels
+from mtop_batch.labelling.plan.work import Plan
 from tests.labelling.support import articles, definition, label_corpus, run_plan, write_corpus
 
 AB = definition({"a": "1", "b": "1"})
@@ -43,7 +43,7 @@ def test_a_first_plan_has_every_cell_and_a_second_none(corpus: Path, labels: Pat
 
 def test_current_source_files_are_not_opened(corpus: Path, labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     label_corpus(corpus, labels, AB)
-    monkeypatch.setattr(gather, "read_layout", None)
+    monkeypatch.setattr(planner, "read_layout", None)
     assert plan_labels(str(corpus), str(labels), AB).cells_current == 14
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mtop_batch.errors import DamagedLabelFile
-from mtop_batch.labelling.plan import Unit
+from mtop_batch.labelling.plan.work import Unit
 from mtop_batch.model.bundle.files import load_probes
 from mtop_batch.table.columns import VECTOR_COLUMN, TaskOutputs
 from mtop_batch.table.definition import VECTOR, Definition

@@ -7,7 +7,7 @@ from typing import Any
 
 from mtop_batch import storage
 from mtop_batch.corpus.paths import shown
-from mtop_batch.labelling.plan import Plan
+from mtop_batch.labelling.plan.work import Plan
 from mtop_batch.table.runs import list_runs, run_uri
 
 _MAX_NAMED = 5

@@ -20,9 +20,9 @@ import pyarrow.compute as pc
 from mtop_batch.corpus.files import UnreadableSource
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import MtopError
-from mtop_batch.labelling.plan import Unit
-from mtop_batch.labelling.probes import ProbePredictor, read_vectors
-from mtop_batch.labelling.units import DEFAULT_MAX_CHARS, read_unit
+from mtop_batch.labelling.plan.work import Unit
+from mtop_batch.labelling.run.probes import ProbePredictor, read_vectors
+from mtop_batch.labelling.run.read_rows import DEFAULT_MAX_CHARS, read_unit
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.storage.retry import DEFAULT_PATIENCE_S, News, patiently, silent
 from mtop_batch.table.columns import VECTOR_COLUMN, label_columns
@@ -31,7 +31,7 @@ from mtop_batch.table.lease.lease import LeaseToken
 from mtop_batch.table.store import Target, write_label_file
 
 if TYPE_CHECKING:
-    from mtop_batch.labelling.predictor import Predictor
+    from mtop_batch.labelling.run.predictor import Predictor
 
 MAX_ERROR_EXAMPLES = 5
 _METADATA_KEY = b"mtop_unit"

@@ -1,0 +1,40 @@
+"""Into which label sets new labels go."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from mtop_batch.table.definition import VECTOR, Definition, LabelSet
+
+
+def choose_label_sets(
+    definition: Definition, tasks: Sequence[str], label_sets: Iterable[LabelSet]
+) -> list[tuple[str, tuple[str, ...]]]:
+    """Where the labels of `tasks` for one unit go: label sets, each with its tasks.
+
+    Existing sets that hold nothing but some of these tasks are filled up, the largest first; so every set stays a
+    complete table, and nightly new files join the sets of earlier ones. What remains becomes one set for each group of
+    tasks that existing sets do not tell apart (all of them, in a first run), and vectors one of their own. Sets that
+    are made so never tell apart what was one group: a run that is cut short and done again ends with the same files
+    as one that was not.
+    """
+    label_sets = list(label_sets)
+    open_tasks = set(tasks)
+    candidates = [
+        label_set
+        for label_set in label_sets
+        if set(label_set.tasks) <= open_tasks and all(label_set.holds(definition, task) for task in label_set.tasks)
+    ]
+    chosen: list[tuple[str, tuple[str, ...]]] = []
+    for label_set in sorted(candidates, key=lambda candidate: (-len(candidate.tasks), candidate.name)):
+        if set(label_set.tasks) <= open_tasks:
+            chosen.append((label_set.name, tuple(label_set.tasks)))
+            open_tasks -= set(label_set.tasks)
+    groups: dict[tuple[bool, frozenset[str]], list[str]] = defaultdict(list)
+    for task in tasks:
+        if task in open_tasks:
+            holders = frozenset(known.name for known in label_sets if known.holds(definition, task))
+            groups[task == VECTOR, holders].append(task)
+    chosen += [(definition.label_set_name(group), tuple(group)) for group in groups.values()]
+    return sorted(chosen, key=lambda target: tasks.index(target[1][0]))
