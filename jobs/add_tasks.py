@@ -2,7 +2,7 @@
 
 import sys
 
-from mtop_batch.cli import main
+from mtop_batch.cli.commands import main
 
 if __name__ == "__main__":
     main(["add-tasks", *sys.argv[1:]])

@@ -21,7 +21,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import fillout_defaults, validate_config
 
 from cluster.local_cluster import ClusterError, find_cluster, start_cluster, stop_cluster
-from mtop_batch.cli import app
+from mtop_batch.cli.commands import app
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFESTS = sorted((ROOT / "cluster").glob("*.yaml"))

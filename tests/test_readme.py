@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 
-from mtop_batch.cli import app, main
+from mtop_batch.cli.commands import app, main
 from mtop_batch.config.sections import Config
 
 ROOT = Path(__file__).parent.parent

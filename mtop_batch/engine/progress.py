@@ -6,16 +6,13 @@ Progress goes to stderr, so that stdout holds results only. Lines in a log begin
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
-
-from mtop_batch.tasks import Task
 
 
 class Progress:
@@ -134,25 +131,6 @@ class _Phase:
             left_s = (now - self.started_at) / done * (self.total - self.completed)
             parts.append(f"about {_duration(left_s)} left")
         return ", ".join(parts)
-
-
-def metric_table(metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) -> Table:
-    """A table of each task's own metric on its evaluation data, and their mean.
-
-    Args:
-        metrics: Task name -> metric -> value, with "num_examples".
-        tasks: The rows, in order.
-    """
-    table = Table("task", "metric")
-    table.add_column("value", justify="right")
-    table.add_column("examples", justify="right")
-    values = [metrics[task.name][str(task.metric)] for task in tasks]
-    for task, value in zip(tasks, values, strict=True):
-        examples = metrics[task.name].get("num_examples", 0)
-        table.add_row(task.name, str(task.metric), f"{value:.4f}", f"{examples:,.0f}")
-    table.add_section()
-    table.add_row("mean", "", f"{sum(values) / len(values):.4f}", "", style="bold")
-    return table
 
 
 def _make_bar(console: Console) -> Bar:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtop_batch import Task, read_labels
-from mtop_batch.cli import main
+from mtop_batch.cli.commands import main
 from mtop_batch.model.bundle.bundle import save_bundle
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.table.footer import FOOTER_KEY, Footer

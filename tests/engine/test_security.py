@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mtop_batch import Task, storage
-from mtop_batch.cli import main
+from mtop_batch.cli.commands import main
 from mtop_batch.errors import ConfigError
 from mtop_batch.model.bundle.bundle import save_bundle
 from mtop_batch.model.encoder.backbone import load_backbone

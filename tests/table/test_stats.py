@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mtop_batch.cli import main
+from mtop_batch.cli.commands import main
 from mtop_batch.errors import TaskError
 from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.table.read import read_labels

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mtop_batch.cli import main
+from mtop_batch.cli.commands import main
 from mtop_batch.model.bundle.bundle import save_bundle
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
@@ -74,7 +74,14 @@ def test_a_mistake_ends_with_code_2_and_one_message(
 
 
 def test_help_answers_without_loading_torch() -> None:
-    code = "import sys; from mtop_batch.cli import app; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
+    code = (
+        "import sys; from mtop_batch.cli.commands import app; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_reading_labels_needs_no_torch() -> None:
+    code = "import sys; from mtop_batch import read_labels; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -86,7 +93,7 @@ def test_only_labelling_actors_import_torch() -> None:
 @pytest.mark.parametrize("command", [["train"], ["evaluate", "--model", "m"]])
 def test_a_wrong_configuration_is_refused_before_torch_is_imported(command: list[str]) -> None:
     code = (
-        "import sys; from mtop_batch.cli import main\n"
+        "import sys; from mtop_batch.cli.commands import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit as end: sys.exit(99 if 'torch' in sys.modules else end.code)"
     )

@@ -45,7 +45,7 @@ def train(config: ConfigOption, set_: SetOption = None, json_out: JsonOption = N
     from mtop_batch.config.load import load_config
 
     resolved = load_config(config, set_ or ())  # first: importing torch and Ray takes seconds
-    from mtop_batch.cli_tables import print_metrics
+    from mtop_batch.cli.tables import print_metrics
     from mtop_batch.engine.progress import Progress
     from mtop_batch.engine.train import train as run_training
 
@@ -71,7 +71,7 @@ def add_tasks(
     json_out: JsonOption = None,
 ) -> None:
     """Learn new tasks on a trained bundle; outputs and labels of the tasks it has stay as they are."""
-    from mtop_batch.cli_tables import print_metrics
+    from mtop_batch.cli.tables import print_metrics
     from mtop_batch.engine.add_tasks import add_tasks as add
     from mtop_batch.engine.progress import Progress
 
@@ -106,7 +106,7 @@ def evaluate(model: ModelOption, config: ConfigOption, set_: SetOption = None, j
     from mtop_batch.config.load import load_config
 
     resolved = load_config(config, set_ or ())  # first: importing torch takes seconds
-    from mtop_batch.cli_tables import print_metrics
+    from mtop_batch.cli.tables import print_metrics
     from mtop_batch.engine.evaluate import evaluate_bundle
 
     metrics = evaluate_bundle(model, resolved)
@@ -189,7 +189,7 @@ def labels(
 
     wanted = _comma_separated(tasks, "--tasks") or None
     overview = label_overview(labels, wanted, parse_partitions(partition or ()))
-    from mtop_batch.cli_tables import print_overview
+    from mtop_batch.cli.tables import print_overview
 
     print_overview(overview)
     _write_json(json_out, overview.to_dict())
@@ -213,7 +213,7 @@ def predict(
         for row in rows:
             typer.echo(json.dumps(row, ensure_ascii=False))
     else:
-        from mtop_batch.cli_tables import print_predictions
+        from mtop_batch.cli.tables import print_predictions
 
         print_predictions(rows)
 
@@ -295,7 +295,3 @@ def main(arguments: list[str] | None = None) -> None:
     except _Stopped:
         typer.echo("stopped; the same command goes on where it stopped", err=True)
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

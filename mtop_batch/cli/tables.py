@@ -8,7 +8,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mtop_batch.engine.progress import metric_table
 from mtop_batch.table.stats import Overview
 from mtop_batch.tasks import Task
 
@@ -57,3 +56,22 @@ def print_overview(overview: Overview) -> None:
         size = f"{label_set.num_bytes / 1e6:,.1f}"
         table.add_row(name, ", ".join(label_set.tasks), f"{label_set.files:,}", f"{label_set.rows:,}", size)
     console.print(table)
+
+
+def metric_table(metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) -> Table:
+    """A table of each task's own metric on its evaluation data, and their mean.
+
+    Args:
+        metrics: Task name -> metric -> value, with "num_examples".
+        tasks: The rows, in order.
+    """
+    table = Table("task", "metric")
+    table.add_column("value", justify="right")
+    table.add_column("examples", justify="right")
+    values = [metrics[task.name][str(task.metric)] for task in tasks]
+    for task, value in zip(tasks, values, strict=True):
+        examples = metrics[task.name].get("num_examples", 0)
+        table.add_row(task.name, str(task.metric), f"{value:.4f}", f"{examples:,.0f}")
+    table.add_section()
+    table.add_row("mean", "", f"{sum(values) / len(values):.4f}", "", style="bold")
+    return table
