@@ -23,7 +23,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from mtop_batch.model import ragged
 from mtop_batch.model.packing import Packing
+from mtop_batch.model.ragged import Ragged
 
 NAME = "mtop"
 KeyValues = list[tuple[Tensor, Tensor]]
@@ -34,12 +36,15 @@ class Context:
     """What a pass over the context leaves for the prompts that read it.
 
     Args:
-        key_values: Keys and values of each layer, both (B, heads, C, width of a head), at the context's C positions.
+        key_values: Keys and values of each layer, both (B, heads, C, width of a head), at the context's C positions; or
+            (1, heads, N, width of a head) at all N positions of packed texts.
         attention_mask: (B, C) 1 for positions, 0 for padding; None where there is no padding.
+        ragged: How packed texts are read; None if they are not packed.
     """
 
     key_values: KeyValues
     attention_mask: Tensor | None
+    ragged: Ragged | None = None
 
     def __post_init__(self) -> None:
         assert self.key_values, "an encoder has layers"
@@ -47,6 +52,8 @@ class Context:
     @property
     def batch_size(self) -> int:
         """B"""
+        if self.ragged is not None:
+            return self.ragged.packing.shape[0]
         return int(self.key_values[0][0].shape[0])
 
 
@@ -91,6 +98,11 @@ def packed(packing: Packing) -> dict[str, Any]:
     return {"mtop_packing": packing}
 
 
+def packed_throughout(batch: Ragged) -> dict[str, Any]:
+    """The same where attention reads packed texts too: no masks, and keys and values are packed."""
+    return {"mtop_ragged": batch}
+
+
 class _Recorded(Exception):
     """All layers have left their keys and values."""
 
@@ -109,8 +121,17 @@ def _attend(
     mtop_record: Callable[[tuple[Tensor, Tensor]], None] | None = None,
     mtop_read: Iterator[tuple[Tensor, Tensor]] | None = None,
     mtop_packing: Packing | None = None,
+    mtop_ragged: Ragged | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
+    if mtop_ragged is not None and mtop_read is not None:
+        assert attention_mask is not None, "says which prompts see each other"
+        own_mask, scaling = attention_mask[0, 0], kwargs.get("scaling")
+        return ragged.attend_from_prompts(query, key, value, next(mtop_read), mtop_ragged, own_mask, scaling), None
+    if mtop_ragged is not None:
+        if mtop_record is not None:
+            mtop_record((key, value))
+        return ragged.attend(query, key, value, mtop_ragged, kwargs.get("scaling")), None
     if mtop_packing is not None:  # (1, heads, N, width)
         query, key, value = (mtop_packing.unpack(each.transpose(1, 2)).transpose(1, 2) for each in (query, key, value))
     if mtop_record is not None:

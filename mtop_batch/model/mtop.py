@@ -161,9 +161,9 @@ class MTOPModel(MTOPParameters):
             assert input_ids is not None, "either texts or their context are given"
             layout = self._layout([task])
             prompts = self._prompts(layout, trained=task if self.config.stop_gradient else None)
-            text = Text(input_ids, attention_mask, token_type_ids)
             at_context = self.needs_outputs_at_context([task])
             passes = self._passes(layout)
+            text = input_ids, attention_mask, token_type_ids
             outputs, at_text = encode(
                 self.backbone, prompts, *text, layout.groups, passes=passes, at_context=at_context
             )
@@ -210,6 +210,7 @@ class MTOPModel(MTOPParameters):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         tasks: Sequence[str] | None = None,
+        num_tokens: int | None = None,
     ) -> Tensor:
         """The logits of several tasks by one pass of the encoder.
 
@@ -221,6 +222,7 @@ class MTOPModel(MTOPParameters):
             attention_mask: (B, T) 1 for tokens, 0 for padding.
             token_type_ids: (B, T) 0 and 1 for the two texts of a pair.
             tasks: The wanted ones, in the wanted order; None for all.
+            num_tokens: How many ones the mask has, as far as that is known: then a GPU computes nothing at padding.
 
         Returns:
             (B, n, C) logits of the n wanted tasks; -inf beyond a task's own labels; a regression's value comes first.
@@ -231,7 +233,8 @@ class MTOPModel(MTOPParameters):
         wanted = tuple(self.task_names if tasks is None else tasks)
         if not wanted:
             raise TaskError(f"no task is wanted; tasks: {', '.join(self.task_names)}")
-        return self._outputs(wanted, Text(input_ids, attention_mask, token_type_ids), vectors=False)[0]
+        text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
+        return self._outputs(wanted, text, vectors=False)[0]
 
     def all_tasks_and_vectors(
         self,
@@ -239,6 +242,7 @@ class MTOPModel(MTOPParameters):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         tasks: Sequence[str] | None = None,
+        num_tokens: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The logits of several tasks, or of none, and the document vectors, by one pass of the encoder.
 
@@ -252,14 +256,23 @@ class MTOPModel(MTOPParameters):
             TaskError: A wanted task does not exist.
         """
         wanted = tuple(self.task_names if tasks is None else tasks)
-        return self._outputs(wanted, Text(input_ids, attention_mask, token_type_ids), vectors=True)
+        text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
+        return self._outputs(wanted, text, vectors=True)
 
     def _outputs(self, wanted: tuple[str, ...], text: Text, *, vectors: bool) -> tuple[Tensor, Tensor]:
         """Logits, and vectors: these are (B, 0) where nobody wants them."""
         parts = self._parts(wanted)
         at_context = vectors or parts.at_context
         at_prompts, at_text = encode(
-            self.backbone, parts.prompts, *text, parts.groups, passes=parts.passes, at_context=at_context
+            self.backbone,
+            parts.prompts,
+            text.input_ids,
+            text.attention_mask,
+            text.token_type_ids,
+            parts.groups,
+            passes=parts.passes,
+            at_context=at_context,
+            num_tokens=text.num_tokens,
         )
         needs_vectors = vectors or parts.probes is not None
         found = document_vectors(at_text, text.attention_mask) if needs_vectors else at_text.new_empty(len(at_text), 0)
