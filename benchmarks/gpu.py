@@ -10,7 +10,7 @@ large bf16 matrix product in the same run:
 for texts of exactly 128 tokens, and for lengths as in news (log-normal, median 90, cut at 128 and at 512). All compute
 in bf16, take turns, and are given as documents per second and as the share of the matrix rate that real tokens and
 prompts make use of (`mtop_batch.model.flops`; for `encoder` without prompts). Eager and compiled
-(`mtop_batch.model.compiled`) one after the other.
+(`mtop_batch.model.fused`) one after the other.
 
 What stands between: `kernels` lists where the time of one forward pass goes, `products` the rate of the encoder's
 matrix products alone, `layers` that of a stack of layers written down for speed (one product for queries, keys and
@@ -38,7 +38,6 @@ from transformers import BertConfig, BertModel, BertTokenizer
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.tokens import Tokens
 from mtop_batch.labelling.predictor import Predictor
-from mtop_batch.model.compiled import compile_layers
 from mtop_batch.model.flops import ForwardFlops, measure_matrix_rate
 from mtop_batch.model.mtop import MTOPModel
 from mtop_batch.model.ragged import varlen_attention
@@ -97,7 +96,9 @@ def inputs_of(tokens: Tokens, rows: npt.NDArray[np.int64], device: torch.device)
     return {**batch, "num_tokens": int(tokens.lengths[rows].sum())}
 
 
-def study(predictor: Predictor, lengths: npt.NDArray[np.int64], num_rounds: int, matrix_rate: float) -> dict[str, Any]:
+def study(
+    predictor: Predictor, lengths: npt.NDArray[np.int64], num_rounds: int, matrix_rate: float, *, with_encoder: bool
+) -> dict[str, Any]:
     """All three on texts of these lengths."""
     model, device, names = predictor._model, predictor.device, predictor._names
     tokens = make_tokens(lengths)
@@ -125,7 +126,9 @@ def study(predictor: Predictor, lengths: npt.NDArray[np.int64], num_rounds: int,
         num_context_prompts=0,
         num_reading_prompts=0,
     )
-    runs = {"mtop": lambda: predictor.predict_tokens(tokens), "forward": forward, "encoder": encoder}
+    runs = {"mtop": lambda: predictor.predict_tokens(tokens), "forward": forward}
+    if with_encoder:
+        runs["encoder"] = encoder
     found = {}
     for name, rates in measure(runs, len(lengths), num_rounds, device).items():
         flops = (without if name == "encoder" else with_prompts)(lengths) / len(lengths)
@@ -217,8 +220,8 @@ def layers(size: Mapping[str, int], num_texts: int, device: torch.device) -> dic
         if device.type == "cuda":
             mixed, _ = varlen_attention(query, key, value, (offsets, offsets), (128, 128))
         else:
-            apart = [each.unflatten(0, (num_texts, 128)).transpose(1, 2) for each in (query, key, value)]
-            mixed = F.scaled_dot_product_attention(*apart).transpose(1, 2).flatten(0, 1)
+            q, k, v = (each.view(num_texts, 128, heads, -1).transpose(1, 2) for each in (query, key, value))
+            mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
         hidden = F.layer_norm(hidden + F.linear(mixed.flatten(1), out, biases[1]), (width,), scale, shift)
         return F.layer_norm(
             hidden + F.linear(F.gelu(F.linear(hidden, up, biases[2])), down, biases[3]), (width,), scale, shift
@@ -278,15 +281,20 @@ def main() -> None:
             )
             for batch_tokens in arguments.batch_tokens:
                 predictor = Predictor(
-                    model, tokenizer, device=device, precision="bf16", max_batch_tokens=batch_tokens or None
+                    model,
+                    tokenizer,
+                    device=device,
+                    precision="bf16",
+                    max_batch_tokens=batch_tokens or None,
+                    compiled=mode == "compiled",
                 )
-                if mode == "compiled":
-                    compile_layers(predictor._model.backbone)
                 for kind in ("128", "news cut at 128", "news cut at 512"):
                     lengths = lengths_of(kind, arguments.texts)
                     entry = {"mode": mode, "attention": attention, "texts_are": kind}
                     entry["batch_tokens"] = predictor.max_batch_tokens
-                    result["studies"].append(entry | study(predictor, lengths, arguments.rounds, matrix_rate))
+                    first = (mode, attention) == (arguments.modes[0], arguments.attention[0])
+                    found = study(predictor, lengths, arguments.rounds, matrix_rate, with_encoder=first)
+                    result["studies"].append(entry | found)
                     print(result["studies"][-1], flush=True)
                     if kind != "news cut at 128" and batch_tokens == arguments.batch_tokens[0]:
                         result["kernels"].append(entry | kernels(predictor, lengths))

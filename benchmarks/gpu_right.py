@@ -39,6 +39,9 @@ from mtop_batch.precision import PrecisionChoice
 from mtop_batch.tasks import Task
 
 ADDED = ("added_first", "added_second")
+VARIANTS = ("isolated", "joint", "added")
+# Adapters are slow on a CPU.
+MOST_ADDED = 1_000
 PRECISIONS: tuple[PrecisionChoice, ...] = ("fp32", "bf16")
 Outputs = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]
 
@@ -54,11 +57,9 @@ def build(work: Path, variant: str) -> MTOPModel:
     model.load_state_dict({key: value.float() for key, value in load_file(work / "weights.safetensors").items()})
     if variant == "added":
         model.add_tasks([Task(name) for name in ADDED], adapter_rank=8)
-        generator = torch.Generator().manual_seed(1)
+        stored = load_file(work / "added.safetensors")
         for name in ADDED:
-            for key, value in model.task_module(name).named_parameters():
-                if key.startswith("adapter.up"):
-                    value.data = torch.randn(value.shape, generator=generator) * 0.02
+            model.load_task(name, {key: stored[f"{name}/{key}"].float() for key in model.task_tensors(name)})
     model.train(mode=False)
     return model
 
@@ -89,14 +90,29 @@ def prepare(model_uri: str, texts: Sequence[Path], columns: Sequence[str], rows:
         {key: value.half().contiguous() for key, value in bundle.model.state_dict().items()},
         work / "weights.safetensors",
     )
+    save_added(bundle.model, work)
     (work / "config.json").write_text(json.dumps(bundle.model.config.to_dict()))
     found = [text for path, name in zip(texts, columns, strict=True) for text in read_column(path, name, rows)]
     tokens = TextTokenizer(bundle.tokenizer, bundle.model.config.max_tokens).encode(found)
     np.savez(work / "tokens.npz", values=tokens.values, offsets=tokens.offsets, first_lengths=tokens.first_lengths)
-    for variant in ("isolated", "joint", "added"):
-        label_ids, scores = outputs_of(predictor(build(work, variant), "cpu", "fp32"), tokens)
+    for variant in VARIANTS:
+        some = tokens.take(np.arange(min(MOST_ADDED, len(tokens)))) if variant == "added" else tokens
+        label_ids, scores = outputs_of(predictor(build(work, variant), "cpu", "fp32"), some)
         np.savez(work / f"{variant}.npz", label_ids=label_ids, scores=scores)
         print(f"{variant}: {label_ids.shape[1]} texts, {label_ids.shape[0]} tasks", flush=True)
+
+
+def save_added(model: MTOPModel, work: Path) -> None:
+    """Weights of two tasks more, drawn here once: random numbers differ between processors."""
+    model.add_tasks([Task(name) for name in ADDED], adapter_rank=8)
+    generator = torch.Generator().manual_seed(1)
+    tensors = {}
+    for name in ADDED:
+        for key, value in model.task_tensors(name).items():
+            drawn = torch.randn(value.shape, generator=generator) * 0.02 if key.startswith("adapter.up") else value
+            tensors[f"{name}/{key}"] = drawn.half()
+    save_file(tensors, work / "added.safetensors")
+    model.drop_tasks(ADDED)
 
 
 def read_column(path: Path, name: str, rows: int) -> list[str]:
@@ -155,18 +171,16 @@ def check(work: Path, name: str) -> None:
     tokens = read_tokens(work)
     result: dict[str, Any] = {"texts": len(tokens), "tokens": int(tokens.lengths.sum())}
     own: dict[tuple[str, str], Outputs] = {}
-    for variant in ("isolated", "joint", "added"):
+    for variant in VARIANTS:
         stored = np.load(work / f"{variant}.npz")
         expected = stored["label_ids"], stored["scores"]
         for precision in PRECISIONS:
             predicts = predictor(build(work, variant), device, precision)
             own[variant, precision] = outputs_of(predicts, tokens)
-            trained = expected[0][:-2] if variant == "added" else expected[0], expected[1]
-            result[f"{variant} {precision}"] = compare(own[variant, precision], trained)
-            if variant == "added":
-                last = slice(-2, None)
-                difference = np.abs(own[variant, precision][1][last] - expected[1][last]).max()
-                result[f"{variant} {precision}"]["score_difference_of_added"] = float(difference)
+            some = expected[0].shape[1]
+            result[f"{variant} {precision}"] = compare(
+                (own[variant, precision][0][:, :some], own[variant, precision][1][:, :some]), expected
+            )
             if device == "cuda":
                 result[f"{variant} {precision}"]["waits"] = waits(predicts, tokens)
             print(f"{variant} {precision}", result[f"{variant} {precision}"], flush=True)

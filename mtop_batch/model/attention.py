@@ -37,7 +37,7 @@ class Context:
 
     Args:
         key_values: Keys and values of each layer, both (B, heads, C, width of a head), at the context's C positions; or
-            (1, heads, N, width of a head) at all N positions of packed texts.
+            (N, heads, width of a head) at all N positions of packed texts.
         attention_mask: (B, C) 1 for positions, 0 for padding; None where there is no padding.
         ragged: How packed texts are read; None if they are not packed.
     """
@@ -65,7 +65,9 @@ def use_readable_attention(backbone: PreTrainedModel) -> None:
 
 def is_readable(backbone: PreTrainedModel) -> bool:
     """Whether a pass can leave its keys and values; not while layers are run again for their gradients."""
-    recomputes = backbone.training and backbone.is_activation_checkpointing
+    recomputes = backbone.training and any(
+        getattr(part, "gradient_checkpointing", False) for part in backbone.modules()
+    )
     return backbone.config._attn_implementation == NAME and not recomputes
 
 
@@ -124,14 +126,18 @@ def _attend(
     mtop_ragged: Ragged | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    if mtop_ragged is not None and mtop_read is not None:
-        assert attention_mask is not None, "says which prompts see each other"
-        own_mask, scaling = attention_mask[0, 0], kwargs.get("scaling")
-        return ragged.attend_from_prompts(query, key, value, next(mtop_read), mtop_ragged, own_mask, scaling), None
     if mtop_ragged is not None:
+        query = ragged.scaled(query, kwargs.get("scaling"))
+        query, key, value = (
+            each.transpose(1, 2) for each in (query, key, value)
+        )  # (B, P, heads, width); B is 1 if packed
+        if mtop_read is not None:
+            assert attention_mask is not None, "it says which prompts see each other"
+            outputs = ragged.attend_from_prompts(query, key, value, next(mtop_read), mtop_ragged, attention_mask[0, 0])
+            return outputs, None
         if mtop_record is not None:
-            mtop_record((key, value))
-        return ragged.attend(query, key, value, mtop_ragged, kwargs.get("scaling")), None
+            mtop_record((key[0], value[0]))
+        return ragged.attend(query[0], key[0], value[0], mtop_ragged)[None], None
     if mtop_packing is not None:  # (1, heads, N, width)
         query, key, value = (mtop_packing.unpack(each.transpose(1, 2)).transpose(1, 2) for each in (query, key, value))
     if mtop_record is not None:

@@ -142,7 +142,7 @@ def encode(
     assert not any(groups[:num_in_context]), "the context's prompts come first"
     text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
     if num_in_context == len(groups):
-        return _encode_at_once(backbone, prompts, text, None, _ragged(backbone, text, len(prompts)))
+        return _encode_at_once(backbone, prompts, text, None, ragged_batch(backbone, text, len(prompts)))
     if not is_readable(backbone):
         has_adapters = any(one.adapters for one in passes or ())
         assert not has_adapters, "layers that are run again for their gradients are run without adapters"
@@ -153,7 +153,7 @@ def encode(
         at_own = _read(backbone, own, context, own_groups, passes)
         return nn.functional.pad(at_own, (0, 0, num_in_context, 0)), at_own[:, :0]
     key_values: KeyValues = []
-    batch = _ragged(backbone, text, num_in_context)
+    batch = ragged_batch(backbone, text, num_in_context)
     at_context_prompts, at_text = _encode_at_once(
         backbone, prompts[:num_in_context], text, None, batch, **recording(key_values)
     )
@@ -190,7 +190,7 @@ def encode_context(
         input_ids: As for `encode`, like the others.
     """
     text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
-    batch = _ragged(backbone, text, len(prompts))
+    batch = ragged_batch(backbone, text, len(prompts))
     key_values = record_only(
         num_layers(backbone), lambda arguments: _encode_at_once(backbone, prompts, text, None, batch, **arguments)
     )
@@ -216,17 +216,13 @@ def encode_reading(
     Returns:
         (B, S, D) outputs at the prompts.
     """
-    batch_size, num_prompts = context.batch_size, len(prompts)
-    own = _on_device(tuple(groups), prompts.device)
-    sees_own = own[:, None] == own[None, :]
-    embedded = prompts.to(word_embeddings(backbone).weight.dtype).expand(batch_size, -1, -1)
+    embedded, positions = prompts_of(backbone, prompts, context.batch_size)
     arguments = reading(context.key_values)
     if context.ragged is not None:
-        mask = _additive(sees_own[None, None], embedded)
+        mask = own_mask(groups, embedded)[None, None]
         arguments |= packed_throughout(context.ragged)
     else:
-        mask = _additive(_sees_context_and(sees_own, context)[:, None], embedded)
-    positions = torch.full((batch_size, num_prompts), first_position(backbone), device=prompts.device)
+        mask = _additive(_sees_context_and(_see_each_other(groups, prompts.device), context)[:, None], embedded)
     with adapted(backbone, adapters):
         outputs: Tensor = backbone(
             inputs_embeds=embedded,
@@ -235,6 +231,23 @@ def encode_reading(
             **arguments,
         ).last_hidden_state
     return outputs
+
+
+def prompts_of(backbone: PreTrainedModel, prompts: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    """(B, S, E) The embeddings of isolated prompts, and (B, S) their positions."""
+    embedded = prompts.to(word_embeddings(backbone).weight.dtype).expand(batch_size, -1, -1)
+    return embedded, torch.full(embedded.shape[:2], first_position(backbone), device=prompts.device)
+
+
+def own_mask(groups: Sequence[int], embedded: Tensor) -> Tensor:
+    """(S, S) Which prompts of these groups see each other, additive, in the type that embeddings are computed in."""
+    return _additive(_see_each_other(groups, embedded.device), embedded)
+
+
+def _see_each_other(groups: Sequence[int], device: torch.device) -> Tensor:
+    """(S, S) bool"""
+    own = _on_device(tuple(groups), device)
+    return own[:, None] == own[None, :]
 
 
 def _sees_context_and(sees_own: Tensor, context: Context) -> Tensor:
@@ -258,7 +271,7 @@ def _context(key_values: KeyValues, text: Text, num_prompts: int, batch: Ragged 
     return Context(key_values, None if mask is None else _with_prompts(mask, num_prompts), batch)
 
 
-def _ragged(backbone: PreTrainedModel, text: Text, num_prompts: int) -> Ragged | None:
+def ragged_batch(backbone: PreTrainedModel, text: Text, num_prompts: int) -> Ragged | None:
     """How a pass of these texts with so many prompts before each is packed for attention too; None where it is not."""
     mask, (batch_size, num_tokens) = text.attention_mask, text.input_ids.shape
     if backbone.training or not is_readable(backbone) or _has_windows(backbone.config):
@@ -281,17 +294,9 @@ def _encode_at_once(
     **arguments: Any,
 ) -> tuple[Tensor, Tensor]:
     """One pass over everything; groups (S,) take a mask over everything. Training leaves out padding where it can."""
-    num_prompts, (batch_size, num_tokens) = len(prompts), text.input_ids.shape
-    embedded = backbone.get_input_embeddings()(text.input_ids)
-    prompts = prompts.to(embedded.dtype).expand(batch_size, -1, -1)
-    start = first_position(backbone)
-    positions = torch.arange(start - num_prompts, start + num_tokens, device=embedded.device).clamp(min=start)
-    per_position = {
-        "inputs_embeds": torch.cat([prompts, embedded], dim=1) if num_prompts else embedded,
-        "position_ids": positions.expand(batch_size, -1),
-    }
-    if text.token_type_ids is not None and has_token_types(backbone):
-        per_position["token_type_ids"] = nn.functional.pad(text.token_type_ids, (num_prompts, 0))
+    num_prompts = len(prompts)
+    per_position = inputs_of(backbone, prompts, text)
+    embedded = per_position["inputs_embeds"]
     mask, packing = None, None
     if batch is not None:
         packing = batch.packing
@@ -307,6 +312,22 @@ def _encode_at_once(
     if packing is not None:
         outputs = packing.unpack(outputs)
     return outputs[:, :num_prompts], outputs[:, num_prompts:]
+
+
+def inputs_of(backbone: PreTrainedModel, prompts: Tensor, text: Text) -> dict[str, Tensor]:
+    """Arguments of a backbone's forward, (B, L, ...) each: prompts and text as embeddings, positions, token types."""
+    num_prompts, (batch_size, num_tokens) = len(prompts), text.input_ids.shape
+    embedded = backbone.get_input_embeddings()(text.input_ids)
+    prompts = prompts.to(embedded.dtype).expand(batch_size, -1, -1)
+    start = first_position(backbone)
+    positions = torch.arange(start - num_prompts, start + num_tokens, device=embedded.device).clamp(min=start)
+    inputs = {
+        "inputs_embeds": torch.cat([prompts, embedded], dim=1) if num_prompts else embedded,
+        "position_ids": positions.expand(batch_size, -1),
+    }
+    if text.token_type_ids is not None and has_token_types(backbone):
+        inputs["token_type_ids"] = nn.functional.pad(text.token_type_ids, (num_prompts, 0))
+    return inputs
 
 
 def _with_prompts(attention_mask: Tensor, num_prompts: int) -> Tensor:
@@ -337,7 +358,7 @@ def _attention_masks(
         if padded is None or _has_windows(config):  # without prompts, windows are left to the backbone
             return padded
         return _additive(padded[:, None, None, :].bool(), embedded)
-    num_tokens = embedded.shape[1]
+    num_tokens = embedded.shape[1] - num_prompts
     if groups is None:
         groups = torch.zeros(num_prompts, dtype=torch.long)
     sees = visibility(nn.functional.pad(groups.to(embedded.device), (0, num_tokens)))[None, None]

@@ -24,7 +24,16 @@ from mtop_batch.errors import TaskError
 from mtop_batch.model.adapters import stack_adapters
 from mtop_batch.model.attention import Context, use_readable_attention
 from mtop_batch.model.backbone import backbone_config_dict, check_backbone
-from mtop_batch.model.encoder import Pass, Text, embedding_size, encode, encode_context, encode_reading
+from mtop_batch.model.encoder import (
+    Pass,
+    Text,
+    embedding_size,
+    encode,
+    encode_context,
+    encode_reading,
+    ragged_batch,
+)
+from mtop_batch.model.fused import FusedLayers, encode_fused
 from mtop_batch.model.heads import TaskModule, task_loss
 from mtop_batch.model.mtop_config import MTOPConfig, PromptAttention
 from mtop_batch.model.parameters import MTOPParameters, generator_of
@@ -58,6 +67,7 @@ class MTOPModel(MTOPParameters):
     def __init__(self, config: MTOPConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config, backbone)
         self._inference_parts: InferenceParts | None = None
+        self._fused: FusedLayers | None = None
 
     @classmethod
     def from_backbone(
@@ -263,23 +273,45 @@ class MTOPModel(MTOPParameters):
         """Logits, and vectors: these are (B, 0) where nobody wants them."""
         parts = self._parts(wanted)
         at_context = vectors or parts.at_context
-        at_prompts, at_text = encode(
-            self.backbone,
-            parts.prompts,
-            text.input_ids,
-            text.attention_mask,
-            text.token_type_ids,
-            parts.groups,
-            passes=parts.passes,
-            at_context=at_context,
-            num_tokens=text.num_tokens,
-        )
         needs_vectors = vectors or parts.probes is not None
+        fused = None if torch.is_grad_enabled() else self._fused
+        batch = None if fused is None else ragged_batch(self.backbone, text, parts.groups.count(0))
+        if fused is not None and batch is not None:
+            at_prompts, at_text = encode_fused(
+                self.backbone, fused, parts.prompts, text, batch, parts.groups, parts.passes, at_text=needs_vectors
+            )
+        else:
+            at_prompts, at_text = encode(
+                self.backbone,
+                parts.prompts,
+                text.input_ids,
+                text.attention_mask,
+                text.token_type_ids,
+                parts.groups,
+                passes=parts.passes,
+                at_context=at_context,
+                num_tokens=text.num_tokens,
+            )
         found = document_vectors(at_text, text.attention_mask) if needs_vectors else at_text.new_empty(len(at_text), 0)
         logits = [stacked(at_prompts) for stacked in parts.stacked]
         if parts.probes is not None:
             logits.append(parts.probes(found))
         return join_logits(logits, parts.order) if logits else at_text.new_empty(len(at_text), 0, 0), found
+
+    def fuse_layers(self, *, compiled: bool = False) -> bool:
+        """Run the encoder's layers as `mtop_batch.model.fused` has them, on devices that can attend over packed texts.
+
+        For inference with weights that stay as they are: until the model trains, or moves to another device or type.
+
+        Args:
+            compiled: Compile them too, when they first run.
+
+        Returns:
+            Whether the backbone is one of those whose layers can be fused; else nothing changes.
+        """
+        fused = FusedLayers.of(self.backbone)
+        self._fused = fused.compiled() if fused is not None and compiled else fused
+        return fused is not None
 
     def _parts(self, wanted: tuple[str, ...]) -> InferenceParts:
         """Prompts and stacked heads of the wanted tasks; kept in evaluation for as long as no parameter changes.
@@ -349,13 +381,13 @@ class MTOPModel(MTOPParameters):
         )
 
     def _apply(self, *args: Any, **kwargs: Any) -> MTOPModel:
-        self._inference_parts = None  # the model moves to another device or type
+        self._inference_parts = self._fused = None  # the model moves to another device or type
         return super()._apply(*args, **kwargs)
 
     def train(self, mode: bool = True) -> MTOPModel:
         """Switch between training and evaluation; training forgets what evaluation had stacked."""
         if mode:
-            self._inference_parts = None
+            self._inference_parts = self._fused = None
         return super().train(mode)
 
     def _tasks_changed(self) -> None:

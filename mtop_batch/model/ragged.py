@@ -11,12 +11,15 @@ Shapes: B texts, N positions of all texts together, P prompts of a text, H heads
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mtop_batch.model.packing import Packing
+
+Merge = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -69,15 +72,14 @@ def varlen_attention(
         varlen_attn,
     )  # absent from builds of torch without CUDA before 2.10
 
-    found: tuple[Tensor, Tensor] = varlen_attn(query, key, value, *offsets, *longest, return_aux=AuxRequest(lse=True))
-    return found
+    outputs, log_sum_exp = varlen_attn(query, key, value, *offsets, *longest, return_aux=AuxRequest(lse=True))
+    return outputs, log_sum_exp
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, ragged: Ragged, scaling: float | None) -> Tensor:
-    """(1, N, H, W) What the positions of packed texts see of their own text; queries, keys, values are (1, H, N, W)."""
-    packed = (_packed(_scaled(query, scaling)), _packed(key), _packed(value))
-    outputs, _ = varlen_attention(*packed, (ragged.offsets, ragged.offsets), (ragged.longest, ragged.longest))
-    return outputs[None]
+def attend(query: Tensor, key: Tensor, value: Tensor, batch: Ragged) -> Tensor:
+    """(N, H, W) What the positions of packed texts see of their own text; queries, keys and values are (N, H, W)."""
+    outputs, _ = varlen_attention(query, key, value, (batch.offsets, batch.offsets), (batch.longest, batch.longest))
+    return outputs
 
 
 def attend_from_prompts(
@@ -85,47 +87,42 @@ def attend_from_prompts(
     key: Tensor,
     value: Tensor,
     earlier: tuple[Tensor, Tensor],
-    ragged: Ragged,
+    batch: Ragged,
     own_mask: Tensor,
-    scaling: float | None,
+    merge: Merge | None = None,
 ) -> Tensor:
     """What isolated prompts see of their text and of each other.
 
     Args:
-        query: (B, H, P, W) Like the keys and values, of the prompts.
-        earlier: Keys and values (1, H, N, W) of the packed texts.
-        ragged: Of the texts.
+        query: (B, P, H, W) Like the keys and values, of the prompts.
+        earlier: Keys and values (N, H, W) of the packed texts.
+        batch: Of the texts.
         own_mask: (P, P) Additive: 0 where a prompt sees another, else the lowest number of its type.
-        scaling: Of the products of queries and keys; None for 1 / sqrt(W).
+        merge: `merge_parts`, or that compiled.
 
     Returns:
         (B, P, H, W)
     """
-    batch_size, _, num_prompts, width = query.shape
-    query = _scaled(query, scaling)
+    batch_size, num_prompts = query.shape[:2]
     starts = torch.arange(0, batch_size * num_prompts + 1, num_prompts, dtype=torch.int32, device=query.device)
-    at_text, lse = varlen_attention(
-        query.transpose(1, 2).flatten(0, 1),
-        _packed(earlier[0]),
-        _packed(earlier[1]),
-        (starts, ragged.offsets),
-        (num_prompts, ragged.longest),
-    )
-    at_text = at_text.unflatten(0, (batch_size, num_prompts)).transpose(1, 2)  # (B, H, P, W)
+    longest = num_prompts, batch.longest
+    at_text, lse = varlen_attention(query.flatten(0, 1), *earlier, (starts, batch.offsets), longest)
+    return (merge or merge_parts)(query, key, value, at_text, lse, own_mask)
+
+
+def merge_parts(query: Tensor, key: Tensor, value: Tensor, at_text: Tensor, lse: Tensor, own_mask: Tensor) -> Tensor:
+    """What prompts see of each other, merged with what they see of the text, (B P, H, W) and (H, B P) log-sum-exps."""
+    batch_size, num_prompts, _, width = query.shape
     lse = lse.unflatten(1, (batch_size, num_prompts)).transpose(0, 1)[..., None]  # (B, H, P, 1)
-    scores = torch.matmul(query, key.transpose(2, 3)).float() * width**-0.5 + own_mask
+    scores = torch.matmul(query.transpose(1, 2), key.permute(0, 2, 3, 1)).float() * width**-0.5 + own_mask
     total = torch.logaddexp(lse, scores.logsumexp(dim=-1, keepdim=True))
-    own = torch.matmul((scores - total).exp().to(value.dtype), value)
-    return torch.addcmul(own, at_text, (lse - total).exp().to(value.dtype)).transpose(1, 2)
+    own = torch.matmul((scores - total).exp().to(value.dtype), value.transpose(1, 2))
+    share = (lse - total).exp().transpose(1, 2).to(value.dtype)  # (B, P, H, 1)
+    return own.transpose(1, 2) + share * at_text.unflatten(0, (batch_size, num_prompts))
 
 
-def _packed(each: Tensor) -> Tensor:
-    """(1, H, N, W) -> (N, H, W)"""
-    return each.transpose(1, 2)[0]
-
-
-def _scaled(query: Tensor, scaling: float | None) -> Tensor:
-    """Queries for which 1 / sqrt(W) is the right scaling."""
+def scaled(query: Tensor, scaling: float | None) -> Tensor:
+    """Queries (..., W) for which 1 / sqrt(W) is the right scaling."""
     width = query.shape[-1]
     if scaling is None or abs(scaling - width**-0.5) < 1e-6:
         return query
