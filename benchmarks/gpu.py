@@ -9,8 +9,7 @@ large bf16 matrix product in the same run:
 
 for texts of exactly 128 tokens, and for lengths as in news (log-normal, median 90, cut at 128 and at 512). All compute
 in bf16, take turns, and are given as documents per second and as the share of the matrix rate that real tokens and
-prompts make use of (`mtop_batch.model.flops`; for `encoder` without prompts). Eager and compiled
-(`mtop_batch.model.fused`) one after the other.
+prompts make use of (`mtop_batch.model.flops`; for `encoder` without prompts).
 
 What stands between: `kernels` lists where the time of one forward pass goes, `products` the rate of the encoder's
 matrix products alone, `layers` that of a stack of layers written down for speed (one product for queries, keys and
@@ -252,7 +251,6 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=16_384)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch-tokens", type=int, nargs="+", default=[0], help="0: what Predictor chooses")
-    parser.add_argument("--modes", choices=["eager", "compiled"], nargs="+", default=["eager", "compiled"])
     parser.add_argument("--name", default="gpu")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -271,35 +269,33 @@ def main() -> None:
         "kernels": [],
     }
     print({key: value for key, value in result.items() if value}, flush=True)
-    for mode in arguments.modes:
-        for attention in arguments.attention:
-            model = MTOPModel.from_backbone(
-                BertModel(config, add_pooling_layer=False),
-                [Task(f"task_{index}") for index in range(NUM_TASKS)],
-                prompt_attention=attention,
-                max_tokens=512,
+    for attention in arguments.attention:
+        model = MTOPModel.from_backbone(
+            BertModel(config, add_pooling_layer=False),
+            [Task(f"task_{index}") for index in range(NUM_TASKS)],
+            prompt_attention=attention,
+            max_tokens=512,
+        )
+        for batch_tokens in arguments.batch_tokens:
+            predictor = Predictor(
+                model,
+                tokenizer,
+                device=device,
+                precision="bf16",
+                max_batch_tokens=batch_tokens or None,
             )
-            for batch_tokens in arguments.batch_tokens:
-                predictor = Predictor(
-                    model,
-                    tokenizer,
-                    device=device,
-                    precision="bf16",
-                    max_batch_tokens=batch_tokens or None,
-                    compiled=mode == "compiled",
-                )
-                for kind in ("128", "news cut at 128", "news cut at 512"):
-                    lengths = lengths_of(kind, arguments.texts)
-                    entry = {"mode": mode, "attention": attention, "texts_are": kind}
-                    entry["batch_tokens"] = predictor.max_batch_tokens
-                    first = (mode, attention) == (arguments.modes[0], arguments.attention[0])
-                    found = study(predictor, lengths, arguments.rounds, matrix_rate, with_encoder=first)
-                    result["studies"].append(entry | found)
-                    print(result["studies"][-1], flush=True)
-                    if kind != "news cut at 128" and batch_tokens == arguments.batch_tokens[0]:
-                        result["kernels"].append(entry | kernels(predictor, lengths))
-                    result["peak_memory_gb"] = _peak_gb(device)
-                    write_result(arguments.name, result)
+            for kind in ("128", "news cut at 128", "news cut at 512"):
+                lengths = lengths_of(kind, arguments.texts)
+                entry = {"attention": attention, "texts_are": kind}
+                entry["batch_tokens"] = predictor.max_batch_tokens
+                first = attention == arguments.attention[0]
+                found = study(predictor, lengths, arguments.rounds, matrix_rate, with_encoder=first)
+                result["studies"].append(entry | found)
+                print(result["studies"][-1], flush=True)
+                if kind != "news cut at 128" and batch_tokens == arguments.batch_tokens[0]:
+                    result["kernels"].append(entry | kernels(predictor, lengths))
+                result["peak_memory_gb"] = _peak_gb(device)
+                write_result(arguments.name, result)
     for entry in result["kernels"]:
         print({key: value for key, value in entry.items() if key != "kernels"})
         print(*entry["kernels"][:12], sep="\n")

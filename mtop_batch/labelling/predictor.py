@@ -61,8 +61,6 @@ class Predictor:
             for good whenever the device runs out of memory. Tasks that were added to the bundle do not count, for
             their prompts go through the encoder by themselves: other batches would change how the results of the
             earlier tasks are rounded. They do count where no other task is wanted.
-        compiled: On a GPU in bf16, compile the encoder's layers (`mtop_batch.model.fused`): some per cent faster, after
-            a minute that the first batches take longer.
 
     Raises:
         TaskError: A wanted task is not one of the model's.
@@ -79,7 +77,6 @@ class Predictor:
         tasks: Sequence[str] | None = None,
         vectors: bool = False,
         max_batch_tokens: int | None = None,
-        compiled: bool = False,
     ) -> None:
         names = select_tasks(model.task_names if tasks is None else tasks, model.task_names)
         if not names and not vectors:
@@ -99,7 +96,7 @@ class Predictor:
         self._model = with_bf16_encoder(model).eval() if self._uses_bf16 else model.eval()
         self._model.to(device=self.device)
         if self._uses_bf16 and self.device.type == "cuda":
-            self._model.fuse_layers(compiled=compiled)
+            self._model.fuse_layers()
         self._names = names
         self._tokenizer = TextTokenizer(tokenizer, model.config.max_tokens)
         self._pad_token_id = _pad_token_id(tokenizer)

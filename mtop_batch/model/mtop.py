@@ -298,20 +298,16 @@ class MTOPModel(MTOPParameters):
             logits.append(parts.probes(found))
         return join_logits(logits, parts.order) if logits else at_text.new_empty(len(at_text), 0, 0), found
 
-    def fuse_layers(self, *, compiled: bool = False) -> bool:
+    def fuse_layers(self) -> bool:
         """Run the encoder's layers as `mtop_batch.model.fused` has them, on devices that can attend over packed texts.
 
         For inference with weights that stay as they are: until the model trains, or moves to another device or type.
 
-        Args:
-            compiled: Compile them too, when they first run.
-
         Returns:
             Whether the backbone is one of those whose layers can be fused; else nothing changes.
         """
-        fused = FusedLayers.of(self.backbone)
-        self._fused = fused.compiled() if fused is not None and compiled else fused
-        return fused is not None
+        self._fused = FusedLayers.of(self.backbone)
+        return self._fused is not None
 
     def _parts(self, wanted: tuple[str, ...]) -> InferenceParts:
         """Prompts and stacked heads of the wanted tasks; kept in evaluation for as long as no parameter changes.

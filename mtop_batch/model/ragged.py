@@ -11,15 +11,12 @@ Shapes: B texts, N positions of all texts together, P prompts of a text, H heads
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mtop_batch.model.packing import Packing
-
-Merge = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,6 @@ def attend_from_prompts(
     earlier: tuple[Tensor, Tensor],
     batch: Ragged,
     own_mask: Tensor,
-    merge: Merge | None = None,
 ) -> Tensor:
     """What isolated prompts see of their text and of each other.
 
@@ -98,7 +94,6 @@ def attend_from_prompts(
         earlier: Keys and values (N, H, W) of the packed texts.
         batch: Of the texts.
         own_mask: (P, P) Additive: 0 where a prompt sees another, else the lowest number of its type.
-        merge: `merge_parts`, or that compiled.
 
     Returns:
         (B, P, H, W)
@@ -107,10 +102,10 @@ def attend_from_prompts(
     starts = torch.arange(0, batch_size * num_prompts + 1, num_prompts, dtype=torch.int32, device=query.device)
     longest = num_prompts, batch.longest
     at_text, lse = varlen_attention(query.flatten(0, 1), *earlier, (starts, batch.offsets), longest)
-    return (merge or merge_parts)(query, key, value, at_text, lse, own_mask)
+    return _merge(query, key, value, at_text, lse, own_mask)
 
 
-def merge_parts(query: Tensor, key: Tensor, value: Tensor, at_text: Tensor, lse: Tensor, own_mask: Tensor) -> Tensor:
+def _merge(query: Tensor, key: Tensor, value: Tensor, at_text: Tensor, lse: Tensor, own_mask: Tensor) -> Tensor:
     """What prompts see of each other, merged with what they see of the text, (B P, H, W) and (H, B P) log-sum-exps."""
     batch_size, num_prompts, _, width = query.shape
     lse = lse.unflatten(1, (batch_size, num_prompts)).transpose(0, 1)[..., None]  # (B, H, P, 1)
