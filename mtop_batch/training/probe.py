@@ -107,9 +107,10 @@ def example_vectors(
     vectors = torch.empty(len(tokens), hidden_size(model.backbone), dtype=torch.float16)
     done = 0
     for rows in length_sorted_batches(tokens.lengths, _MAX_BATCH_TOKENS):
-        inputs = {key: worker.to_device(value) for key, value in pad_batch(tokens, rows, pad_token_id).items()}
+        batch = {key: worker.to_device(value) for key, value in pad_batch(tokens, rows, pad_token_id).items()}
+        text = batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
         with torch.inference_mode(), worker.autocast(precision):
-            _, found = model.all_tasks_and_vectors(**inputs, tasks=())
+            _, found = model.all_tasks_and_vectors(*text, tasks=())
         vectors[rows] = found.cpu()
         done += len(rows)
         if emit is not None:

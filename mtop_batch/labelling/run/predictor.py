@@ -95,6 +95,8 @@ class Predictor:
         self._uses_bf16 = precision == "bf16" or (precision == "auto" and has_bf16(self.device))
         self._model = with_bf16_encoder(model).eval() if self._uses_bf16 else model.eval()
         self._model.to(device=self.device)
+        if self._uses_bf16 and self.device.type == "cuda":
+            self._model.fuse_layers()
         self._names = names
         self._tokenizer = TextTokenizer(tokenizer, model.config.max_tokens)
         self._pad_token_id = _pad_token_id(tokenizer)
@@ -216,9 +218,10 @@ class Predictor:
         """Start a batch; None if there is no memory for it, but for a single row, where that is raised."""
         try:
             batch = pad_batch(tokens, rows, self._pad_token_id)
-            if batch["attention_mask"].all():  # without a mask attention takes less time
+            num_tokens = int(tokens.lengths[rows].sum())
+            if num_tokens == batch["attention_mask"].numel():  # without a mask attention takes less time
                 del batch["attention_mask"]
-            return self._forward(batch)
+            return self._forward(batch, num_tokens)
         except torch.OutOfMemoryError:
             if len(rows) == 1:
                 raise
@@ -228,13 +231,14 @@ class Predictor:
         return None
 
     @torch.inference_mode()
-    def _forward(self, batch: dict[str, Tensor]) -> Packed:
+    def _forward(self, batch: dict[str, Tensor], num_tokens: int) -> Packed:
         inputs = to_device(batch, self.device)
+        wanted = {"tasks": self._names, "num_tokens": num_tokens}
         vectors = None
         if self.gives_vectors:
-            logits, vectors = self._model.all_tasks_and_vectors(**inputs, tasks=self._names)  # (B, n, C), (B, D)
+            logits, vectors = self._model.all_tasks_and_vectors(**inputs, **wanted)  # (B, n, C), (B, D)
         else:
-            logits = self._model.all_tasks(**inputs, tasks=self._names)
+            logits = self._model.all_tasks(**inputs, **wanted)
         return ToHost(self._labels_and_scores(logits.float())), None if vectors is None else ToHost(vectors)
 
     def _labels_and_scores(self, logits: Tensor) -> Tensor:

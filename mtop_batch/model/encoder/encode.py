@@ -20,10 +20,21 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from mtop_batch.model.encoder.kv_cache import Context, KeyValues, is_readable, packed, reading, record_only, recording
-from mtop_batch.model.encoder.lora import AdapterStack, adapted
-from mtop_batch.model.encoder.packing import Packing
-from mtop_batch.model.parts.prompts import visibility
+from mtop_batch.model import ragged
+from mtop_batch.model.adapters import AdapterStack, adapted
+from mtop_batch.model.attention import (
+    Context,
+    KeyValues,
+    is_readable,
+    packed,
+    packed_throughout,
+    reading,
+    record_only,
+    recording,
+)
+from mtop_batch.model.packing import Packing
+from mtop_batch.model.prompts import visibility
+from mtop_batch.model.ragged import Ragged
 
 _SLIDING_KINDS = ("full_attention", "sliding_attention")
 
@@ -66,11 +77,20 @@ def has_token_types(backbone: PreTrainedModel) -> bool:
 
 
 class Text(NamedTuple):
-    """The text part of a batch, as `encode` takes it."""
+    """The text part of a batch, as `encode` takes it.
+
+    Args:
+        input_ids: (B, T) Padded on the right.
+        attention_mask: (B, T) 1 for tokens, 0 for padding; None where there is no padding.
+        token_type_ids: (B, T) 0 and 1 for the texts of a pair; None on backbones without token types.
+        num_tokens: Without padding. Where it is given, or there is no padding, the texts go through an encoder packed
+            on devices that can do so (`mtop_batch.model.ragged`).
+    """
 
     input_ids: Tensor
     attention_mask: Tensor | None
     token_type_ids: Tensor | None
+    num_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +116,7 @@ def encode(
     *,
     passes: Sequence[Pass] | None = None,
     at_context: bool = True,
+    num_tokens: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the encoder over the prompts followed by the text.
 
@@ -111,6 +132,7 @@ def encode(
             all at once. Adapters are for backbones whose attention `is_readable`.
         at_context: Whether the outputs at the context are wanted. Where they are not, and the backbone's attention
             `is_readable`, they are not computed: those at its prompts are zero then, and there are none at the text.
+        num_tokens: How many ones the attention mask has, as far as that is known (`Text`).
 
     Returns:
         (B, S, D) outputs at the prompts and (B, T, D) outputs at the text; those at padding mean nothing.
@@ -118,23 +140,24 @@ def encode(
     groups = groups or [0] * len(prompts)
     num_in_context = groups.count(0)
     assert not any(groups[:num_in_context]), "the context's prompts come first"
-    text = Text(input_ids, attention_mask, token_type_ids)
+    text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
     if num_in_context == len(groups):
-        return _encode_at_once(backbone, prompts, text, None)
+        return _encode_at_once(backbone, prompts, text, None, ragged_batch(backbone, text, len(prompts)))
     if not is_readable(backbone):
         has_adapters = any(one.adapters for one in passes or ())
         assert not has_adapters, "layers that are run again for their gradients are run without adapters"
         return _encode_at_once(backbone, prompts, text, _on_device(tuple(groups), input_ids.device))
     own, own_groups = prompts[num_in_context:], groups[num_in_context:]
     if not at_context:
-        context = encode_context(backbone, prompts[:num_in_context], input_ids, attention_mask, token_type_ids)
+        context = encode_context(backbone, prompts[:num_in_context], *text)
         at_own = _read(backbone, own, context, own_groups, passes)
         return nn.functional.pad(at_own, (0, 0, num_in_context, 0)), at_own[:, :0]
     key_values: KeyValues = []
+    batch = ragged_batch(backbone, text, num_in_context)
     at_context_prompts, at_text = _encode_at_once(
-        backbone, prompts[:num_in_context], text, None, **recording(key_values)
+        backbone, prompts[:num_in_context], text, None, batch, **recording(key_values)
     )
-    at_own = _read(backbone, own, _context(key_values, text, num_in_context), own_groups, passes)
+    at_own = _read(backbone, own, _context(key_values, text, num_in_context, batch), own_groups, passes)
     return torch.cat([at_context_prompts, at_own], dim=1), at_text
 
 
@@ -157,6 +180,7 @@ def encode_context(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     token_type_ids: Tensor | None = None,
+    num_tokens: int | None = None,
 ) -> Context:
     """Run the encoder over the context alone, for `encode_reading`.
 
@@ -165,11 +189,12 @@ def encode_context(
         prompts: (S, E) Those of the context.
         input_ids: As for `encode`, like the others.
     """
-    text = Text(input_ids, attention_mask, token_type_ids)
+    text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
+    batch = ragged_batch(backbone, text, len(prompts))
     key_values = record_only(
-        num_layers(backbone), lambda arguments: _encode_at_once(backbone, prompts, text, None, **arguments)
+        num_layers(backbone), lambda arguments: _encode_at_once(backbone, prompts, text, None, batch, **arguments)
     )
-    return _context(key_values, text, len(prompts))
+    return _context(key_values, text, len(prompts), batch)
 
 
 def encode_reading(
@@ -191,25 +216,47 @@ def encode_reading(
     Returns:
         (B, S, D) outputs at the prompts.
     """
-    batch_size, num_prompts = context.batch_size, len(prompts)
-    own = _on_device(tuple(groups), prompts.device)
-    sees_own = (own[:, None] == own[None, :]).expand(batch_size, -1, -1)
-    num_context = context.key_values[0][0].shape[2]
-    if context.attention_mask is None:
-        sees_context = torch.ones(batch_size, num_prompts, num_context, dtype=torch.bool, device=prompts.device)
+    embedded, positions = prompts_of(backbone, prompts, context.batch_size)
+    arguments = reading(context.key_values)
+    if context.ragged is not None:
+        mask = own_mask(groups, embedded)[None, None]
+        arguments |= packed_throughout(context.ragged)
     else:
-        sees_context = context.attention_mask[:, None].bool().expand(-1, num_prompts, -1)
-    embedded = prompts.to(word_embeddings(backbone).weight.dtype).expand(batch_size, -1, -1)
-    mask = _additive(torch.cat([sees_context, sees_own], dim=2)[:, None], embedded)
-    positions = torch.full((batch_size, num_prompts), first_position(backbone), device=prompts.device)
+        mask = _additive(_sees_context_and(_see_each_other(groups, prompts.device), context)[:, None], embedded)
     with adapted(backbone, adapters):
         outputs: Tensor = backbone(
             inputs_embeds=embedded,
             attention_mask=dict.fromkeys(_SLIDING_KINDS, mask) if _has_windows(backbone.config) else mask,
             position_ids=positions,
-            **reading(context.key_values),
+            **arguments,
         ).last_hidden_state
     return outputs
+
+
+def prompts_of(backbone: PreTrainedModel, prompts: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    """(B, S, E) The embeddings of isolated prompts, and (B, S) their positions."""
+    embedded = prompts.to(word_embeddings(backbone).weight.dtype).expand(batch_size, -1, -1)
+    return embedded, torch.full(embedded.shape[:2], first_position(backbone), device=prompts.device)
+
+
+def own_mask(groups: Sequence[int], embedded: Tensor) -> Tensor:
+    """(S, S) Which prompts of these groups see each other, additive, in the type that embeddings are computed in."""
+    return _additive(_see_each_other(groups, embedded.device), embedded)
+
+
+def _see_each_other(groups: Sequence[int], device: torch.device) -> Tensor:
+    """(S, S) bool"""
+    own = _on_device(tuple(groups), device)
+    return own[:, None] == own[None, :]
+
+
+def _sees_context_and(sees_own: Tensor, context: Context) -> Tensor:
+    """(B, S, C + S) What S prompts see of the context, all of it but padding, and of each other, (S, S)."""
+    num_prompts, num_context = len(sees_own), context.key_values[0][0].shape[2]
+    sees_own = sees_own.expand(context.batch_size, -1, -1)
+    if context.attention_mask is None:
+        return torch.cat([sees_own.new_ones(context.batch_size, num_prompts, num_context), sees_own], dim=2)
+    return torch.cat([context.attention_mask[:, None].bool().expand(-1, num_prompts, -1), sees_own], dim=2)
 
 
 @lru_cache(maxsize=64)
@@ -219,37 +266,68 @@ def _on_device(groups: tuple[int, ...], device: torch.device) -> Tensor:
         return torch.tensor(groups, device=device)
 
 
-def _context(key_values: KeyValues, text: Text, num_prompts: int) -> Context:
+def _context(key_values: KeyValues, text: Text, num_prompts: int, batch: Ragged | None) -> Context:
     mask = text.attention_mask
-    return Context(key_values, None if mask is None else _with_prompts(mask, num_prompts))
+    return Context(key_values, None if mask is None else _with_prompts(mask, num_prompts), batch)
+
+
+def ragged_batch(backbone: PreTrainedModel, text: Text, num_prompts: int) -> Ragged | None:
+    """How a pass of these texts with so many prompts before each is packed for attention too; None where it is not."""
+    mask, (batch_size, num_tokens) = text.attention_mask, text.input_ids.shape
+    if backbone.training or not is_readable(backbone) or _has_windows(backbone.config):
+        return None
+    if not ragged.is_possible(text.input_ids.device, word_embeddings(backbone).weight.dtype):
+        return None
+    if mask is None:
+        return Ragged.of(Packing.of_full(batch_size, num_tokens + num_prompts, text.input_ids.device))
+    if text.num_tokens is None:
+        return None
+    return Ragged.of(Packing.of_size(_with_prompts(mask, num_prompts), text.num_tokens + batch_size * num_prompts))
 
 
 def _encode_at_once(
-    backbone: PreTrainedModel, prompts: Tensor, text: Text, groups: Tensor | None, **arguments: Any
+    backbone: PreTrainedModel,
+    prompts: Tensor,
+    text: Text,
+    groups: Tensor | None,
+    batch: Ragged | None = None,
+    **arguments: Any,
 ) -> tuple[Tensor, Tensor]:
     """One pass over everything; groups (S,) take a mask over everything. Training leaves out padding where it can."""
+    num_prompts = len(prompts)
+    per_position = inputs_of(backbone, prompts, text)
+    embedded = per_position["inputs_embeds"]
+    mask, packing = None, None
+    if batch is not None:
+        packing = batch.packing
+        arguments |= packed_throughout(batch)
+    else:
+        mask = _attention_masks(backbone.config, embedded, num_prompts, text.attention_mask, groups)
+        if text.attention_mask is not None and backbone.training and is_readable(backbone):
+            packing = Packing.of(_with_prompts(text.attention_mask, num_prompts))
+            arguments |= {} if packing is None else packed(packing)
+    if packing is not None:
+        per_position = {name: packing.pack(value) for name, value in per_position.items()}
+    outputs = backbone(**per_position, attention_mask=mask, **arguments).last_hidden_state
+    if packing is not None:
+        outputs = packing.unpack(outputs)
+    return outputs[:, :num_prompts], outputs[:, num_prompts:]
+
+
+def inputs_of(backbone: PreTrainedModel, prompts: Tensor, text: Text) -> dict[str, Tensor]:
+    """Arguments of a backbone's forward, (B, L, ...) each: prompts and text as embeddings, positions, token types."""
     num_prompts, (batch_size, num_tokens) = len(prompts), text.input_ids.shape
     embedded = backbone.get_input_embeddings()(text.input_ids)
     prompts = prompts.to(embedded.dtype).expand(batch_size, -1, -1)
     start = first_position(backbone)
     positions = torch.arange(start - num_prompts, start + num_tokens, device=embedded.device).clamp(min=start)
-    per_position = {
+    inputs = {
         "inputs_embeds": torch.cat([prompts, embedded], dim=1) if num_prompts else embedded,
         "position_ids": positions.expand(batch_size, -1),
     }
     if text.token_type_ids is not None and has_token_types(backbone):
-        per_position["token_type_ids"] = nn.functional.pad(text.token_type_ids, (num_prompts, 0))
-    mask = _attention_masks(backbone.config, embedded, num_prompts, text.attention_mask, groups)
-    packing = None
-    if text.attention_mask is not None and backbone.training and is_readable(backbone):
-        packing = Packing.of(_with_prompts(text.attention_mask, num_prompts))
-    if packing is not None:
-        per_position = {name: packing.pack(value) for name, value in per_position.items()}
-        arguments |= packed(packing)
-    outputs = backbone(**per_position, attention_mask=mask, **arguments).last_hidden_state
-    if packing is not None:
-        outputs = packing.unpack(outputs)
-    return outputs[:, :num_prompts], outputs[:, num_prompts:]
+        inputs["token_type_ids"] = nn.functional.pad(text.token_type_ids, (num_prompts, 0))
+    return inputs
 
 
 def _with_prompts(attention_mask: Tensor, num_prompts: int) -> Tensor:
@@ -280,7 +358,7 @@ def _attention_masks(
         if padded is None or _has_windows(config):  # without prompts, windows are left to the backbone
             return padded
         return _additive(padded[:, None, None, :].bool(), embedded)
-    num_tokens = embedded.shape[1]
+    num_tokens = embedded.shape[1] - num_prompts
     if groups is None:
         groups = torch.zeros(num_prompts, dtype=torch.long)
     sees = visibility(nn.functional.pad(groups.to(embedded.device), (0, num_tokens)))[None, None]

@@ -23,7 +23,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from mtop_batch.model.encoder.packing import Packing
+from mtop_batch.model import ragged
+from mtop_batch.model.packing import Packing
+from mtop_batch.model.ragged import Ragged
 
 NAME = "mtop"
 KeyValues = list[tuple[Tensor, Tensor]]
@@ -34,12 +36,15 @@ class Context:
     """What a pass over the context leaves for the prompts that read it.
 
     Args:
-        key_values: Keys and values of each layer, both (B, heads, C, width of a head), at the context's C positions.
+        key_values: Keys and values of each layer, both (B, heads, C, width of a head), at the context's C positions; or
+            (N, heads, width of a head) at all N positions of packed texts.
         attention_mask: (B, C) 1 for positions, 0 for padding; None where there is no padding.
+        ragged: How packed texts are read; None if they are not packed.
     """
 
     key_values: KeyValues
     attention_mask: Tensor | None
+    ragged: Ragged | None = None
 
     def __post_init__(self) -> None:
         assert self.key_values, "an encoder has layers"
@@ -47,6 +52,8 @@ class Context:
     @property
     def batch_size(self) -> int:
         """B"""
+        if self.ragged is not None:
+            return self.ragged.packing.shape[0]
         return int(self.key_values[0][0].shape[0])
 
 
@@ -58,7 +65,9 @@ def use_readable_attention(backbone: PreTrainedModel) -> None:
 
 def is_readable(backbone: PreTrainedModel) -> bool:
     """Whether a pass can leave its keys and values; not while layers are run again for their gradients."""
-    recomputes = backbone.training and backbone.is_activation_checkpointing
+    recomputes = backbone.training and any(
+        getattr(part, "gradient_checkpointing", False) for part in backbone.modules()
+    )
     return backbone.config._attn_implementation == NAME and not recomputes
 
 
@@ -91,6 +100,11 @@ def packed(packing: Packing) -> dict[str, Any]:
     return {"mtop_packing": packing}
 
 
+def packed_throughout(batch: Ragged) -> dict[str, Any]:
+    """The same where attention reads packed texts too: no masks, and keys and values are packed."""
+    return {"mtop_ragged": batch}
+
+
 class _Recorded(Exception):
     """All layers have left their keys and values."""
 
@@ -109,8 +123,21 @@ def _attend(
     mtop_record: Callable[[tuple[Tensor, Tensor]], None] | None = None,
     mtop_read: Iterator[tuple[Tensor, Tensor]] | None = None,
     mtop_packing: Packing | None = None,
+    mtop_ragged: Ragged | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
+    if mtop_ragged is not None:
+        query = ragged.scaled(query, kwargs.get("scaling"))
+        query, key, value = (
+            each.transpose(1, 2) for each in (query, key, value)
+        )  # (B, P, heads, width); B is 1 if packed
+        if mtop_read is not None:
+            assert attention_mask is not None, "it says which prompts see each other"
+            outputs = ragged.attend_from_prompts(query, key, value, next(mtop_read), mtop_ragged, attention_mask[0, 0])
+            return outputs, None
+        if mtop_record is not None:
+            mtop_record((key[0], value[0]))
+        return ragged.attend(query[0], key[0], value[0], mtop_ragged)[None], None
     if mtop_packing is not None:  # (1, heads, N, width)
         query, key, value = (mtop_packing.unpack(each.transpose(1, 2)).transpose(1, 2) for each in (query, key, value))
     if mtop_record is not None:

@@ -21,17 +21,25 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from mtop_batch.errors import TaskError
-from mtop_batch.model.encoder.backbone import backbone_config_dict, check_backbone
-from mtop_batch.model.encoder.encode import Pass, Text, embedding_size, encode, encode_context, encode_reading
-from mtop_batch.model.encoder.kv_cache import Context, use_readable_attention
-from mtop_batch.model.encoder.lora import stack_adapters
-from mtop_batch.model.kinds.config import MTOPConfig, PromptAttention
-from mtop_batch.model.kinds.task_bank import MTOPParameters, generator_of
-from mtop_batch.model.parts.document_vectors import Probe, StackedProbes, document_vectors, join_logits
-from mtop_batch.model.parts.heads import TaskModule
-from mtop_batch.model.parts.losses import task_loss
-from mtop_batch.model.parts.prompts import PromptLayout, prompt_layout, random_prompts
-from mtop_batch.model.parts.stacked_heads import InferenceParts, StackedTasks, num_versions
+from mtop_batch.model.adapters import stack_adapters
+from mtop_batch.model.attention import Context, use_readable_attention
+from mtop_batch.model.backbone import backbone_config_dict, check_backbone
+from mtop_batch.model.encoder import (
+    Pass,
+    Text,
+    embedding_size,
+    encode,
+    encode_context,
+    encode_reading,
+    ragged_batch,
+)
+from mtop_batch.model.fused import FusedLayers, encode_fused
+from mtop_batch.model.heads import TaskModule, task_loss
+from mtop_batch.model.mtop_config import MTOPConfig, PromptAttention
+from mtop_batch.model.parameters import MTOPParameters, generator_of
+from mtop_batch.model.prompts import PromptLayout, prompt_layout, random_prompts
+from mtop_batch.model.stacked import InferenceParts, StackedTasks, num_versions
+from mtop_batch.model.vectors import Probe, StackedProbes, document_vectors, join_logits
 from mtop_batch.tasks import Task, select_tasks
 
 
@@ -59,6 +67,7 @@ class MTOPModel(MTOPParameters):
     def __init__(self, config: MTOPConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config, backbone)
         self._inference_parts: InferenceParts | None = None
+        self._fused: FusedLayers | None = None
 
     @classmethod
     def from_backbone(
@@ -162,9 +171,9 @@ class MTOPModel(MTOPParameters):
             assert input_ids is not None, "either texts or their context are given"
             layout = self._layout([task])
             prompts = self._prompts(layout, trained=task if self.config.stop_gradient else None)
-            text = Text(input_ids, attention_mask, token_type_ids)
             at_context = self.needs_outputs_at_context([task])
             passes = self._passes(layout)
+            text = input_ids, attention_mask, token_type_ids
             outputs, at_text = encode(
                 self.backbone, prompts, *text, layout.groups, passes=passes, at_context=at_context
             )
@@ -211,6 +220,7 @@ class MTOPModel(MTOPParameters):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         tasks: Sequence[str] | None = None,
+        num_tokens: int | None = None,
     ) -> Tensor:
         """The logits of several tasks by one pass of the encoder.
 
@@ -222,6 +232,7 @@ class MTOPModel(MTOPParameters):
             attention_mask: (B, T) 1 for tokens, 0 for padding.
             token_type_ids: (B, T) 0 and 1 for the two texts of a pair.
             tasks: The wanted ones, in the wanted order; None for all.
+            num_tokens: How many ones the mask has, as far as that is known: then a GPU computes nothing at padding.
 
         Returns:
             (B, n, C) logits of the n wanted tasks; -inf beyond a task's own labels; a regression's value comes first.
@@ -232,7 +243,8 @@ class MTOPModel(MTOPParameters):
         wanted = tuple(self.task_names if tasks is None else tasks)
         if not wanted:
             raise TaskError(f"no task is wanted; tasks: {', '.join(self.task_names)}")
-        return self._outputs(wanted, Text(input_ids, attention_mask, token_type_ids), vectors=False)[0]
+        text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
+        return self._outputs(wanted, text, vectors=False)[0]
 
     def all_tasks_and_vectors(
         self,
@@ -240,6 +252,7 @@ class MTOPModel(MTOPParameters):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         tasks: Sequence[str] | None = None,
+        num_tokens: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The logits of several tasks, or of none, and the document vectors, by one pass of the encoder.
 
@@ -253,21 +266,48 @@ class MTOPModel(MTOPParameters):
             TaskError: A wanted task does not exist.
         """
         wanted = tuple(self.task_names if tasks is None else tasks)
-        return self._outputs(wanted, Text(input_ids, attention_mask, token_type_ids), vectors=True)
+        text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
+        return self._outputs(wanted, text, vectors=True)
 
     def _outputs(self, wanted: tuple[str, ...], text: Text, *, vectors: bool) -> tuple[Tensor, Tensor]:
         """Logits, and vectors: these are (B, 0) where nobody wants them."""
         parts = self._parts(wanted)
         at_context = vectors or parts.at_context
-        at_prompts, at_text = encode(
-            self.backbone, parts.prompts, *text, parts.groups, passes=parts.passes, at_context=at_context
-        )
         needs_vectors = vectors or parts.probes is not None
+        fused = None if torch.is_grad_enabled() else self._fused
+        batch = None if fused is None else ragged_batch(self.backbone, text, parts.groups.count(0))
+        if fused is not None and batch is not None:
+            at_prompts, at_text = encode_fused(
+                self.backbone, fused, parts.prompts, text, batch, parts.groups, parts.passes, at_text=needs_vectors
+            )
+        else:
+            at_prompts, at_text = encode(
+                self.backbone,
+                parts.prompts,
+                text.input_ids,
+                text.attention_mask,
+                text.token_type_ids,
+                parts.groups,
+                passes=parts.passes,
+                at_context=at_context,
+                num_tokens=text.num_tokens,
+            )
         found = document_vectors(at_text, text.attention_mask) if needs_vectors else at_text.new_empty(len(at_text), 0)
         logits = [stacked(at_prompts) for stacked in parts.stacked]
         if parts.probes is not None:
             logits.append(parts.probes(found))
         return join_logits(logits, parts.order) if logits else at_text.new_empty(len(at_text), 0, 0), found
+
+    def fuse_layers(self) -> bool:
+        """Run the encoder's layers as `mtop_batch.model.fused` has them, on devices that can attend over packed texts.
+
+        For inference with weights that stay as they are: until the model trains, or moves to another device or type.
+
+        Returns:
+            Whether the backbone is one of those whose layers can be fused; else nothing changes.
+        """
+        self._fused = FusedLayers.of(self.backbone)
+        return self._fused is not None
 
     def _parts(self, wanted: tuple[str, ...]) -> InferenceParts:
         """Prompts and stacked heads of the wanted tasks; kept in evaluation for as long as no parameter changes.
@@ -337,13 +377,13 @@ class MTOPModel(MTOPParameters):
         )
 
     def _apply(self, *args: Any, **kwargs: Any) -> MTOPModel:
-        self._inference_parts = None  # the model moves to another device or type
+        self._inference_parts = self._fused = None  # the model moves to another device or type
         return super()._apply(*args, **kwargs)
 
     def train(self, mode: bool = True) -> MTOPModel:
         """Switch between training and evaluation; training forgets what evaluation had stacked."""
         if mode:
-            self._inference_parts = None
+            self._inference_parts = self._fused = None
         return super().train(mode)
 
     def _tasks_changed(self) -> None:

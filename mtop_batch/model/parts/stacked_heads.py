@@ -116,7 +116,7 @@ class _Block:
         sets: (k,) Which ones.
         kernels: (k, n, D, D) of full poolers, or (k, n, R, D) and (k, n, D, R) of low-rank ones.
         bias: (k, n, D)
-        head: (k, n, C, D) Zero beyond a task's own outputs.
+        head: (k, n, C, D) float32, as its products are, for they are what people see. Zero beyond a task's own outputs.
     """
 
     sets: Tensor
@@ -143,7 +143,7 @@ class _Block:
             sets=torch.tensor(sets, device=device),
             kernels=tuple(stacked([layer.weight for layer in same]) for same in layers),
             bias=stacked([layer.bias for layer in layers[-1]]),
-            head=stacked([F.pad(m.head.weight, (0, 0, 0, num_outputs - m.head.out_features)) for m in modules]),
+            head=stacked([F.pad(m.head.weight, (0, 0, 0, num_outputs - m.head.out_features)) for m in modules]).float(),
         )
 
     def logits(self, means: Tensor, max_tasks: int) -> Iterator[Tensor]:
@@ -162,7 +162,7 @@ class _Block:
             sets = slice(first, first + max(1, max_tasks // num_tasks))
             for start in range(0, num_tasks, max_tasks):
                 chunk = sets, slice(start, start + max_tasks)
-                yield torch.bmm(self.head[chunk].flatten(0, 1), self._pooled(own[sets], chunk))
+                yield torch.bmm(self.head[chunk].flatten(0, 1), self._pooled(own[sets], chunk).float())
 
     def _pooled(self, means: Tensor, chunk: tuple[slice, slice]) -> Tensor:
         """(sets tasks, D, B) tanh(W mean + b), from the sets' (sets, D, B) means."""

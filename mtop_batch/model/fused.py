@@ -1,0 +1,225 @@
+"""The layers of BERT-like encoders as plain functions over packed positions: what makes a GPU fast.
+
+The same weights and results as the encoder's own modules (BERT, RoBERTa, ELECTRA and their like), with less around the
+matrix products: queries, keys and values by one product, and of the last layer only what somebody reads. Compiling all
+else of a layer for all sizes of batches (`torch.compile`, dynamic shapes) was slower than its kernels as they come:
+0.89 of the documents/s on an H200.
+
+Shapes: B texts, N positions of all texts together, P prompts of a text, D hidden width, H heads, W width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from mtop_batch.model import ragged
+from mtop_batch.model.attention import Context, KeyValues
+from mtop_batch.model.encoder import Pass, Text, encode_reading, inputs_of, own_mask, prompts_of
+from mtop_batch.model.ragged import Ragged, varlen_attention
+
+_MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
+
+
+class _Affine(NamedTuple):
+    """A product's or a normalisation's weight and bias."""
+
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, *modules: Any) -> _Affine:
+        """Of modules that read the same inputs: their outputs one behind the other."""
+        if len(modules) == 1:
+            return cls(modules[0].weight.detach(), modules[0].bias.detach())
+        return cls(torch.cat([m.weight.detach() for m in modules]), torch.cat([m.bias.detach() for m in modules]))
+
+
+class _Layer(NamedTuple):
+    """The weights of a layer: queries, keys and values; output of attention; feed-forward; norms after both."""
+
+    qkv: _Affine
+    out: _Affine
+    out_norm: _Affine
+    up: _Affine
+    down: _Affine
+    down_norm: _Affine
+
+
+def _finish(
+    hidden: Tensor,
+    mixed: Tensor,
+    out: _Affine,
+    out_norm: _Affine,
+    up: _Affine,
+    down: _Affine,
+    down_norm: _Affine,
+    *,
+    activation: Callable[[Tensor], Tensor],
+    eps: float,
+) -> Tensor:
+    """(M, D) What a layer makes of its inputs and of what attention gave, both (M, D)."""
+    size = hidden.shape[-1:]
+    hidden = F.layer_norm(hidden + F.linear(mixed, *out), size, *out_norm, eps)
+    return F.layer_norm(hidden + F.linear(activation(F.linear(hidden, *up)), *down), size, *down_norm, eps)
+
+
+@dataclass(frozen=True)
+class FusedLayers:
+    """The layers of an encoder.
+
+    Args:
+        layers: Their weights.
+        num_heads: H
+        scaling: Of the products of queries and keys.
+        finish: All of a layer but attention.
+    """
+
+    layers: tuple[_Layer, ...]
+    num_heads: int
+    scaling: float
+    finish: Callable[..., Tensor]
+
+    @classmethod
+    def of(cls, backbone: PreTrainedModel) -> FusedLayers | None:
+        """The layers of a backbone as its weights are now; None for families whose layers are others."""
+        if backbone.config.model_type not in _MODEL_TYPES:
+            return None
+        encoder: Any = backbone.encoder
+        modules = encoder.layer
+        attention = modules[0].attention.self
+        layers = tuple(
+            _Layer(
+                qkv=_Affine.of(layer.attention.self.query, layer.attention.self.key, layer.attention.self.value),
+                out=_Affine.of(layer.attention.output.dense),
+                out_norm=_Affine.of(layer.attention.output.LayerNorm),
+                up=_Affine.of(layer.intermediate.dense),
+                down=_Affine.of(layer.output.dense),
+                down_norm=_Affine.of(layer.output.LayerNorm),
+            )
+            for layer in modules
+        )
+        activation, eps = modules[0].intermediate.intermediate_act_fn, backbone.config.layer_norm_eps
+        finish = partial(_finish, activation=activation, eps=eps)
+        return cls(layers, attention.num_attention_heads, attention.scaling, finish)
+
+    def over_texts(self, hidden: Tensor, batch: Ragged, num_first: int | None) -> tuple[Tensor, KeyValues]:
+        """Run over packed texts.
+
+        Args:
+            hidden: (N, D) The texts' embeddings.
+            batch: How they are packed.
+            num_first: At how many first positions of each text the outputs are wanted; None for all.
+
+        Returns:
+            Outputs, (B, num_first, D) or for None (N, D), and the keys and values (N, H, W) of each layer.
+        """
+        key_values: KeyValues = []
+        *earlier, last = self.layers
+        for layer in earlier:
+            query, key, value = self._project(hidden, layer.qkv, 3)
+            key_values.append((key, value))
+            mixed = ragged.attend(ragged.scaled(query, self.scaling), key, value, batch)
+            hidden = self.finish(hidden, mixed.flatten(1), *layer[1:])
+        if num_first is None:
+            query, key, value = self._project(hidden, last.qkv, 3)
+            mixed = ragged.attend(ragged.scaled(query, self.scaling), key, value, batch)
+            return self.finish(hidden, mixed.flatten(1), *last[1:]), [*key_values, (key, value)]
+        width = hidden.shape[1]
+        key, value = self._project(hidden, _Affine(last.qkv.weight[width:], last.qkv.bias[width:]), 2)
+        key_values.append((key, value))
+        batch_size = batch.packing.shape[0]
+        if not num_first:
+            return hidden.new_empty(batch_size, 0, width), key_values
+        first = (batch.offsets[:-1, None] + torch.arange(num_first, device=hidden.device)).flatten()
+        hidden = hidden.index_select(0, first)
+        (query,) = self._project(hidden, _Affine(last.qkv.weight[:width], last.qkv.bias[:width]), 1)
+        starts = torch.arange(0, len(hidden) + 1, num_first, dtype=torch.int32, device=hidden.device)
+        query, longest = ragged.scaled(query, self.scaling), (num_first, batch.longest)
+        mixed, _ = varlen_attention(query, key, value, (starts, batch.offsets), longest)
+        return self.finish(hidden, mixed.flatten(1), *last[1:]).unflatten(0, (batch_size, num_first)), key_values
+
+    def over_prompts(self, hidden: Tensor, key_values: KeyValues, batch: Ragged, own_mask: Tensor) -> Tensor:
+        """Run over isolated prompts, which read texts.
+
+        Args:
+            hidden: (B, P, D) The prompts' embeddings.
+            key_values: From `over_texts`.
+            batch: How the texts are packed.
+            own_mask: (P, P) Additive: which prompts see each other.
+
+        Returns:
+            (B, P, D) outputs at the prompts.
+        """
+        size = hidden.shape[:2]
+        hidden = hidden.flatten(0, 1)
+        for layer, earlier in zip(self.layers, key_values, strict=True):
+            query, key, value = (each.unflatten(0, size) for each in self._project(hidden, layer.qkv, 3))
+            query = ragged.scaled(query, self.scaling)
+            mixed = ragged.attend_from_prompts(query, key, value, earlier, batch, own_mask)
+            hidden = self.finish(hidden, mixed.reshape(hidden.shape), *layer[1:])
+        return hidden.unflatten(0, size)
+
+    def _project(self, hidden: Tensor, affine: _Affine, num: int) -> tuple[Tensor, ...]:
+        """(M, H, W) Each of the `num` parts that a product has."""
+        return F.linear(hidden, *affine).view(len(hidden), num, self.num_heads, -1).unbind(1)
+
+
+def encode_fused(
+    backbone: PreTrainedModel,
+    fused: FusedLayers,
+    prompts: Tensor,
+    text: Text,
+    batch: Ragged,
+    groups: Sequence[int],
+    passes: Sequence[Pass],
+    *,
+    at_text: bool,
+) -> tuple[Tensor, Tensor]:
+    """What `mtop_batch.model.encoder.encode` does.
+
+    Args:
+        backbone: Whose layers `fused` are.
+        fused: Its layers.
+        prompts: (S, E)
+        text: The texts.
+        batch: How they are packed, with the prompts of the context before each.
+        groups: (S) The group of each prompt.
+        passes: How the prompts that do not belong to the context go through the encoder.
+        at_text: Whether the outputs at the text are wanted.
+
+    Returns:
+        (B, S, D) outputs at the prompts, and (B, T, D) outputs at the text, or (B, 0, D) if they are not wanted.
+    """
+    num_in_context = groups.count(0)
+    inputs = inputs_of(backbone, prompts[:num_in_context], text)
+    hidden = _embed(backbone, {name: batch.packing.pack(value) for name, value in inputs.items()})[0]
+    outputs, key_values = fused.over_texts(hidden, batch, None if at_text else num_in_context)
+    if at_text:
+        outputs = batch.packing.unpack(outputs[None])
+    found, start = [outputs[:, :num_in_context]], num_in_context
+    for one in passes:
+        own = slice(start, start := start + one.num_prompts)
+        if one.adapters:  # they work on the encoder's own modules
+            context = Context(key_values, None, batch)
+            found.append(encode_reading(backbone, prompts[own], context, groups[own], one.adapters))
+            continue
+        embedded, positions = prompts_of(backbone, prompts[own], batch.packing.shape[0])
+        mask = own_mask(groups[own], embedded)
+        embedded = _embed(backbone, {"inputs_embeds": embedded, "position_ids": positions})
+        found.append(fused.over_prompts(embedded, key_values, batch, mask))
+    return found[0] if len(found) == 1 else torch.cat(found, dim=1), outputs[:, num_in_context:]
+
+
+def _embed(backbone: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """(..., D) What goes into the first layer, from arguments of the backbone's forward."""
+    embedded: Tensor = backbone.embeddings(**inputs)
+    project: nn.Module | None = getattr(backbone, "embeddings_project", None)
+    return embedded if project is None else project(embedded)
