@@ -37,9 +37,9 @@ from transformers import BertConfig, BertModel, BertTokenizer
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.tokens import Tokens
 from mtop_batch.labelling.run.predictor import Predictor
+from mtop_batch.model.encoder.ragged import varlen_attention
 from mtop_batch.model.flops import ForwardFlops, measure_matrix_rate
-from mtop_batch.model.mtop import MTOPModel
-from mtop_batch.model.ragged import varlen_attention
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
 
 SIZES: dict[str, dict[str, Any]] = {

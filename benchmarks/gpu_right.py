@@ -31,10 +31,10 @@ from transformers import BertTokenizer
 
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.tokens import TextTokenizer, Tokens
-from mtop_batch.labelling.predictor import Predictor
-from mtop_batch.model.bundle import load_bundle
-from mtop_batch.model.mtop import MTOPModel
-from mtop_batch.model.mtop_config import MTOPConfig
+from mtop_batch.labelling.run.predictor import Predictor
+from mtop_batch.model.bundle.bundle import load_bundle
+from mtop_batch.model.kinds.config import MTOPConfig
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.tasks import Task
 

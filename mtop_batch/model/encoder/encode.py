@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from mtop_batch.model import ragged
-from mtop_batch.model.adapters import AdapterStack, adapted
-from mtop_batch.model.attention import (
+from mtop_batch.model.encoder import ragged
+from mtop_batch.model.encoder.kv_cache import (
     Context,
     KeyValues,
     is_readable,
@@ -32,9 +31,10 @@ from mtop_batch.model.attention import (
     record_only,
     recording,
 )
-from mtop_batch.model.packing import Packing
-from mtop_batch.model.prompts import visibility
-from mtop_batch.model.ragged import Ragged
+from mtop_batch.model.encoder.lora import AdapterStack, adapted
+from mtop_batch.model.encoder.packing import Packing
+from mtop_batch.model.encoder.ragged import Ragged
+from mtop_batch.model.parts.prompts import visibility
 
 _SLIDING_KINDS = ("full_attention", "sliding_attention")
 
@@ -84,7 +84,7 @@ class Text(NamedTuple):
         attention_mask: (B, T) 1 for tokens, 0 for padding; None where there is no padding.
         token_type_ids: (B, T) 0 and 1 for the texts of a pair; None on backbones without token types.
         num_tokens: Without padding. Where it is given, or there is no padding, the texts go through an encoder packed
-            on devices that can do so (`mtop_batch.model.ragged`).
+            on devices that can do so (`mtop_batch.model.encoder.ragged`).
     """
 
     input_ids: Tensor

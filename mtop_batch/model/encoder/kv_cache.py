@@ -23,9 +23,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from mtop_batch.model import ragged
-from mtop_batch.model.packing import Packing
-from mtop_batch.model.ragged import Ragged
+from mtop_batch.model.encoder import ragged
+from mtop_batch.model.encoder.packing import Packing
+from mtop_batch.model.encoder.ragged import Ragged
 
 NAME = "mtop"
 KeyValues = list[tuple[Tensor, Tensor]]

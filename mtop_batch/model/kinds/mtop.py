@@ -21,10 +21,8 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from mtop_batch.errors import TaskError
-from mtop_batch.model.adapters import stack_adapters
-from mtop_batch.model.attention import Context, use_readable_attention
-from mtop_batch.model.backbone import backbone_config_dict, check_backbone
-from mtop_batch.model.encoder import (
+from mtop_batch.model.encoder.backbone import backbone_config_dict, check_backbone
+from mtop_batch.model.encoder.encode import (
     Pass,
     Text,
     embedding_size,
@@ -33,13 +31,16 @@ from mtop_batch.model.encoder import (
     encode_reading,
     ragged_batch,
 )
-from mtop_batch.model.fused import FusedLayers, encode_fused
-from mtop_batch.model.heads import TaskModule, task_loss
-from mtop_batch.model.mtop_config import MTOPConfig, PromptAttention
-from mtop_batch.model.parameters import MTOPParameters, generator_of
-from mtop_batch.model.prompts import PromptLayout, prompt_layout, random_prompts
-from mtop_batch.model.stacked import InferenceParts, StackedTasks, num_versions
-from mtop_batch.model.vectors import Probe, StackedProbes, document_vectors, join_logits
+from mtop_batch.model.encoder.fused import FusedLayers, encode_fused
+from mtop_batch.model.encoder.kv_cache import Context, use_readable_attention
+from mtop_batch.model.encoder.lora import stack_adapters
+from mtop_batch.model.kinds.config import MTOPConfig, PromptAttention
+from mtop_batch.model.kinds.task_bank import MTOPParameters, generator_of
+from mtop_batch.model.parts.document_vectors import Probe, StackedProbes, document_vectors, join_logits
+from mtop_batch.model.parts.heads import TaskModule
+from mtop_batch.model.parts.losses import task_loss
+from mtop_batch.model.parts.prompts import PromptLayout, prompt_layout, random_prompts
+from mtop_batch.model.parts.stacked_heads import InferenceParts, StackedTasks, num_versions
 from mtop_batch.tasks import Task, select_tasks
 
 
@@ -299,7 +300,7 @@ class MTOPModel(MTOPParameters):
         return join_logits(logits, parts.order) if logits else at_text.new_empty(len(at_text), 0, 0), found
 
     def fuse_layers(self) -> bool:
-        """Run the encoder's layers as `mtop_batch.model.fused` has them, on devices that can attend over packed texts.
+        """Run the encoder's layers as `encoder/fused` has them, on devices that can attend over packed texts.
 
         For inference with weights that stay as they are: until the model trains, or moves to another device or type.
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mtop_batch.model import fused, ragged
-from mtop_batch.model.attention import use_readable_attention
-from mtop_batch.model.encoder import encode
-from mtop_batch.model.mtop import MTOPModel
+from mtop_batch.model.encoder import fused, ragged
+from mtop_batch.model.encoder.encode import encode
+from mtop_batch.model.encoder.kv_cache import use_readable_attention
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
-from tests.model.test_encoder import BACKBONES, some_prompts, text
+from tests.model.encoder.test_encode import BACKBONES, some_prompts, text
 
 MASK = (torch.arange(20) < torch.tensor([[20], [6]])).long()
 NUM_TOKENS = 26
@@ -26,9 +26,9 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     outputs, log_sum_exps = [], []
     for q, k, v in zip(
-        query.tensor_split(offsets[0][1:-1]),
-        key.tensor_split(offsets[1][1:-1]),
-        value.tensor_split(offsets[1][1:-1]),
+        query.tensor_split(offsets[0][1:-1].long()),
+        key.tensor_split(offsets[1][1:-1].long()),
+        value.tensor_split(offsets[1][1:-1].long()),
         strict=True,
     ):
         assert (len(q) <= longest[0]) & (len(k) <= longest[1])
@@ -40,7 +40,7 @@ def attention(
 
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(ragged, "is_possible", lambda device, dtype: True)
+    monkeypatch.setattr(ragged, "is_possible", lambda *_: True)
     monkeypatch.setattr(ragged, "varlen_attention", attention)
     monkeypatch.setattr(fused, "varlen_attention", attention)
     return monkeypatch
@@ -66,7 +66,7 @@ def test_packed_texts_have_the_outputs_of_padded_ones(
     at_prompts, at_text = encode(
         encoder, prompts, text(), mask, groups=groups, at_context=at_context, num_tokens=NUM_TOKENS
     )
-    on_gpu.setattr(ragged, "is_possible", lambda device, dtype: False)
+    on_gpu.setattr(ragged, "is_possible", lambda *_: False)
     padded, text_padded = encode(encoder, prompts, text(), mask, groups=groups, at_context=at_context)
     torch.testing.assert_close(at_prompts, padded, atol=1e-5, rtol=0)
     assert at_text.shape == text_padded.shape
@@ -79,7 +79,6 @@ def test_packed_texts_have_the_outputs_of_padded_ones(
 @pytest.mark.parametrize("mask", [MASK, None], ids=["padded", "full"])
 @pytest.mark.parametrize("prompt_attention", ["joint", "isolated"])
 @pytest.mark.parametrize("shared_prompts", [0, 1])
-@torch.inference_mode()
 def test_fused_layers_have_the_logits_and_vectors_of_the_encoder(
     name: str, mask: Tensor | None, prompt_attention: str, shared_prompts: int, on_gpu: pytest.MonkeyPatch
 ) -> None:
@@ -95,10 +94,11 @@ def test_fused_layers_have_the_logits_and_vectors_of_the_encoder(
         if key.startswith("adapter.up"):
             tensor.normal_()
     assert model.fuse_layers()
-    logits = model.all_tasks(text(), mask, num_tokens=NUM_TOKENS)
-    with_vectors, vectors = model.all_tasks_and_vectors(text(), mask, num_tokens=NUM_TOKENS)
-    on_gpu.setattr(ragged, "is_possible", lambda device, dtype: False)
-    plain, plain_vectors = model.all_tasks_and_vectors(text(), mask)
+    with torch.inference_mode():
+        logits = model.all_tasks(text(), mask, num_tokens=NUM_TOKENS)
+        with_vectors, vectors = model.all_tasks_and_vectors(text(), mask, num_tokens=NUM_TOKENS)
+        on_gpu.setattr(ragged, "is_possible", lambda *_: False)
+        plain, plain_vectors = model.all_tasks_and_vectors(text(), mask)
     torch.testing.assert_close(logits, plain, atol=1e-5, rtol=0)
     torch.testing.assert_close(with_vectors, plain, atol=1e-5, rtol=0)
     torch.testing.assert_close(vectors, plain_vectors, atol=1e-3, rtol=0)

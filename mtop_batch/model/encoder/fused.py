@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from mtop_batch.model import ragged
-from mtop_batch.model.attention import Context, KeyValues
-from mtop_batch.model.encoder import Pass, Text, encode_reading, inputs_of, own_mask, prompts_of
-from mtop_batch.model.ragged import Ragged, varlen_attention
+from mtop_batch.model.encoder import ragged
+from mtop_batch.model.encoder.encode import Pass, Text, encode_reading, inputs_of, own_mask, prompts_of
+from mtop_batch.model.encoder.kv_cache import Context, KeyValues
+from mtop_batch.model.encoder.ragged import Ragged, varlen_attention
 
 _MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 

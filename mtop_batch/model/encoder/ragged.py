@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtop_batch.model.packing import Packing
+from mtop_batch.model.encoder.packing import Packing
 
 
 @dataclass(frozen=True)
