@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := $(VENV)/.installed-peers
 
-.PHONY: help setup demo check format test test-slow bench clean
+.PHONY: help setup demo check format test test-slow bench docs clean
 
 help:
 	@echo "make setup      create $(VENV) with pinned packages"
@@ -14,6 +14,7 @@ help:
 	@echo "make check      formatting, lint, types, import rules"
 	@echo "make test       make check and the test suite"
 	@echo "make test-slow  the long suites: whole jobs on real clusters, kills"
+	@echo "make docs       the documentation as a site, into site/; the configuration reference and plots anew"
 	@echo "make bench      speed beside what people use, into benchmarks/results/ (2 cores: under 15 minutes)"
 
 setup: $(STAMP)
@@ -22,7 +23,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev,docs]'
 	touch $(STAMP)
 
 demo: $(STAMP)
@@ -44,6 +45,12 @@ test: check
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
 
+docs: $(STAMP)
+	$(BIN)/python docs/generate_configuration.py
+	$(BIN)/python benchmarks/plots.py
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
 # What the benchmarks are compared with; nothing else needs it.
 $(PEERS): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
@@ -53,4 +60,4 @@ bench: $(PEERS)
 	$(BIN)/python benchmarks/run.py
 
 clean:
-	rm -rf $(VENV) demo/corpus demo/train demo/four-topics demo/model demo/labels
+	rm -rf $(VENV) site demo/corpus demo/train demo/four-topics demo/model demo/labels

@@ -31,21 +31,24 @@ class ModelConfig(_Section):
     """The multi-task model on top of the backbone."""
 
     kind: Literal["mtop"] = "mtop"
+    """The method."""
     prompts_per_task: int = Field(2, ge=1, le=64)
-    """L_P of the paper: soft prompt tokens of each task. One costs less, most of all where texts are short, and does as
-    well on the news set (docs/nhc.md)."""
+    """Soft prompt tokens of each task. One costs less, most of all where texts are short, and was as accurate on the
+    news set."""
     shared_prompts: int = Field(0, ge=0, le=64)
     """Task-agnostic prompts, prepended before the tasks' own."""
     prompt_attention: Literal["joint", "isolated"] = "joint"
     """"joint" as in the paper; "isolated": the text attends to text only, a task's prompts to text and themselves."""
     prompt_groups: int = Field(0, ge=0, le=256)
-    """Tasks are dealt in turn to so many groups, and those of a group share `prompts_per_task` prompts; poolers and
-    heads stay their own. 0, as in the paper: prompts of their own too."""
+    """Tasks are assigned round-robin to so many groups, and those of a group share `prompts_per_task` prompts; poolers
+    and heads stay their own. 0, as in the paper: prompts of their own too."""
     pooler_rank: int = Field(0, ge=0, le=1024)
     """Rank of the poolers' kernels, which then have 2 * rank * width parameters per task; 0, as in the paper: full
     ones with width^2."""
     prompt_init: Literal["random", "token", "single-task"] = "single-task"
+    """What prompts start as: random, embeddings of frequent tokens, or what the single-task phase learned."""
     pooler_init: Literal["random", "single-task"] = "single-task"
+    """What poolers and heads start as."""
     stop_gradient: bool = True
     """A step on one task leaves the other tasks' prompts alone."""
 
@@ -54,8 +57,11 @@ class WarmStartConfig(_Section):
     """The single-task phase: frozen backbone; prompts, pooler and head of each task train apart (paper, 4.3)."""
 
     epochs: float = Field(2.0, gt=0)
+    """Passes over the examples of each task."""
     batch_size: int = Field(32, ge=1)
+    """Examples per step."""
     learning_rate: float = Field(1e-3, gt=0, lt=1)
+    """Highest learning rate."""
 
 
 class TrainConfig(_Section):
@@ -66,9 +72,11 @@ class TrainConfig(_Section):
     batch_size: int = Field(16, ge=1)
     """Examples per step over all workers together; all of one task."""
     learning_rate: float = Field(1e-5, gt=0, lt=1)
+    """Highest learning rate of the backbone."""
     head_learning_rate: float | None = Field(None, gt=0, lt=1)
     """Learning rate of prompts, poolers and heads; the same as `learning_rate` if not given."""
     weight_decay: float = Field(0.01, ge=0, lt=1)
+    """Of AdamW."""
     warmup_fraction: float = Field(0.1, ge=0, le=1)
     """Share of the steps in which the rate rises linearly; it falls linearly to zero over the rest."""
     max_grad_norm: float = Field(1.0, ge=0)
@@ -76,6 +84,7 @@ class TrainConfig(_Section):
     alpha: float = Field(1.0, ge=0, le=1)
     """Task i is drawn at a rate proportional to (its number of examples) ** alpha: 1 proportional, 0 uniform."""
     seed: int = Field(0, ge=0)
+    """Of everything random."""
     num_workers: int = Field(1, ge=1)
     """Ray Train workers; each holds the whole model and takes its part of every batch."""
     precision: PrecisionChoice = "auto"
@@ -85,6 +94,7 @@ class TrainConfig(_Section):
     max_failures: int = Field(3, ge=0)
     """Worker failures after which training goes on from the last checkpoint before giving up."""
     warm_start: WarmStartConfig = WarmStartConfig()  # type: ignore[call-arg]
+    """The single-task phase."""
 
 
 class AddTasksConfig(_Section):
@@ -93,32 +103,42 @@ class AddTasksConfig(_Section):
     prompts_per_task: int = Field(2, ge=1, le=64)
     """Soft prompt tokens of each new task. Of this section a probe takes seed, precision and max_failures only."""
     adapter_rank: int = Field(8, ge=0, le=64)
-    """Rank of the adapter of each new task: a low-rank part of every linear layer of the backbone, at the task's own
-    prompts only; 0 for none."""
+    """Rank of the LoRA of each new task, in every linear layer of the backbone, at the task's own prompts only; 0 for
+    none."""
     epochs: float = Field(10.0, gt=0)
     """The weights of the best one are taken."""
     batch_size: int = Field(32, ge=1)
+    """Examples per step."""
     learning_rate: float = Field(1e-3, gt=0, lt=1)
+    """Highest learning rate."""
     weight_decay: float = Field(0.01, ge=0, lt=1)
+    """Of AdamW."""
     warmup_fraction: float = Field(0.1, ge=0, le=1)
+    """Share of the steps in which the learning rate rises linearly; it falls linearly to zero over the rest."""
     max_grad_norm: float = Field(1.0, ge=0)
+    """Gradients are clipped to this norm; 0 turns clipping off."""
     context_dropout: float = Field(0.2, ge=0, lt=1)
     """Share of what prompts read of a text that is hidden from them in each step."""
     seed: int = Field(0, ge=0)
+    """Of everything random."""
     precision: PrecisionChoice = "auto"
+    """As in `[train]`."""
     max_failures: int = Field(3, ge=0)
     """Worker failures of one task after which to give up."""
 
 
 class TaskConfig(_Section):
-    """One `[[task]]`: its definition and where its examples lie."""
+    """A task: its definition and where its examples lie."""
 
     name: str
+    """Names the columns of the label table: letters, digits, `_` and `-`, starting with a letter."""
     kind: TaskKind = "classification"
     """"classification", "regression", or "probe": a classification that reads the document vector and has no prompts;
     only `mtop add-tasks` learns it."""
     labels: tuple[str, ...] = ()
+    """Two or more; none for a regression."""
     metric: Metric | None = None
+    """What judges the task; the mean over the tasks chooses the checkpoint. The kind's first one if left out."""
     text: tuple[str, ...] = ("text",)
     """One column, or two for a pair."""
     label: str = "label"
@@ -128,6 +148,7 @@ class TaskConfig(_Section):
     train: str
     """Parquet file or directory (local or object storage), or `hub:<data set>?config=...&split=...`."""
     eval: str
+    """Evaluation examples, as for `train`."""
 
     @model_validator(mode="after")
     def _definition_fits(self) -> Self:
@@ -146,10 +167,15 @@ class Config(_Section):
     output: str
     """Where the bundle goes: a local directory or an object-storage prefix."""
     backbone: BackboneConfig
+    """The pretrained encoder."""
     model: ModelConfig = ModelConfig()  # type: ignore[call-arg]
+    """The model on top of it."""
     train: TrainConfig = TrainConfig()  # type: ignore[call-arg]
+    """How `mtop train` trains."""
     add_tasks: AddTasksConfig = AddTasksConfig()  # type: ignore[call-arg]
+    """How `mtop add-tasks` trains."""
     task: tuple[TaskConfig, ...] = Field(min_length=1)
+    """The tasks, one table each; or `tasks = "FILE.toml"`, a file that holds nothing but these tables."""
 
     @model_validator(mode="after")
     def _task_names_differ(self) -> Self:
