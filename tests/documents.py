@@ -1,0 +1,40 @@
+"""What the tests of README and documentation share: their code blocks, and one Ray for all commands in them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+from mtop_batch.cli.commands import main
+
+
+def blocks(text: str, *languages: str) -> list[tuple[str, str]]:
+    """Language and content of the code blocks in these languages, in order."""
+    found = re.findall(r"^```(\w+)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    return [(language, content) for language, content in found if language in languages]
+
+
+def commands(text: str, program: str) -> list[list[str]]:
+    """All commands of a program in the shell blocks, as words."""
+    lines = "".join(content for _, content in blocks(text, "sh")).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line for line in words if line and line[0] == program]
+
+
+def run_mtop(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Run a command, which must end well."""
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code in (0, None), f"{shlex.join(arguments)}: {capsys.readouterr()}"
+
+
+@pytest.fixture(scope="module")
+def one_ray() -> Iterator[None]:
+    """A Ray that all commands of a test module use; each would start one of its own otherwise."""
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
