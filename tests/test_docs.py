@@ -12,8 +12,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
 import yaml
 
+from mtop_batch.cli.commands import app
 from mtop_batch.config.load import load_config
 from mtop_batch.config.sections import Config
 from tests.documents import blocks, commands, one_ray, run_mtop
@@ -104,6 +106,15 @@ def pages_of_the_site() -> list[str]:
     return [page for entry in nav for page in ([entry] if isinstance(entry, str) else next(iter(entry.values())))]
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
+def test_commands_take_the_options_given(page: Path) -> None:
+    for _, name, *arguments in commands(page.read_text(), "mtop"):
+        command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+        command.make_context(name, list(arguments))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("one_ray")
 def test_the_quickstart_runs_as_it_stands(
     tmp_path: Path, backbone_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
