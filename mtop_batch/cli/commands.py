@@ -129,7 +129,7 @@ def label(
     text_columns: Annotated[
         str | None, typer.Option(help="One text column, or two for a pair. Default: title,body as far as present.")
     ] = None,
-    unit_rows: Annotated[int, typer.Option(min=1, help="Larger source files are sliced into units of about this.")] = (
+    unit_rows: Annotated[int, typer.Option(min=1, help="Larger source files are cut into units of about this.")] = (
         20_000
     ),
     num_actors: Annotated[
@@ -139,7 +139,7 @@ def label(
         float, typer.Option(min=0.0, max=1.0, help="Fail as soon as more of the rows than this cannot be labelled.")
     ] = 1.0,
     prune: Annotated[bool, typer.Option("--prune", help="Remove labels whose source file is gone.")] = False,
-    patience: Annotated[
+    retry_timeout: Annotated[
         float, typer.Option(min=0.0, help="Fail when storage has not answered for this many seconds.")
     ] = 120.0,
     vectors: Annotated[bool, typer.Option("--vectors", help="Store a document vector of each article too.")] = False,
@@ -164,7 +164,7 @@ def label(
         num_actors=num_actors,
         max_error_fraction=max_error_fraction,
         prune=prune,
-        patience_s=patience,
+        retry_timeout_s=retry_timeout,
         vectors=vectors,
         precision=precision,
     )

@@ -64,7 +64,7 @@ def list_local(root: str) -> Iterator[FileInfo]:
     """All files below a directory, or the file that `root` is; none if it is not there.
 
     Raises:
-        LabelTableError: A directory cannot be read.
+        StorageError: A directory cannot be read.
     """
     with explained(root):
         if os.path.isfile(root):

@@ -66,7 +66,7 @@ def write_run(
     """Write `run.json`, before the first label file of the run.
 
     Raises:
-        LabelTableError: The storage cannot be reached or refuses.
+        StorageError: The storage cannot be reached or refuses.
     """
     content = {
         "format": _FORMAT,

@@ -70,7 +70,8 @@ def write_label_file(
         Bytes written.
 
     Raises:
-        LabelTableError: The columns do not have the source's rows, or the storage cannot be reached or refuses.
+        LabelTableError: The columns do not have the source's rows.
+        StorageError: The storage cannot be reached or refuses.
     """
     by_name = {task.name: task for task in specs}
     schema = label_schema(
@@ -117,7 +118,8 @@ def read_footer(labels: str, label_set: str, path: str, size: int | None = None)
 
     Raises:
         DamagedLabelFile: It is not readable as a label file.
-        LabelTableError: The storage does not answer, or a later version of this package wrote the file.
+        StorageError: The storage does not answer.
+        LabelTableError: A later version of this package wrote the file.
     """
     return _read_metadata(labels, label_set, path, size, _footer_of)
 
@@ -134,7 +136,8 @@ def read_label_file(labels: str, label_set: str, path: str, columns: Sequence[st
 
     Raises:
         DamagedLabelFile: It is not readable as a label file.
-        LabelTableError: The storage does not answer, or a later version of this package wrote the file.
+        StorageError: The storage does not answer.
+        LabelTableError: A later version of this package wrote the file.
     """
     with _open(labels, label_set, path) as parquet:
         names = set(parquet.schema_arrow.names)
@@ -146,7 +149,7 @@ def list_label_files(labels: str) -> dict[str, dict[str, int]]:
     """Bytes of all label files by label set and path below it; none if there is no table yet.
 
     Raises:
-        LabelTableError: The storage cannot be reached or refuses.
+        StorageError: The storage cannot be reached or refuses.
     """
     found: dict[str, dict[str, int]] = defaultdict(dict)
     for info in storage.list_files(labels):
@@ -160,7 +163,8 @@ def read_label_sets(labels: str, listing: Mapping[str, Mapping[str, int]]) -> li
     """The definitions of the label sets, each from one of its files; directories that hold something else are left out.
 
     Raises:
-        LabelTableError: The storage does not answer, or a later version of this package wrote the table.
+        StorageError: The storage does not answer.
+        LabelTableError: A later version of this package wrote the table.
     """
 
     def read(label_set: str) -> LabelSet | None:

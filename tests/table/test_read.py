@@ -132,7 +132,7 @@ def test_labels_of_another_number_of_rows_are_not_written(corpus: Path, labels: 
     assert not labels.exists()
 
 
-def test_a_killed_writer_leaves_nothing_that_a_reader_stumbles_over(
+def test_a_killed_writer_leaves_nothing_that_a_reader_fails_on(
     corpus: Path, labels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     label_corpus(corpus, labels, AB)

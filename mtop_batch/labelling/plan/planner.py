@@ -49,7 +49,7 @@ def plan_labels(
         ConfigError: The label table and the corpus lie in each other, a partition filter cannot work, or files are to
             be removed because of another corpus than the table's newest run knew.
         DataError: There is no corpus, or none of its readable files has the columns.
-        LabelTableError: Corpus or label table cannot be reached.
+        StorageError: Corpus or label table cannot be reached.
     """
     wanted_partition = parse_partitions(partitions)
     corpus, labels = storage.absolute(corpus), storage.absolute(labels)

@@ -213,7 +213,7 @@ def write_report(report: RunReport) -> str:
     """Write `report.json` into the label table; returns its URI.
 
     Raises:
-        LabelTableError: The storage cannot be reached or refuses; a report written earlier in the run is still there.
+        StorageError: The storage cannot be reached or refuses; a report written earlier in the run is still there.
     """
     uri = run_uri(report.plan.labels, report.run, "report.json")
     storage.write_bytes(uri, (json.dumps(report.to_dict(), indent=2) + "\n").encode())

@@ -85,7 +85,7 @@ def read_vectors(labels: str, unit: Unit, definition: Definition) -> pa.Table:
 
     Raises:
         DamagedLabelFile: A label file is not what it was when the unit was planned.
-        LabelTableError: The storage does not answer.
+        StorageError: The storage does not answer.
     """
     parts = []
     for place in unit.vectors:

@@ -14,15 +14,15 @@ from mtop_batch.labelling.run.stages import UnitResult
 from mtop_batch.storage.retry import ACTOR_STARTED, ANSWERED, GAVE_UP, WAITING
 
 _POLL_S = 1.0
-# Storage that stumbles all night is told of once a minute.
+# Storage that fails again and again is told of once a minute.
 _BETWEEN_OUTAGES_S = 60.0
 
 
-class LabelLog:
-    """Turns results of units and news of workers into lines; an outage is told once, however many units it holds up.
+class LabelMonitor:
+    """Turns results of units and events of workers into lines; an outage is told once, however many units it holds up.
 
     Args:
-        progress: Where the lines go; nobody else may use it while news are followed.
+        progress: Where the lines go; nobody else may use it while a queue is followed.
         report: Adds up the results.
         num_actors: How many labelling actors there are to be; whoever starts beyond that replaces one.
         clock: Seconds that pass; tests give their own.
@@ -41,14 +41,14 @@ class LabelLog:
 
     @contextmanager
     def following(self, queue: EventQueue) -> Iterator[None]:
-        """Take in the workers' news while the block runs, and show now and then that the run is alive."""
+        """Take in the workers' events while the block runs, and show now and then that the run is alive."""
         ended = threading.Event()
 
         def follow() -> None:
             while not ended.wait(_POLL_S):
                 self._follow(queue)
 
-        thread = threading.Thread(target=follow, name="label log", daemon=True)
+        thread = threading.Thread(target=follow, name="label monitor", daemon=True)
         thread.start()
         try:
             yield
@@ -68,8 +68,8 @@ class LabelLog:
             self._end_waiting(result.unit, 0.0)
             self._advance(result.rows)
 
-    def take(self, event: Event) -> None:
-        """Handle one piece of news."""
+    def record(self, event: Event) -> None:
+        """Handle one event."""
         with self._lock:
             if event["event"] == ACTOR_STARTED:
                 self._report.actor_started()
@@ -87,7 +87,7 @@ class LabelLog:
 
     def _follow(self, queue: EventQueue) -> None:
         for event in queue.take():
-            self.take(event)
+            self.record(event)
         with self._lock:
             self._advance(0)
 
