@@ -24,7 +24,7 @@ from mtop_batch.engine.pipeline import most_actors, plan_actors, run_pieces
 from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.session import ray_session
 from mtop_batch.errors import BundleError, JobError, MtopError, one_line
-from mtop_batch.labelling.plan.explain import estimate_s, plan_dict, plan_text
+from mtop_batch.labelling.plan.explain import estimate_s, explain_plan, plan_dict
 from mtop_batch.labelling.plan.planner import DEFAULT_UNIT_ROWS, plan_labels
 from mtop_batch.labelling.plan.work import Plan
 from mtop_batch.labelling.report.run_report import RunReport, write_report
@@ -103,7 +103,7 @@ def label_corpus(options: LabelOptions, *, plan_only: bool = False) -> dict[str,
     check_same_tasks(options.labels, definition)
     runs_before = list_runs(options.labels)
     plan = _plan(options, definition)
-    _say(plan_text(plan, estimate_s(plan)))
+    _say(explain_plan(plan, estimate_s(plan)))
     if plan_only:
         return plan_dict(plan)
     if plan.units:
@@ -179,7 +179,7 @@ def _finish(report: RunReport) -> None:
     if report.performance is not None:
         _say(report.performance.line())
         _say(f"bottleneck: {report.performance.bottleneck()}")
-    _say(report.summary_line())
+    _say(report.line())
 
 
 def _remove_outdated(options: LabelOptions, report: RunReport, lease: Lease) -> None:

@@ -60,11 +60,11 @@ class LabelMonitor:
     def unit_done(self, result: UnitResult) -> None:
         """Count a unit, and tell what is remarkable about it."""
         with self._lock:
-            is_slow = self._report.add(result)
+            is_straggler = self._report.add(result)
             if result.unreadable:
                 self._progress.note(f"cannot read {result.unit}: {result.unreadable}")
-            if is_slow:
-                self._tell_slow(result)
+            if is_straggler:
+                self._tell_straggler(result)
             self._end_waiting(result.unit, 0.0)
             self._advance(result.rows)
 
@@ -111,11 +111,11 @@ class LabelMonitor:
                 f"storage works again; units that waited: {len(outage.held_up)}, up to {outage.longest_s:.0f} s"
             )
 
-    def _tell_slow(self, result: UnitResult) -> None:
+    def _tell_straggler(self, result: UnitResult) -> None:
         stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result.seconds.items())
         self._progress.note(
             f"slow: {result.unit} took {sum(result.seconds.values()):.0f} s ({stages}); "
-            f"half of the units take up to {self._report.slow_units.median_s:.1f} s"
+            f"half of the units take up to {self._report.stragglers.median_s:.1f} s"
         )
 
     def _advance(self, rows: int) -> None:

@@ -87,8 +87,8 @@ class UnitResult:
         num_tokens: Tokens of the texts, without padding.
         num_padded_tokens: Tokens that went through the model, prompts aside.
         num_bytes: Bytes of the label files.
-        flops: Operations that the texts take (`mtop_batch.model.flops`).
-        matrix_rate: Operations per second of a large matrix product on the device.
+        flops: FLOP that the texts take (`mtop_batch.model.flops`).
+        peak_flops_per_s: Measured peak of the device: FLOP/s of a large matrix product.
         retries: How often storage did not answer and was asked again.
         seconds: Per stage ("read", "tokenise", "model", "write"; "probes" in place of the two in the middle where
             labels are computed from stored vectors).
@@ -109,7 +109,7 @@ class UnitResult:
     num_padded_tokens: int = 0
     num_bytes: int = 0
     flops: float = 0.0
-    matrix_rate: float = 0.0
+    peak_flops_per_s: float = 0.0
     retries: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -168,7 +168,7 @@ def label(streams: Sequence[Any], predictor: Predictor) -> list[bytes]:
     opened = [_open_stream(stream) for stream in streams]
     tokens = Tokens.concat(Tokens.from_arrow(table) for table, _, _ in opened)
     outputs = predictor.predict_tokens(tokens)
-    matrix_rate = predictor.measure_matrix_rate()
+    peak_flops_per_s = predictor.measure_peak_flops_per_s()
     labelled, start = [], 0
     for table, unit, result in opened:
         rows = slice(start, start + len(table))
@@ -179,7 +179,7 @@ def label(streams: Sequence[Any], predictor: Predictor) -> list[bytes]:
         result.num_tokens = int(tokens.lengths[rows].sum())
         result.num_padded_tokens = round(outputs.num_padded_tokens * share)
         result.flops = outputs.flops * share
-        result.matrix_rate = matrix_rate
+        result.peak_flops_per_s = peak_flops_per_s
         result.seconds["model"] = outputs.seconds * share
         labelled.append(_stream(pa.table({**columns, "error": table["error"]}), unit, result))
     return labelled
