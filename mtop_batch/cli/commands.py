@@ -127,7 +127,7 @@ def label(
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be done, and do nothing.")] = False,
     id_column: Annotated[str, typer.Option(help="Column that identifies an article.")] = "id",
     text_columns: Annotated[
-        str | None, typer.Option(help="One text column, or two for a pair. Default: title,body as far as present.")
+        str | None, typer.Option(help="One text column, or two for a pair. Default: title,body as far as there.")
     ] = None,
     unit_rows: Annotated[int, typer.Option(min=1, help="Larger source files are cut into units of about this.")] = (
         20_000
@@ -185,14 +185,14 @@ def labels(
 ) -> None:
     """Say what a label table holds: each task's coverage, label shares and bundles, and the label sets."""
     from mtop_batch.corpus.paths import parse_partitions
-    from mtop_batch.table.stats import label_overview
+    from mtop_batch.table.stats import table_stats
 
     wanted = _comma_separated(tasks, "--tasks") or None
-    overview = label_overview(labels, wanted, parse_partitions(partition or ()))
-    from mtop_batch.cli.tables import print_overview
+    stats = table_stats(labels, wanted, parse_partitions(partition or ()))
+    from mtop_batch.cli.tables import print_stats
 
-    print_overview(overview)
-    _write_json(json_out, overview.to_dict())
+    print_stats(stats)
+    _write_json(json_out, stats.to_dict())
 
 
 @app.command()

@@ -130,16 +130,16 @@ def read_layout(
 
 def _text_columns(names: list[str], id_column: str, text_columns: Sequence[str], required: bool) -> tuple[str, ...]:
     """Those of the text columns that a file has."""
-    present = tuple(column for column in text_columns if column in names)
+    found = tuple(column for column in text_columns if column in names)
     missing = [column for column in text_columns if column not in names]
     if id_column not in names:
         raise MissingColumns(f"no id column {id_column!r}; columns: {', '.join(names)}")
-    if not present or (missing and required):
+    if not found or (missing and required):
         raise MissingColumns(f"no text column {' or '.join(map(repr, missing))}; columns: {', '.join(names)}")
-    for column in (id_column, *present):
+    for column in (id_column, *found):
         if names.count(column) > 1:
             raise MissingColumns(f"column {column!r} occurs {names.count(column)} times; columns: {', '.join(names)}")
-    return present
+    return found
 
 
 @contextmanager

@@ -53,7 +53,7 @@ class LabelOptions:
         tasks: Only these tasks.
         partitions: Only source files of these hive partitions, `key=value`.
         id_column: Column that identifies an article.
-        text_columns: One text column, or two for a pair; by default title and body as far as present.
+        text_columns: One text column, or two for a pair; by default title and body as far as there.
         unit_rows: Larger source files are sliced into units of at most this many rows.
         num_actors: Labelling actors; by default one per GPU, else one per spare CPU.
         max_error_fraction: The run fails as soon as it is certain that more of its rows than this have errors.
@@ -143,8 +143,8 @@ def _definition(options: LabelOptions) -> Definition:
     return Definition(
         bundle_name=bundle.name,
         bundle_uri=bundle.uri,
-        specs=tuple(task for task in bundle.tasks if task.name in names),
-        tasks=fingerprints,
+        tasks=tuple(task for task in bundle.tasks if task.name in names),
+        fingerprints=fingerprints,
         vector=bundle.vector_fingerprint,
         text_columns=options.text_columns or DEFAULT_TEXT_COLUMNS,
         text_columns_required=bool(options.text_columns),

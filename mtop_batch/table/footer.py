@@ -1,7 +1,7 @@
-"""The record in every label file: what was read, by which definition, in which run.
+"""The footer of every label file: what was read, by which definition, in which run.
 
-It is JSON under the key `mtop_batch` of the Parquet footer, so a label file explains itself and no other book-keeping
-exists.
+It is JSON under the key `mtop_batch` of the Parquet footer, so a label file explains itself; there is no other
+record.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Label files: row for row the labels of a slice of a source file, with a record of what they are.
+"""Label files: row for row the labels of a slice of a source file, with a footer that says what they are.
 
     <labels>/<label set>/<path of the source file>     columns id, <task>_label, <task>_score ..., error
                                                        or id, vector, error
@@ -51,7 +51,7 @@ def write_label_file(
     columns: Mapping[str, pa.Array],
     errors: Sequence[str | None] | pa.Array,
     footer: Footer,
-    specs: Iterable[Task],
+    tasks: Iterable[Task],
 ) -> int:
     """Write one label file, whole or not at all; a file of that name is replaced.
 
@@ -63,8 +63,8 @@ def write_label_file(
         ids: The source rows' ids.
         columns: `<task>_label` and `<task>_score` of the target's tasks, `vector` for `VECTOR`, at least.
         errors: Why a row has no labels; None where it has.
-        footer: The file's record of itself.
-        specs: The tasks, at least the target's.
+        footer: What the file says about itself.
+        tasks: The tasks, at least the target's.
 
     Returns:
         Bytes written.
@@ -73,7 +73,7 @@ def write_label_file(
         LabelTableError: The columns do not have the source's rows.
         StorageError: The storage cannot be reached or refuses.
     """
-    by_name = {task.name: task for task in specs}
+    by_name = {task.name: task for task in tasks}
     schema = label_schema(
         ids.type,
         [by_name[name] for name in target.tasks if name != VECTOR],
@@ -108,7 +108,7 @@ def _unfinished(labels: str) -> str:
 
 
 def read_footer(labels: str, label_set: str, path: str, size: int | None = None) -> Footer:
-    """The record in a label file.
+    """The footer of a label file.
 
     Args:
         labels: The label table.
@@ -125,14 +125,14 @@ def read_footer(labels: str, label_set: str, path: str, size: int | None = None)
 
 
 def read_head(labels: str, label_set: str, path: str, size: int | None = None) -> tuple[Footer, pa.Schema]:
-    """The record in a label file, and its columns; otherwise as `read_footer`."""
+    """The footer of a label file, and its columns; otherwise as `read_footer`."""
     return _read_metadata(
         labels, label_set, path, size, lambda metadata: (_footer_of(metadata), metadata.schema.to_arrow_schema())
     )
 
 
 def read_label_file(labels: str, label_set: str, path: str, columns: Sequence[str]) -> tuple[Footer, pa.Table]:
-    """A label file's record, and those of its columns that it has.
+    """A label file's footer, and those of its columns that it has.
 
     Raises:
         DamagedLabelFile: It is not readable as a label file.
@@ -205,7 +205,7 @@ def _read_metadata(
 
 
 def _footer_of(metadata: pq.FileMetaData) -> Footer:
-    record = (metadata.metadata or {}).get(FOOTER_KEY.encode())
-    if record is None:
+    data = (metadata.metadata or {}).get(FOOTER_KEY.encode())
+    if data is None:
         raise ValueError(f"its footer has no key {FOOTER_KEY!r}")
-    return Footer.decode(record)
+    return Footer.decode(data)

@@ -155,7 +155,7 @@ class RunReport:
             "corpus": plan.corpus,
             "labels": plan.labels,
             "bundle": self.definition.bundle_uri,
-            "tasks": list(self.definition.tasks),
+            "tasks": list(self.definition.fingerprints),
             "rows": self.rows,
             "labelled": self.labelled,
             "errors": self.errors,

@@ -285,7 +285,7 @@ def _write_target(job: LabelJob, table: pa.Table, unit: Unit, target: Target) ->
         columns,
         columns["error"],
         unit.footer(target, job.definition, job.run),
-        job.definition.specs,
+        job.definition.tasks,
     )
 
 
