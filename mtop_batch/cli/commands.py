@@ -66,7 +66,7 @@ def add_tasks(
     output: Annotated[str, typer.Option(help="Where the new bundle goes; --model stays as it is.")],
     set_: SetOption = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Learn a task that the bundle has anew, in its place.")
+        bool, typer.Option("--replace", help="Train a task that the bundle has again, in its place.")
     ] = False,
     json_out: JsonOption = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Opening source files, and telling a bad file from storage that does not answer.
+"""Opening source files, and distinguishing a bad file from storage that does not answer.
 
 A bad file (not Parquet, truncated, encrypted, without the columns, forbidden) is data: it is recorded with its
 reason and the others are labelled. Storage that does not answer says nothing about the file: that is an error, and

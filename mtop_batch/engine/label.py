@@ -113,7 +113,7 @@ def label_corpus(options: LabelOptions, *, plan_only: bool = False) -> dict[str,
         return _run(options, RunReport(run, definition, plan), lease=None)
     with hold_lease(options.labels, run, note=_log) as lease:
         if list_runs(options.labels) != runs_before:
-            _say("another run wrote labels in the meantime; planning anew")
+            _say("another run wrote labels in the meantime; planning again")
             plan = _plan(options, definition)
         return _run(options, RunReport(run, definition, plan), lease)
 

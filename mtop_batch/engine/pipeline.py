@@ -56,7 +56,7 @@ class ActorPool:
     def pieces_per_actor(self) -> int:
         """Pieces that an actor has at a time.
 
-        A GPU is done with a piece in about a second, so the next one is at hand. On a CPU it takes minutes, and
+        A GPU is done with a piece in about a second, so the next one is ready. On a CPU it takes minutes, and
         one that waits for a busy actor is one that an idle actor cannot have.
         """
         return 2 if self.num_gpus else 1

@@ -157,7 +157,7 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, data: bytes | pa.Buffer, *, unfinished: str | None = None) -> None:
-    """Write a file, whole or not at all; directories above it are made.
+    """Write a file, whole or not at all; missing directories above it are created.
 
     If it fails, what was there before is still there. A process killed in the middle may leave a file `.tmp-*` on a
     local disk, and nothing that can be seen on an object store.

@@ -1,9 +1,9 @@
 """The clients behind `mtop_batch.storage`, and what their failures mean.
 
 Two clients serve S3. Bulk data goes through pyarrow's own, which waits out a server that is down for most of a
-minute; listings and questions about single keys go through s3fs, which tells etags and answers within seconds
+minute; listings and questions about single keys go through s3fs, which knows etags and says within seconds
 that a server cannot be reached. Endpoint, region and credentials come from the standard AWS environment variables
-(`AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, ...) and never stand in a message.
+(`AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, ...) and never appear in a message.
 """
 
 from __future__ import annotations

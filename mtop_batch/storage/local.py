@@ -88,5 +88,5 @@ def _walk(directory: str, prefix: str, above: tuple[str, ...]) -> Iterator[FileI
             elif entry.is_file():
                 status = entry.stat()
                 yield FileInfo(path, status.st_size, str(status.st_mtime_ns))
-            elif entry.is_symlink():  # It leads nowhere: keep it in sight, reading it will say so.
+            elif entry.is_symlink():  # It leads nowhere: list it, so that reading it gives the reason.
                 yield FileInfo(path, 0, DANGLING_LINK)

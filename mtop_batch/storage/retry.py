@@ -32,7 +32,7 @@ def with_retries(action: Callable[[], T], unit: str, event_sink: EventSink, retr
     Args:
         action: What to do.
         unit: For which unit, as messages name it.
-        event_sink: Is told when storage does not answer, and when it does again.
+        event_sink: Called when storage does not answer, and when it does again.
         retry_timeout_s: No further attempt begins after so long; one that has begun is waited for.
 
     Returns:

@@ -26,7 +26,7 @@ VECTOR = "_vector"
 
 @dataclass(frozen=True)
 class Definition:
-    """The wanted tasks of one bundle, and the columns of the corpus they are asked about.
+    """The wanted tasks of one bundle, and the corpus columns that they read.
 
     Args:
         bundle_name: Goes into the names of new label sets.
@@ -91,7 +91,7 @@ class Definition:
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The definition that all files of an existing label set share, as their footers tell it."""
+    """The definition that all files of an existing label set share, as their footers say."""
 
     name: str
     fingerprints: Mapping[str, str]

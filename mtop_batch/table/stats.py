@@ -1,6 +1,6 @@
 """What a label table holds, in numbers, for `mtop labels`: counted as the rows stream by.
 
-Whether the corpus has changed since nobody can tell from the labels alone: that is what `mtop label --plan` is for.
+The labels alone do not say whether the corpus has changed since; `mtop label --plan` does.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from mtop_batch.tasks import Task
 
 T = TypeVar("T")
 _FORMAT = ds.ParquetFileFormat()
-# Files of a data set of which only some are damaged: one of so many should tell the label set's definition.
+# Files of a data set of which only some are damaged: one of so many should give the label set's definition.
 _DEFINITION_TRIES = 8
 
 
@@ -97,7 +97,7 @@ def write_label_file(
 
 
 def remove_unfinished(labels: str) -> None:
-    """Remove what writers left on a local disk when they were killed. Only for who holds the table alone."""
+    """Remove what writers left on a local disk when they were killed. Only while this run holds the lease."""
     if not storage.is_remote(labels):
         shutil.rmtree(_unfinished(labels), ignore_errors=True)
 
@@ -196,10 +196,10 @@ def _read_metadata(
     if size:
         fs, fs_path = storage.filesystem(storage.join(labels, label_set, path))
         try:
-            # A fragment, unlike an open file, takes our word for the size.
+            # A fragment, unlike an open file, accepts a known size.
             return interpret(_FORMAT.make_fragment(fs_path, fs, file_size=size).metadata)
         except (OSError, ValueError, KeyError):
-            pass  # Replaced or removed since it was listed, or damaged, or an outage: the long way finds out.
+            pass  # Replaced or removed since it was listed, or damaged, or an outage: opening the file finds out which.
     with _open(labels, label_set, path) as parquet:
         return interpret(parquet.metadata)
 

@@ -151,7 +151,7 @@ class _Listing:
         root: The directory that paths start from.
         sources: Its source files.
         ignored: Files that are not taken for Parquet.
-        dangling: Links that lead nowhere: whether there are source files below them, nobody can tell.
+        dangling: Links that lead nowhere: whether there are source files below them is unknown.
         is_one_file: The corpus is one file of `root`.
     """
 

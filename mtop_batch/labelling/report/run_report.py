@@ -1,4 +1,4 @@
-"""What came of a run: counts that add up, and everything that was not done, with reasons.
+"""The result of a run: counts that add up, and everything that was not done, with reasons.
 
 <labels>/_runs/<run>/report.json
 """
@@ -37,7 +37,7 @@ class RunReport:
     Args:
         run: The run's id.
         definition: What the run wants.
-        plan: What it set out to do.
+        plan: What it is to do.
         status: "running", and in the end "done" or "failed".
         failure: Why it failed.
         num_actors: Labelling actors that there are to be.
@@ -80,7 +80,7 @@ class RunReport:
         self.unreadable = dict(self.plan.unreadable)
 
     def add(self, result: UnitResult) -> bool:
-        """Count what became of a unit; whether it took much longer than those before it."""
+        """Count a unit's result; whether it took much longer than those before it."""
         self.retries += result.retries
         self.stage_seconds.update(result.seconds)
         is_straggler = self.stragglers.add(result.unit, result.seconds)

@@ -36,7 +36,7 @@ from mtop_batch.tasks import Task, select_tasks
 
 RowIndices = npt.NDArray[np.int64]
 Packed = tuple[ToHost, ToHost | None]
-"""What comes back of a batch: (2, n, B) label ids and scores, and (B, D) vectors if they are wanted."""
+"""The results of a batch: (2, n, B) label ids and scores, and (B, D) vectors if they are wanted."""
 
 # Positions of a batch: enough to keep a GPU busy; few enough to stay in a CPU's cache.
 _GPU_BATCH_TOKENS = 65_536
@@ -227,7 +227,7 @@ class Predictor:
         except torch.OutOfMemoryError:
             if len(rows) == 1:
                 raise
-        # Only here has the exception let go of the tensors of the frames it went through.
+        # Only here has the exception released the tensors of the frames it went through.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return None

@@ -1,8 +1,8 @@
 """The three stages of a piece of work: read and tokenise, label, write.
 
 A piece of work is a list of units that want the same tasks. Between stages, and so between processes, a unit travels
-as one Arrow IPC stream: ragged tokens, never padded lists; its schema metadata says which unit it is and what has
-become of it so far. A source file that cannot be read goes through with the reason and without rows.
+as one Arrow IPC stream: ragged tokens, never padded lists; its schema metadata says which unit it is and what its
+result is so far. A source file that cannot be read goes through with the reason and without rows.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class LabelJob:
         lease: The run's right to write; asked before every label file.
         retry_timeout_s: The run fails when storage has not answered for so long.
         precision: Of the model, as `Predictor` takes it.
-        event_sink: Is told, in whatever process a stage runs, when storage does not answer and when it does again.
+        event_sink: Called, in whatever process a stage runs, when storage does not answer and when it does again.
     """
 
     corpus: str
@@ -68,7 +68,7 @@ class LabelJob:
 
 @dataclass
 class UnitResult:
-    """What became of a unit; the run report adds these up.
+    """The result of a unit; the run report adds these up.
 
     `rows == labelled + errors`; all are 0 where `unreadable` says why the source could not be read.
 
@@ -222,7 +222,7 @@ def _read_unit(job: LabelJob, unit: Unit, tokenizer: TextTokenizer) -> bytes:
         result.unreadable = str(unreadable)
     except MtopError:
         raise
-    except Exception as error:  # whatever is odd about one file must not keep the others from their labels
+    except Exception as error:  # one odd file must not stop the others
         result.unreadable = f"reading it failed unexpectedly: {one_line(error, with_type=True)}"
     result.seconds["read"] = time.perf_counter() - started - result.seconds.get("tokenise", 0.0)
     return _stream(table, unit, result)

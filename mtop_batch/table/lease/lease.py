@@ -109,7 +109,7 @@ class Lease:
     Args:
         token: What write tasks in other processes check.
         renewed: When the last successful write of the lease file began, by `clock`.
-        note: Is told of what goes wrong without ending the run.
+        note: Called with what goes wrong without ending the run.
     """
 
     def __init__(self, token: LeaseToken, renewed: float, clock: Clock, note: Callable[[str], None]) -> None:
@@ -205,7 +205,7 @@ def hold_lease(
         run: The run's id; no two runs have the same.
         ttl_s: Above 0. Longer than storage may fail to answer; a dead holder on another machine is waited for so long.
         clock: Time, for tests.
-        note: Is told of waiting, taking over and failing to release; one line each.
+        note: Called when it waits, takes over or fails to release; one line each.
 
     Raises:
         LabelTableError: Another run holds the lease (the message says which), or storage does not answer.
