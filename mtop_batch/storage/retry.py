@@ -33,7 +33,8 @@ def with_retries(action: Callable[[], T], unit: str, event_sink: EventSink, retr
         action: What to do.
         unit: For which unit, as messages name it.
         event_sink: Called when storage does not answer, and when it does again.
-        retry_timeout_s: No further attempt begins after so long; one that has begun is waited for.
+        retry_timeout_s: Gives up when storage still does not answer after so long; an attempt that has begun is waited
+            for.
 
     Returns:
         What the action returned, and the number of retries.

@@ -27,7 +27,7 @@ from mtop_batch.table.footer import Footer
 from mtop_batch.table.names import source_path
 from mtop_batch.table.row_ranges import RowRange
 from mtop_batch.table.runs import current_definitions
-from mtop_batch.table.store import list_label_files, read_head, read_label_file, read_label_sets
+from mtop_batch.table.store import list_label_files, read_footer_and_schema, read_label_file, read_label_sets
 from mtop_batch.tasks import select_tasks
 
 # Label files of up to some ten thousand rows: enough at once to keep an object store busy, few enough for memory.
@@ -292,7 +292,7 @@ def open_scan(
 def _read_files(labels: str, listing: Mapping[str, Mapping[str, int]]) -> list[tuple[TableFile, int]]:
     def read(name: tuple[str, str, int]) -> tuple[TableFile, int]:
         label_set, path, size = name
-        footer, schema = read_head(labels, label_set, path, size)
+        footer, schema = read_footer_and_schema(labels, label_set, path, size)
         vector_type = schema.field(VECTOR_COLUMN).type if VECTOR in footer.fingerprints else None
         id_type = schema.field("id").type
         return TableFile(label_set, path, footer.source, footer.rows, footer.run, id_type, vector_type), size

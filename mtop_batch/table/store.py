@@ -124,7 +124,7 @@ def read_footer(labels: str, label_set: str, path: str, size: int | None = None)
     return _read_metadata(labels, label_set, path, size, _footer_of)
 
 
-def read_head(labels: str, label_set: str, path: str, size: int | None = None) -> tuple[Footer, pa.Schema]:
+def read_footer_and_schema(labels: str, label_set: str, path: str, size: int | None = None) -> tuple[Footer, pa.Schema]:
     """The footer of a label file, and its columns; otherwise as `read_footer`."""
     return _read_metadata(
         labels, label_set, path, size, lambda metadata: (_footer_of(metadata), metadata.schema.to_arrow_schema())

@@ -72,7 +72,7 @@ def test_a_unit_that_was_waited_for_and_came_elsewhere_ends_the_outage(log: Log)
     assert log.lines()[-1].startswith("storage works again")
 
 
-def test_bad_files_and_slow_units_are_named(log: Log) -> None:
+def test_bad_files_and_stragglers_are_named(log: Log) -> None:
     for number in range(9):
         log.monitor.unit_done(UnitResult("x", f"x {number}", rows=1, labelled=1, seconds={"model": 2.0}))
     log.monitor.unit_done(UnitResult("y", "y", rows=1, labelled=1, seconds={"read": 90.0, "model": 2.0}))
