@@ -87,7 +87,7 @@ def job(model: str, corpus: str) -> dict[str, Any]:
         "documents_per_s": round(report["rows"] / (report["seconds"] - performance["start_up_s"]), 2),
         "documents_per_s_with_start_up": report["documents_per_s"],
         "stage_seconds": report["stage_seconds"],
-        **{key: performance[key] for key in ("num_actors", "padding_share", "waited_share", "flop_utilisation")},
+        **{key: performance[key] for key in ("num_actors", "padding_share", "idle_fraction", "mfu")},
         "bottleneck": performance["bottleneck"],
     }
 

@@ -100,7 +100,7 @@ def build_labels(model: str, corpus: str, labels: str) -> float:
         columns = {f"{task}_label": answers for task in unit.tasks} | {f"{task}_score": scores for task in unit.tasks}
         (target,) = unit.targets
         footer = unit.footer(target, wanted, run)
-        write_label_file(labels, target, ids, columns, [None] * unit.num_rows, footer, wanted.specs)
+        write_label_file(labels, target, ids, columns, [None] * unit.num_rows, footer, wanted.tasks)
 
     for _ in storage.in_threads(write, plan.units):
         pass

@@ -53,7 +53,7 @@ class ClusterError(MtopError):
 
 
 class Process(NamedTuple):
-    """A process, told from a later one with the same id by when it started."""
+    """A process; its start time distinguishes it from a later one with the same id."""
 
     pid: int
     start_ticks: int

@@ -46,13 +46,13 @@ def main() -> None:
     started = time.monotonic()
     if not LATER_CONFIG.exists():
         news.build(DEMO)
-    _first_act()
-    _second_act()
+    _train_and_label()
+    _add_task_and_label()
     _show_results()
     console.print(f"\nDone in {time.monotonic() - started:.0f} s.")
 
 
-def _first_act() -> None:
+def _train_and_label() -> None:
     if _is_bundle(MODEL):
         console.print(f"[bold]1.-3.[/bold] {MODEL} is there already; remove {MODEL} and {FIRST_MODEL} to train again")
         return
@@ -65,7 +65,7 @@ def _first_act() -> None:
     _label(FIRST_MODEL)
 
 
-def _second_act() -> None:
+def _add_task_and_label() -> None:
     if not _is_bundle(MODEL):
         console.print(f"\n[bold]3. Add a task[/bold], {news.LATER_TOPIC}: the other four stay what they are")
         model, config, output = str(FIRST_MODEL), str(LATER_CONFIG), str(MODEL)

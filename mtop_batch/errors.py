@@ -6,6 +6,7 @@
     ├── DataError         training data whose schema or labels do not fit
     ├── BundleError       a model bundle that is missing, damaged or of another version
     ├── LabelTableError   a label table or corpus that cannot be read or written
+    │   ├── StorageError      storage that does not answer, or refuses
     │   ├── DamagedLabelFile
     │   └── LeaseLost
     └── JobError          a job that ended before its work was done
@@ -45,6 +46,10 @@ class LabelTableError(MtopError):
     exit_code = 1
 
 
+class StorageError(LabelTableError):
+    """Storage that does not answer, or refuses; trying again may help."""
+
+
 class DamagedLabelFile(LabelTableError):
     """A file among the label files that is no label file, or not a readable one."""
 
@@ -57,3 +62,21 @@ class JobError(MtopError):
     """A job that ended before its work was done, for another reason than its input; the same command resumes."""
 
     exit_code = 1
+
+
+def one_line(error: BaseException, *, with_type: bool = False) -> str:
+    """The line of an error's message that says most: the first, or the last where there is a traceback.
+
+    Args:
+        error: The error; one without a message gives its type.
+        with_type: Begin with the type, as the last line of a traceback does.
+
+    >>> one_line(ValueError("\\n no such column\\n  in part 3")), one_line(KeyError("x"), with_type=True)
+    ('no such column', "KeyError: 'x'")
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if any("Traceback" in line for line in lines):
+        return lines[-1]
+    return f"{type(error).__name__}: {lines[0]}" if with_type else lines[0]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from mtop_batch import storage
-from mtop_batch.errors import ConfigError, LabelTableError
+from mtop_batch.errors import ConfigError, LabelTableError, StorageError
 from mtop_batch.storage import clients
 
 
@@ -84,7 +84,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     uri = str(tmp_path / "a")
     storage.write_bytes(uri, b"old")
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(LabelTableError, match="No space left on device"):
+    with pytest.raises(StorageError, match="No space left on device"):
         storage.write_bytes(uri, b"new")
     assert storage.read_bytes(uri) == b"old"
     assert os.listdir(tmp_path) == ["a"]
@@ -132,7 +132,7 @@ def test_an_unreachable_server_is_named_without_secrets(monkeypatch: pytest.Monk
     }.items():
         monkeypatch.setenv(key, value)
     for call in (storage.list_files, storage.read_bytes, storage.exists):
-        with pytest.raises(LabelTableError, match=r"s3://bucket/x at 127\.0\.0\.1 cannot be reached") as caught:
+        with pytest.raises(StorageError, match=r"s3://bucket/x at 127\.0\.0\.1 cannot be reached") as caught:
             call("s3://bucket/x")
         assert "hunter2" not in str(caught.value)
         assert "s3cr3t" not in str(caught.value)

@@ -66,7 +66,7 @@ def add_tasks(
     output: Annotated[str, typer.Option(help="Where the new bundle goes; --model stays as it is.")],
     set_: SetOption = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Learn a task that the bundle has anew, in its place.")
+        bool, typer.Option("--replace", help="Train a task that the bundle has again, in its place.")
     ] = False,
     json_out: JsonOption = None,
 ) -> None:
@@ -127,9 +127,9 @@ def label(
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be done, and do nothing.")] = False,
     id_column: Annotated[str, typer.Option(help="Column that identifies an article.")] = "id",
     text_columns: Annotated[
-        str | None, typer.Option(help="One text column, or two for a pair. Default: title,body as far as present.")
+        str | None, typer.Option(help="One text column, or two for a pair. Default: title,body as far as there.")
     ] = None,
-    unit_rows: Annotated[int, typer.Option(min=1, help="Larger source files are sliced into units of about this.")] = (
+    unit_rows: Annotated[int, typer.Option(min=1, help="Larger source files are cut into units of about this.")] = (
         20_000
     ),
     num_actors: Annotated[
@@ -139,7 +139,7 @@ def label(
         float, typer.Option(min=0.0, max=1.0, help="Fail as soon as more of the rows than this cannot be labelled.")
     ] = 1.0,
     prune: Annotated[bool, typer.Option("--prune", help="Remove labels whose source file is gone.")] = False,
-    patience: Annotated[
+    retry_timeout: Annotated[
         float, typer.Option(min=0.0, help="Fail when storage has not answered for this many seconds.")
     ] = 120.0,
     vectors: Annotated[bool, typer.Option("--vectors", help="Store a document vector of each article too.")] = False,
@@ -164,7 +164,7 @@ def label(
         num_actors=num_actors,
         max_error_fraction=max_error_fraction,
         prune=prune,
-        patience_s=patience,
+        retry_timeout_s=retry_timeout,
         vectors=vectors,
         precision=precision,
     )
@@ -185,14 +185,14 @@ def labels(
 ) -> None:
     """Say what a label table holds: each task's coverage, label shares and bundles, and the label sets."""
     from mtop_batch.corpus.paths import parse_partitions
-    from mtop_batch.table.stats import label_overview
+    from mtop_batch.table.stats import table_stats
 
     wanted = _comma_separated(tasks, "--tasks") or None
-    overview = label_overview(labels, wanted, parse_partitions(partition or ()))
-    from mtop_batch.cli.tables import print_overview
+    stats = table_stats(labels, wanted, parse_partitions(partition or ()))
+    from mtop_batch.cli.tables import print_stats
 
-    print_overview(overview)
-    _write_json(json_out, overview.to_dict())
+    print_stats(stats)
+    _write_json(json_out, stats.to_dict())
 
 
 @app.command()

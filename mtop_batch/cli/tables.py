@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mtop_batch.table.stats import Overview
+from mtop_batch.table.stats import TableStats
 from mtop_batch.tasks import Task
 
 
@@ -30,16 +30,16 @@ def print_predictions(rows: list[dict[str, Any]]) -> None:
         console.print(table)
 
 
-def print_overview(overview: Overview) -> None:
+def print_stats(stats: TableStats) -> None:
     """What a label table holds: one table by task, one by label set."""
     console = Console(highlight=False)
-    console.print(f"{overview.articles:,} articles of {overview.source_files:,} source files in {overview.labels}")
+    console.print(f"{stats.articles:,} articles of {stats.source_files:,} source files in {stats.labels}")
     table = Table()
     for column in ("task", "labels", "bundle: fingerprint"):
         table.add_column(column, overflow="fold")  # names are there whole, however narrow the terminal
     for column in ("current", "older", "errors", "missing"):
         table.add_column(column, justify="right")
-    for name, task in overview.tasks.items():
+    for name, task in stats.tasks.items():
         shares = [f"{label} {share:.1%}" for label, share in task.shares.items()]
         if not shares and task.labelled:
             shares = [f"mean {task.score_sum / task.labelled:.3f}"]
@@ -52,7 +52,7 @@ def print_overview(overview: Overview) -> None:
         table.add_column(column, overflow="fold")
     for column in ("files", "rows", "MB"):
         table.add_column(column, justify="right")
-    for name, label_set in overview.label_sets.items():
+    for name, label_set in stats.label_sets.items():
         size = f"{label_set.num_bytes / 1e6:,.1f}"
         table.add_row(name, ", ".join(label_set.tasks), f"{label_set.files:,}", f"{label_set.rows:,}", size)
     console.print(table)

@@ -1,4 +1,4 @@
-"""Opening source files, and telling a bad file from storage that does not answer.
+"""Opening source files, and distinguishing a bad file from storage that does not answer.
 
 A bad file (not Parquet, truncated, encrypted, without the columns, forbidden) is data: it is recorded with its
 reason and the others are labelled. Storage that does not answer says nothing about the file: that is an error, and
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from mtop_batch import storage
 from mtop_batch.corpus.paths import path_problem
-from mtop_batch.errors import LabelTableError
+from mtop_batch.errors import StorageError, one_line
 
 # Column chunks are read through a buffer of this size, so a huge row group does not have to fit into memory.
 _BUFFER_BYTES = 4 << 20
@@ -70,7 +70,7 @@ def open_source(corpus: str, source: SourceFile) -> Iterator[pq.ParquetFile]:
     Raises:
         UnreadableSource: The file is bad; also if pyarrow finds so while the block reads it.
         SourceChanged: It is no longer there, or has another size or version.
-        LabelTableError: The storage does not answer.
+        StorageError: The storage does not answer.
     """
     if problem := path_problem(source.path):
         raise UnreadableSource(problem)
@@ -85,7 +85,7 @@ def open_source(corpus: str, source: SourceFile) -> Iterator[pq.ParquetFile]:
 
 @contextmanager
 def decoding(uri: str) -> Iterator[None]:
-    """Turn what pyarrow raises while reading `uri` into `UnreadableSource` or `LabelTableError`."""
+    """Turn what pyarrow raises while reading `uri` into `UnreadableSource` or `StorageError`."""
     try:
         yield
     except _DECODE_ERRORS as error:
@@ -97,7 +97,7 @@ def check_unchanged(corpus: str, source: SourceFile) -> None:
 
     Raises:
         SourceChanged: It is not.
-        LabelTableError: The storage does not answer.
+        StorageError: The storage does not answer.
     """
     uri = storage.join(corpus, source.path)
     with decoding(uri), _open(uri, source):
@@ -119,7 +119,7 @@ def read_layout(
     Raises:
         MissingColumns: It has no id column, or not the text columns asked for.
         UnreadableSource: The file is bad.
-        LabelTableError: The storage does not answer.
+        StorageError: The storage does not answer.
     """
     with open_source(corpus, source) as parquet:
         metadata = parquet.metadata
@@ -130,16 +130,16 @@ def read_layout(
 
 def _text_columns(names: list[str], id_column: str, text_columns: Sequence[str], required: bool) -> tuple[str, ...]:
     """Those of the text columns that a file has."""
-    present = tuple(column for column in text_columns if column in names)
+    found = tuple(column for column in text_columns if column in names)
     missing = [column for column in text_columns if column not in names]
     if id_column not in names:
         raise MissingColumns(f"no id column {id_column!r}; columns: {', '.join(names)}")
-    if not present or (missing and required):
+    if not found or (missing and required):
         raise MissingColumns(f"no text column {' or '.join(map(repr, missing))}; columns: {', '.join(names)}")
-    for column in (id_column, *present):
+    for column in (id_column, *found):
         if names.count(column) > 1:
             raise MissingColumns(f"column {column!r} occurs {names.count(column)} times; columns: {', '.join(names)}")
-    return present
+    return found
 
 
 @contextmanager
@@ -154,7 +154,7 @@ def _open(uri: str, source: SourceFile) -> Iterator[pa.NativeFile]:
         yield file
 
 
-def _bad_file(uri: str, error: BaseException) -> UnreadableSource | LabelTableError:
+def _bad_file(uri: str, error: BaseException) -> UnreadableSource | StorageError:
     """What an exception while reading says: about the file, or about the storage."""
     try:
         with storage.explained(uri):
@@ -163,12 +163,11 @@ def _bad_file(uri: str, error: BaseException) -> UnreadableSource | LabelTableEr
             _probe(uri)
     except FileNotFoundError:
         return SourceChanged(VANISHED)
-    except LabelTableError as failure:
+    except StorageError as failure:
         if isinstance(failure.__cause__, Exception) and storage.is_refusal(failure.__cause__):
             return UnreadableSource("access denied")
         return failure
-    first_line = (str(error).splitlines() or [""])[0]
-    return UnreadableSource(f"not readable as Parquet: {first_line or type(error).__name__}"[:_MAX_REASON])
+    return UnreadableSource(f"not readable as Parquet: {one_line(error)}"[:_MAX_REASON])
 
 
 def _is_storage_error(error: BaseException) -> bool:

@@ -1,6 +1,6 @@
 """Events of Ray workers on their way to the driver: what a job is doing, as plain dictionaries.
 
-They are news, not results: losing the queue loses lines of a log and nothing else.
+They are not results: losing the queue loses lines of a log and nothing else.
 """
 
 from __future__ import annotations

@@ -19,19 +19,19 @@ from rich.console import Console
 from mtop_batch import storage
 from mtop_batch.corpus.paths import parse_partitions
 from mtop_batch.engine.events import EventQueue
-from mtop_batch.engine.label_log import LabelLog
+from mtop_batch.engine.label_monitor import LabelMonitor
 from mtop_batch.engine.pipeline import most_actors, plan_actors, run_pieces
 from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.session import ray_session
-from mtop_batch.errors import BundleError, JobError, MtopError
-from mtop_batch.labelling.plan.explain import estimate_s, plan_dict, plan_text
+from mtop_batch.errors import BundleError, JobError, MtopError, one_line
+from mtop_batch.labelling.plan.explain import estimate_s, explain_plan, plan_dict
 from mtop_batch.labelling.plan.planner import DEFAULT_UNIT_ROWS, plan_labels
 from mtop_batch.labelling.plan.work import Plan
 from mtop_batch.labelling.report.run_report import RunReport, write_report
 from mtop_batch.labelling.run.stages import LabelJob, pieces_of_work, rows_of_a_piece
 from mtop_batch.model.bundle.files import check_bundle, read_bundle_info
 from mtop_batch.precision import PrecisionChoice
-from mtop_batch.storage.retry import DEFAULT_PATIENCE_S
+from mtop_batch.storage.retry import DEFAULT_RETRY_TIMEOUT_S
 from mtop_batch.table.definition import DEFAULT_TEXT_COLUMNS, VECTOR, Definition
 from mtop_batch.table.lease.lease import Lease, hold_lease
 from mtop_batch.table.runs import check_same_tasks, list_runs, new_run_id, write_run
@@ -53,12 +53,12 @@ class LabelOptions:
         tasks: Only these tasks.
         partitions: Only source files of these hive partitions, `key=value`.
         id_column: Column that identifies an article.
-        text_columns: One text column, or two for a pair; by default title and body as far as present.
+        text_columns: One text column, or two for a pair; by default title and body as far as there.
         unit_rows: Larger source files are sliced into units of at most this many rows.
         num_actors: Labelling actors; by default one per GPU, else one per spare CPU.
         max_error_fraction: The run fails as soon as it is certain that more of its rows than this have errors.
         prune: Remove label files whose source file is gone from the corpus.
-        patience_s: The run fails when storage has not answered for so long.
+        retry_timeout_s: The run fails when storage has not answered for so long.
         vectors: Store document vectors too.
         precision: Of the model: "auto" is bf16 where the hardware computes in it, and fp32 elsewhere.
     """
@@ -74,7 +74,7 @@ class LabelOptions:
     num_actors: int | None = None
     max_error_fraction: float = 1.0
     prune: bool = False
-    patience_s: float = DEFAULT_PATIENCE_S
+    retry_timeout_s: float = DEFAULT_RETRY_TIMEOUT_S
     vectors: bool = False
     precision: PrecisionChoice = "auto"
 
@@ -103,7 +103,7 @@ def label_corpus(options: LabelOptions, *, plan_only: bool = False) -> dict[str,
     check_same_tasks(options.labels, definition)
     runs_before = list_runs(options.labels)
     plan = _plan(options, definition)
-    _say(plan_text(plan, estimate_s(plan)))
+    _say(explain_plan(plan, estimate_s(plan)))
     if plan_only:
         return plan_dict(plan)
     if plan.units:
@@ -113,7 +113,7 @@ def label_corpus(options: LabelOptions, *, plan_only: bool = False) -> dict[str,
         return _run(options, RunReport(run, definition, plan), lease=None)
     with hold_lease(options.labels, run, note=_log) as lease:
         if list_runs(options.labels) != runs_before:
-            _say("another run wrote labels in the meantime; planning anew")
+            _say("another run wrote labels in the meantime; planning again")
             plan = _plan(options, definition)
         return _run(options, RunReport(run, definition, plan), lease)
 
@@ -143,8 +143,8 @@ def _definition(options: LabelOptions) -> Definition:
     return Definition(
         bundle_name=bundle.name,
         bundle_uri=bundle.uri,
-        specs=tuple(task for task in bundle.tasks if task.name in names),
-        tasks=fingerprints,
+        tasks=tuple(task for task in bundle.tasks if task.name in names),
+        fingerprints=fingerprints,
         vector=bundle.vector_fingerprint,
         text_columns=options.text_columns or DEFAULT_TEXT_COLUMNS,
         text_columns_required=bool(options.text_columns),
@@ -162,7 +162,7 @@ def _run(options: LabelOptions, report: RunReport, lease: Lease | None) -> dict[
             _label_units(options, report, lease)
         failure = ""
     except Exception as error:
-        failure = _in_one_line(_cause(error))
+        failure = one_line(_cause(error), with_type=True)
         raise _explained(error, failure) from error
     finally:
         report.finish(failure or None)
@@ -179,7 +179,7 @@ def _finish(report: RunReport) -> None:
     if report.performance is not None:
         _say(report.performance.line())
         _say(f"bottleneck: {report.performance.bottleneck()}")
-    _say(report.summary_line())
+    _say(report.line())
 
 
 def _remove_outdated(options: LabelOptions, report: RunReport, lease: Lease) -> None:
@@ -208,21 +208,21 @@ def _label_units(options: LabelOptions, report: RunReport, lease: Lease) -> None
         report.num_actors = pool.size
         progress.note(f"run {report.run} begins on {resources}; {pool}")
         progress.phase("label", total=plan.num_articles_planned, unit="articles")
-        log, queue = LabelLog(progress, report, pool.size), EventQueue()
+        monitor, queue = LabelMonitor(progress, report, pool.size), EventQueue()
         job = LabelJob(
             corpus=plan.corpus,
             labels=options.labels,
             run=report.run,
             definition=report.definition,
             lease=lease.token,
-            patience_s=options.patience_s,
+            retry_timeout_s=options.retry_timeout_s,
             precision=options.precision,
-            news=queue.emit,
+            event_sink=queue.emit,
         )
-        with log.following(queue), closing(run_pieces(job, options.model, pieces, pool)) as results:
+        with monitor.following(queue), closing(run_pieces(job, options.model, pieces, pool)) as results:
             for result in results:
                 lease.check()
-                log.unit_done(result)
+                monitor.unit_done(result)
                 _check_errors(report, options.max_error_fraction)
 
 
@@ -233,7 +233,7 @@ def _check_errors(report: RunReport, max_error_fraction: float) -> None:
         reasons = ", ".join(f"{reason} ({count:,})" for reason, count in report.error_reasons.most_common(3))
         raise JobError(
             f"{report.errors:,} of the run's {num_rows:,} rows cannot be labelled: {reasons}; that is more than "
-            f"--max-error-fraction {max_error_fraction:g} allows. Mend the corpus or allow more, and run again"
+            f"--max-error-fraction {max_error_fraction:g} allows. Fix the corpus or allow more, and run again"
         )
 
 
@@ -250,14 +250,6 @@ def _explained(error: Exception, failure: str) -> MtopError:
         cause.args = (_RAYS_ADVICE.sub("", str(cause)),)
         return cause
     return JobError(f"the job failed: {failure}; what was written stays, and the same command does the rest")
-
-
-def _in_one_line(error: BaseException) -> str:
-    """The line that says most: the first, or where there is a traceback the last."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    return lines[-1] if any("Traceback" in line for line in lines) else f"{type(error).__name__}: {lines[0]}"
 
 
 def _log(text: str) -> None:

@@ -25,7 +25,7 @@ from mtop_batch.labelling.plan.work import Unit, decode_units, encode_units
 from mtop_batch.labelling.run.probes import ProbePredictor
 from mtop_batch.labelling.run.stages import LabelJob, UnitResult, label, label_from_vectors, read_and_tokenise, write
 from mtop_batch.model.bundle.files import load_bundle_tokenizer, read_bundle_info
-from mtop_batch.storage.retry import ACTOR_STARTED, patiently
+from mtop_batch.storage.retry import ACTOR_STARTED, with_retries
 from mtop_batch.table.definition import VECTOR
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class ActorPool:
     def pieces_per_actor(self) -> int:
         """Pieces that an actor has at a time.
 
-        A GPU is done with a piece in about a second, so the next one is at hand. On a CPU it takes minutes, and
+        A GPU is done with a piece in about a second, so the next one is ready. On a CPU it takes minutes, and
         one that waits for a busy actor is one that an idle actor cannot have.
         """
         return 2 if self.num_gpus else 1
@@ -141,7 +141,7 @@ def _from_texts(work: Dataset, job: LabelJob, bundle_uri: str, pool: ActorPool) 
 
 
 def _from_vectors(work: Dataset, job: LabelJob, bundle_uri: str) -> Dataset:
-    probes = [spec for spec in job.definition.specs if spec.kind == "probe"]
+    probes = [task for task in job.definition.tasks if task.kind == "probe"]
     # A few kilobytes each: all go along, a piece takes those that it wants.
     predictor = ProbePredictor.load(bundle_uri, probes)
     return work.map_batches(partial(_label_and_write, job=job, predictor=predictor), num_cpus=1, **_ONE_PIECE)
@@ -168,7 +168,7 @@ def _configure_ray_data() -> None:
 def _read_piece(block: pa.Table, job: LabelJob, bundle_uri: str) -> pa.Table:
     units = _units(block)
     load = partial(_text_tokenizer, bundle_uri)
-    tokenizer, _ = patiently(load, f"the tokenizer for {units[0]}", job.news, job.patience_s)
+    tokenizer, _ = with_retries(load, f"the tokenizer for {units[0]}", job.event_sink, job.retry_timeout_s)
     return _block(units[0].tasks, read_and_tokenise(job, units, tokenizer))
 
 
@@ -191,10 +191,10 @@ class _Labeller:
         if threads:
             torch.set_num_threads(threads)
         load = partial(load_bundle, bundle_uri)
-        self._bundle, _ = patiently(load, f"the bundle for actor {os.getpid()}", job.news, job.patience_s)
+        self._bundle, _ = with_retries(load, f"the bundle for actor {os.getpid()}", job.event_sink, job.retry_timeout_s)
         self._precision = job.precision
         self._predictors: dict[tuple[str, ...], Predictor] = {}
-        job.news({"event": ACTOR_STARTED})
+        job.event_sink({"event": ACTOR_STARTED})
 
     def __call__(self, block: pa.Table) -> pa.Table:
         from mtop_batch.labelling.run.predictor import Predictor

@@ -1,4 +1,4 @@
-"""How a job gets on, for people: a live bar on a terminal, a plain line now and then in a log, a table at the end.
+"""The progress of a job, for people: a live bar on a terminal, a plain line now and then in a log, a table at the end.
 
 Progress goes to stderr, so that stdout holds results only. Lines in a log begin with the time (UTC).
 """

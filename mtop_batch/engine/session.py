@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import ray
 from ray._private.utils import get_num_cpus
 
-from mtop_batch.errors import ConfigError
+from mtop_batch.errors import ConfigError, one_line
 
 _CONNECT_TIMEOUT_S = 10.0
 
@@ -98,7 +98,7 @@ def _connect(address: str) -> None:
         ray.init(address=address, logging_level=logging.WARNING)
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"no Ray cluster answers at RAY_ADDRESS = {address!r} ({_first_line(error)}); start it, or unset "
+            f"no Ray cluster answers at RAY_ADDRESS = {address!r} ({one_line(error)}); start it, or unset "
             "RAY_ADDRESS to use a Ray of this machine's own"
         ) from error
 
@@ -132,8 +132,3 @@ def _resources(*, may_grow: bool) -> Resources:
     totals = ray.cluster_resources()
     num_nodes = sum(node["Alive"] for node in ray.nodes())
     return Resources(int(totals.get("CPU", 0)), int(totals.get("GPU", 0)), num_nodes, may_grow)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -47,7 +47,7 @@ class SingleTaskJob:
         pooler_rank: That of the model.
         max_tokens: Longest text.
         pad_token_id: Of the tokenizer.
-        events: Where news go.
+        events: Where events go.
         processes: How many of these share a node.
         max_threads: None for as many as there are cores.
     """
@@ -75,7 +75,7 @@ class AddedTaskJob:
         num_prompts: Of each task but probes.
         adapter_rank: Of their adapters; 0 for none.
         pad_token_id: Of the tokenizer.
-        events: Where news go.
+        events: Where events go.
         processes: How many of these share a node.
         max_threads: None for as many as there are cores.
     """
@@ -100,7 +100,7 @@ class MultiTaskJob:
         model: Reference to the `MTOPModel` to begin with, frozen where it is to stay as it is.
         data: References to the `TaskData`, in the model's order.
         pad_token_id: Of the tokenizer.
-        events: Where news go.
+        events: Where events go.
         run_uri: The run's directory.
         max_threads: None for as many as there are cores.
     """

@@ -1,1 +1,1 @@
-"""Keeping the labels of a corpus true: labels are a materialised view of the articles."""
+"""Keeps the labels of a corpus up to date: labels are a materialised view of the articles."""

@@ -1,7 +1,7 @@
 """Files by URI: a local path, `s3://...`, or any other URL that fsspec knows.
 
 A write is atomic: a reader sees the old file or the whole new one. `FileNotFoundError` means that the file is not
-there; storage that does not answer, or refuses, is a `LabelTableError`.
+there; storage that does not answer, or refuses, is a `StorageError`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def list_files(root: str, suffix: str = "") -> list[FileInfo]:
     exist has no files.
 
     Raises:
-        LabelTableError: The storage cannot be reached or refuses, or the bucket does not exist.
+        StorageError: The storage cannot be reached or refuses, or the bucket does not exist.
     """
     found = _list_remote(root) if is_remote(root) else list_local(local_path_of(root))
     visible = (info for info in found if info.path.endswith(suffix) and not is_hidden(info.path))
@@ -97,7 +97,7 @@ def stat(uri: str) -> FileInfo:
 
     Raises:
         FileNotFoundError: There is no such file.
-        LabelTableError: The storage cannot be reached or refuses.
+        StorageError: The storage cannot be reached or refuses.
     """
     with explained(uri):
         if not is_remote(uri):
@@ -116,7 +116,7 @@ def is_file(uri: str) -> bool:
     """Whether there is a file (not a directory) at `uri`.
 
     Raises:
-        LabelTableError: The storage cannot be reached or refuses.
+        StorageError: The storage cannot be reached or refuses.
     """
     if not is_remote(uri):
         return os.path.isfile(local_path_of(uri))
@@ -131,7 +131,7 @@ def exists(uri: str) -> bool:
     """Whether there is a file at `uri` or anything below it.
 
     Raises:
-        LabelTableError: The storage cannot be reached or refuses.
+        StorageError: The storage cannot be reached or refuses.
     """
     if not is_remote(uri):
         return os.path.exists(local_path_of(uri))
@@ -149,7 +149,7 @@ def read_bytes(uri: str) -> bytes:
 
     Raises:
         FileNotFoundError: There is no such file.
-        LabelTableError: The storage cannot be reached or refuses.
+        StorageError: The storage cannot be reached or refuses.
     """
     fs, path = filesystem(uri)
     with explained(uri), fs.open_input_file(path) as file:
@@ -157,7 +157,7 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, data: bytes | pa.Buffer, *, unfinished: str | None = None) -> None:
-    """Write a file, whole or not at all; directories above it are made.
+    """Write a file, whole or not at all; missing directories above it are created.
 
     If it fails, what was there before is still there. A process killed in the middle may leave a file `.tmp-*` on a
     local disk, and nothing that can be seen on an object store.
@@ -169,7 +169,7 @@ def write_bytes(uri: str, data: bytes | pa.Buffer, *, unfinished: str | None = N
             the same disk.
 
     Raises:
-        LabelTableError: The storage cannot be reached or refuses.
+        StorageError: The storage cannot be reached or refuses.
     """
     with explained(uri):
         if not is_remote(uri):
@@ -189,7 +189,7 @@ def delete(uri: str) -> None:
     """Remove a file; one that is not there is fine.
 
     Raises:
-        LabelTableError: The storage cannot be reached or refuses.
+        StorageError: The storage cannot be reached or refuses.
     """
     try:
         with explained(uri):
@@ -206,7 +206,7 @@ def upload(local_path: str | Path, uri: str) -> None:
     """Copy a local file to `uri`, whole or not at all.
 
     Raises:
-        LabelTableError: The storage cannot be reached or refuses.
+        StorageError: The storage cannot be reached or refuses.
     """
     with pa.memory_map(str(local_path)) as file:
         write_bytes(uri, file.read_buffer())
@@ -217,7 +217,7 @@ def download(uri: str, local_path: str | Path) -> None:
 
     Raises:
         FileNotFoundError: There is no such file at `uri`.
-        LabelTableError: The storage cannot be reached or refuses.
+        StorageError: The storage cannot be reached or refuses.
     """
     fs, path = filesystem(uri)
     with (

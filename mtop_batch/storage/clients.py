@@ -1,9 +1,9 @@
 """The clients behind `mtop_batch.storage`, and what their failures mean.
 
 Two clients serve S3. Bulk data goes through pyarrow's own, which waits out a server that is down for most of a
-minute; listings and questions about single keys go through s3fs, which tells etags and answers within seconds
+minute; listings and questions about single keys go through s3fs, which knows etags and says within seconds
 that a server cannot be reached. Endpoint, region and credentials come from the standard AWS environment variables
-(`AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, ...) and never stand in a message.
+(`AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, ...) and never appear in a message.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import fsspec
 import pyarrow.fs as pafs
 
-from mtop_batch.errors import ConfigError, LabelTableError, MtopError
+from mtop_batch.errors import ConfigError, MtopError, StorageError, one_line
 
 # Attempts wait 25 ms, 50 ms, ...: 11 of them give a server about 50 seconds to come back.
 _S3_ATTEMPTS = 11
@@ -130,19 +130,19 @@ def explained(uri: str) -> Iterator[None]:
         raise _failure(uri, error) from error
 
 
-def _failure(uri: str, error: Exception) -> LabelTableError:
-    reason = _without_secrets(" ".join(str(error).split())) or type(error).__name__
+def _failure(uri: str, error: Exception) -> StorageError:
+    reason = _without_secrets(one_line(error))
     if not is_remote(uri):
-        return LabelTableError(f"cannot use {uri}: {reason}; check that the path is right and may be used by this user")
+        return StorageError(f"cannot use {uri}: {reason}; check that the path is right and may be used by this user")
     place = f"{uri} at {urlsplit(_s3_endpoint() or '').hostname or 'AWS'}" if _scheme(uri) == "s3" else uri
     if error_code(error) == "NoSuchBucket":
-        return LabelTableError(f"{place}: the bucket does not exist; create it, or check the URI and AWS_ENDPOINT_URL")
+        return StorageError(f"{place}: the bucket does not exist; create it, or check the URI and AWS_ENDPOINT_URL")
     if is_refusal(error):
-        return LabelTableError(
+        return StorageError(
             f"access to {place} was refused: {reason}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
             "AWS_SESSION_TOKEN and what they are allowed to do"
         )
-    return LabelTableError(
+    return StorageError(
         f"{place} cannot be reached: {reason}; check that the service runs and that AWS_ENDPOINT_URL is right"
     )
 

@@ -64,7 +64,7 @@ def list_local(root: str) -> Iterator[FileInfo]:
     """All files below a directory, or the file that `root` is; none if it is not there.
 
     Raises:
-        LabelTableError: A directory cannot be read.
+        StorageError: A directory cannot be read.
     """
     with explained(root):
         if os.path.isfile(root):
@@ -88,5 +88,5 @@ def _walk(directory: str, prefix: str, above: tuple[str, ...]) -> Iterator[FileI
             elif entry.is_file():
                 status = entry.stat()
                 yield FileInfo(path, status.st_size, str(status.st_mtime_ns))
-            elif entry.is_symlink():  # It leads nowhere: keep it in sight, reading it will say so.
+            elif entry.is_symlink():  # It leads nowhere: list it, so that reading it gives the reason.
                 yield FileInfo(path, 0, DANGLING_LINK)

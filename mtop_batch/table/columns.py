@@ -79,14 +79,14 @@ def label_columns(
     # A row has labels of all tasks, and a vector, or none of these.
     missing = np.isnan(outputs.scores[0] if outputs.vectors is None else outputs.vectors[:, 0])
     given = pa.array(valid & ~missing)
-    present = given.buffers()[1]
+    validity = given.buffers()[1]
     columns = []
     for task, label_ids, scores in zip(tasks, outputs.label_ids, outputs.scores, strict=True):
         if task.kind != "regression":
-            indices = pa.Array.from_buffers(pa.int32(), len(valid), [present, pa.py_buffer(label_ids)])
+            indices = pa.Array.from_buffers(pa.int32(), len(valid), [validity, pa.py_buffer(label_ids)])
             labels = pa.DictionaryArray.from_arrays(indices, pa.array(task.labels, pa.string()))
             columns.append((f"{task.name}_label", labels))
-        values = pa.Array.from_buffers(pa.float32(), len(valid), [present, pa.py_buffer(scores)])
+        values = pa.Array.from_buffers(pa.float32(), len(valid), [validity, pa.py_buffer(scores)])
         columns.append((f"{task.name}_score", values))
     if outputs.vectors is not None:
         elements, size = pa.array(outputs.vectors.reshape(-1)), outputs.vectors.shape[1]

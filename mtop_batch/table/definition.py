@@ -1,6 +1,6 @@
-"""What a run wants to be true: which tasks, by which weights, of which columns.
+"""What a run wants: which tasks, by which weights, of which columns.
 
-A label file is current for a task when it was computed by the same definition from the source file's present
+A label file is current for a task when it was computed by the same definition from the source file's current
 content. All label files of one label set share one definition; the set's name carries a hash of it, so a rerun
 writes to the same place.
 
@@ -26,14 +26,14 @@ VECTOR = "_vector"
 
 @dataclass(frozen=True)
 class Definition:
-    """The wanted tasks of one bundle, and the columns of the corpus they are asked about.
+    """The wanted tasks of one bundle, and the corpus columns that they read.
 
     Args:
         bundle_name: Goes into the names of new label sets.
         bundle_uri: Where the bundle lies, for the record.
-        specs: The wanted tasks, in the bundle's order.
-        tasks: Each wanted task's fingerprint, by name and in the same order; then that of `VECTOR`, if vectors are
-            wanted.
+        tasks: The wanted tasks, in the bundle's order.
+        fingerprints: Each wanted task's fingerprint, by name and in the same order; then that of `VECTOR`, if vectors
+            are wanted.
         vector: The fingerprint of the bundle's vectors, wanted or not; empty if it has none.
         text_columns: One column, or two that are read as a pair.
         text_columns_required: False lets a file lack some of the text columns (not all of them).
@@ -45,15 +45,16 @@ class Definition:
 
     bundle_name: str
     bundle_uri: str
-    specs: tuple[Task, ...]
-    tasks: Mapping[str, str]
+    tasks: tuple[Task, ...]
+    fingerprints: Mapping[str, str]
     vector: str = ""
     text_columns: tuple[str, ...] = DEFAULT_TEXT_COLUMNS
     text_columns_required: bool = False
     id_column: str = "id"
 
     def __post_init__(self) -> None:
-        if not self.tasks or [spec.name for spec in self.specs] != [name for name in self.tasks if name != VECTOR]:
+        names = [task.name for task in self.tasks]
+        if not self.fingerprints or names != [name for name in self.fingerprints if name != VECTOR]:
             raise ConfigError(f"bundle {self.bundle_uri}: no tasks, or tasks without fingerprints; train it again")
         if not 1 <= len(self.text_columns) <= 2 or len(set(self.text_columns)) < len(self.text_columns):
             raise ConfigError(
@@ -68,17 +69,17 @@ class Definition:
     @cached_property
     def kinds(self) -> Mapping[str, str]:
         """The kind of each wanted task; "vector" for vectors."""
-        return {VECTOR: "vector", **{spec.name: spec.kind for spec in self.specs}}
+        return {VECTOR: "vector", **{task.name: task.kind for task in self.tasks}}
 
     @cached_property
     def probes(self) -> frozenset[str]:
         """The wanted tasks that can be computed from vectors."""
-        return frozenset(spec.name for spec in self.specs if spec.kind == "probe")
+        return frozenset(task.name for task in self.tasks if task.kind == "probe")
 
     def label_set_name(self, tasks: Iterable[str]) -> str:
         """The name of the label set for these of the definition's tasks: the same for the same definition."""
         content = {
-            "tasks": sorted((name, self.tasks[name]) for name in tasks),
+            "tasks": sorted((name, self.fingerprints[name]) for name in tasks),
             "text_columns": self.text_columns,
             "id_column": self.id_column,
         }
@@ -90,10 +91,10 @@ class Definition:
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The definition that all files of an existing label set share, as their footers tell it."""
+    """The definition that all files of an existing label set share, as their footers say."""
 
     name: str
-    tasks: Mapping[str, str]
+    fingerprints: Mapping[str, str]
     text_columns: tuple[str, ...]
     id_column: str
     kinds: Mapping[str, str] = field(default_factory=dict)
@@ -105,8 +106,8 @@ class LabelSet:
 
     def holds(self, definition: Definition, task: str) -> bool:
         """Whether labels of `task` in this set are what `definition` would compute from the same content."""
-        return self.columns == definition.columns and self.tasks.get(task) == definition.tasks[task]
+        return self.columns == definition.columns and self.fingerprints.get(task) == definition.fingerprints[task]
 
     def holds_vectors(self, definition: Definition) -> bool:
         """Whether this set has the vectors that `definition` would compute, wanted or not."""
-        return self.columns == definition.columns and self.tasks.get(VECTOR, "") == definition.vector != ""
+        return self.columns == definition.columns and self.fingerprints.get(VECTOR, "") == definition.vector != ""

@@ -1,7 +1,7 @@
-"""The record in every label file: what was read, by which definition, in which run.
+"""The footer of every label file: what was read, by which definition, in which run.
 
-It is JSON under the key `mtop_batch` of the Parquet footer, so a label file explains itself and no other book-keeping
-exists.
+It is JSON under the key `mtop_batch` of the Parquet footer, so a label file explains itself; there is no other
+record.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from mtop_batch.corpus.files import SourceFile
 from mtop_batch.errors import LabelTableError
 from mtop_batch.table.definition import LabelSet
+from mtop_batch.table.row_ranges import RowRange
 
 FOOTER_KEY = "mtop_batch"
 _FORMAT = 1
@@ -42,7 +43,7 @@ class Footer:
     num_rows: int
     num_row_groups: int
     row_groups: tuple[int, int]
-    rows: tuple[int, int]
+    rows: RowRange
     fingerprints: Mapping[str, str]
     kinds: Mapping[str, str]
     bundles: Mapping[str, str]

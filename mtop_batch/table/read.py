@@ -15,7 +15,7 @@ from mtop_batch.corpus.paths import partition_keys, partition_values
 from mtop_batch.errors import LabelTableError
 from mtop_batch.table.columns import LABEL_TYPE, SCORE_TYPE, VECTOR_COLUMN
 from mtop_batch.table.definition import VECTOR
-from mtop_batch.table.merge import Part, View, open_view
+from mtop_batch.table.merge import LoadedSegment, TableScan, open_scan
 
 
 def iter_labels(
@@ -47,9 +47,9 @@ def iter_labels(
             meanwhile, or ids do not have one type.
         TaskError: No label set has one of the tasks.
     """
-    view = open_view(labels, tasks, partition, vectors=vectors)
-    schema = _schema(view, provenance)
-    return (_table(part, view, schema) for part in view.parts())
+    scan = open_scan(labels, tasks, partition, vectors=vectors)
+    schema = _schema(scan, provenance)
+    return (_table(segment, scan, schema) for segment in scan.load())
 
 
 def read_labels(
@@ -63,7 +63,7 @@ def read_labels(
     """Every article once, with the current labels of each task, over all label sets.
 
     A task's current labels are those of the definition that the newest run wanted; where there are none yet, the
-    newest others. Label sets are put together by source file and row, in the order of the corpus' paths.
+    newest others. Label sets are merged by source file and row, in the order of the corpus' paths.
 
     Args:
         labels: The label table.
@@ -81,44 +81,44 @@ def read_labels(
         LabelTableError: There are no labels, or no vectors, or they cannot be read.
         TaskError: No label set has one of the tasks.
     """
-    view = open_view(labels, tasks, partition, vectors=vectors)
-    schema = _schema(view, provenance)
-    tables = [_table(part, view, schema) for part in view.parts()]
+    scan = open_scan(labels, tasks, partition, vectors=vectors)
+    schema = _schema(scan, provenance)
+    tables = [_table(segment, scan, schema) for segment in scan.load()]
     return pa.concat_tables(tables).unify_dictionaries() if tables else schema.empty_table()
 
 
-def _schema(view: View, provenance: bool) -> pa.Schema:
-    fields = {"id": _common_type(view.id_types())}
-    fields |= {key: pa.string() for key in partition_keys(path for path, _ in view.sources) if key != "id"}
-    for task in view.tasks:
+def _schema(scan: TableScan, provenance: bool) -> pa.Schema:
+    fields = {"id": _common_type(scan.id_types())}
+    fields |= {key: pa.string() for key in partition_keys(path for path, _ in scan.segments_by_source) if key != "id"}
+    for task in scan.tasks:
         if task == VECTOR:
-            fields[VECTOR_COLUMN] = view.vector_type()
+            fields[VECTOR_COLUMN] = scan.vector_type()
         else:
-            fields |= {name: LABEL_TYPE if name.endswith("_label") else SCORE_TYPE for name in view.columns_of(task)}
+            fields |= {name: LABEL_TYPE if name.endswith("_label") else SCORE_TYPE for name in scan.columns_of(task)}
         if provenance:
             fields |= {f"{task}_bundle": pa.string(), f"{task}_fingerprint": pa.string()}
     return pa.schema({**fields, "error": pa.string()})
 
 
-def _table(part: Part, view: View, schema: pa.Schema) -> pa.Table:
-    """The rows of a part, null in the columns that it does not have."""
+def _table(segment: LoadedSegment, scan: TableScan, schema: pa.Schema) -> pa.Table:
+    """The rows of a segment, null in the columns that it does not have."""
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
-        "id": _cast_ids(part.column(part.id_file, "id"), schema.field("id").type, view),
-        "error": pc.coalesce(*(part.column(file, "error") for file in part.files_used())),
+        "id": _cast_ids(segment.column(segment.id_file, "id"), schema.field("id").type, scan),
+        "error": pc.coalesce(*(segment.column(file, "error") for file in segment.files_used())),
     }
-    constants = partition_values(part.id_file.source.path)
-    for task in view.tasks:
-        if (file := part.file_of(task)) is not None:
-            columns |= {name: part.column(file, name) for name in view.columns_of(task) if part.has(file, name)}
-            footer = part.footer(file)
+    constants = partition_values(segment.id_file.source.path)
+    for task in scan.tasks:
+        if (file := segment.file_of(task)) is not None:
+            columns |= {name: segment.column(file, name) for name in scan.columns_of(task) if segment.has(file, name)}
+            footer = segment.footer(file)
             constants |= {f"{task}_bundle": footer.bundles[task], f"{task}_fingerprint": footer.fingerprints[task]}
 
     def values(field: pa.Field) -> pa.Array | pa.ChunkedArray:
         if field.name in columns:
             return columns[field.name]
         if field.name in constants:
-            return pa.repeat(pa.scalar(constants[field.name], pa.string()), len(part))
-        return pa.nulls(len(part), field.type)
+            return pa.repeat(pa.scalar(constants[field.name], pa.string()), len(segment))
+        return pa.nulls(len(segment), field.type)
 
     return pa.table([values(field) for field in schema], schema=schema)
 
@@ -130,11 +130,11 @@ def _common_type(id_types: set[pa.DataType]) -> pa.DataType:
     return pa.int64() if id_types and all(map(pa.types.is_integer, id_types)) else pa.string()
 
 
-def _cast_ids(ids: pa.ChunkedArray, id_type: pa.DataType, view: View) -> pa.ChunkedArray:
+def _cast_ids(ids: pa.ChunkedArray, id_type: pa.DataType, scan: TableScan) -> pa.ChunkedArray:
     try:
         return ids if ids.type == id_type else ids.cast(id_type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        names = ", ".join(sorted(map(str, view.id_types())))
+        names = ", ".join(sorted(map(str, scan.id_types())))
         raise LabelTableError(
             f"the ids of the label files have types that do not go together ({names}): {error}; "
             "read one partition or one label set at a time"

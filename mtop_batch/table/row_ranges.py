@@ -9,11 +9,11 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import accumulate, groupby, pairwise
 
-Rows = tuple[int, int]
+RowRange = tuple[int, int]
 """A range of rows of a source file: the first, and the one after the last."""
 
 
-def slice_rows(row_groups: Sequence[int], unit_rows: int) -> list[Rows]:
+def slice_rows(row_groups: Sequence[int], unit_rows: int) -> list[RowRange]:
     """Cut a file into slices of at most `unit_rows` rows.
 
     Row groups stay whole and neighbours share a slice as long as they fit; a row group that is larger alone is cut
@@ -22,7 +22,7 @@ def slice_rows(row_groups: Sequence[int], unit_rows: int) -> list[Rows]:
     >>> slice_rows([3, 4, 9, 2], unit_rows=8)
     [(0, 7), (7, 11), (11, 16), (16, 18)]
     """
-    slices: list[Rows] = []
+    slices: list[RowRange] = []
     start = stop = 0
     for num_rows in row_groups:
         if stop > start and stop + num_rows - start > unit_rows:
@@ -38,7 +38,7 @@ def slice_rows(row_groups: Sequence[int], unit_rows: int) -> list[Rows]:
     return slices
 
 
-def row_groups_of(row_groups: Sequence[int], rows: Rows) -> tuple[tuple[int, int], bool]:
+def row_groups_of(row_groups: Sequence[int], rows: RowRange) -> tuple[tuple[int, int], bool]:
     """The row groups that hold a range of rows, and whether the range begins and ends with them.
 
     >>> row_groups_of([5, 5, 5], (5, 15)), row_groups_of([5, 5, 5], (5, 8))
@@ -53,7 +53,7 @@ def row_groups_of(row_groups: Sequence[int], rows: Rows) -> tuple[tuple[int, int
     return (first, last + 1), aligned
 
 
-def gaps(rows: Rows, covered: Iterable[Rows]) -> list[Rows]:
+def gaps(rows: RowRange, covered: Iterable[RowRange]) -> list[RowRange]:
     """The parts of a range that no covered range holds; a range without rows is its own gap unless one equals it.
 
     >>> gaps((0, 10), [(2, 4), (3, 6)])
@@ -75,7 +75,7 @@ def gaps(rows: Rows, covered: Iterable[Rows]) -> list[Rows]:
     return missing
 
 
-def cover(rows: Rows, covering: Collection[Rows]) -> list[tuple[Rows, Rows]]:
+def cover(rows: RowRange, covering: Collection[RowRange]) -> list[tuple[RowRange, RowRange]]:
     """Ranges that hold a range together, each with the part to take from it; every row is taken once.
 
     >>> cover((0, 10), [(5, 12), (0, 6)])
@@ -83,7 +83,7 @@ def cover(rows: Rows, covering: Collection[Rows]) -> list[tuple[Rows, Rows]]:
     """
     if rows[0] == rows[1]:
         return [(rows, rows)] if rows in covering else []
-    parts: list[tuple[Rows, Rows]] = []
+    parts: list[tuple[RowRange, RowRange]] = []
     position = rows[0]
     for start, stop in sorted(covering):
         end = min(stop, rows[1])
@@ -93,7 +93,9 @@ def cover(rows: Rows, covering: Collection[Rows]) -> list[tuple[Rows, Rows]]:
     return parts
 
 
-def pieces(slices: Iterable[Rows], missing: Sequence[Sequence[Rows]]) -> Iterator[tuple[Rows, frozenset[int]]]:
+def pieces(
+    slices: Iterable[RowRange], missing: Sequence[Sequence[RowRange]]
+) -> Iterator[tuple[RowRange, frozenset[int]]]:
     """Cut slices where the set of missing things changes, and keep the parts that miss something.
 
     Args:
@@ -121,10 +123,10 @@ def pieces(slices: Iterable[Rows], missing: Sequence[Sequence[Rows]]) -> Iterato
                 yield (ranges[0][0], ranges[-1][1]), absent
 
 
-def _missing_at(row: int, missing: Sequence[Sequence[Rows]]) -> frozenset[int]:
+def _missing_at(row: int, missing: Sequence[Sequence[RowRange]]) -> frozenset[int]:
     return frozenset(index for index, ranges in enumerate(missing) if _holds(ranges, row))
 
 
-def _holds(ranges: Sequence[Rows], row: int) -> bool:
+def _holds(ranges: Sequence[RowRange], row: int) -> bool:
     index = bisect_right(ranges, row, key=lambda rows: rows[0]) - 1
     return index >= 0 and ranges[index][0] <= row < ranges[index][1]

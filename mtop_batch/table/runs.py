@@ -1,7 +1,7 @@
 """The record of each run: what it wanted, written when it starts.
 
     <labels>/_runs/<run>/run.json       the definition
-    <labels>/_runs/<run>/report.json    what came of it, see `mtop_batch.labelling.report.run_report`
+    <labels>/_runs/<run>/report.json    its result, see `mtop_batch.labelling.report.run_report`
 
 The newest run that wanted a task says which of its labels are the current ones.
 """
@@ -66,7 +66,7 @@ def write_run(
     """Write `run.json`, before the first label file of the run.
 
     Raises:
-        LabelTableError: The storage cannot be reached or refuses.
+        StorageError: The storage cannot be reached or refuses.
     """
     content = {
         "format": _FORMAT,
@@ -75,8 +75,8 @@ def write_run(
         "corpus": corpus,
         "partitions": dict(partitions or {}),
         "bundle": definition.bundle_uri,
-        "tasks": dict(definition.tasks),
-        "task_labels": {spec.name: spec.labels for spec in definition.specs},
+        "tasks": dict(definition.fingerprints),
+        "task_labels": {task.name: task.labels for task in definition.tasks},
         "text_columns": definition.text_columns,
         "id_column": definition.id_column,
     }
@@ -114,8 +114,8 @@ def read_run(labels: str, run: str) -> RunRecord:
         ) from error
 
 
-def present_definitions(labels: str, tasks: Sequence[str]) -> dict[str, LabelSet]:
-    """For each task, what the newest run wanted that wanted it: by that, its labels are current or not.
+def current_definitions(labels: str, tasks: Sequence[str]) -> dict[str, LabelSet]:
+    """For each task, what the newest run wanted that wanted it: labels of that definition are the current ones.
 
     Args:
         labels: The label table.
@@ -123,7 +123,7 @@ def present_definitions(labels: str, tasks: Sequence[str]) -> dict[str, LabelSet
     """
     found: dict[str, LabelSet] = {}
     for record in _newest_first(labels):
-        for task in record.wanted.tasks:
+        for task in record.wanted.fingerprints:
             found.setdefault(task, record.wanted)
         if found.keys() >= set(tasks):
             break
@@ -140,7 +140,7 @@ def check_same_tasks(labels: str, definition: Definition) -> None:
         TaskError: There is such a task.
         LabelTableError: The label table cannot be read.
     """
-    open_tasks = {spec.name: spec for spec in definition.specs}
+    open_tasks = {task.name: task for task in definition.tasks}
     for record in islice(_newest_first(labels), _RUNS_LOOKED_AT):
         for name in open_tasks.keys() & record.task_labels.keys():
             before, now = record.task_labels[name], open_tasks.pop(name).labels

@@ -1,6 +1,6 @@
 """What a label table holds, in numbers, for `mtop labels`: counted as the rows stream by.
 
-Whether the corpus has changed since nobody can tell from the labels alone: that is what `mtop label --plan` is for.
+The labels alone do not say whether the corpus has changed since; `mtop label --plan` does.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtop_batch.table.merge import Part, View, open_view
+from mtop_batch.table.merge import LoadedSegment, TableScan, open_scan
 
 
 @dataclass
-class TaskOverview:
+class TaskStats:
     """One task over all articles in scope; `current + older + errors + missing == articles`.
 
     Args:
@@ -25,7 +25,7 @@ class TaskOverview:
         current: Articles with a label of the definition that the newest run wanted.
         older: Articles whose newest label is of another definition.
         errors: Articles that cannot be labelled, such as those without text.
-        missing: Articles that no label file answers for.
+        missing: Articles that are in no label file of the task.
         label_counts: Articles per label.
         score_sum: Sum of the scores.
         made_by: Labelled articles per (bundle, fingerprint).
@@ -61,7 +61,7 @@ class TaskOverview:
         return {label: count / self.labelled for label, count in self.label_counts.most_common()}
 
     def to_dict(self) -> dict[str, Any]:
-        """The overview as JSON-ready values."""
+        """The numbers as JSON-ready values."""
         return {
             "kind": self.kind,
             "articles": self.articles,
@@ -81,7 +81,7 @@ class TaskOverview:
 
 
 @dataclass
-class SetOverview:
+class LabelSetStats:
     """The files of a label set in scope, whether their labels are current or not."""
 
     tasks: tuple[str, ...]
@@ -90,12 +90,12 @@ class SetOverview:
     num_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The overview as JSON-ready values."""
+        """The numbers as JSON-ready values."""
         return {"tasks": list(self.tasks), "files": self.files, "rows": self.rows, "bytes": self.num_bytes}
 
 
 @dataclass
-class Overview:
+class TableStats:
     """A label table in numbers.
 
     Args:
@@ -109,11 +109,11 @@ class Overview:
     labels: str
     articles: int
     source_files: int
-    tasks: Mapping[str, TaskOverview]
-    label_sets: Mapping[str, SetOverview]
+    tasks: Mapping[str, TaskStats]
+    label_sets: Mapping[str, LabelSetStats]
 
     def to_dict(self) -> dict[str, Any]:
-        """The overview as JSON-ready values."""
+        """The numbers as JSON-ready values."""
         return {
             "labels": self.labels,
             "articles": self.articles,
@@ -123,9 +123,9 @@ class Overview:
         }
 
 
-def label_overview(
+def table_stats(
     labels: str, tasks: Sequence[str] | None = None, partition: Mapping[str, str] | None = None
-) -> Overview:
+) -> TableStats:
     """Count what a label table holds, a few label files in memory at a time.
 
     Args:
@@ -137,45 +137,45 @@ def label_overview(
         LabelTableError: There are no labels, or they cannot be read, or one was replaced meanwhile.
         TaskError: No label set has one of the tasks.
     """
-    view = open_view(labels, tasks, partition)
-    found = {task: TaskOverview(view.kind(task)) for task in view.tasks}
+    scan = open_scan(labels, tasks, partition)
+    found = {task: TaskStats(scan.kind(task)) for task in scan.tasks}
     articles = 0
-    for part in view.parts():
-        articles += len(part)
-        for task, overview in found.items():
-            _add(overview, task, part, view)
-    return Overview(view.labels, articles, len(view.sources), found, _label_sets(view))
+    for segment in scan.load():
+        articles += len(segment)
+        for task, stats in found.items():
+            _add(stats, task, segment, scan)
+    return TableStats(scan.labels, articles, len(scan.segments_by_source), found, _label_sets(scan))
 
 
-def _add(overview: TaskOverview, task: str, part: Part, view: View) -> None:
-    file = part.file_of(task)
+def _add(stats: TaskStats, task: str, segment: LoadedSegment, scan: TableScan) -> None:
+    file = segment.file_of(task)
     if file is None:
-        overview.missing += len(part)
+        stats.missing += len(segment)
         return
-    scores = part.column(file, f"{task}_score")
-    num_labelled = len(part) - scores.null_count
-    overview.errors += scores.null_count
-    if view.chooser.is_present(task, file.label_set):
-        overview.current += num_labelled
+    scores = segment.column(file, f"{task}_score")
+    num_labelled = len(segment) - scores.null_count
+    stats.errors += scores.null_count
+    if scan.chooser.is_current(task, file.label_set):
+        stats.current += num_labelled
     else:
-        overview.older += num_labelled
-    overview.score_sum += pc.sum(scores).as_py() or 0.0
-    footer = part.footer(file)
+        stats.older += num_labelled
+    stats.score_sum += pc.sum(scores).as_py() or 0.0
+    footer = segment.footer(file)
     if num_labelled:
-        overview.made_by[footer.bundles[task], footer.fingerprints[task]] += num_labelled
-    if part.has(file, f"{task}_label"):
-        overview.label_counts.update(_counts(part.column(file, f"{task}_label")))
+        stats.made_by[footer.bundles[task], footer.fingerprints[task]] += num_labelled
+    if segment.has(file, f"{task}_label"):
+        stats.label_counts.update(_counts(segment.column(file, f"{task}_label")))
 
 
 def _counts(values: pa.ChunkedArray) -> dict[str, int]:
     return {entry["values"]: entry["counts"] for entry in pc.value_counts(values.drop_null()).to_pylist()}
 
 
-def _label_sets(view: View) -> dict[str, SetOverview]:
-    found: dict[str, SetOverview] = {}
-    for file, num_bytes in view.files:
-        overview = found.setdefault(file.label_set, SetOverview(tuple(view.label_sets[file.label_set].tasks)))
-        overview.files += 1
-        overview.rows += file.rows[1] - file.rows[0]
-        overview.num_bytes += num_bytes
+def _label_sets(scan: TableScan) -> dict[str, LabelSetStats]:
+    found: dict[str, LabelSetStats] = {}
+    for file, num_bytes in scan.files:
+        stats = found.setdefault(file.label_set, LabelSetStats(tuple(scan.label_sets[file.label_set].fingerprints)))
+        stats.files += 1
+        stats.rows += file.rows[1] - file.rows[0]
+        stats.num_bytes += num_bytes
     return found

@@ -1,4 +1,4 @@
-"""Label files: row for row the labels of a slice of a source file, with a record of what they are.
+"""Label files: row for row the labels of a slice of a source file, with a footer that says what they are.
 
     <labels>/<label set>/<path of the source file>     columns id, <task>_label, <task>_score ..., error
                                                        or id, vector, error
@@ -31,7 +31,7 @@ from mtop_batch.tasks import Task
 
 T = TypeVar("T")
 _FORMAT = ds.ParquetFileFormat()
-# Files of a data set of which only some are damaged: one of so many should tell the label set's definition.
+# Files of a data set of which only some are damaged: one of so many should give the label set's definition.
 _DEFINITION_TRIES = 8
 
 
@@ -51,7 +51,7 @@ def write_label_file(
     columns: Mapping[str, pa.Array],
     errors: Sequence[str | None] | pa.Array,
     footer: Footer,
-    specs: Iterable[Task],
+    tasks: Iterable[Task],
 ) -> int:
     """Write one label file, whole or not at all; a file of that name is replaced.
 
@@ -63,16 +63,17 @@ def write_label_file(
         ids: The source rows' ids.
         columns: `<task>_label` and `<task>_score` of the target's tasks, `vector` for `VECTOR`, at least.
         errors: Why a row has no labels; None where it has.
-        footer: The file's record of itself.
-        specs: The tasks, at least the target's.
+        footer: What the file says about itself.
+        tasks: The tasks, at least the target's.
 
     Returns:
         Bytes written.
 
     Raises:
-        LabelTableError: The columns do not have the source's rows, or the storage cannot be reached or refuses.
+        LabelTableError: The columns do not have the source's rows.
+        StorageError: The storage cannot be reached or refuses.
     """
-    by_name = {task.name: task for task in specs}
+    by_name = {task.name: task for task in tasks}
     schema = label_schema(
         ids.type,
         [by_name[name] for name in target.tasks if name != VECTOR],
@@ -96,7 +97,7 @@ def write_label_file(
 
 
 def remove_unfinished(labels: str) -> None:
-    """Remove what writers left on a local disk when they were killed. Only for who holds the table alone."""
+    """Remove what writers left on a local disk when they were killed. Only while this run holds the lease."""
     if not storage.is_remote(labels):
         shutil.rmtree(_unfinished(labels), ignore_errors=True)
 
@@ -107,7 +108,7 @@ def _unfinished(labels: str) -> str:
 
 
 def read_footer(labels: str, label_set: str, path: str, size: int | None = None) -> Footer:
-    """The record in a label file.
+    """The footer of a label file.
 
     Args:
         labels: The label table.
@@ -117,24 +118,26 @@ def read_footer(labels: str, label_set: str, path: str, size: int | None = None)
 
     Raises:
         DamagedLabelFile: It is not readable as a label file.
-        LabelTableError: The storage does not answer, or a later version of this package wrote the file.
+        StorageError: The storage does not answer.
+        LabelTableError: A later version of this package wrote the file.
     """
     return _read_metadata(labels, label_set, path, size, _footer_of)
 
 
-def read_head(labels: str, label_set: str, path: str, size: int | None = None) -> tuple[Footer, pa.Schema]:
-    """The record in a label file, and its columns; otherwise as `read_footer`."""
+def read_footer_and_schema(labels: str, label_set: str, path: str, size: int | None = None) -> tuple[Footer, pa.Schema]:
+    """The footer of a label file, and its columns; otherwise as `read_footer`."""
     return _read_metadata(
         labels, label_set, path, size, lambda metadata: (_footer_of(metadata), metadata.schema.to_arrow_schema())
     )
 
 
 def read_label_file(labels: str, label_set: str, path: str, columns: Sequence[str]) -> tuple[Footer, pa.Table]:
-    """A label file's record, and those of its columns that it has.
+    """A label file's footer, and those of its columns that it has.
 
     Raises:
         DamagedLabelFile: It is not readable as a label file.
-        LabelTableError: The storage does not answer, or a later version of this package wrote the file.
+        StorageError: The storage does not answer.
+        LabelTableError: A later version of this package wrote the file.
     """
     with _open(labels, label_set, path) as parquet:
         names = set(parquet.schema_arrow.names)
@@ -146,7 +149,7 @@ def list_label_files(labels: str) -> dict[str, dict[str, int]]:
     """Bytes of all label files by label set and path below it; none if there is no table yet.
 
     Raises:
-        LabelTableError: The storage cannot be reached or refuses.
+        StorageError: The storage cannot be reached or refuses.
     """
     found: dict[str, dict[str, int]] = defaultdict(dict)
     for info in storage.list_files(labels):
@@ -160,7 +163,8 @@ def read_label_sets(labels: str, listing: Mapping[str, Mapping[str, int]]) -> li
     """The definitions of the label sets, each from one of its files; directories that hold something else are left out.
 
     Raises:
-        LabelTableError: The storage does not answer, or a later version of this package wrote the table.
+        StorageError: The storage does not answer.
+        LabelTableError: A later version of this package wrote the table.
     """
 
     def read(label_set: str) -> LabelSet | None:
@@ -192,16 +196,16 @@ def _read_metadata(
     if size:
         fs, fs_path = storage.filesystem(storage.join(labels, label_set, path))
         try:
-            # A fragment, unlike an open file, takes our word for the size.
+            # A fragment, unlike an open file, accepts a known size.
             return interpret(_FORMAT.make_fragment(fs_path, fs, file_size=size).metadata)
         except (OSError, ValueError, KeyError):
-            pass  # Replaced or removed since it was listed, or damaged, or an outage: the long way finds out.
+            pass  # Replaced or removed since it was listed, or damaged, or an outage: opening the file finds out which.
     with _open(labels, label_set, path) as parquet:
         return interpret(parquet.metadata)
 
 
 def _footer_of(metadata: pq.FileMetaData) -> Footer:
-    record = (metadata.metadata or {}).get(FOOTER_KEY.encode())
-    if record is None:
+    data = (metadata.metadata or {}).get(FOOTER_KEY.encode())
+    if data is None:
         raise ValueError(f"its footer has no key {FOOTER_KEY!r}")
-    return Footer.decode(record)
+    return Footer.decode(data)

@@ -10,7 +10,7 @@ import pytest
 
 from mtop_batch import storage
 from mtop_batch.corpus.files import Layout, MissingColumns, SourceFile, UnreadableSource, read_layout
-from mtop_batch.errors import LabelTableError
+from mtop_batch.errors import StorageError
 from tests.labelling.support import articles, write_corpus
 
 
@@ -63,7 +63,7 @@ def test_storage_that_does_not_answer_says_nothing_about_the_file(
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(storage, "filesystem", fail)
-    with pytest.raises(LabelTableError, match="Input/output error"):
+    with pytest.raises(StorageError, match="Input/output error"):
         layout(tmp_path, found)
 
 

@@ -165,7 +165,7 @@ def test_units_are_cut_where_stored_vectors_end(tmp_path: Path, task_tables: lis
 
 
 @pytest.mark.slow
-def test_vectors_of_another_definition_are_not_shown_beside_the_present_ones(tmp_path: Path) -> None:
+def test_vectors_of_another_definition_are_not_shown_beside_the_current_ones(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_articles(f"{tmp_path}/corpus/day={name}/x.parquet", TEXTS[:5])
     label(save_model(tmp_path / "m"), tmp_path, vectors=True)

@@ -26,16 +26,16 @@ def definition(fingerprints: Mapping[str, str], **options: Any) -> Definition:
 
     Tasks whose name starts with "r" are regressions, those with "p" probes.
     """
-    specs = tuple(
+    records = tuple(
         Task(name, kind="regression", labels=())
         if name.startswith("r")
         else Task(name, "probe" if name.startswith("p") else "classification")
         for name in fingerprints
         if name != VECTOR
     )
-    tasks = dict(sorted(fingerprints.items(), key=lambda item: item[0] == VECTOR))
-    options = {"bundle_name": "news", "bundle_uri": "models/news", "vector": tasks.get(VECTOR, "1"), **options}
-    return Definition(specs=specs, tasks=tasks, **options)
+    ordered = dict(sorted(fingerprints.items(), key=lambda item: item[0] == VECTOR))
+    options = {"bundle_name": "news", "bundle_uri": "models/news", "vector": ordered.get(VECTOR, "1"), **options}
+    return Definition(tasks=records, fingerprints=ordered, **options)
 
 
 def write_corpus(root: Path, files: Mapping[str, Any], **options: Any) -> None:
@@ -76,14 +76,14 @@ def label_unit(corpus: str, labels: str, wanted: Definition, unit: Unit, run: st
         columns["vector"] = pa.array(vectors, pa.list_(pa.float16(), 2))
     for task in (task for task in unit.tasks if task != VECTOR):
         pairs = [
-            (None, None) if text is None else expected_label(task, wanted.tasks[task], text, second)
+            (None, None) if text is None else expected_label(task, wanted.fingerprints[task], text, second)
             for text, second in zip(texts, seconds, strict=True)
         ]
         columns[f"{task}_label"] = pa.array([label for label, _ in pairs], pa.string()).cast(LABEL_TYPE)
         columns[f"{task}_score"] = pa.array([score for _, score in pairs], pa.float32())
     for target in unit.targets[:max_targets]:
         footer = unit.footer(target, wanted, run)
-        write_label_file(labels, target, ids, columns, errors, footer, wanted.specs)
+        write_label_file(labels, target, ids, columns, errors, footer, wanted.tasks)
 
 
 def run_plan(plan: Plan, wanted: Definition, units: Iterable[Unit] | None = None) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from mtop_batch import storage
 from mtop_batch.corpus.files import SourceChanged
-from mtop_batch.errors import LabelTableError
+from mtop_batch.errors import StorageError
 from mtop_batch.labelling.plan import staleness as why
 from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.labelling.plan.work import Unit
@@ -102,11 +102,11 @@ def test_a_file_replaced_since_the_plan_is_found_out_by_its_etag(root: str) -> N
 def test_wrong_credentials_and_missing_buckets_are_told_without_secrets(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(LabelTableError, match="the bucket does not exist"):
+    with pytest.raises(StorageError, match="the bucket does not exist"):
         storage.list_files("s3://no-such-bucket/x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
     for call in (storage.list_files, storage.read_bytes, storage.exists):
-        with pytest.raises(LabelTableError, match=r"was refused.*AWS_ACCESS_KEY_ID") as caught:
+        with pytest.raises(StorageError, match=r"was refused.*AWS_ACCESS_KEY_ID") as caught:
             call(storage.join(root, "x"))
         assert "wrong-secret" not in str(caught.value)
 
@@ -120,9 +120,9 @@ def test_a_server_that_is_down_is_an_outage_and_not_a_missing_or_bad_file(
     (unit,) = plan_labels(corpus, storage.join(root, "labels"), AB).units
     server.stop()
     try:
-        with pytest.raises(LabelTableError, match="cannot be reached"):
+        with pytest.raises(StorageError, match="cannot be reached"):
             list(read_unit(corpus, unit, "id"))
-        with pytest.raises(LabelTableError, match="cannot be reached"):
+        with pytest.raises(StorageError, match="cannot be reached"):
             storage.list_files(corpus)
     finally:
         server.start()
@@ -135,6 +135,6 @@ def rows_when_back(corpus: str, unit: Unit) -> int:
     while True:
         try:
             return sum(len(batch) for batch in read_unit(corpus, unit, "id"))
-        except LabelTableError:
+        except StorageError:
             assert time.monotonic() < deadline
             time.sleep(0.2)

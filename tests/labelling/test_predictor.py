@@ -223,14 +223,12 @@ def test_batches_without_padding_have_no_mask(
     assert [alike[0], with_other[0]] == pytest.approx(alone * 2, abs=1e-5)
 
 
-def test_the_matrix_rate_is_not_measured_after_every_piece(
-    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_peak_is_not_measured_after_every_piece(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = iter([1.0, 2.0])
     monkeypatch.setattr(predictor_module, "measure_matrix_rate", lambda *_: next(rates))
-    assert [predictor.measure_matrix_rate() for _ in range(3)] == [1.0] * 3
-    monkeypatch.setattr(predictor_module, "_RATE_EVERY_S", 0.0)
-    assert predictor.measure_matrix_rate() == 2.0
+    assert [predictor.measure_peak_flops_per_s() for _ in range(3)] == [1.0] * 3
+    monkeypatch.setattr(predictor_module, "_PEAK_EVERY_S", 0.0)
+    assert predictor.measure_peak_flops_per_s() == 2.0
 
 
 def run_out_of_memory_beyond(model: MTOPModel, max_rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:

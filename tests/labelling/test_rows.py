@@ -25,7 +25,7 @@ from tests.conftest import WORDS, make_backbone, make_tokenizer
 TASKS = (Task("mood", labels=("bad", "neutral", "good")), Task("length", kind="regression", labels=()))
 WANTED = Definition("tiny", "models/tiny", TASKS, {"mood": "1", "length": "1"})
 
-Rows = list[tuple[int | None, str | None, str | None]]
+TextRows = list[tuple[int | None, str | None, str | None]]
 texts = st.none() | st.sampled_from(["", " ", "\n", "\x00"]) | st.text(max_size=8) | st.sampled_from(WORDS)
 rows = st.lists(st.tuples(st.none() | st.integers(0, 3), texts, texts), max_size=9)
 paths = st.sampled_from(["a.parquet", "k=1/a.parquet", "k=2/b c.parquet", "x/y/z.pq"])
@@ -38,7 +38,7 @@ def predictor() -> Predictor:
     return Predictor(model, make_tokenizer())
 
 
-def write_file(path: Path, content: Rows, row_group_size: int, as_dictionary: bool) -> None:
+def write_file(path: Path, content: TextRows, row_group_size: int, as_dictionary: bool) -> None:
     ids, titles, bodies = (list(column) for column in zip(*content, strict=True)) if content else ([], [], [])
     body = pa.array(bodies, pa.string())
     table = pa.table(
@@ -68,7 +68,7 @@ def run_stages(corpus: str, labels: str, unit_rows: int) -> list[UnitResult]:
 @settings(max_examples=60)
 @given(corpora, st.integers(1, 6))
 def test_every_row_of_any_corpus_is_in_the_table_once_in_order_with_labels_or_a_reason(
-    tmp_path_factory: pytest.TempPathFactory, files: dict[str, tuple[Rows, int, bool]], unit_rows: int
+    tmp_path_factory: pytest.TempPathFactory, files: dict[str, tuple[TextRows, int, bool]], unit_rows: int
 ) -> None:
     root = tmp_path_factory.mktemp("rows")
     for name, (content, row_group_size, as_dictionary) in files.items():

@@ -89,7 +89,7 @@ def test_the_summary_is_one_line_that_says_what_was_not_done(tmp_path: Path) -> 
     report = make_report(tmp_path)
     report.add(result("x.parquet", 1100, 3))
     report.finish("the storage did not answer")
-    line = report.summary_line()
+    line = report.line()
     assert "\n" not in line
     for part in ("failed", "1,100 articles", "2,200 of 260 cells done", "20 already current", "3 rows with errors"):
         assert part in line
@@ -101,8 +101,8 @@ def test_what_a_run_removed_is_told_and_what_it_pruned_is_no_longer_missing_its_
     report.plan = replace(report.plan, prune=True)
     report.removed += report.plan.removals
     assert report.to_dict()["removed_files"] == report.to_dict()["orphaned_files"] == ["news-1/gone.parquet"]
-    assert "1 label files removed" in report.summary_line()
-    assert "without a source file" not in report.summary_line()
+    assert "1 label files removed" in report.line()
+    assert "without a source file" not in report.line()
 
 
 def test_a_report_is_written_beside_its_run_record(tmp_path: Path) -> None:

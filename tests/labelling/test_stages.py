@@ -1,4 +1,4 @@
-"""The stages' patience with storage that does not answer."""
+"""The stages' retries while storage does not answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from mtop_batch.corpus.files import SourceFile
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.errors import LabelTableError
+from mtop_batch.errors import StorageError
 from mtop_batch.labelling.plan.work import Unit
 from mtop_batch.labelling.run.stages import LabelJob, read_and_tokenise, write
 from mtop_batch.storage import clients
@@ -21,18 +21,18 @@ from tests.labelling.support import definition
 UNIT = Unit(SourceFile("x", 9, "1"), 1, 1, (0, 1), (0, 1), ("body",), ("a",), (Target("set", "x", ("a",)),))
 
 
-@pytest.mark.parametrize(("patience_s", "num_pauses"), [(0, 0), (0.5, 1)])
-def test_storage_is_asked_again_until_patience_ends(
-    monkeypatch: pytest.MonkeyPatch, patience_s: float, num_pauses: int
+@pytest.mark.parametrize(("retry_timeout_s", "num_pauses"), [(0, 0), (0.5, 1)])
+def test_storage_is_asked_again_until_the_retry_timeout_ends(
+    monkeypatch: pytest.MonkeyPatch, retry_timeout_s: float, num_pauses: int
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(clients, "_S3_ATTEMPTS", 1)
     wanted = definition({"a": "1"})
-    job = LabelJob("s3://test/corpus", "s3://test/labels", "run", wanted, LeaseToken("", "run", 1, 60), patience_s)
+    job = LabelJob("s3://test/corpus", "s3://test/labels", "run", wanted, LeaseToken("", "run", 1, 60), retry_timeout_s)
     started = time.monotonic()
-    with pytest.raises(LabelTableError, match="cannot be reached"):
+    with pytest.raises(StorageError, match="cannot be reached"):
         read_and_tokenise(job, [UNIT], TextTokenizer(make_tokenizer(), 32))
     assert num_pauses <= time.monotonic() - started < num_pauses + 1
 

@@ -13,7 +13,7 @@ from mtop_batch.corpus.files import Layout, SourceFile
 from mtop_batch.labelling.plan import staleness as why
 from mtop_batch.labelling.plan.placement import choose_label_sets
 from mtop_batch.labelling.plan.planner import build_plan
-from mtop_batch.labelling.plan.staleness import Cells, LabelFile, relevant_sets
+from mtop_batch.labelling.plan.staleness import LabelFile, Staleness, relevant_sets
 from mtop_batch.labelling.plan.work import Plan, Unit, decode_units, encode_units
 from mtop_batch.table.definition import VECTOR, Definition, LabelSet
 from mtop_batch.table.footer import Footer
@@ -41,15 +41,15 @@ class Table:
         listing: dict[str, list[str]] = {}
         for name, path in self.files:
             listing.setdefault(name, []).append(path)
-        cells = Cells(wanted, list(definitions.values()), label_files, listing)
+        staleness = Staleness(wanted, list(definitions.values()), label_files, listing)
         current, stale = [], []
         for source, row_groups in corpus.items():
-            num_rows = cells.num_rows_if_current(source)
+            num_rows = staleness.num_rows_if_current(source)
             if num_rows is None:
                 stale.append((source, Layout(row_groups, wanted.text_columns)))
             else:
                 current.append((source, num_rows))
-        return build_plan(cells, wanted.tasks, current, stale, unit_rows)
+        return build_plan(staleness, wanted.fingerprints, current, stale, unit_rows)
 
     def label_sets(self) -> set[str]:
         return {name for name, _ in self.files}
@@ -65,11 +65,11 @@ class Table:
                 self.files[target.label_set, target.path] = unit.footer(target, wanted, "run")
 
     def current_cells(self, wanted: Definition, corpus: Corpus) -> Counter[Cell]:
-        """Cells with current labels, each counted once per label file that has them."""
+        """Staleness with current labels, each counted once per label file that has them."""
         found: Counter[Cell] = Counter()
         for (name, _), footer in self.files.items():
             if footer and footer.source in corpus:
-                tasks = [task for task in wanted.tasks if footer.label_set(name).holds(wanted, task)]
+                tasks = [task for task in wanted.fingerprints if footer.label_set(name).holds(wanted, task)]
                 rows = range(*footer.rows)
                 found.update((footer.source.path, row, task) for row in rows for task in tasks)
         return found
@@ -90,7 +90,7 @@ def all_cells(wanted: Definition, corpus: Corpus) -> set[Cell]:
         (source.path, row, task)
         for source, row_groups in corpus.items()
         for row in range(sum(row_groups))
-        for task in wanted.tasks
+        for task in wanted.fingerprints
     }
 
 
@@ -105,7 +105,7 @@ def check_plan(plan: Plan, table: Table, wanted: Definition, corpus: Corpus) -> 
     assert max(planned.values(), default=1) == 1
     assert (plan.cells_planned, plan.cells_current) == (planned.total(), len(set(current)))
     assert plan.reasons.total() == plan.cells_planned == sum(plan.planned_per_task.values())
-    assert plan.num_articles * len(wanted.tasks) == plan.cells_total
+    assert plan.num_articles * len(wanted.fingerprints) == plan.cells_total
     with_vectors = vector_rows(table, wanted, corpus)
     for unit in plan.units:
         rows = {(unit.source.path, row) for row in range(*unit.rows)}
@@ -115,7 +115,7 @@ def check_plan(plan: Plan, table: Table, wanted: Definition, corpus: Corpus) -> 
             assert [row for part in unit.vectors for row in range(*part.rows)] == list(range(*unit.rows))
         assert all(target.tasks == (VECTOR,) for target in unit.targets if VECTOR in target.tasks)
         assert Counter(task for target in unit.targets for task in target.tasks) == Counter(unit.tasks)
-        assert list(unit.tasks) == [task for task in wanted.tasks if task in unit.tasks]
+        assert list(unit.tasks) == [task for task in wanted.fingerprints if task in unit.tasks]
     paths = [(target.label_set, target.path) for unit in plan.units for target in unit.targets]
     assert len(set(paths)) == len(paths)
     for name, path in paths:
@@ -124,7 +124,7 @@ def check_plan(plan: Plan, table: Table, wanted: Definition, corpus: Corpus) -> 
 
 
 def vector_rows(table: Table, wanted: Definition, corpus: Corpus) -> set[tuple[str, int]]:
-    """Rows whose present content has the vectors that a wanted probe reads."""
+    """Rows whose current content has the vectors that a wanted probe reads."""
     return {
         (footer.source.path, row)
         for (name, _), footer in table.files.items()
@@ -253,7 +253,7 @@ def test_a_file_labelled_in_part_is_unfinished_and_a_damaged_label_file_is_done_
 
 
 def table_set(wanted: Definition, tasks: Sequence[str] = ()) -> str:
-    return wanted.label_set_name(tasks or wanted.tasks)
+    return wanted.label_set_name(tasks or wanted.fingerprints)
 
 
 def test_new_content_in_one_file_replaces_it_in_one_step_else_the_old_goes_first() -> None:
@@ -298,7 +298,7 @@ def test_the_largest_fitting_sets_are_filled_and_sets_of_other_columns_are_not()
         LabelSet("a-other", {"a": "1"}, ("body",), "id"),
         LabelSet("abcd-old", {"a": "1", "b": "1", "c": "1", "d": "0"}, *wanted.columns),
     ]
-    chosen = choose_label_sets(wanted, tuple(wanted.tasks), sets)
+    chosen = choose_label_sets(wanted, tuple(wanted.fingerprints), sets)
     assert chosen == [(table_set(wanted, "a"), ("a",)), ("bcd", ("b", "c", "d"))]
 
 
@@ -322,8 +322,10 @@ def test_files_without_rows_get_a_label_file_once() -> None:
 
 def test_label_files_of_removed_sources_are_orphaned() -> None:
     table = labelled(AB, {X: (5,), Y: (5,)})
-    cells = Cells(AB, [LabelSet(table_set(AB), AB.tasks, *AB.columns)], [], {table_set(AB): ["x.parquet", "y.parquet"]})
-    assert cells.orphaned({"x.parquet"}) == [f"{table_set(AB)}/y.parquet"]
+    staleness = Staleness(
+        AB, [LabelSet(table_set(AB), AB.fingerprints, *AB.columns)], [], {table_set(AB): ["x.parquet", "y.parquet"]}
+    )
+    assert staleness.orphaned({"x.parquet"}) == [f"{table_set(AB)}/y.parquet"]
     assert table.plan(AB, {X: (5,)}).units == ()
 
 

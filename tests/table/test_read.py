@@ -1,4 +1,4 @@
-"""Label files and the table as one: every article once for any reader, with the labels of the present definition."""
+"""Label files and the table as one: every article once for any reader, with the labels of the current definition."""
 
 from __future__ import annotations
 
@@ -128,11 +128,11 @@ def test_labels_of_another_number_of_rows_are_not_written(corpus: Path, labels: 
     columns = {"a_label": pa.array(["yes"] * 4).dictionary_encode(), "a_score": pa.array([0.5] * 4, pa.float32())}
     ids = pa.array(["i"] * 4)
     with pytest.raises(LabelTableError, match="5 rows were read, but there are labels for"):
-        write_label_file(str(labels), target, ids, columns, [None] * 4, unit.footer(target, wanted, "r"), wanted.specs)
+        write_label_file(str(labels), target, ids, columns, [None] * 4, unit.footer(target, wanted, "r"), wanted.tasks)
     assert not labels.exists()
 
 
-def test_a_killed_writer_leaves_nothing_that_a_reader_stumbles_over(
+def test_a_killed_writer_leaves_nothing_that_a_reader_fails_on(
     corpus: Path, labels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     label_corpus(corpus, labels, AB)
@@ -176,7 +176,7 @@ def test_label_sets_are_joined_by_row(corpus: Path, labels: Path) -> None:
     table = read_labels(str(labels))
     assert table.column_names[:3] == ["id", "lang", "date"]
     rows = table.drop_columns(["lang", "date", "error"]).to_pylist()
-    assert rows == [answers(abd.tasks, n) for n in range(12)]
+    assert rows == [answers(abd.fingerprints, n) for n in range(12)]
     assert table["date"].to_pylist()[-4:] == ["2026-11-20", None, None, None]
 
 
@@ -199,7 +199,7 @@ def test_the_newest_wanted_definition_wins_where_it_has_labels(corpus: Path, lab
     rows = read_labels(str(labels), provenance=True).to_pylist()
     assert [row["a_fingerprint"] for row in rows] == ["new"] * 5 + ["old"] * 7
     assert [row["a_bundle"] for row in rows] == ["news-2"] * 5 + ["news"] * 7
-    assert [row["a_label"] for row in rows][:5] == [answers(new.tasks, n)["a_label"] for n in range(5)]
+    assert [row["a_label"] for row in rows][:5] == [answers(new.fingerprints, n)["a_label"] for n in range(5)]
 
 
 def test_going_back_to_an_old_bundle_shows_its_labels_again(corpus: Path, labels: Path) -> None:
@@ -329,19 +329,19 @@ def test_a_place_without_labels_is_an_error(tmp_path: Path) -> None:
     ),
     st.data(),
 )
-def test_over_any_subsets_of_sets_every_article_comes_once_with_present_labels(
+def test_over_any_subsets_of_sets_every_article_comes_once_with_current_labels(
     tmp_path_factory: pytest.TempPathFactory, runs: list[tuple[set[str], str, int]], data: st.DataObject
 ) -> None:
     root = tmp_path_factory.mktemp("t")
     write_corpus(root / "corpus", {"x.parquet": articles(9), "d=1/y.parquet": articles(4, start=9)}, row_group_size=4)
     labelled: dict[tuple[str, str], set[int]] = {}
-    present: dict[str, str] = {}
+    current: dict[str, str] = {}
     for tasks, fingerprint, unit_rows in runs:
         wanted = definition(dict.fromkeys(sorted(tasks), fingerprint))
         plan = plan_labels(str(root / "corpus"), str(root / "labels"), wanted, unit_rows=unit_rows)
         units = [unit for unit in plan.units if data.draw(st.booleans())]
         run_plan(plan, wanted, units)
-        present |= wanted.tasks
+        current |= wanted.fingerprints
         for unit in units:
             start = 9 if "y" in unit.source.path else 0
             for task in unit.tasks:
@@ -357,7 +357,7 @@ def test_over_any_subsets_of_sets_every_article_comes_once_with_present_labels(
         row = rows[f"a{number}"]
         for task in {task for task, _ in labelled}:
             having = [f for f in "12" if number in labelled.get((task, f), ())]
-            best = present[task] if present[task] in having else next(iter(having), None)
+            best = current[task] if current[task] in having else next(iter(having), None)
             assert row[f"{task}_fingerprint"] == best
             if best is not None:
                 assert row[f"{task}_label"] == answers({task: best}, number)[f"{task}_label"]

@@ -7,13 +7,13 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtop_batch.table.row_ranges import Rows, gaps, pieces, row_groups_of, slice_rows
+from mtop_batch.table.row_ranges import RowRange, gaps, pieces, row_groups_of, slice_rows
 
 row_group_sizes = st.lists(st.integers(0, 30), max_size=12)
 unit_sizes = st.integers(1, 40)
 
 
-def rows_of(ranges: list[Rows]) -> list[int]:
+def rows_of(ranges: list[RowRange]) -> list[int]:
     return [row for start, stop in ranges for row in range(start, stop)]
 
 
@@ -54,7 +54,7 @@ def test_row_groups_of_a_slice_hold_it_and_are_no_more_than_needed(row_groups: l
 
 
 @given(st.integers(0, 40), st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)).map(lambda t: (min(t), max(t)))))
-def test_gaps_are_the_rows_that_nothing_covers(num_rows: int, covered: list[Rows]) -> None:
+def test_gaps_are_the_rows_that_nothing_covers(num_rows: int, covered: list[RowRange]) -> None:
     done = set(rows_of(covered))
     missing = gaps((0, num_rows), covered)
     assert rows_of(missing) == [row for row in range(num_rows) if row not in done]

@@ -10,7 +10,7 @@ import pytest
 from mtop_batch import storage
 from mtop_batch.errors import LabelTableError, TaskError
 from mtop_batch.table.definition import Definition
-from mtop_batch.table.runs import check_same_tasks, list_runs, new_run_id, present_definitions, read_run, write_run
+from mtop_batch.table.runs import check_same_tasks, current_definitions, list_runs, new_run_id, read_run, write_run
 from mtop_batch.tasks import Task
 from tests.labelling.support import definition
 
@@ -33,14 +33,14 @@ def test_run_records_are_read_back_newest_first(tmp_path: Path) -> None:
     write_run(str(tmp_path), first, AB, "c")
     assert list_runs(str(tmp_path)) == [second, first]
     assert read_run(str(tmp_path), second).partitions == {"date": "2026-11-20"}
-    present = present_definitions(str(tmp_path), ["a", "b", "c"])
-    assert {task: wanted.tasks[task] for task, wanted in present.items()} == {"a": "2", "b": "1"}
+    current = current_definitions(str(tmp_path), ["a", "b", "c"])
+    assert {task: wanted.fingerprints[task] for task, wanted in current.items()} == {"a": "2", "b": "1"}
 
 
 def test_a_damaged_run_record_is_an_error(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "_runs" / "r1" / "run.json"), b"{}")
     with pytest.raises(LabelTableError, match="is not the record of a run"):
-        present_definitions(str(tmp_path), ["a"])
+        current_definitions(str(tmp_path), ["a"])
 
 
 def test_a_bundle_whose_tasks_have_the_names_of_others_is_refused(tmp_path: Path) -> None:

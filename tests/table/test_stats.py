@@ -11,7 +11,7 @@ from mtop_batch.cli.commands import main
 from mtop_batch.errors import TaskError
 from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.table.read import read_labels
-from mtop_batch.table.stats import label_overview
+from mtop_batch.table.stats import table_stats
 from tests.labelling.support import articles, definition, label_corpus, run_plan, write_corpus
 
 
@@ -30,26 +30,26 @@ def labels(tmp_path: Path) -> Path:
 
 
 def test_every_article_is_counted_once_for_every_task(labels: Path) -> None:
-    overview = label_overview(str(labels))
-    assert (overview.articles, overview.source_files) == (12, 2)
-    counts = {name: (t.current, t.older, t.errors, t.missing) for name, t in overview.tasks.items()}
+    stats = table_stats(str(labels))
+    assert (stats.articles, stats.source_files) == (12, 2)
+    counts = {name: (t.current, t.older, t.errors, t.missing) for name, t in stats.tasks.items()}
     assert counts == {"a": (4, 7, 1, 0), "r": (11, 0, 1, 0), "d": (7, 0, 0, 5)}
-    assert {task.articles for task in overview.tasks.values()} == {12}
-    assert overview.tasks["a"].coverage == pytest.approx(4 / 12)
+    assert {task.articles for task in stats.tasks.values()} == {12}
+    assert stats.tasks["a"].coverage == pytest.approx(4 / 12)
 
 
 def test_shares_and_bundles_are_those_of_the_labels_shown(labels: Path) -> None:
-    overview, table = label_overview(str(labels)), read_labels(str(labels))
+    stats, table = table_stats(str(labels)), read_labels(str(labels))
     shown = [label for label in table["a_label"].to_pylist() if label]
-    assert overview.tasks["a"].label_counts == {label: shown.count(label) for label in set(shown)}
-    assert overview.tasks["a"].made_by == {("news", "old"): 7, ("news-2", "new"): 4}
+    assert stats.tasks["a"].label_counts == {label: shown.count(label) for label in set(shown)}
+    assert stats.tasks["a"].made_by == {("news", "old"): 7, ("news-2", "new"): 4}
     scores = [score for score in table["r_score"].to_pylist() if score is not None]
-    assert overview.to_dict()["tasks"]["r"]["mean_score"] == pytest.approx(sum(scores) / 11, abs=1e-5)
-    assert overview.tasks["r"].label_counts == {}
+    assert stats.to_dict()["tasks"]["r"]["mean_score"] == pytest.approx(sum(scores) / 11, abs=1e-5)
+    assert stats.tasks["r"].label_counts == {}
 
 
 def test_label_sets_are_listed_with_their_files(labels: Path) -> None:
-    sets = label_overview(str(labels)).label_sets
+    sets = table_stats(str(labels)).label_sets
     assert sorted((s.tasks, s.files, s.rows) for s in sets.values()) == [
         (("a",), 1, 5),
         (("a", "r"), 2, 12),
@@ -60,12 +60,12 @@ def test_label_sets_are_listed_with_their_files(labels: Path) -> None:
 
 
 def test_tasks_and_partitions_limit_what_is_counted(labels: Path) -> None:
-    overview = label_overview(str(labels), ["d"], {"date": "2"})
-    assert (overview.articles, list(overview.tasks), overview.tasks["d"].coverage) == (7, ["d"], 1.0)
-    nothing = label_overview(str(labels), ["d"], {"date": "9"}).to_dict()
+    stats = table_stats(str(labels), ["d"], {"date": "2"})
+    assert (stats.articles, list(stats.tasks), stats.tasks["d"].coverage) == (7, ["d"], 1.0)
+    nothing = table_stats(str(labels), ["d"], {"date": "9"}).to_dict()
     assert (nothing["articles"], nothing["tasks"]["d"]["coverage"], nothing["tasks"]["d"]["mean_score"]) == (0, 0, None)
     with pytest.raises(TaskError, match="there is no task 'x'"):
-        label_overview(str(labels), ["x"])
+        table_stats(str(labels), ["x"])
 
 
 def test_the_command_prints_it_and_writes_it_as_json(
@@ -78,5 +78,5 @@ def test_the_command_prints_it_and_writes_it_as_json(
     output = capsys.readouterr().out
     for part in ("12 articles of 2 source files", "4 (33.3%)", "news-2: new", "news: old", "7 (58.3%)"):
         assert part in output
-    expected = label_overview(str(labels), ["a", "d"]).to_dict()
+    expected = table_stats(str(labels), ["a", "d"]).to_dict()
     assert json.loads((tmp_path / "out.json").read_text()) == expected

@@ -14,7 +14,7 @@ _MAX_NAMED = 5
 _RUNS_LOOKED_AT = 10
 
 
-def plan_text(plan: Plan, seconds: float | None) -> str:
+def explain_plan(plan: Plan, seconds: float | None) -> str:
     """The plan for people, a few lines."""
     lines = [
         f"corpus {plan.corpus}: {plan.num_articles:,} articles in {plan.num_files:,} files",
@@ -33,8 +33,8 @@ def plan_text(plan: Plan, seconds: float | None) -> str:
         lines.append(f"nothing to {'compute' if plan.removals else 'do'}: every readable cell is current")
     lines += _named("not readable", [f"{path}: {reason}" for path, reason in plan.unreadable])
     lines += _named("ignored, not named as Parquet", plan.ignored_files)
-    fate = "to be removed" if plan.prune else "they stay, --prune removes them"
-    lines += _named(f"label files without a source file ({fate})", plan.orphaned)
+    outcome = "to be removed" if plan.prune else "they stay, --prune removes them"
+    lines += _named(f"label files without a source file ({outcome})", plan.orphaned)
     return "\n".join(lines)
 
 

@@ -15,8 +15,8 @@ def choose_label_sets(
 
     Existing sets that hold nothing but some of these tasks are filled up, the largest first; so every set stays a
     complete table, and nightly new files join the sets of earlier ones. What remains becomes one set for each group of
-    tasks that existing sets do not tell apart (all of them, in a first run), and vectors one of their own. Sets that
-    are made so never tell apart what was one group: a run that is cut short and done again ends with the same files
+    tasks that are in the same existing sets (all of them, in a first run), and vectors one of their own. Sets that
+    are created so never split what was one group: a run that is cut short and done again ends with the same files
     as one that was not.
     """
     label_sets = list(label_sets)
@@ -24,13 +24,14 @@ def choose_label_sets(
     candidates = [
         label_set
         for label_set in label_sets
-        if set(label_set.tasks) <= open_tasks and all(label_set.holds(definition, task) for task in label_set.tasks)
+        if set(label_set.fingerprints) <= open_tasks
+        and all(label_set.holds(definition, task) for task in label_set.fingerprints)
     ]
     chosen: list[tuple[str, tuple[str, ...]]] = []
-    for label_set in sorted(candidates, key=lambda candidate: (-len(candidate.tasks), candidate.name)):
-        if set(label_set.tasks) <= open_tasks:
-            chosen.append((label_set.name, tuple(label_set.tasks)))
-            open_tasks -= set(label_set.tasks)
+    for label_set in sorted(candidates, key=lambda candidate: (-len(candidate.fingerprints), candidate.name)):
+        if set(label_set.fingerprints) <= open_tasks:
+            chosen.append((label_set.name, tuple(label_set.fingerprints)))
+            open_tasks -= set(label_set.fingerprints)
     groups: dict[tuple[bool, frozenset[str]], list[str]] = defaultdict(list)
     for task in tasks:
         if task in open_tasks:

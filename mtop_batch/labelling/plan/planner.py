@@ -15,7 +15,7 @@ from mtop_batch import storage
 from mtop_batch.corpus.files import Layout, MissingColumns, SourceFile, UnreadableSource, read_layout
 from mtop_batch.corpus.paths import in_partition, is_source, parse_partitions, partition_keys
 from mtop_batch.errors import ConfigError, DamagedLabelFile, DataError
-from mtop_batch.labelling.plan.staleness import Cells, LabelFile, relevant_sets
+from mtop_batch.labelling.plan.staleness import LabelFile, Staleness, relevant_sets
 from mtop_batch.labelling.plan.work import Plan, Unit
 from mtop_batch.table.definition import Definition
 from mtop_batch.table.names import source_path
@@ -49,31 +49,31 @@ def plan_labels(
         ConfigError: The label table and the corpus lie in each other, a partition filter cannot work, or files are to
             be removed because of another corpus than the table's newest run knew.
         DataError: There is no corpus, or none of its readable files has the columns.
-        LabelTableError: Corpus or label table cannot be reached.
+        StorageError: Corpus or label table cannot be reached.
     """
     wanted_partition = parse_partitions(partitions)
     corpus, labels = storage.absolute(corpus), storage.absolute(labels)
     _check_apart(corpus, labels)
     listing = _list_corpus(corpus)
     in_scope = _filter(listing.sources, wanted_partition)
-    cells = _read_cells(labels, definition, {source.path for source in in_scope})
+    staleness = _read_staleness(labels, definition, {source.path for source in in_scope})
 
     current: list[tuple[SourceFile, int]] = []
     stale: list[SourceFile] = []
     for source in in_scope:
-        num_rows = cells.num_rows_if_current(source)
+        num_rows = staleness.num_rows_if_current(source)
         if num_rows is None:
             stale.append(source)
         else:
             current.append((source, num_rows))
     layouts, unreadable = _read_layouts(listing.root, stale, definition, has_current=bool(current))
     plan = replace(
-        build_plan(cells, definition.tasks, current, layouts, unit_rows),
+        build_plan(staleness, definition.fingerprints, current, layouts, unit_rows),
         corpus=listing.root,
         labels=labels,
         unreadable=tuple(unreadable),
         ignored_files=tuple(listing.ignored),
-        orphaned=tuple(_orphaned(cells, listing, wanted_partition)),
+        orphaned=tuple(_orphaned(staleness, listing, wanted_partition)),
         prune=prune,
     )
     if plan.prune and plan.orphaned:
@@ -82,7 +82,7 @@ def plan_labels(
 
 
 def build_plan(
-    cells: Cells,
+    staleness: Staleness,
     tasks: Collection[str],
     current: Iterable[tuple[SourceFile, int]],
     stale: Iterable[tuple[SourceFile, Layout]],
@@ -91,7 +91,7 @@ def build_plan(
     """The plan for the readable source files in scope.
 
     Args:
-        cells: What the label table holds.
+        staleness: What the label table holds.
         tasks: The wanted tasks.
         current: The source files that need no work, with their rows.
         stale: The other source files.
@@ -102,14 +102,14 @@ def build_plan(
     obsolete: list[str] = []
     reasons: Counter[str] = Counter()
     for source, num_rows in current:
-        obsolete += cells.obsolete(source, ())
+        obsolete += staleness.obsolete(source, ())
         num_files += 1
         num_articles += num_rows
     for source, layout in stale:
-        units_of_file = cells.units(source, layout, unit_rows)
+        units_of_file = staleness.units(source, layout, unit_rows)
         units += units_of_file
-        reasons += cells.reasons(source, units_of_file)
-        obsolete += cells.obsolete(source, units_of_file)
+        reasons += staleness.reasons(source, units_of_file)
+        obsolete += staleness.obsolete(source, units_of_file)
         num_files += 1
         num_articles += sum(layout.row_groups)
     rows_wanting: Counter[tuple[str, ...]] = Counter()
@@ -151,7 +151,7 @@ class _Listing:
         root: The directory that paths start from.
         sources: Its source files.
         ignored: Files that are not taken for Parquet.
-        dangling: Links that lead nowhere: whether there are source files below them, nobody can tell.
+        dangling: Links that lead nowhere: whether there are source files below them is unknown.
         is_one_file: The corpus is one file of `root`.
     """
 
@@ -183,12 +183,12 @@ def _filter(sources: Sequence[SourceFile], wanted: Mapping[str, str]) -> list[So
     return [source for source in sources if in_partition(source.path, wanted)]
 
 
-def _orphaned(cells: Cells, listing: _Listing, partition: Mapping[str, str]) -> list[str]:
+def _orphaned(staleness: Staleness, listing: _Listing, partition: Mapping[str, str]) -> list[str]:
     """Label files in scope whose source file is known to be gone."""
     if listing.is_one_file:
         return []
     unknown = tuple(f"{link}/" for link in listing.dangling)
-    found = ((file, file.partition("/")[2]) for file in cells.orphaned({source.path for source in listing.sources}))
+    found = ((file, file.partition("/")[2]) for file in staleness.orphaned({source.path for source in listing.sources}))
     return [file for file, path in found if in_partition(path, partition) and not path.startswith(unknown)]
 
 
@@ -204,7 +204,7 @@ def _check_same_corpus(plan: Plan, corpus: str) -> None:
         )
 
 
-def _read_cells(labels: str, definition: Definition, paths: set[str]) -> Cells:
+def _read_staleness(labels: str, definition: Definition, paths: set[str]) -> Staleness:
     """What the label table holds for these source files."""
     listing = list_label_files(labels)
     label_sets = read_label_sets(labels, listing)
@@ -220,7 +220,7 @@ def _read_cells(labels: str, definition: Definition, paths: set[str]) -> Cells:
             return LabelFile(label_set, path, source=None)
 
     names = [(name, path) for name in sorted(matter) for path in listing[name] if source_path(path) in paths]
-    return Cells(definition, label_sets, storage.in_threads(read, names), listing)
+    return Staleness(definition, label_sets, storage.in_threads(read, names), listing)
 
 
 def _read_layouts(

@@ -16,7 +16,7 @@ from mtop_batch.labelling.plan.work import Unit, VectorRows
 from mtop_batch.table.definition import Definition, LabelSet
 from mtop_batch.table.footer import Footer
 from mtop_batch.table.names import label_path, source_path
-from mtop_batch.table.row_ranges import Rows, cover, gaps, pieces, row_groups_of, slice_rows
+from mtop_batch.table.row_ranges import RowRange, cover, gaps, pieces, row_groups_of, slice_rows
 from mtop_batch.table.store import Target
 
 NEW_FILE = "new file"
@@ -37,7 +37,7 @@ class LabelFile:
     path: str
     source: SourceFile | None
     num_rows: int = 0
-    rows: Rows = (0, 0)
+    rows: RowRange = (0, 0)
 
     @classmethod
     def of(cls, label_set: str, path: str, footer: Footer) -> LabelFile:
@@ -47,7 +47,7 @@ class LabelFile:
 
 @dataclass(frozen=True)
 class _TaskGroup:
-    """Wanted tasks that no label set tells apart: they are current, or not, in the same places."""
+    """Wanted tasks that are in the same label sets: they are current, or not, in the same places."""
 
     tasks: tuple[str, ...]
     label_sets: frozenset[str]
@@ -56,8 +56,8 @@ class _TaskGroup:
     """Sets that hold them otherwise, each with what differs."""
 
 
-class Cells:
-    """What a label table holds of the cells that a definition wants.
+class Staleness:
+    """Which of the cells that a definition wants are current in a label table, and which are stale.
 
     Args:
         definition: What is wanted.
@@ -122,7 +122,7 @@ class Cells:
     def obsolete(self, source: SourceFile, units: Iterable[Unit]) -> list[str]:
         """Label files of other content of `source` that must go before its units are written.
 
-        They are those in sets that also have, or will have, labels of the present content. One file that is replaced
+        They are those in sets that also have, or will have, labels of the current content. One file that is replaced
         by one of the same name needs no deletion: the replacement is a single step.
         """
         planned: dict[str, list[str]] = defaultdict(list)
@@ -151,7 +151,7 @@ class Cells:
     def _current_files(self, source: SourceFile) -> list[LabelFile]:
         return [file for file in self._files.get(source.path, ()) if file.source == source]
 
-    def _missing(self, rows: Rows, current: Sequence[LabelFile]) -> list[list[Rows]]:
+    def _missing(self, rows: RowRange, current: Sequence[LabelFile]) -> list[list[RowRange]]:
         """For each group of tasks, the ranges of rows without a current label."""
         return [
             gaps(rows, (file.rows for file in current if file.label_set in group.label_sets)) for group in self._groups
@@ -161,7 +161,7 @@ class Cells:
         self,
         source: SourceFile,
         layout: Layout,
-        rows: Rows,
+        rows: RowRange,
         groups: frozenset[int],
         vectors: Sequence[LabelFile],
     ) -> Unit:
@@ -170,7 +170,7 @@ class Cells:
         path = label_path(source.path, row_groups, None if aligned else rows, whole=rows == (0, num_rows))
         if groups not in self._work:
             wanted = {task for index in groups for task in self._groups[index].tasks}
-            tasks = tuple(task for task in self._definition.tasks if task in wanted)
+            tasks = tuple(task for task in self._definition.fingerprints if task in wanted)
             self._work[groups] = tasks, choose_label_sets(self._definition, tasks, self._label_sets.values())
         tasks, chosen = self._work[groups]
         return Unit(
@@ -187,21 +187,21 @@ class Cells:
 
     def _reason(self, source: SourceFile, group: _TaskGroup) -> str:
         files = [file for file in self._files.get(source.path, ()) if file.label_set in group.label_sets]
-        present = self._sets_by_source.get(source.path, set())
+        existing = self._sets_by_source.get(source.path, set())
         if any(file.source == source for file in files):
             return UNFINISHED
         if any(file.source is not None for file in files):
             return CONTENT_CHANGED
         if files:
             return DAMAGED
-        differences = {difference for name, difference in group.other_sets if name in present}
+        differences = {difference for name, difference in group.other_sets if name in existing}
         for reason in (COLUMNS_CHANGED, TASK_CHANGED, BUNDLE_CHANGED):
             if reason in differences:
                 return reason
-        return NEW_TASK if present else NEW_FILE
+        return NEW_TASK if existing else NEW_FILE
 
 
-def _vector_rows(rows: Rows, files: Sequence[LabelFile]) -> tuple[VectorRows, ...]:
+def _vector_rows(rows: RowRange, files: Sequence[LabelFile]) -> tuple[VectorRows, ...]:
     """Which label files have the vectors of these rows; each row in one of them."""
     by_rows = {file.rows: file for file in files}
     return tuple(
@@ -217,7 +217,7 @@ def relevant_sets(definition: Definition, label_sets: Iterable[LabelSet]) -> lis
     return [
         label_set
         for label_set in label_sets
-        if any(label_set.holds(definition, task) for task in definition.tasks)
+        if any(label_set.holds(definition, task) for task in definition.fingerprints)
         or (definition.probes and label_set.holds_vectors(definition))
     ]
 
@@ -232,15 +232,15 @@ def _group_tasks(definition: Definition, label_sets: Iterable[LabelSet]) -> list
             else:
                 same[task].append(label_set.name)
     groups: dict[tuple[frozenset[str], tuple[tuple[str, str], ...]], list[str]] = defaultdict(list)
-    for task in definition.tasks:
+    for task in definition.fingerprints:
         groups[frozenset(same[task]), tuple(sorted(differing[task]))].append(task)
     return [_TaskGroup(tuple(tasks), label_sets, others) for (label_sets, others), tasks in groups.items()]
 
 
 def _differences(definition: Definition, label_set: LabelSet) -> dict[str, str]:
     """For each wanted task that a label set has, how its definition there differs; "" if it does not."""
-    common = [task for task in definition.tasks if task in label_set.tasks]
-    unchanged = [task for task in common if label_set.tasks[task] == definition.tasks[task]]
+    common = [task for task in definition.fingerprints if task in label_set.fingerprints]
+    unchanged = [task for task in common if label_set.fingerprints[task] == definition.fingerprints[task]]
     changed = TASK_CHANGED if unchanged or len(common) == 1 else BUNDLE_CHANGED
     columns = "" if label_set.columns == definition.columns else COLUMNS_CHANGED
     return {task: columns if task in unchanged else changed for task in common}

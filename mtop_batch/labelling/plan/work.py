@@ -16,7 +16,7 @@ from mtop_batch.corpus.files import SourceFile
 from mtop_batch.corpus.paths import shown
 from mtop_batch.table.definition import Definition
 from mtop_batch.table.footer import Footer
-from mtop_batch.table.row_ranges import Rows
+from mtop_batch.table.row_ranges import RowRange
 from mtop_batch.table.store import Target
 
 
@@ -26,7 +26,7 @@ class VectorRows:
 
     label_set: str
     path: str
-    rows: Rows
+    rows: RowRange
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Unit:
     num_rows_file: int
     num_row_groups: int
     row_groups: tuple[int, int]
-    rows: Rows
+    rows: RowRange
     text_columns: tuple[str, ...]
     tasks: tuple[str, ...]
     targets: tuple[Target, ...]
@@ -63,7 +63,7 @@ class Unit:
 
     @property
     def num_cells(self) -> int:
-        """Cells (rows x tasks) that the unit computes."""
+        """Staleness (rows x tasks) that the unit computes."""
         return self.num_rows * len(self.tasks)
 
     def __str__(self) -> str:
@@ -93,7 +93,7 @@ class Unit:
             num_row_groups=self.num_row_groups,
             row_groups=self.row_groups,
             rows=self.rows,
-            fingerprints={task: definition.tasks[task] for task in target.tasks},
+            fingerprints={task: definition.fingerprints[task] for task in target.tasks},
             kinds={task: definition.kinds[task] for task in target.tasks},
             bundles=dict.fromkeys(target.tasks, definition.bundle_name),
             bundle=definition.bundle_uri,
@@ -167,7 +167,7 @@ class Plan:
 
     @property
     def cells_current(self) -> int:
-        """Cells (articles x tasks) that need no work."""
+        """Staleness (articles x tasks) that need no work."""
         return self.cells_total - self.cells_planned
 
     @property
@@ -182,5 +182,5 @@ class Plan:
 
     @property
     def cells_from_vectors(self) -> int:
-        """Cells that are computed from stored vectors."""
+        """Staleness that are computed from stored vectors."""
         return sum(unit.num_cells for unit in self.units_from_vectors)

@@ -1,4 +1,4 @@
-"""What came of a run: counts that add up, and everything that was not done, with reasons.
+"""The result of a run: counts that add up, and everything that was not done, with reasons.
 
 <labels>/_runs/<run>/report.json
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtop_batch import storage
 from mtop_batch.labelling.plan.work import Plan
-from mtop_batch.labelling.report.stragglers import SlowUnits
+from mtop_batch.labelling.report.stragglers import Stragglers
 from mtop_batch.labelling.report.throughput import Performance
 from mtop_batch.table.definition import Definition
 from mtop_batch.table.runs import new_run_id, run_uri, write_run
@@ -37,7 +37,7 @@ class RunReport:
     Args:
         run: The run's id.
         definition: What the run wants.
-        plan: What it set out to do.
+        plan: What it is to do.
         status: "running", and in the end "done" or "failed".
         failure: Why it failed.
         num_actors: Labelling actors that there are to be.
@@ -61,7 +61,7 @@ class RunReport:
     num_padded_tokens: int = 0
     num_bytes: int = 0
     flops: float = 0.0
-    matrix_rate: float = 0.0
+    peak_flops_per_s: float = 0.0
     num_actors: int = 0
     start_up_s: float | None = None
     retries: int = 0
@@ -70,7 +70,7 @@ class RunReport:
     error_examples: list[dict[str, Any]] = field(default_factory=list)
     label_counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     stage_seconds: Counter[str] = field(default_factory=Counter)
-    slow_units: SlowUnits = field(default_factory=SlowUnits)
+    stragglers: Stragglers = field(default_factory=Stragglers)
     unreadable: dict[str, str] = field(init=False)
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     _clock_s: float = field(default_factory=time.monotonic)
@@ -80,13 +80,13 @@ class RunReport:
         self.unreadable = dict(self.plan.unreadable)
 
     def add(self, result: UnitResult) -> bool:
-        """Count what became of a unit; whether it took much longer than those before it."""
+        """Count a unit's result; whether it took much longer than those before it."""
         self.retries += result.retries
         self.stage_seconds.update(result.seconds)
-        is_slow = self.slow_units.add(result.unit, result.seconds)
+        is_straggler = self.stragglers.add(result.unit, result.seconds)
         if result.unreadable is not None:
             self.unreadable.setdefault(result.source, result.unreadable)
-            return is_slow
+            return is_straggler
         self.units_done += 1
         self.rows += result.rows
         self.labelled += result.labelled
@@ -99,12 +99,12 @@ class RunReport:
         self.num_padded_tokens += result.num_padded_tokens
         self.num_bytes += result.num_bytes
         self.flops += result.flops
-        self.matrix_rate = max(self.matrix_rate, result.matrix_rate)
+        self.peak_flops_per_s = max(self.peak_flops_per_s, result.peak_flops_per_s)
         self.error_reasons.update(result.error_reasons)
         self.error_examples += result.error_examples[: _MAX_EXAMPLES - len(self.error_examples)]
         for task, counts in result.label_counts.items():
             self.label_counts[task].update(counts)
-        return is_slow
+        return is_straggler
 
     def actor_started(self) -> None:
         """Note when the first labelling actor is ready."""
@@ -140,7 +140,7 @@ class RunReport:
             num_padded_tokens=self.num_padded_tokens,
             stage_seconds=self.stage_seconds,
             flops=self.flops,
-            matrix_rate=self.matrix_rate,
+            peak_flops_per_s=self.peak_flops_per_s,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class RunReport:
             "corpus": plan.corpus,
             "labels": plan.labels,
             "bundle": self.definition.bundle_uri,
-            "tasks": list(self.definition.tasks),
+            "tasks": list(self.definition.fingerprints),
             "rows": self.rows,
             "labelled": self.labelled,
             "errors": self.errors,
@@ -184,10 +184,10 @@ class RunReport:
             "stage_seconds": {stage: round(seconds, 3) for stage, seconds in sorted(self.stage_seconds.items())},
             "documents_per_s": round(self.documents_per_s, 2),
             "performance": None if self.performance is None else self.performance.to_dict(),
-            "slow_units": self.slow_units.slowest(),
+            "stragglers": self.stragglers.slowest(),
         }
 
-    def summary_line(self) -> str:
+    def line(self) -> str:
         """The run in one line, for the end of a log."""
         plan = self.plan
         parts = [
@@ -213,7 +213,7 @@ def write_report(report: RunReport) -> str:
     """Write `report.json` into the label table; returns its URI.
 
     Raises:
-        LabelTableError: The storage cannot be reached or refuses; a report written earlier in the run is still there.
+        StorageError: The storage cannot be reached or refuses; a report written earlier in the run is still there.
     """
     uri = run_uri(report.plan.labels, report.run, "report.json")
     storage.write_bytes(uri, (json.dumps(report.to_dict(), indent=2) + "\n").encode())

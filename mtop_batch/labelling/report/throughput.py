@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Labelling actors that wait for less than this share of their time are busy.
+# Labelling actors that are idle for less than this fraction of their time are busy.
 _BUSY = 0.15
-# Stages before and after the model that take less than this share of the time that actors waited do not explain it.
+# Stages before and after the model that take less than this fraction of the idle time do not explain it.
 _EXPLAINS = 0.1
 _CPU_STAGES = ("read", "tokenise", "write")
 _NAMES = {"read": "reading", "tokenise": "tokenising", "write": "writing"}
@@ -25,9 +25,9 @@ class Performance:
         num_tokens: Tokens that went through the model.
         num_padded_tokens: These and the padding beside them.
         stage_seconds: Per stage ("read", "tokenise", "model", "write"), summed over its processes.
-        flops: Operations that the texts take (`mtop_batch.model.flops`).
-        matrix_rate: Operations per second of a large matrix product, the fastest that an actor measured: other work on
-            a device makes some measurements too slow, and none too fast.
+        flops: FLOP that the texts take (`mtop_batch.model.flops`).
+        peak_flops_per_s: Measured peak: FLOP/s of a large matrix product, the fastest that an actor measured (other
+            work on a device makes some measurements too slow, and none too fast).
     """
 
     seconds: float
@@ -37,7 +37,7 @@ class Performance:
     num_padded_tokens: int
     stage_seconds: Mapping[str, float]
     flops: float
-    matrix_rate: float
+    peak_flops_per_s: float
 
     @property
     def model_s(self) -> float:
@@ -55,15 +55,15 @@ class Performance:
         return 1 - self.num_tokens / self.num_padded_tokens if self.num_padded_tokens else 0.0
 
     @property
-    def waited_share(self) -> float:
-        """Share of the time after the start in which labelling actors had nothing to do, the end included."""
-        present_s = self.num_actors * (self.seconds - self.start_up_s)
-        return max(0.0, 1 - self.model_s / present_s) if present_s > 0 else 0.0
+    def idle_fraction(self) -> float:
+        """Fraction of the time after the start in which labelling actors had nothing to do, the end included."""
+        available_s = self.num_actors * (self.seconds - self.start_up_s)
+        return max(0.0, 1 - self.model_s / available_s) if available_s > 0 else 0.0
 
     @property
-    def flop_utilisation(self) -> float:
-        """Share of the devices' measured matrix rate that real tokens made use of, while actors were at work."""
-        capacity = self.matrix_rate * self.model_s
+    def mfu(self) -> float:
+        """Model FLOP utilisation: real tokens' share of the devices' measured peak, while actors were at work."""
+        capacity = self.peak_flops_per_s * self.model_s
         return self.flops / capacity if capacity else 0.0
 
     @property
@@ -73,32 +73,32 @@ class Performance:
 
     def bottleneck(self) -> str:
         """What bounds the run, and what to change, in one line."""
-        waited_s = self.num_actors * (self.seconds - self.start_up_s) - self.model_s
-        waits = self.waited_share >= _BUSY
-        if self.start_up_s > self.seconds / 2 or (waits and self.start_up_s * self.num_actors > waited_s):
+        idle_s = self.num_actors * (self.seconds - self.start_up_s) - self.model_s
+        is_idle = self.idle_fraction >= _BUSY
+        if self.start_up_s > self.seconds / 2 or (is_idle and self.start_up_s * self.num_actors > idle_s):
             return f"starting, {self.start_up_s:.0f} of {self.seconds:.0f} s: a larger run pays better"
-        if not waits:
+        if not is_idle:
             return (
-                f"the model: labelling actors waited for input {self.waited_share:.0%} of their time; more GPUs (or "
+                f"the model: labelling actors were idle {self.idle_fraction:.0%} of their time; more GPUs (or "
                 "CPUs, where there are none) make it faster"
             )
-        if self.cpus_per_actor * self.model_s < _EXPLAINS * waited_s:
+        if self.cpus_per_actor * self.model_s < _EXPLAINS * idle_s:
             return (
-                f"uneven work: {self.waited_share:.0%} of their time labelling actors had nothing to do, while others "
+                f"uneven work: labelling actors were idle {self.idle_fraction:.0%} of their time, while others "
                 "had all that was left; smaller units (--unit-rows) spread it better"
             )
         stage = max(_CPU_STAGES, key=lambda stage: self.stage_seconds.get(stage, 0.0))
-        waited = f"{_NAMES[stage]}: labelling actors waited for input {self.waited_share:.0%} of their time"
+        found = f"{_NAMES[stage]}: labelling actors were idle {self.idle_fraction:.0%} of their time"
         needed = f"about {self.cpus_per_actor:.1f} CPUs per labelling actor keep up: give the cluster more CPUs"
         if stage == "tokenise":
-            return f"{waited}; {needed}"
-        return f"{waited}; {needed}, or bring storage nearer"
+            return f"{found}; {needed}"
+        return f"{found}; {needed}, or bring storage nearer"
 
     def line(self) -> str:
         """The speed in one line."""
         return (
-            f"{self.tokens_per_s:,.0f} tokens/s, padding {self.padding_share:.1%}, labelling actors waited "
-            f"{self.waited_share:.0%}, {self.flop_utilisation:.0%} of the measured matrix rate"
+            f"{self.tokens_per_s:,.0f} tokens/s, padding {self.padding_share:.1%}, labelling actors idle "
+            f"{self.idle_fraction:.0%}, MFU {self.mfu:.0%} (of the measured peak)"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,9 +107,9 @@ class Performance:
             "num_actors": self.num_actors,
             "tokens_per_s": round(self.tokens_per_s, 1),
             "padding_share": round(self.padding_share, 4),
-            "waited_share": round(self.waited_share, 4),
+            "idle_fraction": round(self.idle_fraction, 4),
             "start_up_s": round(self.start_up_s, 1),
-            "flop_utilisation": round(self.flop_utilisation, 4),
+            "mfu": round(self.mfu, 4),
             "cpus_per_actor": round(self.cpus_per_actor, 2),
             "bottleneck": self.bottleneck(),
         }

@@ -34,16 +34,16 @@ from mtop_batch.precision import PrecisionChoice, has_bf16
 from mtop_batch.table.columns import TaskOutputs, label_columns
 from mtop_batch.tasks import Task, select_tasks
 
-Rows = npt.NDArray[np.int64]
+RowIndices = npt.NDArray[np.int64]
 Packed = tuple[ToHost, ToHost | None]
-"""What comes back of a batch: (2, n, B) label ids and scores, and (B, D) vectors if they are wanted."""
+"""The results of a batch: (2, n, B) label ids and scores, and (B, D) vectors if they are wanted."""
 
 # Positions of a batch: enough to keep a GPU busy; few enough to stay in a CPU's cache.
 _GPU_BATCH_TOKENS = 65_536
 _CPU_BATCH_TOKENS = 2_048
 # Poolers and heads are read once per batch. On a CPU that takes a while where they have more parameters than this.
 _MANY_TASK_PARAMETERS = 2**24
-_RATE_EVERY_S = 10.0
+_PEAK_EVERY_S = 10.0
 
 
 class Predictor:
@@ -102,7 +102,7 @@ class Predictor:
         self._pad_token_id = _pad_token_id(tokenizer)
         self._num_prompts = len(prompt_layout(model.task_prompts, model.config.shared_prompts, counted).groups)
         self._flops = ForwardFlops.of(model, names, vectors=vectors)
-        self._matrix_rate, self._rate_measured_at = 0.0, -math.inf
+        self._peak_flops_per_s, self._peak_measured_at = 0.0, -math.inf
         self._vector_size = hidden_size(model.backbone)
         self._is_regression = torch.tensor([task.kind == "regression" for task in self.tasks], device=self.device)
 
@@ -168,7 +168,7 @@ class Predictor:
         vector_size = self._vector_size if self.gives_vectors else None
         collected = _Collected(len(self.tasks), vector_size, len(tokens), int(np.count_nonzero(lengths)))
         num_padded_tokens = 0
-        running: tuple[Rows, Packed] | None = None
+        running: tuple[RowIndices, Packed] | None = None
         batches = self._batches(lengths, np.arange(len(tokens)))
         while batches:
             rows = batches.pop()
@@ -195,17 +195,19 @@ class Predictor:
             seconds=time.perf_counter() - started,
         )
 
-    def measure_matrix_rate(self) -> float:
-        """Operations per second of a large matrix product on the device, in the model's precision.
+    def measure_peak_flops_per_s(self) -> float:
+        """The device's measured peak: FLOP/s of a large matrix product, in the model's precision.
 
         Takes up to 0.1 s, so what was measured less than 10 s ago is not measured again.
         """
-        if time.monotonic() - self._rate_measured_at > _RATE_EVERY_S:
-            self._matrix_rate = measure_matrix_rate(self.device, torch.bfloat16 if self._uses_bf16 else torch.float32)
-            self._rate_measured_at = time.monotonic()
-        return self._matrix_rate
+        if time.monotonic() - self._peak_measured_at > _PEAK_EVERY_S:
+            self._peak_flops_per_s = measure_matrix_rate(
+                self.device, torch.bfloat16 if self._uses_bf16 else torch.float32
+            )
+            self._peak_measured_at = time.monotonic()
+        return self._peak_flops_per_s
 
-    def _batches(self, lengths: npt.NDArray[np.int64], rows: Rows) -> list[Rows]:
+    def _batches(self, lengths: npt.NDArray[np.int64], rows: RowIndices) -> list[RowIndices]:
         """Batches of those rows that have tokens, the longest last, where `list.pop` finds them."""
         costs = np.where(lengths[rows] > 0, lengths[rows] + self._num_prompts, 0)
         return [rows[batch] for batch in reversed(length_sorted_batches(costs, self.max_batch_tokens))]
@@ -214,7 +216,7 @@ class Predictor:
         """Never again make a batch of more than half the positions of this one, which did not fit."""
         self.max_batch_tokens = len(lengths) * (int(lengths.max()) + self._num_prompts) // 2
 
-    def _launch(self, tokens: Tokens, rows: Rows) -> Packed | None:
+    def _launch(self, tokens: Tokens, rows: RowIndices) -> Packed | None:
         """Start a batch; None if there is no memory for it, but for a single row, where that is raised."""
         try:
             batch = pad_batch(tokens, rows, self._pad_token_id)
@@ -225,7 +227,7 @@ class Predictor:
         except torch.OutOfMemoryError:
             if len(rows) == 1:
                 raise
-        # Only here has the exception let go of the tensors of the frames it went through.
+        # Only here has the exception released the tensors of the frames it went through.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return None
@@ -269,7 +271,7 @@ class _Collected:
         self._columns = np.full(num_rows, num_labelled)
         self._done = 0
 
-    def fetch(self, rows: Rows, packed: Packed) -> None:
+    def fetch(self, rows: RowIndices, packed: Packed) -> None:
         """Take the results of these rows."""
         labels_and_scores, vectors = packed
         columns = slice(self._done, self._done + len(rows))

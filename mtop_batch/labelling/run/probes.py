@@ -62,15 +62,15 @@ class ProbePredictor:
         started = time.perf_counter()
         values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in vectors.drop_null().chunks]
         matrix = np.concatenate([np.empty(0, np.float16), *values]).reshape(-1, self._vector_size)
-        present = np.flatnonzero(vectors.is_valid().to_numpy())
+        given = np.flatnonzero(vectors.is_valid().to_numpy())
         label_ids = np.full((len(self.tasks), len(vectors)), -1, np.int32)
         scores = np.full(label_ids.shape, np.nan, np.float32)
         for start in range(0, len(matrix), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
             logits = self._logits(matrix[rows])
-            label_ids[:, present[rows]] = logits.argmax(axis=1)
+            label_ids[:, given[rows]] = logits.argmax(axis=1)
             # The likeliest label's probability: exp(0) over the sum.
-            scores[:, present[rows]] = 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
+            scores[:, given[rows]] = 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
         return TaskOutputs(label_ids, scores, seconds=time.perf_counter() - started)
 
     def _logits(self, matrix: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
@@ -85,7 +85,7 @@ def read_vectors(labels: str, unit: Unit, definition: Definition) -> pa.Table:
 
     Raises:
         DamagedLabelFile: A label file is not what it was when the unit was planned.
-        LabelTableError: The storage does not answer.
+        StorageError: The storage does not answer.
     """
     parts = []
     for place in unit.vectors:

@@ -62,7 +62,7 @@ def read_unit(
     Raises:
         SourceChanged: The file is no longer the one that was planned; also found after the last batch.
         UnreadableSource: The file is bad.
-        LabelTableError: The storage does not answer.
+        StorageError: The storage does not answer.
     """
     uri = storage.join(corpus, unit.source.path)
     num_rows = 0

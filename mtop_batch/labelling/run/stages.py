@@ -1,8 +1,8 @@
 """The three stages of a piece of work: read and tokenise, label, write.
 
 A piece of work is a list of units that want the same tasks. Between stages, and so between processes, a unit travels
-as one Arrow IPC stream: ragged tokens, never padded lists; its schema metadata says which unit it is and what has
-become of it so far. A source file that cannot be read goes through with the reason and without rows.
+as one Arrow IPC stream: ragged tokens, never padded lists; its schema metadata says which unit it is and what its
+result is so far. A source file that cannot be read goes through with the reason and without rows.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import pyarrow.compute as pc
 
 from mtop_batch.corpus.files import UnreadableSource
 from mtop_batch.data.tokens import TextTokenizer, Tokens
-from mtop_batch.errors import MtopError
+from mtop_batch.errors import MtopError, one_line
 from mtop_batch.labelling.plan.work import Unit
 from mtop_batch.labelling.run.probes import ProbePredictor, read_vectors
 from mtop_batch.labelling.run.read_rows import DEFAULT_MAX_CHARS, read_unit
 from mtop_batch.precision import PrecisionChoice
-from mtop_batch.storage.retry import DEFAULT_PATIENCE_S, News, patiently, silent
+from mtop_batch.storage.retry import DEFAULT_RETRY_TIMEOUT_S, EventSink, ignore_event, with_retries
 from mtop_batch.table.columns import VECTOR_COLUMN, label_columns
 from mtop_batch.table.definition import Definition
 from mtop_batch.table.lease.lease import LeaseToken
@@ -51,9 +51,9 @@ class LabelJob:
         run: The run's id.
         definition: The wanted tasks with their fingerprints, and the columns they are computed from.
         lease: The run's right to write; asked before every label file.
-        patience_s: So long storage may not answer before the run gives up; an attempt that has begun is waited for.
+        retry_timeout_s: The run fails when storage has not answered for so long.
         precision: Of the model, as `Predictor` takes it.
-        news: Is told, in whatever process a stage runs, when storage does not answer and when it does again.
+        event_sink: Called, in whatever process a stage runs, when storage does not answer and when it does again.
     """
 
     corpus: str
@@ -61,14 +61,14 @@ class LabelJob:
     run: str
     definition: Definition
     lease: LeaseToken
-    patience_s: float = DEFAULT_PATIENCE_S
+    retry_timeout_s: float = DEFAULT_RETRY_TIMEOUT_S
     precision: PrecisionChoice = "auto"
-    news: News = silent
+    event_sink: EventSink = ignore_event
 
 
 @dataclass
 class UnitResult:
-    """What became of a unit; the run report adds these up.
+    """The result of a unit; the run report adds these up.
 
     `rows == labelled + errors`; all are 0 where `unreadable` says why the source could not be read.
 
@@ -87,8 +87,8 @@ class UnitResult:
         num_tokens: Tokens of the texts, without padding.
         num_padded_tokens: Tokens that went through the model, prompts aside.
         num_bytes: Bytes of the label files.
-        flops: Operations that the texts take (`mtop_batch.model.flops`).
-        matrix_rate: Operations per second of a large matrix product on the device.
+        flops: FLOP that the texts take (`mtop_batch.model.flops`).
+        peak_flops_per_s: Measured peak of the device: FLOP/s of a large matrix product.
         retries: How often storage did not answer and was asked again.
         seconds: Per stage ("read", "tokenise", "model", "write"; "probes" in place of the two in the middle where
             labels are computed from stored vectors).
@@ -109,7 +109,7 @@ class UnitResult:
     num_padded_tokens: int = 0
     num_bytes: int = 0
     flops: float = 0.0
-    matrix_rate: float = 0.0
+    peak_flops_per_s: float = 0.0
     retries: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -153,7 +153,7 @@ def read_and_tokenise(job: LabelJob, units: Sequence[Unit], tokenizer: TextToken
     A source that cannot be read, for whatever reason but storage, does not raise: its stream says so.
 
     Raises:
-        LabelTableError: Storage did not answer for as long as the job is patient.
+        StorageError: Storage did not answer for the job's retry timeout.
     """
     return [_read_unit(job, unit, tokenizer) for unit in units]
 
@@ -168,7 +168,7 @@ def label(streams: Sequence[Any], predictor: Predictor) -> list[bytes]:
     opened = [_open_stream(stream) for stream in streams]
     tokens = Tokens.concat(Tokens.from_arrow(table) for table, _, _ in opened)
     outputs = predictor.predict_tokens(tokens)
-    matrix_rate = predictor.measure_matrix_rate()
+    peak_flops_per_s = predictor.measure_peak_flops_per_s()
     labelled, start = [], 0
     for table, unit, result in opened:
         rows = slice(start, start + len(table))
@@ -179,7 +179,7 @@ def label(streams: Sequence[Any], predictor: Predictor) -> list[bytes]:
         result.num_tokens = int(tokens.lengths[rows].sum())
         result.num_padded_tokens = round(outputs.num_padded_tokens * share)
         result.flops = outputs.flops * share
-        result.matrix_rate = matrix_rate
+        result.peak_flops_per_s = peak_flops_per_s
         result.seconds["model"] = outputs.seconds * share
         labelled.append(_stream(pa.table({**columns, "error": table["error"]}), unit, result))
     return labelled
@@ -195,7 +195,7 @@ def label_from_vectors(job: LabelJob, units: Sequence[Unit], predictor: ProbePre
 
     Raises:
         DamagedLabelFile: A label file with vectors is not what it was when the run was planned.
-        LabelTableError: Storage did not answer for as long as the job is patient.
+        StorageError: Storage did not answer for the job's retry timeout.
     """
     return [_label_from_vectors(job, unit, predictor.of(unit.tasks)) for unit in units]
 
@@ -205,8 +205,8 @@ def write(job: LabelJob, streams: Sequence[Any]) -> list[UnitResult]:
 
     Raises:
         LeaseLost: Another run has taken the label table over.
-        LabelTableError: Storage did not answer for as long as the job is patient. Files already written are whole and
-            stay; the next run finds them current.
+        StorageError: Storage did not answer for the job's retry timeout. Files already written are whole and stay; the
+            next run finds them current.
     """
     return [_write_unit(job, *_open_stream(stream)) for stream in streams]
 
@@ -217,13 +217,13 @@ def _read_unit(job: LabelJob, unit: Unit, tokenizer: TextTokenizer) -> bytes:
     table = _token_table(pa.chunked_array([pa.nulls(0)]), [], [])
     try:
         read = partial(_tokenised, job, unit, tokenizer, result)
-        table, result.retries = patiently(read, result.unit, job.news, job.patience_s)
+        table, result.retries = with_retries(read, result.unit, job.event_sink, job.retry_timeout_s)
     except UnreadableSource as unreadable:
         result.unreadable = str(unreadable)
     except MtopError:
         raise
-    except Exception as error:  # whatever is odd about one file must not keep the others from their labels
-        result.unreadable = f"reading it failed unexpectedly: {type(error).__name__}: {error}"
+    except Exception as error:  # one odd file must not stop the others
+        result.unreadable = f"reading it failed unexpectedly: {one_line(error, with_type=True)}"
     result.seconds["read"] = time.perf_counter() - started - result.seconds.get("tokenise", 0.0)
     return _stream(table, unit, result)
 
@@ -232,7 +232,7 @@ def _label_from_vectors(job: LabelJob, unit: Unit, predictor: ProbePredictor) ->
     result = UnitResult(unit.source.path, str(unit), from_vectors=True)
     started = time.perf_counter()
     read = partial(read_vectors, job.labels, unit, job.definition)
-    table, result.retries = patiently(read, result.unit, job.news, job.patience_s)
+    table, result.retries = with_retries(read, result.unit, job.event_sink, job.retry_timeout_s)
     result.seconds["read"] = time.perf_counter() - started
     outputs = predictor.predict(table[VECTOR_COLUMN])
     result.seconds["probes"] = outputs.seconds
@@ -267,7 +267,7 @@ def _write_unit(job: LabelJob, table: pa.Table, unit: Unit, result: UnitResult) 
     started = time.perf_counter()
     for target in unit.targets:
         write_one = partial(_write_target, job, table, unit, target)
-        num_bytes, retries = patiently(write_one, result.unit, job.news, job.patience_s)
+        num_bytes, retries = with_retries(write_one, result.unit, job.event_sink, job.retry_timeout_s)
         result.num_bytes += num_bytes
         result.retries += retries
     result.seconds["write"] = time.perf_counter() - started
@@ -285,7 +285,7 @@ def _write_target(job: LabelJob, table: pa.Table, unit: Unit, target: Target) ->
         columns,
         columns["error"],
         unit.footer(target, job.definition, job.run),
-        job.definition.specs,
+        job.definition.tasks,
     )
 
 

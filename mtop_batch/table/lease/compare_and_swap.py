@@ -21,7 +21,7 @@ from typing import IO, Any
 from fsspec.asyn import sync
 
 from mtop_batch import storage
-from mtop_batch.errors import LabelTableError
+from mtop_batch.errors import StorageError
 
 # "It is not what you read", in the words of S3: changed, being changed at this moment, or gone.
 _CHANGED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey", "404"}
@@ -41,7 +41,7 @@ def read(uri: str) -> Snapshot | None:
     """The file as it is now; None if there is none.
 
     Raises:
-        LabelTableError: The storage cannot be reached or refuses.
+        StorageError: The storage cannot be reached or refuses.
     """
     try:
         if _is_s3(uri):
@@ -58,7 +58,7 @@ def replace(uri: str, seen: Snapshot | None, data: bytes) -> bool:
         Whether it was written. If not, somebody else changed the file, which stays as they left it.
 
     Raises:
-        LabelTableError: The storage cannot be reached or refuses; the file may have been written or not.
+        StorageError: The storage cannot be reached or refuses; the file may have been written or not.
     """
     if _is_s3(uri):
         return _replace_s3(uri, seen, data)
@@ -143,7 +143,7 @@ def _acquire(file: IO[bytes]) -> bool:
             return True
         except BlockingIOError as error:
             if time.monotonic() > deadline:
-                raise LabelTableError(
+                raise StorageError(
                     f"{file.name} is locked by another process for over {_LOCK_TIMEOUT_S:.0f} s; "
                     "find it with `fuser` or `lslocks` (it may be suspended) and end it"
                 ) from error

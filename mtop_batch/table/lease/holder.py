@@ -19,7 +19,7 @@ class Holder:
 
     Args:
         run: The run that holds it.
-        host: Where its driver runs; `pid` there; `machine` and `started` tell both from others of the same name.
+        host: Where its driver runs; `pid` there; `machine` and `started` distinguish both from others of the same name.
         since: When the run got the lease.
         fence: One more than the holder's before.
         ttl_s: Without renewal the lease ends after this.
@@ -110,7 +110,7 @@ def in_utc(moment: datetime) -> str:
 
 
 def _machine() -> str:
-    """Within what process ids are unique: this boot of this machine and a pid namespace; "" where unknown.
+    """The scope in which process ids are unique: this boot of this machine and a pid namespace; "" where unknown.
 
     A host name alone would not do: containers on the host's network share it, and not the processes.
     """

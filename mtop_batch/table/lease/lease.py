@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from mtop_batch import storage
-from mtop_batch.errors import LabelTableError, LeaseLost, MtopError
+from mtop_batch.errors import LabelTableError, LeaseLost, MtopError, one_line
 from mtop_batch.table.lease import compare_and_swap
 from mtop_batch.table.lease.compare_and_swap import Snapshot
 from mtop_batch.table.lease.holder import Holder, in_utc
@@ -30,7 +30,7 @@ FILE_NAME = "_lease.json"
 # Parts of the ttl. At 60 s they leave 45 s, at the worst, to a server that is down.
 _RENEW_AFTER = 1 / 4
 _RETRY_AFTER = 1 / 30
-# A holder that is well has renewed less than this ago, with some room for clocks that disagree a little.
+# A healthy holder has renewed less than this ago, with some room for clocks that disagree a little.
 _FRESH = 1 / 2
 _TAKE_ATTEMPTS = 10
 _RELEASE_ATTEMPTS = 3
@@ -71,7 +71,7 @@ class LeaseToken:
 
         Raises:
             LeaseLost: Another run has the lease, or it was released.
-            LabelTableError: Storage does not answer.
+            StorageError: Storage does not answer.
         """
         asked = time.monotonic()
         last = _last_good_check.get(self)
@@ -109,7 +109,7 @@ class Lease:
     Args:
         token: What write tasks in other processes check.
         renewed: When the last successful write of the lease file began, by `clock`.
-        note: Is told of what goes wrong without ending the run.
+        note: Called with what goes wrong without ending the run.
     """
 
     def __init__(self, token: LeaseToken, renewed: float, clock: Clock, note: Callable[[str], None]) -> None:
@@ -167,7 +167,7 @@ class Lease:
             try:
                 renewed = self._write()
             except Exception as error:  # whatever a storage client raises, the next try may succeed
-                self._problem = str(error)
+                self._problem = one_line(error)
                 return False
             if renewed:
                 self._renewed = began
@@ -205,7 +205,7 @@ def hold_lease(
         run: The run's id; no two runs have the same.
         ttl_s: Above 0. Longer than storage may fail to answer; a dead holder on another machine is waited for so long.
         clock: Time, for tests.
-        note: Is told of waiting, taking over and failing to release; one line each.
+        note: Called when it waits, takes over or fails to release; one line each.
 
     Raises:
         LabelTableError: Another run holds the lease (the message says which), or storage does not answer.
@@ -257,7 +257,7 @@ def _wait_until_free(
         if watched is None:
             if abs(clock.now() - holder.renewed_at).total_seconds() <= holder.ttl_s * _FRESH:
                 raise _held(labels_uri, holder)
-            note(f"{holder} holds {labels_uri} but seems dead; taking over in {holder.ttl_s:g} s if it stays silent")
+            note(f"{holder} holds {labels_uri} but seems dead; taking over in {holder.ttl_s:g} s if it is not renewed")
             watched, watched_since = seen, clock.monotonic()
         elif seen != watched:
             raise _held(labels_uri, holder)

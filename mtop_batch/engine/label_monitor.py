@@ -1,4 +1,4 @@
-"""What a labelling run says while it goes on, to whoever reads its log in the morning."""
+"""What a labelling run logs while it goes on, for whoever reads the log in the morning."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mtop_batch.labelling.run.stages import UnitResult
 from mtop_batch.storage.retry import ACTOR_STARTED, ANSWERED, GAVE_UP, WAITING
 
 _POLL_S = 1.0
-# Storage that stumbles all night is told of once a minute.
+# Storage that fails again and again is logged once a minute.
 _BETWEEN_OUTAGES_S = 60.0
 
 
-class LabelLog:
-    """Turns results of units and news of workers into lines; an outage is told once, however many units it holds up.
+class LabelMonitor:
+    """Logs results of units and events of workers; an outage is logged once, however many units it holds up.
 
     Args:
-        progress: Where the lines go; nobody else may use it while news are followed.
+        progress: Where the lines go; nobody else may use it while a queue is followed.
         report: Adds up the results.
         num_actors: How many labelling actors there are to be; whoever starts beyond that replaces one.
         clock: Seconds that pass; tests give their own.
@@ -36,19 +36,19 @@ class LabelLog:
         self._actors_to_come = num_actors
         self._clock = clock
         self._outage = _Outage()
-        self._told_at = -_BETWEEN_OUTAGES_S
+        self._logged_at = -_BETWEEN_OUTAGES_S
         self._lock = threading.Lock()
 
     @contextmanager
     def following(self, queue: EventQueue) -> Iterator[None]:
-        """Take in the workers' news while the block runs, and show now and then that the run is alive."""
+        """Take in the workers' events while the block runs, and show now and then that the run is alive."""
         ended = threading.Event()
 
         def follow() -> None:
             while not ended.wait(_POLL_S):
                 self._follow(queue)
 
-        thread = threading.Thread(target=follow, name="label log", daemon=True)
+        thread = threading.Thread(target=follow, name="label monitor", daemon=True)
         thread.start()
         try:
             yield
@@ -58,18 +58,18 @@ class LabelLog:
             self._follow(queue)
 
     def unit_done(self, result: UnitResult) -> None:
-        """Count a unit, and tell what is remarkable about it."""
+        """Count a unit, and log what is remarkable about it."""
         with self._lock:
-            is_slow = self._report.add(result)
+            is_straggler = self._report.add(result)
             if result.unreadable:
                 self._progress.note(f"cannot read {result.unit}: {result.unreadable}")
-            if is_slow:
-                self._tell_slow(result)
+            if is_straggler:
+                self._log_straggler(result)
             self._end_waiting(result.unit, 0.0)
             self._advance(result.rows)
 
-    def take(self, event: Event) -> None:
-        """Handle one piece of news."""
+    def record(self, event: Event) -> None:
+        """Handle one event."""
         with self._lock:
             if event["event"] == ACTOR_STARTED:
                 self._report.actor_started()
@@ -87,15 +87,15 @@ class LabelLog:
 
     def _follow(self, queue: EventQueue) -> None:
         for event in queue.take():
-            self.take(event)
+            self.record(event)
         with self._lock:
             self._advance(0)
 
     def _begin_waiting(self, unit: str, reason: str) -> None:
         if not self._outage.waiting:
-            self._outage = _Outage(told=self._clock() - self._told_at >= _BETWEEN_OUTAGES_S)
-            if self._outage.told:
-                self._told_at = self._clock()
+            self._outage = _Outage(is_logged=self._clock() - self._logged_at >= _BETWEEN_OUTAGES_S)
+            if self._outage.is_logged:
+                self._logged_at = self._clock()
                 self._progress.note(f"storage fails, will be tried again: {unit}: {reason}")
         self._outage.waiting.add(unit)
         self._outage.held_up.add(unit)
@@ -106,16 +106,16 @@ class LabelLog:
             return
         outage.waiting.remove(unit)
         outage.longest_s = max(outage.longest_s, waited_s)
-        if outage.told and not outage.waiting:
+        if outage.is_logged and not outage.waiting:
             self._progress.note(
                 f"storage works again; units that waited: {len(outage.held_up)}, up to {outage.longest_s:.0f} s"
             )
 
-    def _tell_slow(self, result: UnitResult) -> None:
+    def _log_straggler(self, result: UnitResult) -> None:
         stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result.seconds.items())
         self._progress.note(
             f"slow: {result.unit} took {sum(result.seconds.values()):.0f} s ({stages}); "
-            f"half of the units take up to {self._report.slow_units.median_s:.1f} s"
+            f"half of the units take up to {self._report.stragglers.median_s:.1f} s"
         )
 
     def _advance(self, rows: int) -> None:
@@ -128,8 +128,8 @@ class LabelLog:
 class _Outage:
     """A time in which storage fails: from the first unit that waits until none does."""
 
-    def __init__(self, *, told: bool = False) -> None:
-        self.told = told
+    def __init__(self, *, is_logged: bool = False) -> None:
+        self.is_logged = is_logged
         self.waiting: set[str] = set()
         self.held_up: set[str] = set()
         self.longest_s = 0.0

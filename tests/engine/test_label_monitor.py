@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from mtop_batch.engine.label_log import LabelLog
+from mtop_batch.engine.label_monitor import LabelMonitor
 from mtop_batch.engine.progress import Progress
 from mtop_batch.labelling.plan.work import Plan
 from mtop_batch.labelling.report.run_report import RunReport
@@ -17,7 +17,7 @@ from tests.labelling.support import definition
 
 
 class Log:
-    """A label log, and the lines that it wrote."""
+    """A label monitor, and the lines that it wrote."""
 
     def __init__(self, num_actors: int = 2) -> None:
         self.now = 1000.0
@@ -25,10 +25,10 @@ class Log:
         progress = Progress(Console(file=self._output, width=300), interval_s=1e9)
         progress.phase("label", total=100, unit="articles")
         report = RunReport("run", definition({"a": "1"}), Plan(units=()))
-        self.log = LabelLog(progress, report, num_actors, clock=lambda: self.now)
+        self.monitor = LabelMonitor(progress, report, num_actors, clock=lambda: self.now)
 
     def take(self, event: str, unit: str = "", **values: object) -> None:
-        self.log.take({"event": event, "unit": unit, "reason": "S3 is down", "waited_s": 0.0, **values})
+        self.monitor.record({"event": event, "unit": unit, "reason": "S3 is down", "waited_s": 0.0, **values})
 
     def lines(self) -> list[str]:
         """Without the times before them, and without progress."""
@@ -41,7 +41,7 @@ def log() -> Log:
     return Log()
 
 
-def test_actors_that_start_are_no_news_and_one_more_is(log: Log) -> None:
+def test_actors_that_start_are_not_told_and_one_more_is(log: Log) -> None:
     log.take(ACTOR_STARTED)
     log.take(ACTOR_STARTED)
     assert log.lines() == []
@@ -68,15 +68,15 @@ def test_a_unit_that_is_given_up_is_told_with_the_reason(log: Log) -> None:
 
 def test_a_unit_that_was_waited_for_and_came_elsewhere_ends_the_outage(log: Log) -> None:
     log.take(WAITING, "a")
-    log.log.unit_done(UnitResult("a", "a", rows=1, labelled=1))
+    log.monitor.unit_done(UnitResult("a", "a", rows=1, labelled=1))
     assert log.lines()[-1].startswith("storage works again")
 
 
-def test_bad_files_and_slow_units_are_named(log: Log) -> None:
+def test_bad_files_and_stragglers_are_named(log: Log) -> None:
     for number in range(9):
-        log.log.unit_done(UnitResult("x", f"x {number}", rows=1, labelled=1, seconds={"model": 2.0}))
-    log.log.unit_done(UnitResult("y", "y", rows=1, labelled=1, seconds={"read": 90.0, "model": 2.0}))
-    log.log.unit_done(UnitResult("z", "z", unreadable="the file is empty (0 bytes)"))
+        log.monitor.unit_done(UnitResult("x", f"x {number}", rows=1, labelled=1, seconds={"model": 2.0}))
+    log.monitor.unit_done(UnitResult("y", "y", rows=1, labelled=1, seconds={"read": 90.0, "model": 2.0}))
+    log.monitor.unit_done(UnitResult("z", "z", unreadable="the file is empty (0 bytes)"))
     assert log.lines() == [
         "slow: y took 92 s (read 90 s, model 2 s); half of the units take up to 2.0 s",
         "cannot read z: the file is empty (0 bytes)",
