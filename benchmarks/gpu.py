@@ -89,7 +89,7 @@ def _synchronise(device: torch.device) -> None:
 
 def inputs_of(tokens: Tokens, rows: npt.NDArray[np.int64], device: torch.device) -> dict[str, Any]:
     """A batch as `Predictor` makes it: with a mask where there is padding."""
-    batch: dict[str, Any] = {key: value.to(device) for key, value in pad_batch(tokens, rows, 0).items()}
+    batch: dict[str, Any] = {key: value.to(device) for key, value in pad_batch(tokens, rows).items()}
     if batch["attention_mask"].all():
         del batch["attention_mask"]
     return {**batch, "num_tokens": int(tokens.lengths[rows].sum())}
@@ -115,7 +115,7 @@ def study(
         for batch in batches:
             model.backbone(**{key: value for key, value in batch.items() if key != "num_tokens"})
 
-    with_prompts = ForwardFlops.of(model, names)
+    with_prompts = model.forward_flops(names)
     without = ForwardFlops(
         with_prompts.per_position,
         with_prompts.per_pair,
@@ -124,6 +124,7 @@ def study(
         per_text=0,
         num_context_prompts=0,
         num_reading_prompts=0,
+        num_passes=1,
     )
     runs = {"mtop": lambda: predictor.predict_tokens(tokens), "forward": forward}
     if with_encoder:

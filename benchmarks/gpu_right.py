@@ -5,7 +5,7 @@ of a CPU in fp32 into a directory. `check` reads it and writes `results/gpu_righ
 
 * `isolated`, `joint`  label flips and differences of scores in fp32 and bf16, beside the CPU's fp32; `joint` has the
   same weights, its prompts in the context
-* `added`  two tasks more, with adapters: are the outputs of the earlier ones the same bits?
+* `added`  two tasks more, with LoRA: are the outputs of the earlier ones the same bits?
 * `memory`  the same with so little memory that batches must be split
 * `waiting`  whether a forward pass waits for the GPU anywhere
 
@@ -19,7 +19,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,7 @@ from mtop_batch.tasks import Task
 
 ADDED = ("added_first", "added_second")
 VARIANTS = ("isolated", "joint", "added")
-# Adapters are slow on a CPU.
+# LoRA is slow on a CPU.
 MOST_ADDED = 1_000
 PRECISIONS: tuple[PrecisionChoice, ...] = ("fp32", "bf16")
 Outputs = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]
@@ -56,7 +56,7 @@ def build(work: Path, variant: str) -> MTOPModel:
     model = MTOPModel(MTOPConfig(**settings))
     model.load_state_dict({key: value.float() for key, value in load_file(work / "weights.safetensors").items()})
     if variant == "added":
-        model.add_tasks([Task(name) for name in ADDED], adapter_rank=8)
+        model.add_tasks([Task(name) for name in ADDED], lora_rank=8)
         stored = load_file(work / "added.safetensors")
         for name in ADDED:
             model.load_task(name, {key: stored[f"{name}/{key}"].float() for key in model.task_tensors(name)})
@@ -90,7 +90,7 @@ def prepare(model_uri: str, texts: Sequence[Path], columns: Sequence[str], rows:
         {key: value.half().contiguous() for key, value in bundle.model.state_dict().items()},
         work / "weights.safetensors",
     )
-    save_added(bundle.model, work)
+    save_added(cast(MTOPModel, bundle.model), work)
     (work / "config.json").write_text(json.dumps(bundle.model.config.to_dict()))
     found = [text for path, name in zip(texts, columns, strict=True) for text in read_column(path, name, rows)]
     tokens = TextTokenizer(bundle.tokenizer, bundle.model.config.max_tokens).encode(found)
@@ -104,12 +104,12 @@ def prepare(model_uri: str, texts: Sequence[Path], columns: Sequence[str], rows:
 
 def save_added(model: MTOPModel, work: Path) -> None:
     """Weights of two tasks more, drawn here once: random numbers differ between processors."""
-    model.add_tasks([Task(name) for name in ADDED], adapter_rank=8)
+    model.add_tasks([Task(name) for name in ADDED], lora_rank=8)
     generator = torch.Generator().manual_seed(1)
     tensors = {}
     for name in ADDED:
         for key, value in model.task_tensors(name).items():
-            drawn = torch.randn(value.shape, generator=generator) * 0.02 if key.startswith("adapter.up") else value
+            drawn = torch.randn(value.shape, generator=generator) * 0.02 if key.startswith("lora.B") else value
             tensors[f"{name}/{key}"] = drawn.half()
     save_file(tensors, work / "added.safetensors")
     model.drop_tasks(ADDED)
@@ -137,7 +137,7 @@ def compare(own: Outputs, other: Outputs) -> dict[str, Any]:
 def waits(predictor: Predictor, tokens: Tokens) -> str:
     """What in a forward pass waits for the GPU: the error of PyTorch's own watch; "nowhere" if it finds none."""
     rows = length_sorted_batches(tokens.lengths, 8192)[1]
-    batch = {key: value.to(predictor.device) for key, value in pad_batch(tokens, rows, 0).items()}
+    batch = {key: value.to(predictor.device) for key, value in pad_batch(tokens, rows).items()}
     wanted = {"tasks": predictor._names, "num_tokens": int(tokens.lengths[rows].sum())}
     with torch.inference_mode():
         predictor._model.all_tasks(**batch, **wanted)

@@ -58,7 +58,7 @@ def logit_difference(before: Bundle, after: Bundle, tokens: Tokens, tasks: list[
     largest = 0.0
     for start in range(0, len(tokens), 64):
         rows = np.arange(start, min(start + 64, len(tokens)))
-        batch: dict[str, Any] = pad_batch(tokens, rows, int(before.tokenizer.pad_token_id or 0))
+        batch: dict[str, Any] = pad_batch(tokens, rows)
         old = before.model.all_tasks(**batch)
         new = after.model.all_tasks(**batch)[:, columns, : old.shape[2]]
         finite = old.isfinite()

@@ -6,7 +6,7 @@ labels each:
 * `groups`  prompt groups: tasks share the prompts of their group (at most 8 groups), poolers and heads are their own;
             with full poolers and with poolers of rank 64
 * `own`     the paper's construction: every task has prompts of its own; up to 64 tasks
-* `added`   all but the first were added with `mtop add-tasks`: they have prompts of their own and adapters of rank 8;
+* `added`   all but the first were added with `mtop add-tasks`: they have prompts of their own and LoRA of rank 8;
             up to 64 tasks
 
 the first two with joint and with isolated prompt attention. All models share one backbone and lie in memory side by
@@ -41,7 +41,7 @@ from mtop_batch.tasks import Task
 
 NUM_TOKENS = 128
 MAX_OWN_TASKS = 64
-ADAPTER_RANK = 8
+LORA_RANK = 8
 TEXTS = {"cpu": 112, "cuda": 8192}
 
 
@@ -109,7 +109,7 @@ def build(
                     max_tokens=NUM_TOKENS,
                 )
                 if tasks[first:]:
-                    model.add_tasks(tasks[first:], adapter_rank=ADAPTER_RANK)
+                    model.add_tasks(tasks[first:], lora_rank=LORA_RANK)
                 yield Variant(construction, attention, pooler_rank, num_tasks, model)
 
 

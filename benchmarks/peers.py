@@ -51,7 +51,7 @@ from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.labelling.run.predictor import Predictor
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
-from mtop_batch.model.encoder.encode import hidden_size
+from mtop_batch.model.encoder.inputs import hidden_size
 from mtop_batch.model.kinds.config import PromptAttention
 
 BATCH_SIZE = 32
@@ -106,13 +106,12 @@ def bare(setting: Setting, *, compiled: bool = False) -> Run:
     encoder, tokenizer = setting.encoder(), load_tokenizer(setting.backbone)
     forward = torch.compile(encoder, dynamic=True) if compiled else encoder
     text_tokenizer = TextTokenizer(tokenizer, setting.max_tokens)
-    pad = int(tokenizer.pad_token_id or 0)
     ready: dict[int, list[dict[str, Tensor]]] = {}
 
     def prepare(texts: Texts) -> list[dict[str, Tensor]]:
         tokens = text_tokenizer.encode(texts)
         batch_tokens = 65_536 if setting.device.type == "cuda" else 4_096
-        return [pad_batch(tokens, rows, pad) for rows in length_sorted_batches(tokens.lengths, batch_tokens)]
+        return [pad_batch(tokens, rows) for rows in length_sorted_batches(tokens.lengths, batch_tokens)]
 
     @torch.inference_mode()
     def run(texts: Texts) -> None:
@@ -210,7 +209,7 @@ def onnx_runtime(setting: Setting) -> Run:
 
     setting = replace(setting, dtype=torch.float32)
     encoder, tokenizer = setting.encoder(), load_tokenizer(setting.backbone)
-    text_tokenizer, pad = TextTokenizer(tokenizer, setting.max_tokens), int(tokenizer.pad_token_id or 0)
+    text_tokenizer = TextTokenizer(tokenizer, setting.max_tokens)
     path = os.path.join(tempfile.mkdtemp(), "encoder.onnx")
     example = {name: torch.ones(2, 8, dtype=torch.long) for name in ("input_ids", "attention_mask", "token_type_ids")}
     axes = {name: {0: "batch", 1: "tokens"} for name in (*example, "last_hidden_state")}
@@ -233,7 +232,7 @@ def onnx_runtime(setting: Setting) -> Run:
     def run(texts: Texts) -> None:
         tokens = text_tokenizer.encode(texts)
         for rows in length_sorted_batches(tokens.lengths, 4_096):
-            batch = {key: value.numpy() for key, value in pad_batch(tokens, rows, pad).items()}
+            batch = {key: value.numpy() for key, value in pad_batch(tokens, rows).items()}
             [outputs] = session.run(None, batch)
             labels_of(heads, torch.from_numpy(outputs[:, 0]))
 

@@ -33,9 +33,8 @@ import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -47,16 +46,16 @@ from mtop_batch.config.load import load_config
 from mtop_batch.config.sections import Config, TaskConfig
 from mtop_batch.data.examples import LabelledTokens, load_examples, tokenise_examples
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.engine.add_tasks import add_tasks, added_task_settings
+from mtop_batch.engine.add_tasks import add_tasks
 from mtop_batch.engine.label import LabelOptions, label_corpus
+from mtop_batch.engine.phases import train_settings
 from mtop_batch.engine.progress import Progress
 from mtop_batch.model.bundle.bundle import Bundle, load_bundle
 from mtop_batch.model.encoder.backbone import load_backbone
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
-from mtop_batch.training.added_task import train_added_task
-from mtop_batch.training.probe import train_probe
-from mtop_batch.training.settings import TaskData, Worker
+from mtop_batch.training.settings import TaskData, TrainSettings, Worker
+from mtop_batch.training.single_task import train_single_task
 
 
 def main() -> None:
@@ -106,27 +105,28 @@ def accuracy(arguments: argparse.Namespace) -> dict[str, Any]:
 def _by_all_ways(bundle: Bundle, config: Config, data: TaskData, seed: int) -> Iterator[tuple[str, float]]:
     """Every way learns on a model of its own; what the other tasks hold does not matter to a new one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pad_token_id, worker = int(bundle.tokenizer.pad_token_id or 0), Worker(device=device)
+    worker = Worker(device=device)
     task = data.task
     name = f"added_{task.name}"  # the bundle may know a task of the same name, which stays
     as_prompts = TaskData(Task(name, "classification", task.labels, task.text, task.metric), data.train, data.eval)
     as_probe = TaskData(Task(name, "probe", task.labels, task.text, task.metric), data.train, data.eval)
     settings = config.add_tasks
-    learned = train_added_task(
-        bundle.model,
-        as_prompts,
-        replace(added_task_settings(settings), seed=seed),
-        num_prompts=settings.prompts_per_task,
-        adapter_rank=settings.adapter_rank,
-        pad_token_id=pad_token_id,
-        worker=worker,
+    model = cast(MTOPModel, bundle.model)
+    model.add_tasks(
+        [as_prompts.task],
+        prompts_per_task=settings.prompts_per_task,
+        lora_rank=settings.lora_rank,
+        seed=seed,
+        replace=True,
     )
+    learned = train_single_task(model, as_prompts, train_settings(settings, seed=seed), worker=worker)
     yield "prompts", learned.metrics[str(task.metric)]
-    learned = train_probe(bundle.model, as_probe, seed=seed, pad_token_id=pad_token_id, worker=worker)
-    bundle.model.drop_tasks([name])
+    model.add_tasks([as_probe.task], replace=True)
+    learned = train_single_task(model, as_probe, TrainSettings(seed=seed), worker=worker)
+    model.drop_tasks([name])
     yield "probe", learned.metrics[str(task.metric)]
     plain = MTOPModel.from_backbone(load_backbone(bundle.backbone_name), [as_probe.task])
-    learned = train_probe(plain, as_probe, seed=seed, pad_token_id=pad_token_id, worker=worker)
+    learned = train_single_task(plain, as_probe, TrainSettings(seed=seed), worker=worker)
     yield "plain", learned.metrics[str(task.metric)]
 
 

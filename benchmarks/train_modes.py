@@ -69,7 +69,6 @@ def main() -> None:
         backbone=arguments.backbone,
         data=load_tasks(arguments.tasks, TextTokenizer(tokenizer, 128), arguments.examples),
         settings=TrainSettings(epochs=arguments.epochs, batch_size=16, learning_rate=5e-5, head_learning_rate=5e-4),
-        pad_token_id=int(tokenizer.pad_token_id or 0),
         work=arguments.work,
         worker=Worker(device=torch.device("cuda" if torch.cuda.is_available() else "cpu")),
     )

@@ -52,10 +52,11 @@ def measure(variant: str, backbone_name: str, steps: int, rank: int, batch_size:
     from mtop_batch.data.tokens import Tokens
     from mtop_batch.model.encoder.backbone import load_backbone
     from mtop_batch.model.kinds.mtop import MTOPModel
+    from mtop_batch.precision import Precision
     from mtop_batch.tasks import Task
     from mtop_batch.training import loop
     from mtop_batch.training.optimizer import freeze_word_embeddings, make_optimizer
-    from mtop_batch.training.settings import Precision, TaskData, TrainSettings, Worker
+    from mtop_batch.training.settings import TaskData, TrainSettings, Worker
 
     rng = np.random.default_rng(0)
     tasks = [Task(f"task_{index}") for index in range(NUM_TASKS)]
@@ -82,7 +83,8 @@ def measure(variant: str, backbone_name: str, steps: int, rank: int, batch_size:
         train_plainly(backbone_name, data[0].train, 5, batch_size)
         return train_plainly(backbone_name, data[0].train, steps, batch_size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    worker = Worker(rank, WORKERS.get(variant, 1), device)
+    precision: Precision = "bf16" if device.type == "cuda" else "fp32"
+    worker = Worker(rank, WORKERS.get(variant, 1), device, precision)
     if variant in WORKERS:
         torch.set_num_threads(1)
     if worker.world_size > 1:
@@ -90,10 +92,9 @@ def measure(variant: str, backbone_name: str, steps: int, rank: int, batch_size:
 
     def run(num_steps: int) -> float:
         epochs = num_steps * batch_size / (EXAMPLES * NUM_TASKS)
-        precision: Precision = "bf16" if device.type == "cuda" else "fp32"
-        settings = TrainSettings(epochs=epochs, batch_size=batch_size, evaluate=False, precision=precision)
+        settings = TrainSettings(epochs=epochs, batch_size=batch_size, evaluate=False)
         started = time.perf_counter()
-        loop.fit(model, data, settings, pad_token_id=0, worker=worker)
+        loop.fit(model, data, settings, worker=worker)
         return num_steps * batch_size / (time.perf_counter() - started)
 
     run(5)

@@ -1,7 +1,10 @@
 """Tasks: what a model is asked about a text.
 
-A `Task` is the part of a task's definition that decides its output: name, kind, labels, text columns. Where its
+A `Task` is the part of a task's definition that decides its output: name, kind, reader, labels, text columns. Where its
 examples lie is the configuration's business (`mtop_batch.config`).
+
+A task is a reader and a head. Its kind says what comes out (a label, a number), its reader what the head is given: the
+encoder's outputs at the task's prompts, the output of a pooler, or the document vector.
 """
 
 from __future__ import annotations
@@ -15,41 +18,45 @@ from typing import Any, Literal, get_args
 
 from mtop_batch.errors import TaskError
 
-TaskKind = Literal["classification", "regression", "probe"]
+TaskKind = Literal["classification", "regression"]
+Reader = Literal["prompts", "pooled", "vector"]
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman"]
 
 TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
+READERS: tuple[Reader, ...] = get_args(Reader)
+PROBE = "probe"
 METRICS: Mapping[TaskKind, tuple[Metric, ...]] = {
     "classification": ("accuracy", "f1", "matthews"),
     "regression": ("pearson_spearman", "pearson", "spearman"),
-    "probe": ("accuracy", "f1", "matthews"),
 }
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 
 
 @dataclass(frozen=True)
 class Task:
-    """One classification or regression task.
+    """One task.
 
-    A *probe* is a classification task that reads the document vector and has no prompts (`document_vectors`).
+    A *probe* is a classification that reads the document vector and has no prompts (`document_vectors`).
 
     Args:
         name: Letters, digits, `_` and `-`, starting with a letter; it names the columns `<name>_label` and
             `<name>_score`.
-        kind: "classification", "regression" or "probe".
+        kind: "classification" or "regression"; "probe" is short for a classification that reads "vector".
         labels: The labels in the order of the head's outputs; empty for regression.
         text: The column(s) its texts come from: one, or two for a pair.
         metric: The metric that judges it; "" chooses the first that `METRICS` allows for the kind.
+        reads: "prompts", "pooled" or "vector"; the kind of model decides which of them it has.
 
     Raises:
         TaskError: A field is outside what is allowed.
     """
 
     name: str
-    kind: TaskKind = "classification"
+    kind: TaskKind | Literal["probe"] = "classification"
     labels: tuple[str, ...] = ("no", "yes")
     text: tuple[str, ...] = ("text",)
     metric: Metric | Literal[""] = ""
+    reads: Reader = "prompts"
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -57,8 +64,12 @@ class Task:
                 f"task name {self.name!r} is not allowed: use letters, digits, '_' and '-', starting with a letter "
                 "(it names label columns)"
             )
-        if self.kind not in TASK_KINDS:
-            raise TaskError(f"task {self.name!r}: kind = {self.kind!r} is not one of {', '.join(TASK_KINDS)}")
+        if self.kind == PROBE:
+            object.__setattr__(self, "kind", "classification")
+            object.__setattr__(self, "reads", "vector")
+        for key, value, allowed in (("kind", self.kind, (*TASK_KINDS, PROBE)), ("reads", self.reads, READERS)):
+            if value not in allowed:
+                raise TaskError(f"task {self.name!r}: {key} = {value!r} is not one of {', '.join(allowed)}")
         self._check_labels()
         if not 1 <= len(self.text) <= 2:
             raise TaskError(
@@ -66,11 +77,11 @@ class Task:
                 "give one, or two for a pair of texts"
             )
         if not self.metric:
-            object.__setattr__(self, "metric", METRICS[self.kind][0])
-        if self.metric not in METRICS[self.kind]:
+            object.__setattr__(self, "metric", self._metrics[0])
+        if self.metric not in self._metrics:
             raise TaskError(
                 f"task {self.name!r}: metric = {self.metric!r} does not fit a {self.kind} task; "
-                f"allowed: {', '.join(METRICS[self.kind])}"
+                f"allowed: {', '.join(self._metrics)}"
             )
 
     def _check_labels(self) -> None:
@@ -85,6 +96,15 @@ class Task:
         repeated = [label for label, count in Counter(self.labels).items() if count > 1]
         if repeated:
             raise TaskError(f"task {self.name!r}: labels {repeated} are given more than once")
+
+    @property
+    def _metrics(self) -> tuple[Metric, ...]:
+        return METRICS["regression" if self.kind == "regression" else "classification"]
+
+    @property
+    def reads_vector(self) -> bool:
+        """Whether the document vector is all that the task needs of a text."""
+        return self.reads == "vector"
 
     @property
     def num_outputs(self) -> int:

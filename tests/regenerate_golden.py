@@ -13,8 +13,9 @@ from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.model.parts.prompts import INIT_STD
 from mtop_batch.tasks import Task
 from mtop_batch.training.loop import fit
+from mtop_batch.training.settings import Worker
 from tests.conftest import make_backbone
-from tests.training.toy import PAD, make_data, make_model, make_settings
+from tests.training.toy import make_data, make_model, make_settings
 
 LOGITS = Path(__file__).parent / "model" / "kinds" / "golden" / "logits.json"
 LOSSES = Path(__file__).parent / "training" / "golden" / "losses.json"
@@ -45,7 +46,7 @@ def golden_losses() -> dict[str, list[float]]:
     for attention in get_args(PromptAttention):
         events: list[dict[str, Any]] = []
         model = make_model(prompt_attention=attention)
-        fit(model, make_data(), settings, pad_token_id=PAD, emit=events.append)
+        fit(model, make_data(), settings, worker=Worker(event_sink=events.append))
         losses[attention] = [round(event["loss"], 6) for event in events if event["event"] == "step"]
     return losses
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mtop_batch.config.load import load_config
-from mtop_batch.config.sections import Config
+from mtop_batch.config.sections import Config, MTOPModelConfig
 from mtop_batch.errors import ConfigError
 from mtop_batch.storage import write_bytes
 from tests.s3 import S3Server
@@ -38,6 +38,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 def test_defaults_are_the_papers(write: Callable[..., Path]) -> None:
     config = load_config(write(CONFIG))
+    assert isinstance(config.model, MTOPModelConfig)
     assert config.model.prompts_per_task == 2
     assert config.model.shared_prompts == 0
     assert config.model.prompt_attention == "joint"
@@ -79,6 +80,7 @@ def test_overrides_are_read_as_toml_or_as_plain_strings(write: Callable[..., Pat
     assert config.train.epochs == 3.5
     assert config.output == "s3://bucket/model"
     assert config.train.warm_start.epochs == 1
+    assert isinstance(config.model, MTOPModelConfig)
     assert config.model.stop_gradient is False
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from mtop_batch.config.sections import Config, TaskConfig
+from mtop_batch.config.sections import MODEL_SECTIONS, Config, TaskConfig
 from mtop_batch.errors import ConfigError, TaskError
 from mtop_batch.storage import is_remote, read_bytes
 
@@ -97,13 +97,25 @@ def _explain(detail: dict[str, Any], values: Mapping[str, Any]) -> str:
     """One line of what is wrong, the value, what is allowed, and what to do."""
     location = _dotted(detail["loc"], values)
     if detail["type"] == "extra_forbidden":
-        known = _known_keys(detail["loc"])
-        close = get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
-        return f"unknown key {location}; {hint}"
+        return f"unknown key {location}; {_hint(detail['loc'], values)}"
     if detail["type"] == "missing":
         return f"{location} is missing; add it"
     return f"{location} = {detail['input']!r} cannot be used: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+
+
+def _hint(location: Sequence[str | int], values: Mapping[str, Any]) -> str:
+    """What an unknown key may have been meant to be."""
+    *path, key = location
+    if path == ["model"]:
+        kind = values["model"].get("kind", "mtop")
+        known = list(MODEL_SECTIONS[kind].model_fields)
+        others = [other for other, section in MODEL_SECTIONS.items() if key in section.model_fields]
+        if others:
+            return f"it is a key of kind = {others[0]!r}; those of {kind!r}: {', '.join(known)}"
+    else:
+        known = _known_keys(path)
+    close = get_close_matches(str(key), known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
 
 
 def _dotted(location: Sequence[str | int], values: Mapping[str, Any]) -> str:
@@ -115,9 +127,9 @@ def _dotted(location: Sequence[str | int], values: Mapping[str, Any]) -> str:
     return ".".join(map(str, location)) or "the configuration"
 
 
-def _known_keys(location: Sequence[str | int]) -> list[str]:
+def _known_keys(path: Sequence[str | int]) -> list[str]:
     section: type[BaseModel] = Config
-    for part in location[:-1]:
+    for part in path:
         if part == "task":
             section = TaskConfig
         elif isinstance(part, str):

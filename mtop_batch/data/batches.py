@@ -9,23 +9,22 @@ import torch
 from mtop_batch.data.tokens import Tokens
 
 
-def pad_batch(tokens: Tokens, rows: npt.NDArray[np.integer], pad_token_id: int) -> dict[str, torch.Tensor]:
+def pad_batch(tokens: Tokens, rows: npt.NDArray[np.integer]) -> dict[str, torch.Tensor]:
     """The model's inputs for these rows.
 
     Args:
         tokens: Tokens of all rows.
         rows: (B,) indices into `tokens`.
-        pad_token_id: What fills the positions after a row's end.
 
     Returns:
         `input_ids`, `attention_mask` (1 where there is a token) and `token_type_ids` (1 in the second text of a pair),
-        each (B, T) int64.
+        each (B, T) int64. Ids after a row's end are 0, whatever the tokenizer pads with, for nothing reads them.
     """
     lengths = tokens.lengths[rows]
     position = np.arange(lengths.max(initial=0))
     mask = position < lengths[:, None]
     second = mask & (position >= tokens.first_lengths[rows][:, None])
-    input_ids = np.full(mask.shape, pad_token_id, dtype=np.int64)
+    input_ids = np.zeros(mask.shape, dtype=np.int64)
     input_ids[mask] = tokens.values[tokens.positions(rows)]
     return {
         "input_ids": torch.from_numpy(input_ids),

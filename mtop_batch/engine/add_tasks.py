@@ -7,34 +7,30 @@ their labels.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
-
-import ray
 
 from mtop_batch import storage
 from mtop_batch.config.load import load_config
-from mtop_batch.config.sections import AddTasksConfig, Config
+from mtop_batch.config.sections import Config
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.events import EventQueue
 from mtop_batch.engine.monitor import TrainingMonitor
-from mtop_batch.engine.phases import max_threads, side_by_side, single_task_options
+from mtop_batch.engine.phases import train_settings
 from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.run_directory import RunDirectory, run_digest
-from mtop_batch.engine.session import Resources, ray_session
+from mtop_batch.engine.session import ray_session
+from mtop_batch.engine.single_tasks import SingleTasks
 from mtop_batch.engine.train import check_output, load_task, versions
-from mtop_batch.engine.workers import ADD_PHASE, AddedTaskJob, add_task
-from mtop_batch.errors import ConfigError, TaskError
+from mtop_batch.engine.workers import ADD_PHASE
+from mtop_batch.errors import BundleError, ConfigError, TaskError
 from mtop_batch.model.bundle.bundle import Bundle, load_bundle, save_bundle
 from mtop_batch.model.bundle.fingerprints import task_fingerprints, tokenizer_digest
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task, check_task_names
-from mtop_batch.training.added_task import AddedTask
 from mtop_batch.training.checkpoint import TaskMetrics
-from mtop_batch.training.sampling import num_steps
-from mtop_batch.training.settings import TaskData, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -88,32 +84,33 @@ def add_tasks(
     _check_apart(model_uri, output)
     check_output(output)
     bundle = load_bundle(model_uri)
+    model = _changeable(bundle)
     config = _load_config(config_path, overrides, bundle, output)
     names = [task.name for task in config.task]
-    _check_names(bundle, names, replace)
+    _check_names(model, bundle.uri, names, replace)
     progress.phase("read and tokenise the examples", len(names), "tasks")
-    tokenizer = TextTokenizer(bundle.tokenizer, bundle.model.config.max_tokens)
+    tokenizer = TextTokenizer(bundle.tokenizer, model.config.max_tokens)
     data = []
     for task in config.task:
-        data.append(load_task(task, tokenizer))
+        data.append(load_task(task, task.definition(config.model.default_reader), tokenizer))
         progress.advance(1, f"{task.name}: {len(data[-1].train):,} examples")
     run = RunDirectory(output, run_digest(config, data, bundle.digest))
     monitor = TrainingMonitor(run, progress)
+    settings = config.add_tasks
+    new_task: dict[str, Any] = {
+        "prompts_per_task": settings.prompts_per_task,
+        "lora_rank": settings.lora_rank,
+        "seed": settings.seed,
+    }
+    tasks = SingleTasks(ADD_PHASE, data, train_settings(settings), settings, new_task, prompt_groups={})
     with ray_session() as resources:
         if found := run.begin(config):
             progress.note(found)
         monitor.record({"event": "run", "resources": str(resources), "versions": versions()})
-        learned = _learn(bundle, data, config.add_tasks, resources, run, monitor)
-    settings = config.add_tasks
-    bundle.model.add_tasks(
-        config.tasks(),
-        prompts_per_task=settings.prompts_per_task,
-        adapter_rank=settings.adapter_rank,
-        seed=settings.seed,
-        replace=True,
-    )
+        learned = tasks.learn(model, resources, run, monitor, EventQueue())
+    model.add_tasks(config.tasks(), replace=True, **new_task)
     for name in names:
-        bundle.model.load_task(name, learned[name].tensors)
+        model.load_task(name, learned[name].tensors)
     result = _write(
         bundle, output, _described(bundle, config), {name: learned[name].metrics for name in names}, started
     )
@@ -131,7 +128,7 @@ def drop_tasks(model_uri: str, names: Sequence[str], output: str) -> ChangeResul
     _check_apart(model_uri, output)
     check_output(output)
     bundle = load_bundle(model_uri)
-    bundle.model.drop_tasks(names)
+    _changeable(bundle).drop_tasks(names)
     change = {"dropped": list(names), "from": bundle.uri, "from_digest": bundle.digest}
     kept = [task for task in bundle.training_config.get("task", []) if task["name"] not in names]
     return _write(bundle, output, _changed(bundle, change, kept), {}, started)
@@ -156,77 +153,30 @@ def _load_config(path: str, overrides: Sequence[str], bundle: Bundle, output: st
     return config.model_copy(update={"output": output})
 
 
-def _check_names(bundle: Bundle, names: Sequence[str], replace: bool) -> None:
-    known = bundle.model.task_names
+def _changeable(bundle: Bundle) -> MTOPModel:
+    """The bundle's model, if tasks can come and go without a change of the others.
+
+    Raises:
+        BundleError: They cannot.
+    """
+    if not isinstance(bundle.model, MTOPModel):
+        raise BundleError(
+            f"the bundle {bundle.uri} has a {bundle.model.config.model_type!r} model, whose tasks train together; "
+            "train it again with the other tasks"
+        )
+    return bundle.model
+
+
+def _check_names(model: MTOPModel, uri: str, names: Sequence[str], replace: bool) -> None:
+    known = model.task_names
     taken = [name for name in names if name in known]
     if taken and not replace:
         raise TaskError(
-            f"the bundle {bundle.uri} has a task {taken[0]!r} already; name the new one otherwise, or pass "
+            f"the bundle {uri} has a task {taken[0]!r} already; name the new one otherwise, or pass "
             "--replace to learn it anew (its labels are then computed anew, and no others)"
         )
-    bundle.model.check_removable(taken)
+    model.check_removable(taken)
     check_task_names([*(name for name in known if name not in taken), *names])
-
-
-def _learn(
-    bundle: Bundle,
-    data: Sequence[TaskData],
-    config: AddTasksConfig,
-    resources: Resources,
-    run: RunDirectory,
-    monitor: TrainingMonitor,
-) -> dict[str, AddedTask]:
-    """Every task from a training of its own; what an interrupted run has learned is taken from its directory."""
-    events = EventQueue()
-    job = AddedTaskJob(
-        settings=added_task_settings(config),
-        precision=config.precision,
-        num_prompts=config.prompts_per_task,
-        adapter_rank=config.adapter_rank,
-        pad_token_id=int(bundle.tokenizer.pad_token_id or 0),
-        events=events,
-        processes=math.ceil(len(data) / resources.num_nodes),
-        max_threads=max_threads(),
-    )
-    learned = {item.task.name: _kept(run, item.task.name) for item in data}
-    done = {name: task for name, task in learned.items() if task is not None}
-    steps = {item.task.name: _num_steps(item, config) for item in data}
-    monitor.begin_single_tasks(ADD_PHASE, steps, done)
-    model_ref = ray.put(bundle.model)
-    train_one = ray.remote(add_task).options(**single_task_options(len(data), resources, config.max_failures))
-    refs = {item.task.name: train_one.remote(model_ref, item, job) for item in data if item.task.name not in done}
-
-    def keep(name: str, task: AddedTask) -> None:
-        done[name] = task
-        result = {key: value for key, value in asdict(task).items() if key != "tensors"}
-        run.keep_task(name, task.tensors, result)
-
-    side_by_side(refs, monitor, events, keep)
-    return done
-
-
-def _num_steps(data: TaskData, config: AddTasksConfig) -> int:
-    """Steps of the task's training; a probe is fitted in one."""
-    return 1 if data.task.kind == "probe" else num_steps(len(data.train), config.batch_size, config.epochs)
-
-
-def _kept(run: RunDirectory, name: str) -> AddedTask | None:
-    tensors = run.task(name)
-    return None if tensors is None else AddedTask(tensors, **run.task_result(name))
-
-
-def added_task_settings(config: AddTasksConfig) -> TrainSettings:
-    """How a new task with prompts trains; its precision is decided by the worker."""
-    return TrainSettings(
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        warmup_fraction=config.warmup_fraction,
-        max_grad_norm=config.max_grad_norm,
-        context_dropout=config.context_dropout,
-        seed=config.seed,
-    )
 
 
 def _described(bundle: Bundle, config: Config) -> dict[str, Any]:
@@ -256,7 +206,11 @@ def _write(
     model = bundle.model
     fingerprints = task_fingerprints(model, tokenizer_digest(bundle.tokenizer))
     unchanged = [name for name in model.task_names if name not in added]
-    assert all(fingerprints[name] == bundle.fingerprints[name] for name in unchanged), "earlier tasks stay as they are"
+    for name in unchanged:
+        if fingerprints[name] != bundle.fingerprints[name]:
+            raise BundleError(
+                f"task {name!r} of {bundle.uri} would not stay as it is; nothing was written: report this"
+            )
     metrics = {**bundle.metrics, **added}
     save_bundle(
         output,

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from mtop_batch.config.sections import Config
 from mtop_batch.data.examples import load_examples, tokenise_examples
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.engine.workers import resolve_precision
+from mtop_batch.engine.workers import single_worker
 from mtop_batch.errors import TaskError
 from mtop_batch.model.bundle.bundle import load_bundle
 from mtop_batch.tasks import Task, select_tasks
 from mtop_batch.training.checkpoint import TaskMetrics
 from mtop_batch.training.evaluation import evaluate_task
-from mtop_batch.training.settings import Worker
 
 
 def evaluate_bundle(model_uri: str, config: Config) -> dict[str, TaskMetrics]:
@@ -38,23 +35,15 @@ def evaluate_bundle(model_uri: str, config: Config) -> dict[str, TaskMetrics]:
     """
     bundle = load_bundle(model_uri)
     _check_tasks(config.tasks(), bundle.model.tasks, model_uri)
-    worker = Worker(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    precision = resolve_precision(config.train.precision, worker.device)
+    worker = single_worker(config.train.precision)
     text_tokenizer = TextTokenizer(bundle.tokenizer, bundle.model.config.max_tokens)
     model = bundle.model.to(worker.device)  # type: ignore[arg-type]  # transformers wraps it
-    tasks = {task.name: task for task in config.task}
+    tasks = {task.name: (task, source) for task, source in zip(config.tasks(), config.task, strict=True)}
     metrics = {}
     for name in select_tasks(list(tasks), bundle.model.task_names):
-        task = tasks[name].definition()
-        raw = load_examples(task, tasks[name].eval, tasks[name].label, training=False)
-        metrics[name] = evaluate_task(
-            model,
-            tokenise_examples(raw, text_tokenizer),
-            task,
-            pad_token_id=int(bundle.tokenizer.pad_token_id or 0),
-            precision=precision,
-            worker=worker,
-        )
+        task, source = tasks[name]
+        raw = load_examples(task, source.eval, source.label, training=False)
+        metrics[name] = evaluate_task(model, tokenise_examples(raw, text_tokenizer), task, worker=worker)
     return metrics
 
 
@@ -63,7 +52,7 @@ def _check_tasks(wanted: Sequence[Task], known: Sequence[Task], model_uri: str) 
     by_name = {task.name: task for task in known}
     select_tasks([task.name for task in wanted], list(by_name))
     for task in wanted:
-        for key in ("kind", "labels", "text"):
+        for key in ("kind", "reads", "labels", "text"):
             ours, theirs = getattr(task, key), getattr(by_name[task.name], key)
             if ours != theirs:
                 raise TaskError(

@@ -141,7 +141,7 @@ def _from_texts(work: Dataset, job: LabelJob, bundle_uri: str, pool: ActorPool) 
 
 
 def _from_vectors(work: Dataset, job: LabelJob, bundle_uri: str) -> Dataset:
-    probes = [task for task in job.definition.tasks if task.kind == "probe"]
+    probes = [task for task in job.definition.tasks if task.reads_vector]
     # A few kilobytes each: all go along, a piece takes those that it wants.
     predictor = ProbePredictor.load(bundle_uri, probes)
     return work.map_batches(partial(_label_and_write, job=job, predictor=predictor), num_cpus=1, **_ONE_PIECE)

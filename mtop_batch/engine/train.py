@@ -19,20 +19,22 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtop_batch import storage
-from mtop_batch.config.sections import Config, TaskConfig
+from mtop_batch.config.sections import Config, MTOPModelConfig, TaskConfig
 from mtop_batch.data.examples import load_examples, token_counts, tokenise_examples
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.events import Event, EventQueue
 from mtop_batch.engine.monitor import TrainingMonitor
-from mtop_batch.engine.phases import Phases, multi_task_settings
+from mtop_batch.engine.phases import Phases, train_settings
 from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.run_directory import RunDirectory, interrupted_runs, run_digest
 from mtop_batch.engine.session import Resources, ray_session
 from mtop_batch.errors import ConfigError
 from mtop_batch.model.bundle.bundle import save_bundle
 from mtop_batch.model.encoder.backbone import check_backbone, load_backbone, load_tokenizer
-from mtop_batch.model.kinds.config import MTOPConfig
+from mtop_batch.model.kinds.base import MultiTaskModel
+from mtop_batch.model.kinds.by_name import KINDS, model_class
 from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.tasks import Task
 from mtop_batch.training.checkpoint import TaskMetrics
 from mtop_batch.training.optimizer import freeze_word_embeddings
 from mtop_batch.training.settings import TaskData
@@ -90,9 +92,8 @@ def train(config: Config, *, progress: Progress, on_event: Callable[[Event], Non
         if found := run.begin(config):
             progress.note(found)
         monitor.record({"event": "run", "resources": str(resources), "versions": versions()})
-        phases = Phases(config, parts.data, parts.pad_token_id, resources, run, monitor, EventQueue())
-        needs_warm_start = "single-task" in (config.model.prompt_init, config.model.pooler_init)
-        model = _first_model(config, parts, phases.single_tasks(parts.backbone) if needs_warm_start else {})
+        phases = Phases(config, parts.data, resources, run, monitor, EventQueue())
+        model = _first_model(config, parts, phases)
         fitted, weights = phases.all_tasks(model)
     model.load_state_dict(weights)
     best = next(evaluation for evaluation in fitted.history if evaluation.step == fitted.best_step)
@@ -117,35 +118,32 @@ class _Parts:
     backbone: PreTrainedModel
     data: list[TaskData]
 
-    @property
-    def pad_token_id(self) -> int:
-        return int(self.tokenizer.pad_token_id or 0)
-
 
 def _prepare(config: Config, progress: Progress) -> _Parts:
     """Load everything and check all that can be checked before work starts."""
-    _check_kinds(config)
-    multi_task_settings(config.train).check_workers(config.train.num_workers)
+    _check_readers(config)
+    train_settings(config.train).check_workers(config.train.num_workers)
     check_output(config.output)
     progress.phase("read and tokenise the examples", len(config.task), "tasks")
     tokenizer = load_tokenizer(config.backbone.name)
     backbone = load_backbone(config.backbone.name)
-    check_backbone(backbone, config.backbone.max_tokens, config.model.pooler_rank)
+    check_backbone(backbone, config.backbone.max_tokens, config.model.settings().get("pooler_rank", 0))
     text_tokenizer = TextTokenizer(tokenizer, config.backbone.max_tokens)
     data = []
     for task in config.task:
-        data.append(load_task(task, text_tokenizer))
+        data.append(load_task(task, task.definition(config.model.default_reader), text_tokenizer))
         progress.advance(1, f"{task.name}: {len(data[-1].train.tokens):,} examples")
     return _Parts(tokenizer, backbone, data)
 
 
-def _check_kinds(config: Config) -> None:
-    """Refuse probes: they read a trained encoder."""
-    probes = [task.name for task in config.task if task.kind == "probe"]
+def _check_readers(config: Config) -> None:
+    """Refuse tasks that the model cannot have, and those that read the vector: they need a trained encoder."""
+    model_class(config.model.kind).check_readers(config.tasks())
+    probes = [task.name for task in config.tasks() if task.reads_vector]
     if probes:
         raise ConfigError(
-            f'task {probes[0]!r}: kind = "probe" cannot be trained together with other tasks; train these first, then '
-            "add it with `mtop add-tasks`"
+            f"task {probes[0]!r} reads the vector of a trained encoder, so it cannot be trained together with other "
+            "tasks; train these first, then add it with `mtop add-tasks`"
         )
 
 
@@ -157,23 +155,27 @@ def check_output(output: str) -> None:
         raise ConfigError(f"output = {output!r} is a file; name a directory for the bundle")
     try:
         described = json.loads(storage.read_bytes(storage.join(output, "config.json")))
-        is_ours = described["model_type"] == MTOPConfig.model_type
+        is_ours = described["model_type"] in KINDS
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         is_ours = not storage.list_files(output)
     if not is_ours:
         raise ConfigError(
-            f"output = {output!r} has files in it that are no MTOP bundle, and training would replace some of them; "
+            f"output = {output!r} has files in it that are no bundle, and training would replace some of them; "
             f"name another directory, such as {storage.join(output, 'mtop')!r}"
         )
 
 
-def load_task(config: TaskConfig, text_tokenizer: TextTokenizer) -> TaskData:
+def load_task(config: TaskConfig, task: Task, text_tokenizer: TextTokenizer) -> TaskData:
     """The examples of a task, tokenised.
+
+    Args:
+        config: Where they lie.
+        task: Its definition.
+        text_tokenizer: Of the model.
 
     Raises:
         DataError, LabelTableError: As `load_examples`.
     """
-    task = config.definition()
     train, eval_ = (
         tokenise_examples(load_examples(task, source, config.label, training=training), text_tokenizer)
         for source, training in ((config.train, True), (config.eval, False))
@@ -195,46 +197,57 @@ def _check_workers(config: Config, resources: Resources, progress: Progress) -> 
     progress.note(f"train.num_workers = {wanted} needs {wanted} {kind}s; the cluster has {resources}: waiting for more")
 
 
-def _first_model(config: Config, parts: _Parts, warm: dict[str, dict[str, Tensor]]) -> MTOPModel:
-    """What the multi-task phase begins with (paper, section 6.1)."""
-    model = MTOPModel.from_backbone(
-        parts.backbone,
-        config.tasks(),
-        prompts_per_task=config.model.prompts_per_task,
-        shared_prompts=config.model.shared_prompts,
-        prompt_attention=config.model.prompt_attention,
-        prompt_groups=config.prompt_groups(),
-        pooler_rank=config.model.pooler_rank,
-        stop_gradient=config.model.stop_gradient,
-        max_tokens=config.backbone.max_tokens,
-        seed=config.train.seed,
-    )
-    counts = None
-    if config.model.prompt_init == "token":
-        counts = token_counts((item.train.tokens for item in parts.data), model.word_embeddings.num_embeddings)
-    initialise(
-        model,
-        prompt_init=config.model.prompt_init,
-        pooler_init=config.model.pooler_init,
-        warm=warm,
-        token_counts=counts,
-        special_ids=tuple(parts.tokenizer.all_special_ids),
-        seed=config.train.seed,
-    )
+def _first_model(config: Config, parts: _Parts, phases: Phases) -> MultiTaskModel:
+    """What the multi-task phase begins with."""
+    section = config.model
+    settings = {"max_tokens": config.backbone.max_tokens, "seed": config.train.seed, **section.settings()}
+    warm = {}
+    if isinstance(section, MTOPModelConfig):
+        if section.needs_warm_start:
+            warm = _warm_start(config, section, parts, phases)
+        settings["prompt_groups"] = config.prompt_groups()
+    model = model_class(section.kind).from_backbone(parts.backbone, config.tasks(), **settings)
+    if isinstance(section, MTOPModelConfig) and isinstance(model, MTOPModel):
+        counts = None
+        if section.prompt_init == "token":
+            counts = token_counts((item.train.tokens for item in parts.data), model.word_embeddings.num_embeddings)
+        initialise(
+            model,
+            prompt_init=section.prompt_init,
+            pooler_init=section.pooler_init,
+            warm=warm,
+            token_counts=counts,
+            special_ids=tuple(parts.tokenizer.all_special_ids),
+            seed=config.train.seed,
+        )
     if config.train.freeze_word_embeddings:
         freeze_word_embeddings(model)
     return model
 
 
+def _warm_start(
+    config: Config, section: MTOPModelConfig, parts: _Parts, phases: Phases
+) -> dict[str, dict[str, Tensor]]:
+    """What each task learns alone (paper, section 4.3), without shared prompts: those belong to no single task."""
+    start = MTOPModel.without_tasks(
+        parts.backbone,
+        prompt_attention=section.prompt_attention,
+        pooler_rank=section.pooler_rank,
+        max_tokens=config.backbone.max_tokens,
+    )
+    new_task = {"prompts_per_task": section.prompts_per_task, "seed": config.train.seed}
+    return phases.single_tasks(start, new_task)
+
+
 def _write(
     config: Config,
-    model: MTOPModel,
+    model: MultiTaskModel,
     tokenizer: PreTrainedTokenizerBase,
     result: TrainResult,
     run: RunDirectory,
     monitor: TrainingMonitor,
 ) -> None:
-    """Write the bundle and the log beside it; then the run's directory has served."""
+    """Write the bundle and the log beside it; then the run's directory is no longer needed."""
     summary = {key: value for key, value in asdict(result).items() if key not in ("output", "metrics")}
     monitor.record({"event": "end", **summary})
     storage.write_bytes(storage.join(config.output, "training.jsonl"), run.event_lines())

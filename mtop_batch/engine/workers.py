@@ -1,4 +1,4 @@
-"""What runs on Ray's workers: a task's warm start, and one worker's part of the multi-task training."""
+"""What runs on Ray's workers: the training of a single task, and one worker's part of the multi-task training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,16 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from mtop_batch import storage
 from mtop_batch.engine.events import Event, EventQueue
 from mtop_batch.engine.session import num_cores
 from mtop_batch.errors import ConfigError, MtopError
-from mtop_batch.model.kinds.config import PromptAttention
 from mtop_batch.model.kinds.mtop import MTOPModel
-from mtop_batch.precision import PrecisionChoice, has_bf16
-from mtop_batch.training.added_task import AddedTask, train_added_task
+from mtop_batch.precision import PrecisionChoice, resolve_precision
 from mtop_batch.training.loop import FitResult, WriteCheckpoint, fit
-from mtop_batch.training.probe import train_probe
-from mtop_batch.training.settings import Precision, TaskData, TrainSettings, Worker
-from mtop_batch.training.warm_start import train_single_task
+from mtop_batch.training.settings import EventSink, TaskData, TrainSettings, Worker, ignore_event
+from mtop_batch.training.single_task import LearnedTask, train_single_task
 
 WARM_START_PHASE = "warm start"
 ADD_PHASE = "learn the new tasks"
@@ -36,55 +31,24 @@ ADD_PHASE = "learn the new tasks"
 
 @dataclass(frozen=True)
 class SingleTaskJob:
-    """The single-task phase, as every task's worker is told of it.
+    """Trainings of single tasks, as every task's worker is told of them.
 
     Args:
-        settings: How to train; its precision is decided by the worker.
+        phase: "warm start" or "learn the new tasks"; events carry it.
+        settings: How to train.
         precision: As in the configuration.
-        prompts_per_task: The paper's L_P.
-        prompt_attention: That of the model which is to start from the result.
-        prompt_groups: Task -> prompt group in that model.
-        pooler_rank: That of the model.
-        max_tokens: Longest text.
-        pad_token_id: Of the tokenizer.
+        new_task: How a task begins: arguments of `MTOPModel.add_tasks`.
+        prompt_groups: Task -> prompt group, of the tasks that share prompts.
         events: Where events go.
         processes: How many of these share a node.
         max_threads: None for as many as there are cores.
     """
 
+    phase: str
     settings: TrainSettings
     precision: PrecisionChoice
-    prompts_per_task: int
-    prompt_attention: PromptAttention
+    new_task: Mapping[str, Any]
     prompt_groups: Mapping[str, str]
-    pooler_rank: int
-    max_tokens: int
-    pad_token_id: int
-    events: EventQueue
-    processes: int
-    max_threads: int | None
-
-
-@dataclass(frozen=True)
-class AddedTaskJob:
-    """The training of added tasks, as every task's worker is told of it.
-
-    Args:
-        settings: How to train; its precision is decided by the worker.
-        precision: As in the configuration.
-        num_prompts: Of each task but probes.
-        adapter_rank: Of their adapters; 0 for none.
-        pad_token_id: Of the tokenizer.
-        events: Where events go.
-        processes: How many of these share a node.
-        max_threads: None for as many as there are cores.
-    """
-
-    settings: TrainSettings
-    precision: PrecisionChoice
-    num_prompts: int
-    adapter_rank: int
-    pad_token_id: int
     events: EventQueue
     processes: int
     max_threads: int | None
@@ -95,11 +59,10 @@ class MultiTaskJob:
     """The multi-task phase, as every worker is told of it.
 
     Args:
-        settings: How to train; its precision is decided by the worker.
+        settings: How to train.
         precision: As in the configuration.
-        model: Reference to the `MTOPModel` to begin with, frozen where it is to stay as it is.
+        model: Reference to the model to begin with, frozen where it is to stay as it is.
         data: References to the `TaskData`, in the model's order.
-        pad_token_id: Of the tokenizer.
         events: Where events go.
         run_uri: The run's directory.
         max_threads: None for as many as there are cores.
@@ -109,71 +72,38 @@ class MultiTaskJob:
     precision: PrecisionChoice
     model: ray.ObjectRef[Any]
     data: Sequence[ray.ObjectRef[Any]]
-    pad_token_id: int
     events: EventQueue
     run_uri: str
     max_threads: int | None
 
 
-def warm_start(backbone: PreTrainedModel, data: TaskData, job: SingleTaskJob) -> dict[str, Tensor]:
-    """A Ray task: one task's prompts, pooler and head, trained on the frozen backbone (paper, section 4.3).
+def train_task(model: MTOPModel, data: TaskData, job: SingleTaskJob) -> LearnedTask:
+    """A Ray task: one task, learned on a model of which nothing else trains.
+
+    Args:
+        model: That of the warm start has no task yet; that of added tasks may have one of the same name, which makes
+            room.
+        data: The task and its examples.
+        job: How to train.
 
     Raises:
         MtopError: As `train_single_task`.
     """
     _use_threads(job.processes, job.max_threads)
+
+    def send(event: Event) -> None:
+        job.events.emit({**event, "phase": job.phase, "task": data.task.name})
+
+    name = data.task.name
+    groups = {name: job.prompt_groups[name]} if name in job.prompt_groups else {}
+    model.add_tasks([data.task], prompt_groups=groups, replace=True, **job.new_task)
+    return train_single_task(model, data, job.settings, worker=single_worker(job.precision, send))
+
+
+def single_worker(precision: PrecisionChoice, event_sink: EventSink = ignore_event) -> Worker:
+    """This process alone, on a GPU if there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-    def emit(event: Event) -> None:
-        job.events.emit({**event, "phase": WARM_START_PHASE, "task": data.task.name})
-
-    return train_single_task(
-        backbone,
-        data,
-        replace(job.settings, precision=resolve_precision(job.precision, device)),
-        prompts_per_task=job.prompts_per_task,
-        prompt_attention=job.prompt_attention,
-        prompt_group=job.prompt_groups.get(data.task.name),
-        pooler_rank=job.pooler_rank,
-        max_tokens=job.max_tokens,
-        pad_token_id=job.pad_token_id,
-        worker=Worker(device=device),
-        emit=emit,
-    )
-
-
-def add_task(model: MTOPModel, data: TaskData, job: AddedTaskJob) -> AddedTask:
-    """A Ray task: one task, learned on a trained model of which nothing else trains.
-
-    Raises:
-        MtopError: As `train_added_task` or `train_probe`.
-    """
-    _use_threads(job.processes, job.max_threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-    def emit(event: Event) -> None:
-        job.events.emit({**event, "phase": ADD_PHASE, "task": data.task.name})
-
-    if data.task.kind == "probe":
-        return train_probe(
-            model,
-            data,
-            seed=job.settings.seed,
-            precision=resolve_precision(job.precision, device),
-            pad_token_id=job.pad_token_id,
-            worker=Worker(device=device),
-            emit=emit,
-        )
-    return train_added_task(
-        model,
-        data,
-        replace(job.settings, precision=resolve_precision(job.precision, device)),
-        num_prompts=job.num_prompts,
-        adapter_rank=job.adapter_rank,
-        pad_token_id=job.pad_token_id,
-        worker=Worker(device=device),
-        emit=emit,
-    )
+    return Worker(device=device, precision=resolve_precision(precision, device, autocast=True), event_sink=event_sink)
 
 
 def train_worker(config: dict[str, Any]) -> FitResult | MtopError:
@@ -189,9 +119,20 @@ def train_worker(config: dict[str, Any]) -> FitResult | MtopError:
     job: MultiTaskJob = ray.get(config["job"])
     context = ray.train.get_context()
     _use_threads(context.get_local_world_size(), job.max_threads)
-    worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    device = ray.train.torch.get_device()
+
+    def send(event: Event) -> None:
+        job.events.emit({**event, "phase": "train"})
+
+    worker = Worker(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=device,
+        precision=resolve_precision(job.precision, device, autocast=True),
+        event_sink=send,
+    )
     node = ray.util.get_node_ip_address()
-    job.events.emit({"event": "worker", "phase": "train", "rank": worker.rank, "pid": os.getpid(), "node": node})
+    send({"event": "worker", "rank": worker.rank, "pid": os.getpid(), "node": node})
     try:
         _check_visible(job.run_uri, node, worker)
         return _fit(job, worker)
@@ -200,29 +141,17 @@ def train_worker(config: dict[str, Any]) -> FitResult | MtopError:
 
 
 def _fit(job: MultiTaskJob, worker: Worker) -> FitResult:
-    def emit(event: Event) -> None:
-        job.events.emit({**event, "phase": "train"})
-
     model, data = ray.get(job.model), ray.get(list(job.data))
     checkpoint = ray.train.get_checkpoint()
     with nullcontext() if checkpoint is None else checkpoint.as_directory() as directory:
         return fit(
             model,
             data,
-            replace(job.settings, precision=resolve_precision(job.precision, worker.device)),
-            pad_token_id=job.pad_token_id,
+            job.settings,
             worker=worker,
             checkpoint=None if directory is None else Path(directory),
             save=_report,
-            emit=emit,
         )
-
-
-def resolve_precision(wanted: PrecisionChoice, device: torch.device) -> Precision:
-    """ "auto" is bf16 on GPUs that have it and fp32 elsewhere."""
-    if wanted != "auto":
-        return wanted
-    return "bf16" if device.type == "cuda" and has_bf16(device) else "fp32"
 
 
 def _report(write: WriteCheckpoint | None, metrics: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ Shapes: R texts.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,17 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mtop_batch.model.encoder.encode import (
-    embedding_size,
-    encode,
-    encode_context,
-    hidden_size,
-    num_layers,
-    word_embeddings,
-)
-from mtop_batch.model.encoder.kv_cache import is_readable
-from mtop_batch.model.kinds.mtop import MTOPModel
-from mtop_batch.model.parts.prompts import prompt_layout
+from mtop_batch.model.encoder.encode import encode, encode_kv_cache
+from mtop_batch.model.encoder.inputs import embedding_size, hidden_size, num_layers, word_embeddings
 
 _SIDE, _GPU_SIDE = 1024, 8192
 _ATTEMPTS = 3
@@ -45,9 +36,10 @@ class ForwardFlops:
         share_of_context: Share of the linear layers that positions of the context go through: all, or all but what
             comes after the last layer's keys and values.
         share_of_pairs: Share of the attention layers in which they see each other.
-        per_text: Operations for each text, whatever its length: poolers, heads and adapters.
+        per_text: Operations for each text, whatever its length: poolers, heads and LoRA.
         num_context_prompts: Prompts that the text sees.
         num_reading_prompts: Isolated ones, which read the context; what they see of each other is left out.
+        num_passes: How often the text goes through the encoder.
     """
 
     per_position: float
@@ -57,29 +49,42 @@ class ForwardFlops:
     per_text: float
     num_context_prompts: int
     num_reading_prompts: int
+    num_passes: int
 
     @classmethod
-    def of(cls, model: MTOPModel, tasks: Sequence[str], *, vectors: bool = False) -> ForwardFlops:
-        """The cost of these tasks of a model, and of document vectors if they are wanted."""
-        backbone = model.backbone
+    def of_encoder(
+        cls,
+        backbone: PreTrainedModel,
+        *,
+        per_text: float,
+        num_context_prompts: int = 0,
+        num_reading_prompts: int = 0,
+        num_passes: int = 1,
+        ends_early: bool = False,
+    ) -> ForwardFlops:
+        """The cost of passes through an encoder.
+
+        Args:
+            backbone: The encoder.
+            per_text: Operations of all that reads it.
+            num_context_prompts: Prompts that the text sees, in each pass.
+            num_reading_prompts: Isolated ones.
+            num_passes: How often the text goes through the encoder.
+            ends_early: Nobody reads its outputs at the context, and it has a KV cache.
+        """
         size = _weights_in_pass(backbone, lambda no_prompts, token: encode(backbone, no_prompts, token))
-        groups = prompt_layout(model.task_prompts, model.config.shared_prompts, tasks).groups
-        context = _weights_in_pass(backbone, lambda no_prompts, token: encode_context(backbone, no_prompts, token))
-        ends_early = not vectors and is_readable(backbone) and not model.needs_outputs_at_context(tasks)
-        own = [
-            parameter.numel() * (len(model.prompts(task)) if key.startswith("adapter.") else 1)
-            for task in tasks
-            for key, parameter in model.task_tensors(task).items()
-            if key.startswith("adapter.") or key.endswith("weight")
-        ]
+        context = size
+        if ends_early:
+            context = _weights_in_pass(backbone, lambda no_prompts, token: encode_kv_cache(backbone, no_prompts, token))
         return cls(
             per_position=2.0 * size,
             per_pair=4.0 * hidden_size(backbone) * num_layers(backbone),
-            share_of_context=context / size if ends_early else 1.0,
+            share_of_context=context / size,
             share_of_pairs=1 - 1 / num_layers(backbone) if ends_early else 1.0,
-            per_text=2.0 * sum(own),
-            num_context_prompts=groups.count(0),
-            num_reading_prompts=len(groups) - groups.count(0),
+            per_text=per_text,
+            num_context_prompts=num_context_prompts,
+            num_reading_prompts=num_reading_prompts,
+            num_passes=num_passes,
         )
 
     def __call__(self, lengths: npt.NDArray[np.integer]) -> float:
@@ -90,7 +95,8 @@ class ForwardFlops:
         positions = context * self.share_of_context + self.num_reading_prompts
         pairs = context * (context * self.share_of_pairs + self.num_reading_prompts)
         per_text = self.per_text * len(tokens)
-        return float(self.per_position * positions.sum() + self.per_pair * pairs.sum() + per_text)
+        per_pass = self.per_position * positions.sum() + self.per_pair * pairs.sum()
+        return float(self.num_passes * per_pass + per_text)
 
 
 def _weights_in_pass(backbone: PreTrainedModel, run: Callable[[Tensor, Tensor], object]) -> int:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 
-from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.model.kinds.base import MultiTaskModel
 
 
-def with_bf16_encoder(model: MTOPModel) -> MTOPModel:
-    """A copy whose encoder has weights and activations in bf16, and so have poolers and heads when they are stacked.
+def with_bf16_encoder(model: MultiTaskModel) -> MultiTaskModel:
+    """A copy whose encoder has weights and activations in bf16; what reads it takes them as its kind of model does.
 
-    Probes and document vectors stay as they are: stored vectors and new ones must give the same labels. So do buffers,
-    such as the frequencies of rotary embeddings, which bf16 would spoil.
+    MTOP computes poolers and heads in bf16 when they are stacked. Probes and document vectors stay as they are: stored
+    vectors and new ones must give the same labels. So do buffers, such as the frequencies of rotary embeddings, which
+    bf16 would spoil.
     """
     model = copy.deepcopy(model)
     for parameter in model.backbone.parameters():

@@ -74,7 +74,7 @@ class Definition:
     @cached_property
     def probes(self) -> frozenset[str]:
         """The wanted tasks that can be computed from vectors."""
-        return frozenset(task.name for task in self.tasks if task.kind == "probe")
+        return frozenset(task.name for task in self.tasks if task.reads_vector)
 
     def label_set_name(self, tasks: Iterable[str]) -> str:
         """The name of the label set for these of the definition's tasks: the same for the same definition."""

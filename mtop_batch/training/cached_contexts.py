@@ -1,8 +1,8 @@
-"""Texts are run through a frozen backbone once, however many epochs the prompts that read them train.
+"""Texts run through a frozen backbone once, however many epochs the prompts that read them train.
 
-Where neither the backbone nor a prompt of the context trains, the keys and values that isolated prompts read
-(`model.encoder.kv_cache`) are the same in every epoch. Computed once and kept, a step costs the prompts' own few
-positions instead of the whole text.
+Where neither the backbone nor a prompt of the context trains, the KV cache that isolated prompts read
+(`model.encoder.kv_cache`) is the same in every epoch. It is computed once and kept, so a step costs the prompts' own
+few positions instead of the whole text.
 
 Shapes: R examples, B rows of a batch, C positions of a context (its prompts and its text), K = 2 x layers.
 """
@@ -22,17 +22,17 @@ from torch.nn import functional as F
 
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.examples import LabelledTokens
-from mtop_batch.model.encoder.kv_cache import Context, is_readable
-from mtop_batch.model.kinds.mtop import MTOPModel
-from mtop_batch.training.settings import Precision, Worker
+from mtop_batch.model.encoder.kv_cache import KVCache
+from mtop_batch.model.kinds.base import MultiTaskModel
+from mtop_batch.training.settings import Worker
 
 MAX_BATCH_TOKENS = 4096
 MAX_CPU_BYTES = 2 << 30
 _MAX_GPU_SHARE = 0.5
 
 
-class FixedContexts:
-    """The contexts of examples for a model whose context does not train.
+class CachedContexts:
+    """The KV caches of examples, for a model whose context does not train.
 
     The backbone runs without dropout here, so that every epoch reads the same; with few examples a task learns that by
     heart. `dropout` on what is read keeps it from that. What does not fit into memory is computed anew each time it is
@@ -40,31 +40,27 @@ class FixedContexts:
 
     Args:
         model: On the worker's device.
-        pad_token_id: Of the tokenizer.
         worker: This process.
-        precision: As for `fit`.
         dropout: Share of the keys and values that is zeroed each time a batch is asked for while the model trains; the
             rest is scaled up.
-        max_bytes: Memory for contexts that are kept; None for 2 GiB on a CPU, half of what is free on a GPU.
+        max_bytes: Memory for what is kept; None for 2 GiB on a CPU, half of what is free on a GPU.
     """
 
     def __init__(
         self,
-        model: MTOPModel,
+        model: MultiTaskModel,
         *,
-        pad_token_id: int,
         worker: Worker,
-        precision: Precision = "fp32",
         dropout: float = 0.0,
         max_bytes: int | None = None,
     ) -> None:
-        self._model, self._pad_token_id, self._worker, self._precision = model, pad_token_id, worker, precision
+        self._model, self._worker = model, worker
         self._dropout = dropout
         self._bytes_left = _memory(worker.device) if max_bytes is None else max_bytes
         self._kept: dict[int, _Kept] = {}
 
     def keep(self, examples: LabelledTokens, on_progress: Callable[[int, int], None] | None = None) -> bool:
-        """Compute and keep the contexts of all examples, if they fit into memory.
+        """Compute and keep the KV caches of all examples, if they fit into memory.
 
         Args:
             examples: R of them; asked for later as the same object.
@@ -76,12 +72,12 @@ class FixedContexts:
         lengths = examples.tokens.lengths
         done, kept = 0, None
         for rows in length_sorted_batches(lengths, MAX_BATCH_TOKENS):
-            context = self._compute(examples, rows)
+            kv_cache = self._compute(examples, rows)
             if kept is None:
-                kept = _Kept.empty(context, lengths)
+                kept = _Kept.empty(kv_cache, lengths)
                 if kept.num_bytes > self._bytes_left:
                     return False
-            kept.put(rows, context)
+            kept.put(rows, kv_cache)
             done += len(rows)
             if on_progress is not None:
                 on_progress(done, len(examples))
@@ -90,28 +86,28 @@ class FixedContexts:
             self._bytes_left -= kept.num_bytes
         return kept is not None
 
-    def batch(self, examples: LabelledTokens, rows: npt.NDArray[np.integer]) -> Context:
-        """The context of B rows of the examples."""
+    def batch(self, examples: LabelledTokens, rows: npt.NDArray[np.integer]) -> KVCache:
+        """The KV cache of B rows of the examples."""
         kept = self._kept.get(id(examples))
-        context = self._compute(examples, rows) if kept is None else kept.take(rows)
+        kv_cache = self._compute(examples, rows) if kept is None else kept.take(rows)
         if not self._model.training or not self._dropout:
-            return context
+            return kv_cache
         key_values = [
-            (F.dropout(key, self._dropout), F.dropout(value, self._dropout)) for key, value in context.key_values
+            (F.dropout(key, self._dropout), F.dropout(value, self._dropout)) for key, value in kv_cache.key_values
         ]
-        return replace(context, key_values=key_values)
+        return replace(kv_cache, key_values=key_values)
 
-    def _compute(self, examples: LabelledTokens, rows: npt.NDArray[np.integer]) -> Context:
+    def _compute(self, examples: LabelledTokens, rows: npt.NDArray[np.integer]) -> KVCache:
         worker = self._worker
-        inputs = pad_batch(examples.tokens, rows, self._pad_token_id)
+        inputs = pad_batch(examples.tokens, rows)
         # Not inference mode: what the backward pass keeps must be ordinary tensors.
-        with torch.no_grad(), worker.autocast(self._precision), _without_dropout(self._model):
-            return self._model.context(**{key: worker.to_device(value) for key, value in inputs.items()})
+        with torch.no_grad(), worker.autocast(), _without_dropout(self._model):
+            return self._model.cache(**{key: worker.to_device(value) for key, value in inputs.items()})
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """Contexts of R examples, one behind the other.
+    """KV caches of R examples, one behind the other.
 
     Args:
         values: (K, positions of all, heads, width of a head) keys and values of layer after layer.
@@ -124,8 +120,8 @@ class _Kept:
     lengths: npt.NDArray[np.int64]
 
     @classmethod
-    def empty(cls, like: Context, num_tokens: npt.NDArray[np.int64]) -> _Kept:
-        """Room for examples of so many tokens; `like` is the context of the longest, among others."""
+    def empty(cls, like: KVCache, num_tokens: npt.NDArray[np.int64]) -> _Kept:
+        """Room for examples of so many tokens; `like` is the KV cache of the longest, among others."""
         key = like.key_values[0][0]  # (B, heads, C, width)
         num_prompts = key.shape[2] - int(num_tokens.max())
         lengths = num_tokens + num_prompts
@@ -136,18 +132,18 @@ class _Kept:
     def num_bytes(self) -> int:
         return self.values.numel() * self.values.element_size()
 
-    def put(self, rows: npt.NDArray[np.integer], context: Context) -> None:
-        """Store the context of these rows, without its padding."""
+    def put(self, rows: npt.NDArray[np.integer], kv_cache: KVCache) -> None:
+        """Store the KV cache of these rows, without its padding."""
         present, positions = self._present(rows), self._positions(rows)
-        for index, tensor in enumerate(_tensors(context)):
+        for index, tensor in enumerate(_tensors(kv_cache)):
             self.values[index, positions[present]] = tensor.transpose(1, 2)[present]
 
-    def take(self, rows: npt.NDArray[np.integer]) -> Context:
-        """The padded context of these rows."""
+    def take(self, rows: npt.NDArray[np.integer]) -> KVCache:
+        """The padded KV cache of these rows."""
         # (K, B, C, heads, width); what stands at padding is not seen.
         taken = self.values[:, self._positions(rows)].transpose(2, 3)
         key_values = [(taken[index], taken[index + 1]) for index in range(0, len(taken), 2)]
-        return Context(key_values, self._present(rows).long())
+        return KVCache(key_values, self._present(rows).long())
 
     def _present(self, rows: npt.NDArray[np.integer]) -> Tensor:
         """(B, C) Where the rows have positions."""
@@ -164,38 +160,29 @@ class _Kept:
         return torch.from_numpy(array).to(self.values.device, non_blocking=True)
 
 
-def fixed_contexts(
-    model: MTOPModel,
-    tasks: Sequence[str],
-    *,
-    pad_token_id: int,
-    worker: Worker,
-    precision: Precision,
-    dropout: float = 0.0,
-) -> FixedContexts | None:
-    """The contexts for training these tasks, if nothing trains that changes them; else None."""
-    if not is_readable(model.backbone) or not model.has_fixed_context(tasks):
-        return None
-    return FixedContexts(model, pad_token_id=pad_token_id, worker=worker, precision=precision, dropout=dropout)
+def cached_contexts(
+    model: MultiTaskModel, tasks: Sequence[str], *, worker: Worker, dropout: float = 0.0
+) -> CachedContexts | None:
+    """The KV caches for training these tasks, if nothing trains that changes them; else None."""
+    return CachedContexts(model, worker=worker, dropout=dropout) if model.has_fixed_cache(tasks) else None
 
 
 def model_inputs(
     examples: LabelledTokens,
     rows: npt.NDArray[np.integer],
-    pad_token_id: int,
     worker: Worker,
-    contexts: FixedContexts | None,
+    contexts: CachedContexts | None,
 ) -> dict[str, Any]:
-    """What the model takes of B rows: their contexts where these are fixed, else their tokens."""
+    """What the model takes of B rows: their KV cache where it is kept, else their tokens."""
     if contexts is not None:
-        return {"context": contexts.batch(examples, rows)}
-    inputs = pad_batch(examples.tokens, rows, pad_token_id)
+        return {"kv_cache": contexts.batch(examples, rows)}
+    inputs = pad_batch(examples.tokens, rows)
     return {key: worker.to_device(value) for key, value in inputs.items()}
 
 
-def _tensors(context: Context) -> Iterator[Tensor]:
+def _tensors(kv_cache: KVCache) -> Iterator[Tensor]:
     """(B, heads, C, width) Keys and values of layer after layer."""
-    for key, value in context.key_values:
+    for key, value in kv_cache.key_values:
         yield key
         yield value
 
@@ -208,7 +195,7 @@ def _memory(device: torch.device) -> int:
 
 
 @contextmanager
-def _without_dropout(model: MTOPModel) -> Iterator[None]:
+def _without_dropout(model: MultiTaskModel) -> Iterator[None]:
     was_training = model.backbone.training
     model.backbone.eval()
     try:

@@ -13,26 +13,23 @@ from torch import distributed
 
 from mtop_batch.data.batches import length_sorted_batches
 from mtop_batch.data.examples import LabelledTokens
-from mtop_batch.model.kinds.mtop import MTOPModel
-from mtop_batch.model.parts.prompts import prompt_layout
+from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.tasks import Metric, Task
-from mtop_batch.training.cached_contexts import FixedContexts, model_inputs
+from mtop_batch.training.cached_contexts import CachedContexts, model_inputs
 from mtop_batch.training.checkpoint import TaskMetrics
 from mtop_batch.training.metrics import compute_metric
-from mtop_batch.training.settings import Precision, TaskData, Worker
+from mtop_batch.training.settings import TaskData, Worker
 
 MAX_BATCH_TOKENS = 8192
 
 
 def evaluate(
-    model: MTOPModel,
+    model: MultiTaskModel,
     data: Sequence[TaskData],
     *,
-    pad_token_id: int,
-    precision: Precision = "fp32",
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     worker: Worker | None = None,
-    contexts: FixedContexts | None = None,
+    contexts: CachedContexts | None = None,
 ) -> dict[str, TaskMetrics]:
     """The metrics of every task on its evaluation examples, by task name; the arguments are those of `evaluate_task`.
 
@@ -44,8 +41,6 @@ def evaluate(
             model,
             item.evaluation_examples(),
             item.task,
-            pad_token_id=pad_token_id,
-            precision=precision,
             max_batch_tokens=max_batch_tokens,
             worker=worker,
             contexts=contexts,
@@ -55,15 +50,13 @@ def evaluate(
 
 
 def evaluate_task(
-    model: MTOPModel,
+    model: MultiTaskModel,
     examples: LabelledTokens,
     task: Task,
     *,
-    pad_token_id: int,
-    precision: Precision = "fp32",
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     worker: Worker | None = None,
-    contexts: FixedContexts | None = None,
+    contexts: CachedContexts | None = None,
 ) -> TaskMetrics:
     """The metrics of one task.
 
@@ -74,22 +67,19 @@ def evaluate_task(
         model: On the worker's device; left in the mode (training or evaluation) it was in.
         examples: R labelled rows, at least one.
         task: A task of the model.
-        pad_token_id: Of the tokenizer.
-        precision: "bf16" runs the model under autocast.
         max_batch_tokens: Positions of a batch, prompts and padding included.
         worker: This process; None for a single one on the CPU.
-        contexts: Those of the examples, where the backbone is frozen and the task isolated.
+        contexts: The KV caches of the examples, where the backbone is frozen and the task isolated.
 
     Returns:
         The task's own metric under its name, "accuracy" for classification, "loss", and "num_examples".
     """
     worker = worker or Worker()
     rows = np.arange(worker.rank, len(examples), worker.world_size)
-    layout = prompt_layout(model.task_prompts, model.config.shared_prompts, [task.name])
-    lengths = examples.tokens.lengths[rows] + len(layout.groups)
+    lengths = examples.tokens.lengths[rows] + model.num_positions([task.name])
     batches = [rows[batch] for batch in length_sorted_batches(lengths, max_batch_tokens)]
-    with _evaluating(model), worker.autocast(precision):
-        own_predictions, own_loss = _predict(model, examples, task, batches, pad_token_id, worker, contexts)
+    with _evaluating(model), worker.autocast():
+        own_predictions, own_loss = _predict(model, examples, task, batches, worker, contexts)
     order = np.concatenate([np.empty(0, np.int64), *batches])
     predictions, loss = _gather(order, own_predictions, own_loss, worker)
     metrics: TaskMetrics = {"loss": loss / len(predictions), "num_examples": len(predictions)}
@@ -109,7 +99,7 @@ def _metric_names(task: Task) -> list[Metric]:
 
 
 @contextmanager
-def _evaluating(model: MTOPModel) -> Iterator[None]:
+def _evaluating(model: MultiTaskModel) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
@@ -120,19 +110,18 @@ def _evaluating(model: MTOPModel) -> Iterator[None]:
 
 
 def _predict(
-    model: MTOPModel,
+    model: MultiTaskModel,
     examples: LabelledTokens,
     task: Task,
     batches: Sequence[npt.NDArray[np.int64]],
-    pad_token_id: int,
     worker: Worker,
-    contexts: FixedContexts | None,
+    contexts: CachedContexts | None,
 ) -> tuple[npt.NDArray[Any], float]:
     """Label ids, or values, of the rows of all batches one after the other, and the sum of their losses."""
     predictions = [torch.empty(0, device=worker.device)]
     losses = [torch.zeros((), device=worker.device)]
     for rows in batches:
-        inputs = model_inputs(examples, rows, pad_token_id, worker, contexts)
+        inputs = model_inputs(examples, rows, worker, contexts)
         labels = worker.to_device(torch.from_numpy(examples.labels[rows]))
         output = model(**inputs, task=task.name, labels=labels)
         predictions.append(output.logits[:, 0] if task.kind == "regression" else output.logits.argmax(dim=1))

@@ -1,7 +1,8 @@
 """The training loop: one task per step, one model, one checkpoint for all tasks (paper, section 6.1).
 
 `fit` is the only loop: the multi-task phase and the single-task warm start run through it, alone or as one of several
-workers under DDP. It knows nothing of the engine that runs it: checkpoints leave through `save`, news through `emit`.
+workers under DDP. It knows nothing of the engine that runs it: checkpoints leave through `save`, events through the
+worker's event sink.
 """
 
 from __future__ import annotations
@@ -18,19 +19,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from mtop_batch.errors import ConfigError, DataError
-from mtop_batch.model.kinds.mtop import MTOPModel
-from mtop_batch.training.cached_contexts import fixed_contexts, model_inputs
+from mtop_batch.model.kinds.base import MultiTaskModel
+from mtop_batch.training.cached_contexts import cached_contexts, model_inputs
 from mtop_batch.training.checkpoint import Evaluation, TaskMetrics, TrainingState
 from mtop_batch.training.evaluation import evaluate, mean_metric
 from mtop_batch.training.meter import StepMeter
 from mtop_batch.training.optimizer import make_optimizer, set_learning_rate
 from mtop_batch.training.sampling import BatchPlan, evaluation_steps
 from mtop_batch.training.schedules import linear_warmup_decay
-from mtop_batch.training.settings import TaskData, TrainSettings, Worker
+from mtop_batch.training.settings import TaskData, TrainSettings, Worker, ignore_event
 
 WriteCheckpoint = Callable[[Path], None]
 Save = Callable[[WriteCheckpoint | None, dict[str, Any]], None]
-Emit = Callable[[dict[str, Any]], None]
 
 STEP_EVENTS_EVERY_S = 2.0
 
@@ -53,15 +53,13 @@ class FitResult:
 
 
 def fit(
-    model: MTOPModel,
+    model: MultiTaskModel,
     data: Sequence[TaskData],
     settings: TrainSettings,
     *,
-    pad_token_id: int,
     worker: Worker | None = None,
     checkpoint: Path | None = None,
     save: Save | None = None,
-    emit: Emit | None = None,
 ) -> FitResult:
     """Train all parameters that require gradients; the model ends with the weights of its best evaluation.
 
@@ -75,13 +73,12 @@ def fit(
         model: Moved to the worker's device, trained in place, and left in evaluation mode.
         data: At least one task, each of the model's.
         settings: How to train.
-        pad_token_id: Of the tokenizer.
         worker: This process; None for a single one on the CPU. All workers call `fit` with the same arguments, and
-            models with the same weights.
+            models with the same weights. Rank 0 sends events: {"event": "start" | "step" | "evaluation", ...}, "step"
+            every few seconds.
         checkpoint: A directory that an earlier `save` wrote, to go on from.
         save: Called by every worker for every checkpoint, with what writes it into a directory (rank 0) or None (the
             others), and with its step, epoch, and mean metric if just evaluated. It must write before it returns.
-        emit: Called by rank 0 with events: {"event": "start" | "step" | "evaluation", ...}, "step" every few seconds.
 
     Raises:
         ConfigError: More workers than examples in a batch, a checkpoint of another run, or weights that are no longer
@@ -93,7 +90,7 @@ def fit(
     settings.check_workers(worker.world_size)
     _check_data(data, settings)
     model.to(worker.device)  # type: ignore[arg-type]  # transformers wraps it without its types
-    run = _Run(model, data, settings, pad_token_id, worker, emit if worker.rank == 0 else None)
+    run = _Run(model, data, settings, worker)
     if checkpoint is not None:
         run.state.read(checkpoint)
     run.train(save)
@@ -113,16 +110,13 @@ class _Run:
 
     def __init__(
         self,
-        model: MTOPModel,
+        model: MultiTaskModel,
         data: Sequence[TaskData],
         settings: TrainSettings,
-        pad_token_id: int,
         worker: Worker,
-        emit: Emit | None,
     ) -> None:
         self.model, self.data, self.settings, self.worker = model, data, settings, worker
-        self.pad_token_id = pad_token_id
-        self.emit = emit or _ignore
+        self.emit = worker.event_sink if worker.rank == 0 else ignore_event
         sizes = [len(item.train) for item in data]
         self.examples_per_epoch = sum(sizes)
         self.plan = BatchPlan.draw(sizes, settings.batch_size, settings.epochs, settings.alpha, settings.seed)
@@ -130,14 +124,8 @@ class _Run:
         self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.state = TrainingState(model, self.optimizer, run=_identity(data, settings))
         self.meter = StepMeter(worker.device)
-        self.contexts = fixed_contexts(
-            model,
-            [item.task.name for item in data],
-            pad_token_id=pad_token_id,
-            worker=worker,
-            precision=settings.precision,
-            dropout=settings.context_dropout,
-        )
+        names = [item.task.name for item in data]
+        self.contexts = cached_contexts(model, names, worker=worker, dropout=settings.context_dropout)
 
     def train(self, save: Save | None) -> None:
         """Do the steps that are left."""
@@ -170,9 +158,9 @@ class _Run:
         labels = torch.from_numpy(examples.labels[rows])
 
         _seed_dropout(settings.seed, step, worker.rank)
-        with worker.autocast(settings.precision):
+        with worker.autocast():
             output = parallel(
-                **model_inputs(examples, rows, self.pad_token_id, worker, self.contexts),
+                **model_inputs(examples, rows, worker, self.contexts),
                 labels=worker.to_device(labels),
                 task=self.data[index].task.name,
             )
@@ -197,14 +185,7 @@ class _Run:
                 self.contexts.keep(item.eval)
 
     def _evaluate(self) -> None:
-        metrics = evaluate(
-            self.model,
-            self.data,
-            pad_token_id=self.pad_token_id,
-            precision=self.settings.precision,
-            worker=self.worker,
-            contexts=self.contexts,
-        )
+        metrics = evaluate(self.model, self.data, worker=self.worker, contexts=self.contexts)
         mean = mean_metric(metrics, [item.task for item in self.data])
         evaluation = Evaluation(self.state.step, self._epoch(), mean, metrics)
         self.state.record(evaluation)
@@ -247,7 +228,7 @@ class _Run:
                 "num_workers": self.worker.world_size,
                 "num_parameters": sum(parameter.numel() for parameter in self.trained),
                 "device": str(self.worker.device),
-                "precision": self.settings.precision,
+                "precision": self.worker.precision,
             }
         )
 
@@ -276,15 +257,11 @@ def _check_data(data: Sequence[TaskData], settings: TrainSettings) -> None:
 
 def _identity(data: Sequence[TaskData], settings: TrainSettings) -> Mapping[str, Any]:
     """What a checkpoint must have in common with the run that goes on from it; the hardware may be another."""
-    values = {key: value for key, value in asdict(settings).items() if key not in ("checkpoint_steps", "precision")}
+    values = {key: value for key, value in asdict(settings).items() if key != "checkpoint_steps"}
     return {**values, "tasks": {item.task.name: len(item.train) for item in data}}
 
 
-def _ignore(event: dict[str, Any]) -> None:
-    del event
-
-
-def _distribute(model: MTOPModel, worker: Worker) -> nn.Module:
+def _distribute(model: MultiTaskModel, worker: Worker) -> nn.Module:
     if worker.world_size == 1:
         return model
     # A step uses the parameters of one task only; DDP leaves the gradients that no worker used at None.

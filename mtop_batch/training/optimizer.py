@@ -6,21 +6,21 @@ from typing import Any
 
 from torch.optim import AdamW
 
-from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.training.settings import TrainSettings
 
 
-def freeze_backbone(model: MTOPModel) -> None:
+def freeze_backbone(model: MultiTaskModel) -> None:
     """Train prompts, poolers and heads only (section 4.3)."""
     model.backbone.requires_grad_(False)
 
 
-def freeze_word_embeddings(model: MTOPModel) -> None:
+def freeze_word_embeddings(model: MultiTaskModel) -> None:
     """Leave the word-embedding table as pretrained; its dense gradient takes time in a step on a small backbone."""
     model.word_embeddings.requires_grad_(False)
 
 
-def make_optimizer(model: MTOPModel, settings: TrainSettings) -> AdamW:
+def make_optimizer(model: MultiTaskModel, settings: TrainSettings) -> AdamW:
     """AdamW over the parameters that train.
 
     A parameter without a gradient is not touched by a step: not by its momentum and not by decay. With
@@ -38,7 +38,7 @@ def set_learning_rate(optimizer: AdamW, factor: float) -> None:
         group["lr"] = group["peak_lr"] * factor
 
 
-def _parameter_groups(model: MTOPModel, settings: TrainSettings) -> list[dict[str, Any]]:
+def _parameter_groups(model: MultiTaskModel, settings: TrainSettings) -> list[dict[str, Any]]:
     """Groups by rate and decay: backbone or head rate, and no decay for biases, layer norms and prompts."""
     rates = {True: settings.learning_rate, False: settings.head_learning_rate or settings.learning_rate}
     in_backbone = {id(parameter) for parameter in model.backbone.parameters()}

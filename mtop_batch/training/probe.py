@@ -1,13 +1,13 @@
-"""Fitting a probe: logistic regression on the document vectors of labelled texts.
+"""Fitting a probe: a regularised linear model on the document vectors of labelled texts.
 
-    minimise over W, b    mean of cross_entropy(W z + b, label)  +  strength / 2 |W|^2
+    minimise over W, b    mean loss of (W z + b, label)  +  L2 penalty / 2 |W|^2
 
-with z the vector, centred and divided by one number such that its features have variance 1 on average, so that the
-same strengths do for every backbone; this is folded into the weights in the end. The strength is the one that gives the
-smallest loss on examples held out. Nothing but their choice is random: the problem has one minimum, which is found in
-float64 on the CPU.
+The loss is cross-entropy for a classification and the squared error for a regression. z is the vector, centred and
+divided by one number such that its features have variance 1 on average, so that the same penalties do for every
+backbone; this is folded into the weights in the end. The L2 penalty is the one that gives the smallest loss on examples
+held out. Nothing but their choice is random: the problem has one minimum, which is found in float64 on the CPU.
 
-Shapes: R examples, D hidden width, C labels.
+Shapes: R examples, D hidden width, C outputs (labels, or 1).
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from torch.nn import functional as F
 
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.examples import LabelledTokens
-from mtop_batch.model.encoder.encode import hidden_size
+from mtop_batch.model.encoder.inputs import hidden_size
+from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.kinds.mtop import MTOPModel
-from mtop_batch.training.added_task import AddedTask
-from mtop_batch.training.evaluation import evaluate_task
-from mtop_batch.training.loop import Emit
-from mtop_batch.training.settings import Precision, TaskData, Worker
+from mtop_batch.tasks import Task
+from mtop_batch.training.settings import TaskData, Worker
 
-STRENGTHS = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 1e-4)
+L2_PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 1e-4)
 _MAX_BATCH_TOKENS = 8192
 _NUM_PARTS = 5
 # With more examples than this, one part held out says enough, and fitting takes a while.
@@ -43,116 +42,86 @@ class FittedProbe:
     Args:
         weight: (C, D) float32
         bias: (C,) float32
-        strength: Of the regularisation.
-        losses: Per strength that was tried, the mean loss on the examples held out.
+        l2_penalty: Of the weights.
+        losses: Per L2 penalty that was tried, the mean loss on the examples held out.
     """
 
     weight: Tensor
     bias: Tensor
-    strength: float
+    l2_penalty: float
     losses: dict[float, float]
 
 
-def train_probe(
-    model: MTOPModel,
-    data: TaskData,
-    *,
-    seed: int = 0,
-    precision: Precision = "fp32",
-    pad_token_id: int,
-    worker: Worker | None = None,
-    emit: Emit | None = None,
-) -> AddedTask:
-    """Learn one probe task on a trained model, of which nothing changes: one pass over the texts, then `fit_probe`.
+def train_probe(model: MTOPModel, data: TaskData, *, seed: int, worker: Worker) -> FittedProbe:
+    """Learn a task that reads the vector, of a model of which nothing changes: one pass over the texts, then a fit.
 
     Args:
-        model: Taken over: it gets the task.
-        data: The task and its examples; a task of that name makes room.
+        model: Has the task.
+        data: The task and its examples.
         seed: Of the choice of examples held out.
-        precision: Of the encoder.
-        pad_token_id: Of the tokenizer.
-        worker: This process; None for a single one on the CPU.
-        emit: Called with {"event": "texts", "done": ..., "num": ...} now and then.
-
-    Raises:
-        TaskError: Other tasks depend on the task of that name.
-        DataError: The task has no evaluation examples.
+        worker: This process.
     """
-    worker = worker or Worker()
-    model.add_tasks([data.task], replace=True)
     model.to(worker.device).eval()  # type: ignore[arg-type]  # transformers wraps it
-    vectors = example_vectors(
-        model, data.train, precision=precision, pad_token_id=pad_token_id, worker=worker, emit=emit
-    )
-    fitted = fit_probe(vectors, torch.from_numpy(data.train.labels), data.task.num_outputs, seed=seed)
-    tensors = {"weight": fitted.weight, "bias": fitted.bias}
-    model.load_task(data.task.name, tensors)
-    metrics = evaluate_task(
-        model, data.evaluation_examples(), data.task, pad_token_id=pad_token_id, precision=precision, worker=worker
-    )
-    return AddedTask(tensors=tensors, metrics=metrics, best_step=1, num_steps=1)
+    vectors = example_vectors(model, data.train, worker=worker)
+    fitted = fit_probe(data.task, vectors, torch.from_numpy(data.train.labels), seed=seed)
+    model.load_task(data.task.name, {"weight": fitted.weight, "bias": fitted.bias})
+    return fitted
 
 
-def example_vectors(
-    model: MTOPModel,
-    examples: LabelledTokens,
-    *,
-    precision: Precision = "fp32",
-    pad_token_id: int,
-    worker: Worker,
-    emit: Emit | None = None,
-) -> Tensor:
-    """(R, D) The document vectors of examples, float16 on the CPU; the arguments are those of `train_probe`."""
+def example_vectors(model: MultiTaskModel, examples: LabelledTokens, *, worker: Worker) -> Tensor:
+    """(R, D) The document vectors of examples, float16 on the CPU.
+
+    The worker's event sink gets {"event": "texts", "done": ..., "num": ...} after each batch.
+    """
     tokens = examples.tokens
     vectors = torch.empty(len(tokens), hidden_size(model.backbone), dtype=torch.float16)
     done = 0
     for rows in length_sorted_batches(tokens.lengths, _MAX_BATCH_TOKENS):
-        batch = {key: worker.to_device(value) for key, value in pad_batch(tokens, rows, pad_token_id).items()}
+        batch = {key: worker.to_device(value) for key, value in pad_batch(tokens, rows).items()}
         text = batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
-        with torch.inference_mode(), worker.autocast(precision):
+        with torch.inference_mode(), worker.autocast():
             _, found = model.all_tasks_and_vectors(*text, tasks=())
         vectors[rows] = found.cpu()
         done += len(rows)
-        if emit is not None:
-            emit({"event": "texts", "done": done, "num": len(tokens)})
+        worker.event_sink({"event": "texts", "done": done, "num": len(tokens)})
     return vectors
 
 
 def fit_probe(
-    vectors: Tensor, labels: Tensor, num_labels: int, *, seed: int = 0, strengths: Sequence[float] = STRENGTHS
+    task: Task, vectors: Tensor, labels: Tensor, *, seed: int = 0, l2_penalties: Sequence[float] = L2_PENALTIES
 ) -> FittedProbe:
-    """Fit a probe, with the strength that does best on examples held out.
+    """Fit a probe, with the L2 penalty that does best on examples held out.
 
     Args:
+        task: Decides the loss and the number of outputs.
         vectors: (R, D)
-        labels: (R,) label indices
-        num_labels: C
+        labels: (R,) label indices, or values of a regression.
         seed: Of the choice of examples held out.
-        strengths: To choose from, from strong to weak.
+        l2_penalties: To choose from, from strong to weak.
     """
     vectors = vectors.double()
     mean = vectors.mean(dim=0)
     scale = (vectors - mean).square().mean().sqrt().clamp(min=1e-12)
     features = (vectors - mean) / scale
-    losses = dict.fromkeys(strengths, 0.0)
-    if len(strengths) > 1:
+    start = features.new_zeros(features.shape[1] + 1, task.num_outputs)
+    losses = dict.fromkeys(l2_penalties, 0.0)
+    if len(l2_penalties) > 1:
         masks = _held_out(labels, seed)
         for held_out in masks:
-            rest = ~held_out
-            solution = _start(features, num_labels)
-            for strength in strengths:
-                solution = _minimise(features[rest], labels[rest], strength, solution)
-                logits = features[held_out] @ solution[:-1] + solution[-1]
-                losses[strength] += float(F.cross_entropy(logits, labels[held_out])) / len(masks)
-    strength = min(losses, key=lambda s: losses[s])
-    solution = _minimise(features, labels, strength, _start(features, num_labels))
+            solution = start
+            for l2_penalty in l2_penalties:
+                solution = _minimise(task, features[~held_out], labels[~held_out], l2_penalty, solution)
+                outputs = features[held_out] @ solution[:-1] + solution[-1]
+                losses[l2_penalty] += float(_loss(task, outputs, labels[held_out])) / len(masks)
+    l2_penalty = min(losses, key=lambda penalty: losses[penalty])
+    solution = _minimise(task, features, labels, l2_penalty, start)
     weight = (solution[:-1] / scale).T
     bias = solution[-1] - weight @ mean
-    return FittedProbe(weight.float().contiguous(), bias.float(), strength, losses)
+    return FittedProbe(weight.float().contiguous(), bias.float(), l2_penalty, losses)
 
 
 def _held_out(labels: Tensor, seed: int) -> list[Tensor]:
-    """(R,) masks of the examples held out in turn; every label has its share in each."""
+    """(R,) masks of the examples held out, one after the other; every label has its share in each."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]
     part = torch.empty_like(order)
@@ -161,11 +130,14 @@ def _held_out(labels: Tensor, seed: int) -> list[Tensor]:
     return [mask for mask in masks if mask.any()]
 
 
-def _start(features: Tensor, num_labels: int) -> Tensor:
-    return features.new_zeros(features.shape[1] + 1, num_labels)
+def _loss(task: Task, outputs: Tensor, labels: Tensor) -> Tensor:
+    """() As `task_loss`, in float64."""
+    if task.kind == "regression":
+        return F.mse_loss(outputs[:, 0], labels.double())
+    return F.cross_entropy(outputs, labels)
 
 
-def _minimise(features: Tensor, labels: Tensor, strength: float, start: Tensor) -> Tensor:
+def _minimise(task: Task, features: Tensor, labels: Tensor, l2_penalty: float, start: Tensor) -> Tensor:
     """(D + 1, C) The weights that minimise the loss, and below them the bias."""
     solution = start.clone().requires_grad_(True)
     optimizer = torch.optim.LBFGS(
@@ -178,8 +150,8 @@ def _minimise(features: Tensor, labels: Tensor, strength: float, start: Tensor) 
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(features @ solution[:-1] + solution[-1], labels)
-        loss = loss + strength / 2 * solution[:-1].square().sum()
+        loss = _loss(task, features @ solution[:-1] + solution[-1], labels)
+        loss = loss + l2_penalty / 2 * solution[:-1].square().sum()
         loss.backward()
         return loss
 

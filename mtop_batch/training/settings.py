@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.errors import ConfigError, DataError
+from mtop_batch.precision import Precision
 from mtop_batch.tasks import Task
 
-Precision = Literal["fp32", "bf16"]
+Event = dict[str, Any]
+EventSink = Callable[[Event], None]
+
+
+def ignore_event(event: Event) -> None:
+    """The event sink of those who do not want events."""
+    del event
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,6 @@ class TrainSettings:
         seed: Of the order of tasks and examples and of dropout. The model's own draws are made before.
         context_dropout: Share of the context's keys and values that is hidden from prompts in each step, where the
             context does not train; the rest is scaled up. A context that trains has the backbone's own dropout.
-        precision: "bf16" runs the model under autocast; the weights stay fp32.
         evaluate: Evaluate every epoch and end with the best weights; otherwise end with the last.
         checkpoint_steps: A checkpoint is taken every so many steps, besides those at evaluations and at the end.
     """
@@ -47,7 +54,6 @@ class TrainSettings:
     alpha: float = 1.0
     seed: int = 0
     context_dropout: float = 0.0
-    precision: Precision = "fp32"
     evaluate: bool = True
     checkpoint_steps: int = 1000
 
@@ -69,15 +75,24 @@ class Worker:
     """One of the processes that train together; the default is a single one on the CPU.
 
     Where `world_size` is more than 1, the process group of `torch.distributed` must be set up.
+
+    Args:
+        rank: Of this process.
+        world_size: How many there are.
+        device: Where the model runs.
+        precision: "bf16" runs the model under autocast; the weights stay fp32.
+        event_sink: Takes the events of what this process does.
     """
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: Precision = "fp32"
+    event_sink: EventSink = ignore_event
 
-    def autocast(self, precision: Precision) -> AbstractContextManager[object]:
+    def autocast(self) -> AbstractContextManager[object]:
         """The context in which the model runs."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """The tensor on the device, without waiting for the work queued there as a plain copy would."""

@@ -1,4 +1,4 @@
-"""The single-task warm start and the ways in which prompts and poolers begin (paper, sections 4.3 and 6.1)."""
+"""The ways in which prompts and poolers begin (paper, sections 4.3 and 6.1)."""
 
 from __future__ import annotations
 
@@ -9,72 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from mtop_batch.errors import ConfigError
-from mtop_batch.model.kinds.config import PromptAttention
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.model.parts.prompts import token_prompts
-from mtop_batch.training.loop import Emit, fit
-from mtop_batch.training.optimizer import freeze_backbone
-from mtop_batch.training.settings import TaskData, TrainSettings, Worker
 
 PromptInit = Literal["random", "token", "single-task"]
 PoolerInit = Literal["random", "single-task"]
-
-
-def train_single_task(
-    backbone: PreTrainedModel,
-    data: TaskData,
-    settings: TrainSettings,
-    *,
-    prompts_per_task: int,
-    pad_token_id: int,
-    prompt_attention: PromptAttention = "joint",
-    prompt_group: str | None = None,
-    pooler_rank: int = 0,
-    max_tokens: int = 128,
-    worker: Worker | None = None,
-    emit: Emit | None = None,
-) -> dict[str, Tensor]:
-    """Train one task's prompts, pooler and head on the frozen backbone (section 4.3).
-
-    Tasks know nothing of one another, so this runs for all of them side by side. The prompts start at random, and
-    there are no shared prompts: those belong to no single task.
-
-    Args:
-        backbone: Left frozen (no parameter requires a gradient), otherwise as it was; moved to the worker's device.
-        data: The task and its examples.
-        settings: How to train.
-        prompts_per_task: The paper's L_P.
-        pad_token_id: Of the tokenizer.
-        prompt_attention: That of the model which is to start from the result.
-        prompt_group: The task's in that model: all tasks of a group begin with the same random prompts.
-        pooler_rank: That of the model.
-        max_tokens: Longest text, special tokens included.
-        worker: This process; None for a single one on the CPU.
-        emit: As for `fit`.
-
-    Returns:
-        What `MTOPModel.task_tensors` returns, on the CPU, as `initialise` takes it.
-
-    Raises:
-        ConfigError: The backbone cannot work, or training diverged.
-        DataError: The task has no examples.
-    """
-    model = MTOPModel.from_backbone(
-        backbone,
-        [data.task],
-        prompts_per_task=prompts_per_task,
-        prompt_attention=prompt_attention,
-        prompt_groups={} if prompt_group is None else {data.task.name: prompt_group},
-        pooler_rank=pooler_rank,
-        max_tokens=max_tokens,
-        seed=settings.seed,
-    )
-    freeze_backbone(model)
-    fit(model, [data], settings, pad_token_id=pad_token_id, worker=worker, emit=emit)
-    return {name: tensor.cpu() for name, tensor in model.task_tensors(data.task.name).items()}
 
 
 def initialise(
@@ -98,7 +39,7 @@ def initialise(
         model: Its tasks' parameters are changed in place.
         prompt_init: "random", "token" (embeddings of frequent tokens) or "single-task".
         pooler_init: "random" or "single-task".
-        warm: Of each task, what `train_single_task` returned; needed for "single-task".
+        warm: The tensors of each task that `train_single_task` learned; needed for "single-task".
         token_counts: (V,) how often each token occurs in the training data; needed for "token".
         special_ids: Tokens that never become prompts.
         seed: Of the token draws.

@@ -14,7 +14,7 @@ def test_a_padded_batch_is_what_transformers_pads(tokenizer: PreTrainedTokenizer
     tokens = TextTokenizer(tokenizer, 16).encode(firsts, seconds)
     rows = [tokenizer(first, second) for first, second in zip(firsts, seconds, strict=True)]
     expected = tokenizer.pad([rows[2], rows[0], rows[1]], return_tensors="pt")
-    batch = pad_batch(tokens, np.array([2, 0, 1]), tokenizer.pad_token_id)
+    batch = pad_batch(tokens, np.array([2, 0, 1]))
     assert {key: value.tolist() for key, value in batch.items()} == {
         key: value.tolist() for key, value in expected.items()
     }
@@ -22,10 +22,10 @@ def test_a_padded_batch_is_what_transformers_pads(tokenizer: PreTrainedTokenizer
 
 def test_padding_is_as_wide_as_the_longest_row_and_rows_may_be_empty() -> None:
     tokens = Tokens.from_rows([[5], [6, 7, 8], []])
-    batch = pad_batch(tokens, np.array([2, 0]), pad_token_id=9)
-    assert batch["input_ids"].tolist() == [[9], [5]]
+    batch = pad_batch(tokens, np.array([2, 0]))
+    assert batch["input_ids"].tolist() == [[0], [5]]
     assert batch["attention_mask"].tolist() == [[0], [1]]
-    assert pad_batch(tokens, np.array([], dtype=np.int64), 9)["input_ids"].shape == (0, 0)
+    assert pad_batch(tokens, np.array([], dtype=np.int64))["input_ids"].shape == (0, 0)
 
 
 @given(st.lists(st.integers(0, 300), max_size=60).map(np.array), st.integers(1, 1000), st.none() | st.integers(1, 10))

@@ -28,7 +28,7 @@ def ray_local() -> Iterator[None]:
         # How soon Ray Train sees reports, deaths and the end. A checkpoint waits until the one before has been seen,
         # so a driver that looks more often can act (kill a worker, say) long before a short training is over.
         environment.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-        environment.setattr("mtop_batch.engine.phases._POLL_S", 0.1)
+        environment.setattr("mtop_batch.engine.single_tasks.POLL_S", 0.1)
         ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()

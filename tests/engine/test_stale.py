@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -109,7 +109,7 @@ def test_a_retrained_bundle(root: Path) -> None:
 def test_one_retrained_task(root: Path) -> None:
     bundle = load_bundle(f"{root}/model")
     with torch.no_grad():
-        bundle.model.task_module("mood").head.weight.add_(1)
+        cast(MTOPModel, bundle.model).task_module("mood").head.weight.add_(1)
     save_bundle(f"{root}/model", bundle.model, bundle.tokenizer, metrics={}, training_config={}, backbone_name="tiny")
     check_next_run(root, {"task changed": 12}, [0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23])
 

@@ -186,7 +186,7 @@ def with_added_tasks(model: MTOPModel) -> MTOPModel:
     """With three more tasks, whose prompts are more than those of the others."""
     more = deepcopy(model)
     tasks = [Task("sport"), Task("kind", labels=("a", "b", "c")), Task("opinion")]
-    more.add_tasks(tasks, prompts_per_task=3, adapter_rank=2)
+    more.add_tasks(tasks, prompts_per_task=3, lora_rank=2)
     return more.eval()
 
 

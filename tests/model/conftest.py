@@ -34,14 +34,14 @@ def make_model() -> MakeModel:
 
 
 def enlarge(model: MTOPModel, names: Sequence[str] | None = None) -> None:
-    """Scale prompts and adapters up, so that a test notices what they do; a fresh start hardly does anything."""
+    """Scale prompts and loras up, so that a test notices what they do; a fresh start hardly does anything."""
     wanted = model.task_names if names is None else names
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for prompts in {model.prompts(name) for name in wanted}:
             prompts.mul_(30)
-        for adapter in [adapter for name in wanted if (adapter := model.task_module(name).adapter) is not None]:
-            for up in adapter.up:
+        for lora in [lora for name in wanted if (lora := model.task_module(name).lora) is not None]:
+            for up in lora.B:
                 up.copy_(torch.randn(up.shape, generator=generator) / 4)
 
 

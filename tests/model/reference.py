@@ -1,7 +1,7 @@
 """A slow second reading of the paper for ELECTRA: one text, one task, one position after another, no masks, float64.
 
 It knows two streams. The context (shared prompts, joint tasks' prompts, text) attends to itself. The prompts of an
-isolated task attend to the context and to themselves, through linear layers that its adapter adds to. The prompts of
+isolated task attend to the context and to themselves, through linear layers that its lora adds to. The prompts of
 a prompt group are there once, and each of its tasks reads them. No code is shared with the package but the parameters.
 """
 
@@ -51,7 +51,7 @@ def _logits(model: Any, input_ids: Tensor, task: str, token_types: Tensor | None
         own_rows = rows_of[key] if name == task else own_rows
     context += [_embed(model, word, i, int(types[i])) for i, word in enumerate(words)]
     module = model.task_modules[f"task_{task}"]
-    added = {} if module.adapter is None else _added(model, module.adapter)
+    added = {} if module.lora is None else _added(model, module.lora)
     for block in model.backbone.encoder.layer:
         seen = [(x, NOTHING) for x in context]
         keys = seen + [(x, added) for x in isolated]
@@ -74,8 +74,8 @@ def _embed(model: Any, vector: Tensor, position: int, token_type: int) -> Tensor
     return _affine(model.backbone.embeddings_project, _norm(table.LayerNorm, summed), NOTHING)
 
 
-def _added(model: Any, adapter: Any) -> Added:
-    """What the adapter adds to the weight of each layer, which stand in the order in which ELECTRA names its layers."""
+def _added(model: Any, lora: Any) -> Added:
+    """What the lora adds to the weight of each layer, which stand in the order in which ELECTRA names its layers."""
     layers = [
         layer
         for block in model.backbone.encoder.layer
@@ -88,7 +88,7 @@ def _added(model: Any, adapter: Any) -> Added:
             block.output.dense,
         )
     ]
-    return {layer: up @ down for layer, up, down in zip(layers, adapter.up, adapter.down, strict=True)}
+    return {layer: up @ down for layer, up, down in zip(layers, lora.B, lora.A, strict=True)}
 
 
 def _block(block: Any, query: Tensor, added: Added, keys: list[tuple[Tensor, Added]]) -> Tensor:

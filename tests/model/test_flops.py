@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AlbertConfig, AlbertModel
 
-from mtop_batch.model.flops import ForwardFlops, measure_matrix_rate
+from mtop_batch.model.flops import measure_matrix_rate
 from mtop_batch.model.kinds.config import PromptAttention
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
@@ -30,7 +30,7 @@ def test_the_cost_is_what_torch_counts(attention: PromptAttention, names: list[s
         run(torch.full((num_texts, num_tokens), 5), tasks=names)
     counted = counter.get_total_flops()
     # Heads are padded to the labels of the task that has most, and isolated prompts see each other: both little.
-    cost = ForwardFlops.of(model, names, vectors=vectors)(np.full(num_texts, num_tokens))
+    cost = model.forward_flops(names, vectors=vectors)(np.full(num_texts, num_tokens))
     assert cost == pytest.approx(counted, rel=0.02)
     assert cost <= counted
 
@@ -48,18 +48,18 @@ def test_layers_that_are_run_more_than_once_count_as_often() -> None:
     model = MTOPModel.from_backbone(AlbertModel(config), TASKS, prompt_attention="isolated", max_tokens=60)
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.all_tasks(torch.full((3, 20), 5))
-    cost = ForwardFlops.of(model, ["a", "b"])(np.full(3, 20))
+    cost = model.forward_flops(["a", "b"])(np.full(3, 20))
     assert cost == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
 def test_nobody_pays_for_outputs_at_the_text_that_nobody_wants() -> None:
     model = MTOPModel.from_backbone(make_backbone(), TASKS, prompt_attention="isolated", max_tokens=60)
     lengths = np.full(3, 20)
-    assert ForwardFlops.of(model, ["a"])(lengths) < 0.8 * ForwardFlops.of(model, ["a"], vectors=True)(lengths)
+    assert model.forward_flops(["a"])(lengths) < 0.8 * model.forward_flops(["a"], vectors=True)(lengths)
 
 
 def test_texts_without_tokens_cost_nothing_and_long_ones_more_than_their_share() -> None:
-    flops = ForwardFlops.of(MTOPModel.from_backbone(make_backbone(), TASKS, max_tokens=60), ["a", "b"])
+    flops = MTOPModel.from_backbone(make_backbone(), TASKS, max_tokens=60).forward_flops(["a", "b"])
     assert flops(np.array([0, 0])) == 0
     assert flops(np.array([8, 0, 8])) == pytest.approx(2 * flops(np.array([8])))
     assert flops(np.array([40])) - flops(np.array([20])) > flops(np.array([20])) - flops(np.array([1]))

@@ -21,7 +21,7 @@ NEW = Task("new")
 @pytest.mark.parametrize("attention", ["joint", "isolated"])
 def test_outputs_are_near_and_the_model_stays_as_it_is(make_model: MakeModel, batch: Batch, attention: str) -> None:
     model = make_model(prompt_attention=attention)
-    model.add_tasks([NEW], prompts_per_task=2, adapter_rank=2)
+    model.add_tasks([NEW], prompts_per_task=2, lora_rank=2)
     enlarge(model, ["new"])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     exact = model(**batch).logits

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from mtop_batch.training.loop import FitResult, WriteCheckpoint, fit
 from mtop_batch.training.settings import Worker
 from tests.training.distributed import run_distributed
-from tests.training.toy import PAD, make_data, make_model, make_settings
+from tests.training.toy import make_data, make_model, make_settings
 
 SETTINGS = make_settings(epochs=2, batch_size=5, checkpoint_steps=1, weight_decay=0.1)
 
@@ -49,7 +49,7 @@ def train(worker: Worker, prompt_groups: dict[str, str] | None = None) -> Outcom
     model = make_model(
         prompt_groups=prompt_groups
     ).double()  # in float32, Adam makes steps of rounding errors where gradients are zero
-    result = fit(model, make_data(), SETTINGS, pad_token_id=PAD, worker=worker, save=save, emit=emit)
+    result = fit(model, make_data(), SETTINGS, worker=replace(worker, event_sink=emit), save=save)
     return Outcome(result, dict(model.state_dict()), steps, tasks)
 
 

@@ -9,7 +9,7 @@ from mtop_batch.errors import DataError
 from mtop_batch.tasks import Task
 from mtop_batch.training.evaluation import evaluate, evaluate_task, mean_metric
 from mtop_batch.training.settings import TaskData
-from tests.training.toy import PAD, TASKS, make_data, make_examples, make_model
+from tests.training.toy import TASKS, make_data, make_examples, make_model
 
 SCORE = Task("score", kind="regression", labels=())
 
@@ -18,9 +18,9 @@ SCORE = Task("score", kind="regression", labels=())
 def test_metrics_are_those_of_one_row_at_a_time(max_batch_tokens: int) -> None:
     model, examples = make_model(), make_examples(TASKS[1], 30, seed=5)
     with torch.no_grad():
-        inputs = [pad_batch(examples.tokens, np.array([row]), PAD) for row in range(30)]
+        inputs = [pad_batch(examples.tokens, np.array([row])) for row in range(30)]
         logits = torch.cat([model(**item, task="mood").logits for item in inputs])
-    metrics = evaluate_task(model, examples, TASKS[1], pad_token_id=PAD, max_batch_tokens=max_batch_tokens)
+    metrics = evaluate_task(model, examples, TASKS[1], max_batch_tokens=max_batch_tokens)
     labels = torch.from_numpy(examples.labels)
     assert metrics["accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
     assert metrics["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), abs=1e-5)
@@ -29,13 +29,13 @@ def test_metrics_are_those_of_one_row_at_a_time(max_batch_tokens: int) -> None:
 
 def test_the_tasks_own_metric_stands_beside_the_accuracy() -> None:
     task = Task("sport", metric="matthews")
-    metrics = evaluate_task(make_model(), make_examples(task, 9, seed=1), task, pad_token_id=PAD)
+    metrics = evaluate_task(make_model(), make_examples(task, 9, seed=1), task)
     assert set(metrics) == {"matthews", "accuracy", "loss", "num_examples"}
 
 
 def test_a_regression_is_judged_by_its_values() -> None:
     model, examples = make_model(tasks=(SCORE,)), make_examples(SCORE, 9, seed=1)
-    metrics = evaluate_task(model, examples, SCORE, pad_token_id=PAD)
+    metrics = evaluate_task(model, examples, SCORE)
     assert set(metrics) == {"pearson_spearman", "loss", "num_examples"}
     assert -1 <= metrics["pearson_spearman"] <= 1
 
@@ -44,7 +44,7 @@ def test_evaluation_leaves_the_models_mode_alone() -> None:
     model, data = make_model(dropout=0.5), make_data()
     for training in (True, False):
         model.train(training)
-        first, second = (evaluate(model, data, pad_token_id=PAD) for _ in range(2))
+        first, second = (evaluate(model, data) for _ in range(2))
         assert first == second
         assert model.training == training
 
@@ -58,4 +58,4 @@ def test_the_mean_is_over_the_tasks_own_metrics() -> None:
 def test_a_task_without_evaluation_examples_is_refused() -> None:
     data = [TaskData(TASKS[0], make_examples(TASKS[0], 4, seed=0), None)]
     with pytest.raises(DataError, match="task 'sport' has no evaluation examples"):
-        evaluate(make_model(), data, pad_token_id=PAD)
+        evaluate(make_model(), data)

@@ -17,7 +17,7 @@ from mtop_batch.training.evaluation import evaluate
 from mtop_batch.training.loop import WriteCheckpoint, fit
 from mtop_batch.training.optimizer import freeze_word_embeddings
 from mtop_batch.training.settings import TaskData, Worker
-from tests.training.toy import PAD, TASKS, make_data, make_examples, make_model, make_settings
+from tests.training.toy import TASKS, make_data, make_examples, make_model, make_settings
 
 
 class Checkpoints:
@@ -44,15 +44,15 @@ def assert_identical(first: dict[str, Tensor], second: dict[str, Tensor]) -> Non
 @pytest.mark.parametrize("prompt_attention", ["joint", "isolated"])
 def test_a_learnable_toy_is_learned(prompt_attention: PromptAttention) -> None:
     model, data = make_model(prompt_attention=prompt_attention), make_data()
-    before = evaluate(model, data, pad_token_id=PAD)
-    result = fit(model, data, make_settings(epochs=15), pad_token_id=PAD)
+    before = evaluate(model, data)
+    result = fit(model, data, make_settings(epochs=15))
     for name, metrics in result.best_metrics.items():
         assert metrics["loss"] < 0.5 * before[name]["loss"]
         assert metrics["accuracy"] >= 0.9
 
 
 def test_bf16_learns_too() -> None:
-    result = fit(make_model(), make_data(), make_settings(epochs=15, precision="bf16"), pad_token_id=PAD)
+    result = fit(make_model(), make_data(), make_settings(epochs=15), worker=Worker(precision="bf16"))
     assert all(metrics["accuracy"] >= 0.9 for metrics in result.best_metrics.values())
 
 
@@ -60,7 +60,7 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     models = [make_model(dropout=0.1) for _ in range(3)]
     for model, seed in zip(models, (0, 0, 1), strict=True):
         torch.rand(1)  # what was drawn before must not matter
-        fit(model, make_data(), make_settings(epochs=1, seed=seed), pad_token_id=PAD)
+        fit(model, make_data(), make_settings(epochs=1, seed=seed))
     assert_identical(weights(models[0]), weights(models[1]))
     assert not torch.equal(models[0].word_embeddings.weight, models[2].word_embeddings.weight)
 
@@ -72,10 +72,10 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(
 ) -> None:
     settings = make_settings(checkpoint_steps=5, evaluate=evaluating)
     undisturbed, save = make_model(dropout=0.1, **shape), Checkpoints(tmp_path)
-    result = fit(undisturbed, make_data(), settings, pad_token_id=PAD, save=save)
+    result = fit(undisturbed, make_data(), settings, save=save)
     for step in (5, 15, result.num_steps):
         resumed = make_model(dropout=0.1, **shape)
-        again = fit(resumed, make_data(), settings, pad_token_id=PAD, checkpoint=tmp_path / str(step))
+        again = fit(resumed, make_data(), settings, checkpoint=tmp_path / str(step))
         assert_identical(weights(resumed), weights(undisturbed))
         assert again == result
 
@@ -83,7 +83,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(
 def test_checkpoints_come_at_intervals_evaluations_and_the_end(tmp_path: Path) -> None:
     save = Checkpoints(tmp_path)
     settings = make_settings(epochs=2.5, checkpoint_steps=6)  # 64 examples: epochs of 8 steps, 20 steps
-    result = fit(make_model(), make_data(), settings, pad_token_id=PAD, save=save)
+    result = fit(make_model(), make_data(), settings, save=save)
     assert list(save.metrics) == [6, 8, 12, 16, 18, 20]
     assert [step for step, metrics in save.metrics.items() if "mean" in metrics] == [8, 16, 20]
     assert [evaluation.step for evaluation in result.history] == [8, 16, 20]
@@ -94,10 +94,10 @@ def test_the_model_ends_with_its_best_weights_not_its_last(monkeypatch: pytest.M
     means = iter([0.1, 0.9, 0.2, 0.5])
     monkeypatch.setattr(loop, "mean_metric", lambda *_: next(means))
     save, model = Checkpoints(tmp_path), make_model()
-    result = fit(model, make_data(), make_settings(checkpoint_steps=1000), pad_token_id=PAD, save=save)
+    result = fit(model, make_data(), make_settings(checkpoint_steps=1000), save=save)
     assert (result.best_step, result.num_steps) == (16, 32)
     assert result.best_metrics == result.history[1].metrics
-    assert evaluate(model, make_data(), pad_token_id=PAD) == result.best_metrics
+    assert evaluate(model, make_data()) == result.best_metrics
     at_16 = make_model()
     at_16.load_state_dict(load_file(tmp_path / "16" / "model.safetensors"))
     assert_identical(weights(model), weights(at_16))
@@ -107,7 +107,7 @@ def test_a_step_moves_its_own_task_only(tmp_path: Path) -> None:
     save = Checkpoints(tmp_path)
     settings = make_settings(checkpoint_steps=1, evaluate=False, weight_decay=0.1)
     events: list[dict[str, Any]] = []
-    fit(make_model(), make_data(), settings, pad_token_id=PAD, save=save, emit=events.append)
+    fit(make_model(), make_data(), settings, save=save, worker=Worker(event_sink=events.append))
     trained = [event["task"] for event in events if event["event"] == "step"]
     assert set(trained) == {"sport", "mood"}
     before = weights(make_model())
@@ -121,14 +121,14 @@ def test_a_step_moves_its_own_task_only(tmp_path: Path) -> None:
 def test_frozen_parameters_stay_bit_by_bit() -> None:
     model, before = make_model(), weights(make_model())
     freeze_word_embeddings(model)
-    fit(model, make_data(), make_settings(epochs=1), pad_token_id=PAD)
+    fit(model, make_data(), make_settings(epochs=1))
     same = {name for name, value in model.named_parameters() if torch.equal(value, before[name])}
     assert same == {"backbone.embeddings.word_embeddings.weight"}
 
 
 def test_events_tell_the_start_the_steps_and_the_evaluations() -> None:
     events: list[dict[str, Any]] = []
-    fit(make_model(), make_data(), make_settings(epochs=2), pad_token_id=PAD, emit=events.append)
+    fit(make_model(), make_data(), make_settings(epochs=2), worker=Worker(event_sink=events.append))
     assert [event["event"] for event in events] == ["start", *["step", "evaluation"] * 2]
     assert (events[0]["step"], events[0]["num_steps"], events[0]["num_examples"]) == (0, 16, 64)
     last_step = events[-2]
@@ -141,22 +141,22 @@ def test_events_tell_the_start_the_steps_and_the_evaluations() -> None:
 def test_step_events_come_every_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "STEP_EVENTS_EVERY_S", 0.0)
     events: list[dict[str, Any]] = []
-    fit(make_model(), make_data(), make_settings(epochs=1), pad_token_id=PAD, emit=events.append)
+    fit(make_model(), make_data(), make_settings(epochs=1), worker=Worker(event_sink=events.append))
     assert [event["step"] for event in events if event["event"] == "step"] == list(range(1, 9))
 
 
 def test_more_workers_than_examples_in_a_batch_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"train.batch_size = 8 is less than train.num_workers = 9"):
-        fit(make_model(), make_data(), make_settings(), pad_token_id=PAD, worker=Worker(0, 9))
+        fit(make_model(), make_data(), make_settings(), worker=Worker(0, 9))
 
 
 def test_a_task_without_examples_is_refused() -> None:
     empty = TaskData(TASKS[0], make_examples(TASKS[0], 0, seed=0), make_examples(TASKS[0], 3, seed=0))
     with pytest.raises(DataError, match="task 'sport' has no training examples"):
-        fit(make_model(), [empty], make_settings(), pad_token_id=PAD)
+        fit(make_model(), [empty], make_settings())
     unseen = TaskData(TASKS[0], make_examples(TASKS[0], 3, seed=0))
     with pytest.raises(DataError, match="task 'sport' has no evaluation examples"):
-        fit(make_model(), [unseen], make_settings(), pad_token_id=PAD)
+        fit(make_model(), [unseen], make_settings())
 
 
 def test_weights_that_are_no_longer_finite_end_the_run(tmp_path: Path) -> None:
@@ -166,7 +166,6 @@ def test_weights_that_are_no_longer_finite_end_the_run(tmp_path: Path) -> None:
             make_model(),
             make_data(),
             make_settings(learning_rate=float("inf"), checkpoint_steps=4),
-            pad_token_id=PAD,
             save=save,
         )
     assert not save.metrics
@@ -174,6 +173,6 @@ def test_weights_that_are_no_longer_finite_end_the_run(tmp_path: Path) -> None:
 
 def test_a_batch_larger_than_a_task_repeats_its_examples() -> None:
     data = [TaskData(TASKS[0], make_examples(TASKS[0], 3, seed=0))]
-    result = fit(make_model(), data, make_settings(evaluate=False), pad_token_id=PAD)
+    result = fit(make_model(), data, make_settings(evaluate=False))
     assert result.num_steps == np.ceil(4 * 3 / 8)
     assert (result.history, result.best_metrics, result.best_step) == ([], {}, 2)

@@ -1,20 +1,25 @@
-"""Fitting probes: the right minimum, a strength chosen on examples held out, the same result every time."""
+"""Fitting probes: the right minimum, an L2 penalty chosen on examples held out, the same result every time."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
 from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
-from mtop_batch.training.probe import STRENGTHS, fit_probe, train_probe
-from mtop_batch.training.settings import TaskData
+from mtop_batch.training.probe import L2_PENALTIES, fit_probe
+from mtop_batch.training.settings import TaskData, TrainSettings, Worker
+from mtop_batch.training.single_task import train_single_task
 from tests.conftest import WORDS, make_backbone, make_tokenizer
+
+
+def task(num_labels: int) -> Task:
+    return Task("probed", "probe", labels=tuple("abc"[:num_labels]))
 
 
 def clouds(count: int, num_labels: int = 3, spread: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -34,12 +39,12 @@ def accuracy(probe: tuple[Tensor, Tensor], vectors: Tensor, labels: Tensor) -> f
 @pytest.mark.parametrize("num_labels", [2, 3])
 def test_the_minimum_is_that_of_scikit_learn(num_labels: int) -> None:
     vectors, labels = clouds(200, num_labels)
-    strength = 0.03
-    fitted = fit_probe(vectors, labels, num_labels, strengths=[strength])
+    l2_penalty = 0.03
+    fitted = fit_probe(task(num_labels), vectors, labels, l2_penalties=[l2_penalty])
     values = vectors.double().numpy()
     scale = np.sqrt(np.square(values - values.mean(0)).mean())
     # scikit-learn sums the loss over the examples; for two labels it has one vector of weights, twice ours.
-    penalty = strength * len(labels) / (2 if num_labels == 2 else 1)
+    penalty = l2_penalty * len(labels) / (2 if num_labels == 2 else 1)
     reference = LogisticRegression(C=1 / penalty, tol=1e-8, max_iter=5000).fit(
         (values - values.mean(0)) / scale, labels
     )
@@ -48,18 +53,32 @@ def test_the_minimum_is_that_of_scikit_learn(num_labels: int) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_noise_asks_for_more_strength_than_clear_examples() -> None:
-    clear = fit_probe(*clouds(300, spread=0.2), 3)
-    noisy = fit_probe(*clouds(300, spread=5.0), 3)
-    assert clear.strength < noisy.strength
+def test_a_regression_that_reads_the_vector_is_ridge_regression() -> None:
+    vectors, _ = clouds(200)
+    values = vectors.double() @ torch.linspace(-30, 50, 8).double() + 7
+    regression = Task("number", "regression", labels=(), reads="vector")
+    fitted = fit_probe(regression, vectors, values.float(), l2_penalties=[0.03])
+    features = (vectors.double() - vectors.double().mean(0)).numpy()
+    features /= np.sqrt(np.square(features).mean())
+    # scikit-learn sums the squared errors, and does not halve the penalty.
+    reference = Ridge(alpha=0.03 / 2 * len(values), tol=1e-10).fit(features, values.float().numpy())
+    found = vectors.double() @ fitted.weight.double().T + fitted.bias
+    np.testing.assert_allclose(found[:, 0], reference.predict(features), rtol=1e-4, atol=1e-4)
+    assert fit_probe(regression, vectors, values.float()).l2_penalty == min(L2_PENALTIES)
+
+
+def test_noise_asks_for_a_stronger_penalty_than_clear_examples() -> None:
+    clear = fit_probe(task(3), *clouds(300, spread=0.2))
+    noisy = fit_probe(task(3), *clouds(300, spread=5.0))
+    assert clear.l2_penalty < noisy.l2_penalty
     assert accuracy((clear.weight, clear.bias), *clouds(300, spread=0.2, seed=1)) > 0.99
-    assert clear.strength == min(clear.losses, key=lambda strength: clear.losses[strength])
-    assert tuple(clear.losses) == STRENGTHS
+    assert clear.l2_penalty == min(clear.losses, key=lambda penalty: clear.losses[penalty])
+    assert tuple(clear.losses) == L2_PENALTIES
 
 
 def test_the_same_examples_give_the_same_probe_and_the_seed_chooses_those_held_out() -> None:
     vectors, labels = clouds(60, spread=2.0)
-    first, second, other = (fit_probe(vectors, labels, 3, seed=seed) for seed in (0, 0, 1))
+    first, second, other = (fit_probe(task(3), vectors, labels, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first.weight, second.weight)
     assert first.losses == second.losses
     assert first.losses != other.losses
@@ -69,9 +88,9 @@ def test_a_label_with_one_example_and_constant_vectors_do_no_harm() -> None:
     vectors, labels = clouds(11, num_labels=2)
     labels[:] = 0
     labels[3] = 1
-    assert fit_probe(vectors, labels, 2).weight.isfinite().all()
-    assert fit_probe(torch.ones(4, 8).half(), torch.tensor([0, 1, 0, 1]), 2).bias.isfinite().all()
-    assert fit_probe(vectors[:2], torch.tensor([0, 1]), 2).weight.isfinite().all()
+    assert fit_probe(task(2), vectors, labels).weight.isfinite().all()
+    assert fit_probe(task(2), torch.ones(4, 8).half(), torch.tensor([0, 1, 0, 1])).bias.isfinite().all()
+    assert fit_probe(task(2), vectors[:2], torch.tensor([0, 1])).weight.isfinite().all()
 
 
 def test_a_probe_learns_a_task_and_changes_no_other() -> None:
@@ -81,9 +100,9 @@ def test_a_probe_learns_a_task_and_changes_no_other() -> None:
     model = MTOPModel.from_backbone(make_backbone(), [Task("old")], max_tokens=16)
     before = model.task_tensors("old")
     events: list[dict[str, object]] = []
-    learned = train_probe(
-        model, TaskData(Task("wins", "probe"), examples, examples), pad_token_id=0, emit=events.append
-    )
+    data = TaskData(Task("wins", "probe"), examples, examples)
+    model.add_tasks([data.task])
+    learned = train_single_task(model, data, TrainSettings(), worker=Worker(event_sink=events.append))
     assert learned.metrics["accuracy"] > 0.9
     assert {name: tuple(tensor.shape) for name, tensor in learned.tensors.items()} == {"weight": (2, 32), "bias": (2,)}
     assert all(torch.equal(before[name], tensor) for name, tensor in model.task_tensors("old").items())

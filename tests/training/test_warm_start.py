@@ -6,22 +6,30 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from mtop_batch.errors import ConfigError, TaskError
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.training.evaluation import evaluate
-from mtop_batch.training.settings import TrainSettings
-from mtop_batch.training.warm_start import initialise, train_single_task
-from tests.training.toy import PAD, TASKS, make_data, make_encoder, make_model, make_settings
+from mtop_batch.training.settings import TaskData, TrainSettings
+from mtop_batch.training.single_task import train_single_task
+from mtop_batch.training.warm_start import initialise
+from tests.training.toy import TASKS, make_data, make_encoder, make_model, make_settings
 
 KEYS = ("prompts", "pooler.weight", "pooler.bias", "head.weight")
+
+
+def start_of(backbone: PreTrainedModel, data: TaskData, prompt_group: str | None = None, **options: Any) -> MTOPModel:
+    """What the warm start of a task begins with."""
+    model = MTOPModel.without_tasks(backbone, max_tokens=16, **options)
+    model.add_tasks([data.task], prompt_groups={} if prompt_group is None else {data.task.name: prompt_group})
+    return model
 
 
 def warm_up(settings: TrainSettings, **options: Any) -> dict[str, dict[str, Tensor]]:
     """A warm start of both tasks."""
     return {
-        data.task.name: train_single_task(
-            make_encoder(), data, settings, prompts_per_task=2, pad_token_id=PAD, max_tokens=16, **options
-        )
+        data.task.name: train_single_task(start_of(make_encoder(), data, **options), data, settings).tensors
         for data in make_data()
     }
 
@@ -35,9 +43,8 @@ def warm() -> dict[str, dict[str, Tensor]]:
 def test_the_backbone_stays_bit_by_bit() -> None:
     backbone = make_encoder()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    train_single_task(
-        backbone, make_data()[0], make_settings(epochs=1), prompts_per_task=2, pad_token_id=PAD, max_tokens=16
-    )
+    data = make_data()[0]
+    train_single_task(start_of(backbone, data), data, make_settings(epochs=1))
     torch.testing.assert_close(dict(backbone.state_dict()), before, rtol=0, atol=0)
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
 
@@ -52,7 +59,7 @@ def test_prompts_pooler_and_head_all_train(warm: dict[str, dict[str, Tensor]]) -
 def test_a_warm_start_begins_with_a_lower_loss(warm: dict[str, dict[str, Tensor]]) -> None:
     cold, started = make_model(prompt_attention="isolated"), make_model(prompt_attention="isolated")
     initialise(started, prompt_init="single-task", pooler_init="single-task", warm=warm)
-    before, after = (evaluate(model, make_data(), pad_token_id=PAD) for model in (cold, started))
+    before, after = (evaluate(model, make_data()) for model in (cold, started))
     assert all(after[task.name]["loss"] < 0.7 * before[task.name]["loss"] for task in TASKS)
 
 

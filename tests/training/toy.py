@@ -18,7 +18,6 @@ from mtop_batch.training.settings import TaskData, TrainSettings
 from tests.conftest import make_backbone
 
 TASKS = (Task("sport"), Task("mood", labels=("sad", "calm", "glad")))
-PAD = 0
 
 
 def make_examples(task: Task, count: int, seed: int) -> LabelledTokens:

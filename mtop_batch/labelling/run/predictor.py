@@ -25,12 +25,11 @@ from mtop_batch.errors import BundleError, ConfigError, DataError
 from mtop_batch.labelling.run.device_copies import ToHost, to_device
 from mtop_batch.labelling.run.read_rows import DEFAULT_MAX_CHARS, TEXT_IS_EMPTY, TEXT_IS_NULL
 from mtop_batch.model.bundle.bundle import load_bundle
-from mtop_batch.model.encoder.encode import hidden_size
-from mtop_batch.model.flops import ForwardFlops, measure_matrix_rate
-from mtop_batch.model.kinds.mtop import MTOPModel
-from mtop_batch.model.parts.prompts import prompt_layout
+from mtop_batch.model.encoder.inputs import hidden_size
+from mtop_batch.model.flops import measure_matrix_rate
+from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.precision import with_bf16_encoder
-from mtop_batch.precision import PrecisionChoice, has_bf16
+from mtop_batch.precision import PrecisionChoice, resolve_precision
 from mtop_batch.table.columns import TaskOutputs, label_columns
 from mtop_batch.tasks import Task, select_tasks
 
@@ -69,7 +68,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: MTOPModel,
+        model: MultiTaskModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
         device: str | torch.device | None = None,
@@ -81,27 +80,23 @@ class Predictor:
         names = select_tasks(model.task_names if tasks is None else tasks, model.task_names)
         if not names and not vectors:
             raise ConfigError(f"no task is wanted; name some of {', '.join(model.task_names)}")
-        if precision not in ("auto", "fp32", "bf16"):
-            raise ConfigError(f"precision = {precision!r} is not one of auto, fp32, bf16")
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise ConfigError(f"max_batch_tokens = {max_batch_tokens} must be at least 1")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.gives_vectors = vectors
         wanted = set(names)
         self.tasks: list[Task] = [task for task in model.tasks if task.name in wanted]
-        added = {task.name for task in model.task_prompts if task.added}
-        counted = [name for name in names if name not in added] or names
+        counted = model.tasks_that_size_batches(names)
         self.max_batch_tokens = max_batch_tokens or _batch_tokens(self.device, model, counted)
-        self._uses_bf16 = precision == "bf16" or (precision == "auto" and has_bf16(self.device))
+        self._uses_bf16 = resolve_precision(precision, self.device, autocast=False) == "bf16"
         self._model = with_bf16_encoder(model).eval() if self._uses_bf16 else model.eval()
         self._model.to(device=self.device)
         if self._uses_bf16 and self.device.type == "cuda":
             self._model.fuse_layers()
         self._names = names
         self._tokenizer = TextTokenizer(tokenizer, model.config.max_tokens)
-        self._pad_token_id = _pad_token_id(tokenizer)
-        self._num_prompts = len(prompt_layout(model.task_prompts, model.config.shared_prompts, counted).groups)
-        self._flops = ForwardFlops.of(model, names, vectors=vectors)
+        self._num_prompts = model.num_positions(counted)
+        self._flops = model.forward_flops(names, vectors=vectors)
         self._peak_flops_per_s, self._peak_measured_at = 0.0, -math.inf
         self._vector_size = hidden_size(model.backbone)
         self._is_regression = torch.tensor([task.kind == "regression" for task in self.tasks], device=self.device)
@@ -219,7 +214,7 @@ class Predictor:
     def _launch(self, tokens: Tokens, rows: RowIndices) -> Packed | None:
         """Start a batch; None if there is no memory for it, but for a single row, where that is raised."""
         try:
-            batch = pad_batch(tokens, rows, self._pad_token_id)
+            batch = pad_batch(tokens, rows)
             num_tokens = int(tokens.lengths[rows].sum())
             if num_tokens == batch["attention_mask"].numel():  # without a mask attention takes less time
                 del batch["attention_mask"]
@@ -321,15 +316,9 @@ def _usable_texts(
     return firsts, others, errors
 
 
-def _batch_tokens(device: torch.device, model: MTOPModel, names: Sequence[str]) -> int:
+def _batch_tokens(device: torch.device, model: MultiTaskModel, names: Sequence[str]) -> int:
     """Positions of a batch that make these tasks fast on the device."""
     if device.type == "cuda":
         return _GPU_BATCH_TOKENS
     num_parameters = sum(parameter.numel() for name in names for parameter in model.task_parameters(name))
     return _CPU_BATCH_TOKENS * (2 if num_parameters > _MANY_TASK_PARAMETERS else 1)
-
-
-def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What padding is filled with; any token would do where the tokenizer has none, as it is masked."""
-    pad_token_id = tokenizer.pad_token_id
-    return pad_token_id if isinstance(pad_token_id, int) else 0

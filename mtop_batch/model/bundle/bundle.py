@@ -1,6 +1,7 @@
 """Bundles: a trained model with its tokenizer, tasks, metrics and fingerprints in one directory.
 
-    config.json          settings, tasks, fingerprints and the checksums of the other files; written last
+    config.json          kind of model (`model_type`), settings, tasks, fingerprints and the checksums of the other
+                         files; written last
     model.safetensors    all weights
     tokenizer files      as transformers writes them
     metrics.json         task -> metric -> value
@@ -37,9 +38,15 @@ from mtop_batch.model.bundle.files import (
     read_config,
     write_json,
 )
-from mtop_batch.model.bundle.fingerprints import task_fingerprints, tokenizer_digest, vector_fingerprint
+from mtop_batch.model.bundle.fingerprints import (
+    decision_fingerprints,
+    task_fingerprints,
+    tokenizer_digest,
+    vector_fingerprint,
+)
 from mtop_batch.model.encoder.backbone import quiet_transformers
-from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.model.kinds.base import MultiTaskModel
+from mtop_batch.model.kinds.by_name import model_class
 
 _CARD = "README.md"
 
@@ -51,7 +58,8 @@ class Bundle:
     Args:
         model: In evaluation mode, float32, on the CPU.
         tokenizer: The fast tokenizer it was trained with.
-        fingerprints: Of every task, by name, in the model's order.
+        fingerprints: The score hash of every task, by name, in the model's order.
+        decisions: The decision hash of every task, likewise.
         uri: Where it was loaded from.
         name: The last part of the URI.
         digest: Of everything in the bundle but the card; two bundles with the same digest are the same.
@@ -60,9 +68,10 @@ class Bundle:
         training_config: The resolved configuration it was trained with.
     """
 
-    model: MTOPModel
+    model: MultiTaskModel
     tokenizer: PreTrainedTokenizerBase
     fingerprints: dict[str, str]
+    decisions: dict[str, str]
     uri: str
     name: str
     digest: str
@@ -73,7 +82,7 @@ class Bundle:
 
 def save_bundle(
     uri: str,
-    model: MTOPModel,
+    model: MultiTaskModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
     metrics: Mapping[str, Mapping[str, float]],
@@ -95,7 +104,7 @@ def save_bundle(
         backbone_name: What `backbone.name` of the configuration was.
 
     Returns:
-        The fingerprint of every task.
+        The fingerprint (score hash) of every task.
 
     Raises:
         LabelTableError: The storage cannot be reached or refuses.
@@ -106,6 +115,7 @@ def save_bundle(
         "format": FORMAT,
         "backbone": backbone_name,
         "fingerprints": fingerprints,
+        "decisions": decision_fingerprints(model),
         "vector_fingerprint": vector_fingerprint(model, tokenizer_sha),
     }
     with tempfile.TemporaryDirectory(prefix="mtop_bundle-") as name:
@@ -119,7 +129,13 @@ def save_bundle(
         write_json(directory / "training.json", training_config)
         _seal(directory, described)
         card = model_card(
-            bundle_name(uri), model.tasks, metrics, training_config, backbone_name, model.config.max_tokens
+            bundle_name(uri),
+            model.config.model_type,
+            model.tasks,
+            metrics,
+            training_config,
+            backbone_name,
+            model.config.max_tokens,
         )
         (directory / _CARD).write_text(card)
         _put(directory, uri)
@@ -141,13 +157,16 @@ def load_bundle(uri: str) -> Bundle:
     described = config["bundle"]
     try:
         with quiet_transformers():
-            model = MTOPModel.from_pretrained(str(directory), use_safetensors=True, dtype=torch.float32)
+            model = model_class(config["model_type"]).from_pretrained(
+                str(directory), use_safetensors=True, dtype=torch.float32
+            )
     except (OSError, ValueError, RuntimeError, KeyError, MtopError) as error:
         raise BundleError(f"the bundle {uri} cannot be loaded: {error}; train it again with this version") from error
     return Bundle(
         model=model.eval(),
         tokenizer=load_tokenizer(directory, uri),
         fingerprints={name: described["fingerprints"][name] for name in model.task_names},
+        decisions={name: described["decisions"][name] for name in model.task_names},
         uri=uri,
         name=bundle_name(uri),
         digest=described["digest"],

@@ -11,6 +11,7 @@ from mtop_batch.tasks import Task
 
 def model_card(
     name: str,
+    kind: str,
     tasks: Sequence[Task],
     metrics: Mapping[str, Mapping[str, float]],
     training_config: Mapping[str, Any],
@@ -21,6 +22,7 @@ def model_card(
 
     Args:
         name: Of the bundle.
+        kind: Of the model.
         tasks: In the model's order.
         metrics: Task -> metric -> value on its evaluation data; tasks without any are listed all the same.
         training_config: The resolved configuration.
@@ -31,12 +33,12 @@ def model_card(
     return f"""---
 library_name: transformers
 pipeline_tag: text-classification
-tags: [mtop, multi-task, prompt-tuning]
+tags: [{kind}, multi-task]
 ---
 
 # {name}
 
-One MTOP model for {len(tasks)} task{"s" if len(tasks) != 1 else ""}: one forward pass gives every label of a text.
+One `{kind}` model for {len(tasks)} task{"s" if len(tasks) != 1 else ""}.
 Backbone: `{backbone_name}`. Texts are cut at {max_tokens} tokens.
 
 | task | kind | labels | text columns | on its evaluation data |
@@ -54,7 +56,7 @@ from mtop_batch import Predictor
 Predictor.load("{name}").predict(["Some text"])
 ```
 
-`MTOPModel.from_pretrained` and `transformers.AutoTokenizer.from_pretrained` load the parts from a local copy.
+`from_pretrained` of the model's class and of `transformers.AutoTokenizer` load the parts from a local copy.
 
 ## Training configuration
 

@@ -25,8 +25,7 @@ from mtop_batch import storage
 from mtop_batch.errors import BundleError
 from mtop_batch.tasks import Task
 
-FORMAT = 1
-MODEL_TYPE = "mtop"
+FORMAT = 2
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -36,8 +35,10 @@ class BundleInfo:
 
     Args:
         tasks: In the model's order.
-        fingerprints: Of every task, by name, in the same order.
-        vector_fingerprint: Of document vectors; empty in bundles of versions that did not know them.
+        kind: Of the model.
+        fingerprints: The score hash of every task, by name, in the same order.
+        decisions: The decision hash of every task, by name, in the same order.
+        vector_fingerprint: Of document vectors.
         max_tokens: Where texts are cut.
         uri: Where it was read.
         name: The last part of the URI.
@@ -45,7 +46,9 @@ class BundleInfo:
     """
 
     tasks: tuple[Task, ...]
+    kind: str
     fingerprints: dict[str, str]
+    decisions: dict[str, str]
     vector_fingerprint: str
     max_tokens: int
     uri: str
@@ -74,8 +77,10 @@ def read_bundle_info(uri: str) -> BundleInfo:
     described = config["bundle"]
     return BundleInfo(
         tasks=tasks,
+        kind=config["model_type"],
         fingerprints={task.name: described["fingerprints"][task.name] for task in tasks},
-        vector_fingerprint=described.get("vector_fingerprint", ""),
+        decisions={task.name: described["decisions"][task.name] for task in tasks},
+        vector_fingerprint=described["vector_fingerprint"],
         max_tokens=config["max_tokens"],
         uri=uri,
         name=bundle_name(uri),
@@ -150,12 +155,11 @@ def read_config(uri: str) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise BundleError(f"{CONFIG} of the bundle {uri} is damaged ({error}); write the bundle again") from error
-    if not isinstance(config, dict) or config.get("model_type") != MODEL_TYPE:
-        raise BundleError(f"{uri} holds a model of another kind, not an MTOP bundle; train one with `mtop train`")
-    described = config.get("bundle")
+    described = config.get("bundle") if isinstance(config, dict) else None
     if not isinstance(described, dict):
         raise BundleError(
-            f"{uri} holds an MTOP model but no bundle; write it with mtop_batch.model.bundle.bundle.save_bundle"
+            f"{uri} holds a model but no bundle; train one with `mtop train`, or write this one with "
+            "mtop_batch.model.bundle.bundle.save_bundle"
         )
     if described.get("format") != FORMAT:
         raise BundleError(

@@ -1,13 +1,16 @@
 """Fingerprints: equal exactly where a task's outputs are equal, so that a stored label says whether it is current.
 
-A task's fingerprint covers everything that determines its output: the tokenizer, the length at which texts are cut,
-its text columns, kind and labels, the backbone's settings and weights, the prompts of the context that every output
-depends on (shared prompts and those of joint tasks), the prompts that it reads, its own or those of its prompt group,
-and its pooler, head and adapter. It covers nothing else: not its metric, no other isolated task or one of its group,
-not where the bundle lies. So adding isolated tasks leaves the fingerprints of the tasks already there unchanged.
+A task has two of them. The *score hash*, called its fingerprint, covers everything that determines its scores: the
+tokenizer, the length at which texts are cut, its text columns, kind, reader and labels, the backbone's settings and
+weights, the tensors of the context that every output depends on (shared prompts and those of joint tasks), and the
+tensors behind the task: its prompts or those of its prompt group, its pooler, head and LoRA. It covers nothing else:
+not its metric, no other isolated task or one of its group, not where the bundle lies. So adding isolated tasks leaves
+the fingerprints of the tasks already there unchanged.
 
-Document vectors have a fingerprint too, without any task in it; that of a probe is made of it and the probe's own
-weights.
+The *decision hash* covers what only turns scores into labels. A change of it costs no forward pass.
+
+Document vectors have a fingerprint too, without any task in it; that of a task which reads the vector is made of it and
+the task's own weights.
 """
 
 from __future__ import annotations
@@ -22,17 +25,17 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mtop_batch.model.bundle.files import json_digest
-from mtop_batch.model.kinds.mtop import MTOPModel
-from mtop_batch.model.parts.prompts import prompt_layout
+from mtop_batch.model.kinds.base import MultiTaskModel
 
 # They count up when the same weights and tokens come to give other outputs because the code that runs them changed.
 COMPUTATION = 1
 VECTOR_COMPUTATION = 1
+DECISION = 1
 _HEX_DIGITS = 32
 
 
-def task_fingerprints(model: MTOPModel, tokenizer_digest: str) -> dict[str, str]:
-    """The fingerprint of every task, by name: 32 hexadecimal digits.
+def task_fingerprints(model: MultiTaskModel, tokenizer_digest: str) -> dict[str, str]:
+    """The score hash of every task, by name: 32 hexadecimal digits.
 
     Args:
         model: In the type its weights are stored in; rounding them changes the fingerprints.
@@ -41,45 +44,46 @@ def task_fingerprints(model: MTOPModel, tokenizer_digest: str) -> dict[str, str]
     common = _common(model, tokenizer_digest)
     of_vector = {"vector": _of_vector(common)}
     fingerprints = {}
-    for task, prompts in zip(model.tasks, model.task_prompts, strict=True):
+    for task in model.tasks:
         own = {
+            "model_kind": model.config.model_type,
             "text": task.text,
             "kind": task.kind,
+            "reads": task.reads,
             "labels": task.labels,
-            "isolated": prompts.isolated,
+            **model.task_settings(task.name),
             "task": tensors_digest(model.task_tensors(task.name).items()),
         }
-        read = of_vector if task.kind == "probe" else common
-        fingerprints[task.name] = json_digest({**read, **own})[:_HEX_DIGITS]
+        fingerprints[task.name] = json_digest({**(of_vector if task.reads_vector else common), **own})[:_HEX_DIGITS]
     return fingerprints
 
 
-def vector_fingerprint(model: MTOPModel, tokenizer_digest: str) -> str:
+def decision_fingerprints(model: MultiTaskModel) -> dict[str, str]:
+    """The decision hash of every task, by name: 32 hexadecimal digits.
+
+    Every task decides in the same way today: the label of the highest score, or the value itself.
+    """
+    return {name: json_digest({"decision": DECISION})[:_HEX_DIGITS] for name in model.task_names}
+
+
+def vector_fingerprint(model: MultiTaskModel, tokenizer_digest: str) -> str:
     """The fingerprint of document vectors: 32 hexadecimal digits; the arguments are those of `task_fingerprints`."""
     return _of_vector(_common(model, tokenizer_digest))
 
 
-def _common(model: MTOPModel, tokenizer_digest: str) -> dict[str, Any]:
+def _common(model: MultiTaskModel, tokenizer_digest: str) -> dict[str, Any]:
     return {
         "computation": COMPUTATION,
         "tokenizer": tokenizer_digest,
         "max_tokens": model.config.max_tokens,
         "backbone_config": model.config.backbone_config,
         "backbone": tensors_digest(model.backbone.state_dict().items()),
-        "context_prompts": tensors_digest(_context_prompts(model)),
+        "context": tensors_digest(model.context_tensors()),
     }
 
 
 def _of_vector(common: dict[str, Any]) -> str:
     return json_digest({**common, "vector_computation": VECTOR_COMPUTATION})[:_HEX_DIGITS]
-
-
-def _context_prompts(model: MTOPModel) -> Iterable[tuple[str, Tensor]]:
-    """The prompts that all outputs depend on. Names of tasks do not count, the order of their prompts does."""
-    if model.shared_prompts is not None:
-        yield "shared", model.shared_prompts
-    for name in prompt_layout(model.task_prompts, 0, ()).holders:
-        yield "joint", model.prompts(name)
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -22,8 +22,9 @@ from transformers import (
 from transformers.utils import logging
 
 from mtop_batch.errors import ConfigError
-from mtop_batch.model.encoder.encode import accepts, encode, first_position, hidden_size
-from mtop_batch.model.encoder.kv_cache import use_readable_attention
+from mtop_batch.model.encoder.encode import encode
+from mtop_batch.model.encoder.inputs import accepts, first_position, hidden_size
+from mtop_batch.model.encoder.kv_cache import use_kv_cache_attention
 
 _PACKAGE = "package:"
 # Long enough to leave sliding windows and block-sparse attention, short enough for a laptop.
@@ -146,7 +147,7 @@ def _as_encoder(backbone: PreTrainedModel) -> PreTrainedModel:
     """Without the pooler of its family, and with attention that isolated prompts can read."""
     if getattr(backbone, "pooler", None) is not None:
         setattr(backbone, "pooler", None)  # noqa: B010 (declared as a module)
-    use_readable_attention(backbone)
+    use_kv_cache_attention(backbone)
     return backbone
 
 

@@ -21,8 +21,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from mtop_batch.model.encoder import ragged
-from mtop_batch.model.encoder.encode import Pass, Text, encode_reading, inputs_of, own_mask, prompts_of
-from mtop_batch.model.encoder.kv_cache import Context, KeyValues
+from mtop_batch.model.encoder.encode import Pass, encode_with_kv_cache
+from mtop_batch.model.encoder.inputs import Text, inputs_of, prompts_of
+from mtop_batch.model.encoder.kv_cache import KeyValues, KVCache
+from mtop_batch.model.encoder.masks import own_mask
 from mtop_batch.model.encoder.ragged import Ragged, varlen_attention
 
 _MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
@@ -207,9 +209,9 @@ def encode_fused(
     found, start = [outputs[:, :num_in_context]], num_in_context
     for one in passes:
         own = slice(start, start := start + one.num_prompts)
-        if one.adapters:  # they work on the encoder's own modules
-            context = Context(key_values, None, batch)
-            found.append(encode_reading(backbone, prompts[own], context, groups[own], one.adapters))
+        if one.lora:  # they work on the encoder's own modules
+            context = KVCache(key_values, None, batch)
+            found.append(encode_with_kv_cache(backbone, prompts[own], context, groups[own], one.lora))
             continue
         embedded, positions = prompts_of(backbone, prompts[own], batch.packing.shape[0])
         mask = own_mask(groups[own], embedded)

@@ -1,13 +1,13 @@
-"""Attention that can read the keys and values of an earlier pass.
+"""Attention with a KV cache, for encoders.
 
-The context (the text, and the prompts that it sees) depends on nothing but itself. So it is run alone first, with the
-plain attention of any encoder and without a mask over everything, and leaves the keys and values of each layer. The
-prompts of isolated tasks, a few positions, run after it and read these. The outputs are those of one pass under the
-mask of `model.parts.prompts.visibility`, at less cost; no isolated task can change what the context computes; and
-what the context left can be kept and read again. Where nobody wants the encoder's outputs at the context itself, its
-pass ends as soon as the last layer has its keys and values: the rest of that layer is not computed.
+The context (the text, and the prompts that it sees) depends on nothing but itself. So it runs alone first, with the
+plain attention of any encoder and without a mask over everything, and its keys and values are cached. The prompts of
+isolated tasks, a few positions, run after it and attend to the cached keys and values. The outputs are those of one
+pass under the mask of `model.parts.prompts.attention_mask_of`, at less cost. No isolated task can change what the
+context computes, and the cache can be kept and used again. Where nobody wants the encoder's outputs at the context
+itself, its pass ends as soon as the last layer has its keys and values; the rest of that layer is not computed.
 
-Works with the encoders whose attention goes through `transformers.AttentionInterface`, which is how it gets in.
+It works with the encoders whose attention goes through `transformers.AttentionInterface`, where it is registered.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ KeyValues = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Context:
-    """What a pass over the context leaves for the prompts that read it.
+class KVCache:
+    """The cached keys and values of a context.
 
     Args:
         key_values: Keys and values of each layer, both (B, heads, C, width of a head), at the context's C positions; or
@@ -46,9 +46,6 @@ class Context:
     attention_mask: Tensor | None
     ragged: Ragged | None = None
 
-    def __post_init__(self) -> None:
-        assert self.key_values, "an encoder has layers"
-
     @property
     def batch_size(self) -> int:
         """B"""
@@ -57,14 +54,14 @@ class Context:
         return int(self.key_values[0][0].shape[0])
 
 
-def use_readable_attention(backbone: PreTrainedModel) -> None:
-    """Let the backbone's attention go through here where its family can; it stays as it is where it cannot."""
+def use_kv_cache_attention(backbone: PreTrainedModel) -> None:
+    """Give the backbone attention with a KV cache where its family can have it; leave it as it is where not."""
     if backbone.config._attn_implementation == "sdpa" and backbone._can_set_attn_implementation():
         backbone.set_attn_implementation(NAME)
 
 
-def is_readable(backbone: PreTrainedModel) -> bool:
-    """Whether a pass can leave its keys and values; not while layers are run again for their gradients."""
+def has_kv_cache(backbone: PreTrainedModel) -> bool:
+    """Whether the attention has a KV cache; not while layers are run again for their gradients."""
     recomputes = backbone.training and any(
         getattr(part, "gradient_checkpointing", False) for part in backbone.modules()
     )
@@ -72,7 +69,7 @@ def is_readable(backbone: PreTrainedModel) -> bool:
 
 
 def recording(key_values: KeyValues) -> dict[str, Any]:
-    """Arguments of a backbone's forward that make its layers append their keys and values here."""
+    """Arguments of a backbone's forward that make its layers append their keys and values to this list."""
     return {"mtop_record": key_values.append}
 
 
@@ -106,11 +103,11 @@ def packed_throughout(batch: Ragged) -> dict[str, Any]:
 
 
 class _Recorded(Exception):
-    """All layers have left their keys and values."""
+    """The keys and values of all layers are cached."""
 
 
 def reading(key_values: KeyValues) -> dict[str, Any]:
-    """Arguments of a backbone's forward that let its layers see these before their own."""
+    """Arguments of a backbone's forward that let its layers attend to these before their own."""
     return {"mtop_read": iter(key_values)}
 
 
@@ -132,7 +129,8 @@ def _attend(
             each.transpose(1, 2) for each in (query, key, value)
         )  # (B, P, heads, width); B is 1 if packed
         if mtop_read is not None:
-            assert attention_mask is not None, "it says which prompts see each other"
+            if attention_mask is None:
+                raise ValueError("isolated prompts need a mask that says which of them see each other")
             outputs = ragged.attend_from_prompts(query, key, value, next(mtop_read), mtop_ragged, attention_mask[0, 0])
             return outputs, None
         if mtop_record is not None:

@@ -12,34 +12,47 @@ from mtop_batch.errors import ConfigError
 PromptAttention = Literal["joint", "isolated"]
 
 
-class MTOPConfig(PreTrainedConfig):
-    """What, besides weights, makes an `MTOPModel`.
+class KindConfig(PreTrainedConfig):
+    """What every kind of model has in its configuration; `model_type` names the kind.
 
     Args:
         backbone_config: Settings of the encoder, with its `model_type`.
-        tasks: One entry per task, in order: `{"task": Task.to_dict(), "prompts": how many, "isolated": bool}`, and
-            `"prompt_group": name` where the task shares the prompts of a prompt group, `"adapter_rank"` where it has an
-            adapter, and `"added": True` where it was added later. A probe has no prompts and counts as isolated.
+        tasks: One entry per task, in order: `{"task": Task.to_dict()}` and what the kind adds.
+        max_tokens: Longest text, special tokens included, prompts not.
+    """
+
+    backbone_config: dict[str, Any] | None = None
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    max_tokens: int = 128
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("bundle", None)  # it describes the files that the configuration came with, not the model
+        super().__post_init__(**kwargs)
+
+
+class MTOPConfig(KindConfig):
+    """What, besides weights, makes an `MTOPModel`.
+
+    Args:
+        tasks: To an entry of `KindConfig` are added `"prompts": how many, "isolated": bool`, and
+            `"prompt_group": name` where the task shares the prompts of a prompt group, `"lora_rank"` where it has LoRA,
+            and `"added": True` where it was added later. A task that reads the vector has no prompts and counts as
+            isolated.
         shared_prompts: How many prompts belong to no task.
         prompt_attention: "joint" (the paper) or "isolated"; what the model was made with. What counts for a task
             is its own `isolated`, because tasks added later are isolated in joint models too.
         pooler_rank: Of the poolers' kernels; 0 for full ones.
         stop_gradient: Whether a step on one task leaves the other tasks' prompts alone (section 4.2).
-        max_tokens: Longest text, special tokens included, prompts not.
     """
 
     model_type = "mtop"
 
-    backbone_config: dict[str, Any] | None = None
-    tasks: list[dict[str, Any]] = field(default_factory=list)
     shared_prompts: int = 0
     prompt_attention: str = "joint"
     pooler_rank: int = 0
     stop_gradient: bool = True
-    max_tokens: int = 128
 
     def __post_init__(self, **kwargs: Any) -> None:
-        kwargs.pop("bundle", None)  # it describes the files that the configuration came with, not the model
         super().__post_init__(**kwargs)
         allowed = get_args(PromptAttention)
         if self.prompt_attention not in allowed:

@@ -11,50 +11,28 @@ Shapes: B texts, T text positions, S prompt positions, N tasks, C outputs of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils.generic import ModelOutput
 
 from mtop_batch.errors import TaskError
 from mtop_batch.model.encoder.backbone import backbone_config_dict, check_backbone
-from mtop_batch.model.encoder.encode import (
-    Pass,
-    Text,
-    embedding_size,
-    encode,
-    encode_context,
-    encode_reading,
-    ragged_batch,
-)
+from mtop_batch.model.encoder.encode import Pass, encode, encode_kv_cache, encode_with_kv_cache, ragged_batch
 from mtop_batch.model.encoder.fused import FusedLayers, encode_fused
-from mtop_batch.model.encoder.kv_cache import Context, use_readable_attention
-from mtop_batch.model.encoder.lora import stack_adapters
+from mtop_batch.model.encoder.inputs import Text, embedding_size
+from mtop_batch.model.encoder.kv_cache import KVCache, has_kv_cache, use_kv_cache_attention
+from mtop_batch.model.encoder.lora import stack_lora
+from mtop_batch.model.flops import ForwardFlops
 from mtop_batch.model.kinds.config import MTOPConfig, PromptAttention
 from mtop_batch.model.kinds.task_bank import MTOPParameters, generator_of
 from mtop_batch.model.parts.document_vectors import Probe, StackedProbes, document_vectors, join_logits
 from mtop_batch.model.parts.heads import TaskModule
-from mtop_batch.model.parts.losses import task_loss
 from mtop_batch.model.parts.prompts import PromptLayout, prompt_layout, random_prompts
 from mtop_batch.model.parts.stacked_heads import InferenceParts, StackedTasks, num_versions
 from mtop_batch.tasks import Task, select_tasks
-
-
-@dataclass
-class MTOPOutput(ModelOutput):
-    """What `MTOPModel.forward` returns.
-
-    Args:
-        loss: () The batch's loss, where labels were given.
-        logits: (B, C) of the one task, or (B, N, C) of all tasks.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
 
 
 class MTOPModel(MTOPParameters):
@@ -109,7 +87,36 @@ class MTOPModel(MTOPParameters):
             ConfigError: The backbone or a setting cannot work.
             TaskError: There is no task, two have the same name, or a prompt group is given for none of them.
         """
-        use_readable_attention(backbone)
+        model = cls.without_tasks(
+            backbone,
+            shared_prompts=shared_prompts,
+            prompt_attention=prompt_attention,
+            pooler_rank=pooler_rank,
+            stop_gradient=stop_gradient,
+            max_tokens=max_tokens,
+            seed=seed,
+        )
+        model.add_tasks(tasks, prompts_per_task=prompts_per_task, prompt_groups=prompt_groups, seed=seed)
+        return model
+
+    @classmethod
+    def without_tasks(
+        cls,
+        backbone: PreTrainedModel,
+        *,
+        shared_prompts: int = 0,
+        prompt_attention: PromptAttention = "joint",
+        pooler_rank: int = 0,
+        stop_gradient: bool = True,
+        max_tokens: int = 128,
+        seed: int = 0,
+    ) -> MTOPModel:
+        """A model to which `add_tasks` gives its first tasks; the arguments are those of `from_backbone`.
+
+        Raises:
+            ConfigError: The backbone or a setting cannot work.
+        """
+        use_kv_cache_attention(backbone)
         check_backbone(backbone, max_tokens, pooler_rank)
         config = MTOPConfig(
             backbone_config=backbone_config_dict(backbone.config),
@@ -123,74 +130,52 @@ class MTOPModel(MTOPParameters):
         if model.shared_prompts is not None:
             shared = random_prompts(model.shared_prompts.shape, generator_of(seed, ""))
             model.shared_prompts.data = shared.to(backbone.device, backbone.dtype)
-        isolated = prompt_attention == "isolated"
-        model._append_tasks(tasks, prompts_per_task, isolated=isolated, seed=seed, prompt_groups=prompt_groups or {})
         model.eval()
         return model
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        *,
-        context: Context | None = None,
-        task: str | None = None,
-        labels: Tensor | None = None,
-    ) -> MTOPOutput:
-        """The logits of one task, and its loss, or the logits of all tasks.
+    def task_logits(self, task: str, text: Text) -> Tensor:
+        """(B, C) The logits of one task.
 
         With `stop_gradient`, the loss of one task reaches the backbone, the shared prompts, that task's own parameters
         and the prompts of its prompt group; those of the other tasks get no gradient at all (None, not zero), so that
         no optimiser moves them.
 
-        Args:
-            input_ids: (B, T) Padded on the right.
-            attention_mask: (B, T) 1 for tokens, 0 for padding.
-            token_type_ids: (B, T) 0 and 1 for the two texts of a pair.
-            context: What `context` returned for the texts, in place of the three above; for one isolated task.
-            task: The one task wanted; None for all.
-            labels: (B,) Label indices or regression values of that task.
+        Raises:
+            TaskError: There is no such task.
+        """
+        module = self._module(task)
+        layout = self._layout([task])
+        outputs, at_text = encode(
+            self.backbone,
+            self._prompts(layout, trained=task if self.config.stop_gradient else None),
+            text.input_ids,
+            text.attention_mask,
+            text.token_type_ids,
+            layout.groups,
+            passes=self._passes(layout),
+            at_context=self._needs_outputs_at_context([task]),
+        )
+        if isinstance(module, Probe):
+            return module(document_vectors(at_text, text.attention_mask))
+        own = layout.positions[task]
+        return module(outputs[:, own.start : own.stop])
+
+    def cached_logits(self, task: str, kv_cache: KVCache) -> Tensor:
+        """(B, C) The logits of one isolated task from the KV cache of texts.
 
         Raises:
-            TaskError: There is no such task, labels are given without one, or a context with one that is not isolated
-                or reads the text's own outputs (a probe).
+            TaskError: There is no such task, or it is not isolated, or it reads the text's own outputs (a probe).
         """
-        if task is None:
-            if labels is not None or input_ids is None:
-                raise TaskError("labels or a context are given without the task they belong to; pass task=NAME")
-            return MTOPOutput(logits=self.all_tasks(input_ids, attention_mask, token_type_ids))
         module = self._module(task)
-        logits: Tensor
-        if context is not None:
-            if isinstance(module, Probe) or not self._is_isolated(task):
-                raise TaskError(f"task {task!r} reads more than the context left; pass its texts")
-            own_prompts = self.prompts(task)
-            adapters = stack_adapters([(len(own_prompts), module.adapter)])
-            logits = module(encode_reading(self.backbone, own_prompts, context, [1] * len(own_prompts), adapters))
-        else:
-            assert input_ids is not None, "either texts or their context are given"
-            layout = self._layout([task])
-            prompts = self._prompts(layout, trained=task if self.config.stop_gradient else None)
-            at_context = self.needs_outputs_at_context([task])
-            passes = self._passes(layout)
-            text = input_ids, attention_mask, token_type_ids
-            outputs, at_text = encode(
-                self.backbone, prompts, *text, layout.groups, passes=passes, at_context=at_context
-            )
-            if isinstance(module, Probe):
-                logits = module(document_vectors(at_text, attention_mask))
-            else:
-                own = layout.positions[task]
-                logits = module(outputs[:, own.start : own.stop])
-        if labels is None:
-            return MTOPOutput(logits=logits)
-        definition = Task.from_dict(self._entry(task)["task"])
-        return MTOPOutput(loss=task_loss(definition, logits, labels), logits=logits)
+        if isinstance(module, Probe) or not self._is_isolated(task):
+            raise TaskError(f"task {task!r} reads more than the KV cache; pass its texts")
+        own_prompts = self.prompts(task)
+        lora = stack_lora([(len(own_prompts), module.lora)])
+        return module(encode_with_kv_cache(self.backbone, own_prompts, kv_cache, [1] * len(own_prompts), lora))
 
-    def context(
+    def cache(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
-    ) -> Context:
+    ) -> KVCache:
         """What isolated tasks read of texts: the same for all of them, and for as long as the context does not train.
 
         Args:
@@ -199,79 +184,61 @@ class MTOPModel(MTOPParameters):
             token_type_ids: (B, T) 0 and 1 for the two texts of a pair.
         """
         prompts = self._prompts(self._layout(()))
-        return encode_context(self.backbone, prompts, input_ids, attention_mask, token_type_ids)
+        return encode_kv_cache(self.backbone, prompts, input_ids, attention_mask, token_type_ids)
 
-    def has_fixed_context(self, tasks: Sequence[str]) -> bool:
-        """Whether training these tasks leaves the context as it is: all isolated, and nothing trains but their own."""
-        in_context = [self.prompts(name) for name in self._layout(()).holders]
-        shared = [] if self.shared_prompts is None else [self.shared_prompts]
-        trains = any(p.requires_grad for p in (*self.backbone.parameters(), *shared, *in_context))
-        return not trains and all(map(self._is_isolated, tasks))
+    def has_fixed_cache(self, tasks: Sequence[str]) -> bool:
+        """Whether the tasks can train on a KV cache that is kept: all are isolated, and nothing else trains."""
+        context = [parameter for _, parameter in self.context_tensors()]
+        trains = any(p.requires_grad for p in (*self.backbone.parameters(), *context))
+        return has_kv_cache(self.backbone) and not trains and all(map(self._is_isolated, tasks))
 
-    def needs_outputs_at_context(self, tasks: Sequence[str]) -> bool:
-        """Whether one of these tasks reads what the encoder puts out at the text or at prompts that the text sees.
+    def context_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The prompts that all outputs depend on. Names of tasks do not count, the order of their prompts does."""
+        if self.shared_prompts is not None:
+            yield "shared", self.shared_prompts
+        for name in self._layout(()).owners:
+            yield "joint", self.prompts(name)
 
-        Probes and tasks with joint prompts do; an isolated task reads the context's keys and values only.
+    def task_settings(self, name: str) -> dict[str, Any]:
+        """Whether the task is isolated."""
+        return {"isolated": self._is_isolated(name)}
+
+    def num_positions(self, tasks: Sequence[str]) -> int:
+        """Prompts in the sequence of every text for these tasks."""
+        return len(self._layout(tasks).groups)
+
+    def tasks_that_size_batches(self, tasks: Sequence[str]) -> Sequence[str]:
+        """Not those that were added, unless no other task is wanted.
+
+        Their prompts go through the encoder by themselves, and other batches would change how the results of the
+        earlier tasks are rounded.
         """
-        return not all(self._is_isolated(name) and isinstance(self._module(name), TaskModule) for name in tasks)
+        added = {task.name for task in self.task_prompts if task.added}
+        return [name for name in tasks if name not in added] or tasks
 
-    def all_tasks(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        tasks: Sequence[str] | None = None,
-        num_tokens: int | None = None,
-    ) -> Tensor:
-        """The logits of several tasks by one pass of the encoder.
+    def forward_flops(self, tasks: Sequence[str], *, vectors: bool = False) -> ForwardFlops:
+        """What labelling a text with these tasks, and its vector if that is wanted, costs."""
+        groups = self._layout(tasks).groups
+        own = [
+            parameter.numel() * (len(self.prompts(task)) if key.startswith("lora.") else 1)
+            for task in tasks
+            for key, parameter in self._task_state(task).items()
+            if key.startswith("lora.") or key.endswith("weight")
+        ]
+        return ForwardFlops.of_encoder(
+            self.backbone,
+            per_text=2.0 * sum(own),
+            num_context_prompts=groups.count(0),
+            num_reading_prompts=len(groups) - groups.count(0),
+            ends_early=not vectors and has_kv_cache(self.backbone) and not self._needs_outputs_at_context(tasks),
+        )
 
-        Prompts of isolated tasks that are not wanted are left out; those of the context are always there, because
-        the wanted outputs depend on them.
+    def outputs(self, wanted: tuple[str, ...], text: Text, *, vectors: bool) -> tuple[Tensor, Tensor]:
+        """Logits and document vectors by one pass of the encoder (`MultiTaskModel.outputs`).
 
-        Args:
-            input_ids: (B, T) Padded on the right.
-            attention_mask: (B, T) 1 for tokens, 0 for padding.
-            token_type_ids: (B, T) 0 and 1 for the two texts of a pair.
-            tasks: The wanted ones, in the wanted order; None for all.
-            num_tokens: How many ones the mask has, as far as that is known: then a GPU computes nothing at padding.
-
-        Returns:
-            (B, n, C) logits of the n wanted tasks; -inf beyond a task's own labels; a regression's value comes first.
-
-        Raises:
-            TaskError: A wanted task does not exist, or none is wanted.
+        Prompts of isolated tasks that are not wanted are left out. Those of the context are always there, because the
+        wanted outputs depend on them.
         """
-        wanted = tuple(self.task_names if tasks is None else tasks)
-        if not wanted:
-            raise TaskError(f"no task is wanted; tasks: {', '.join(self.task_names)}")
-        text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
-        return self._outputs(wanted, text, vectors=False)[0]
-
-    def all_tasks_and_vectors(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        tasks: Sequence[str] | None = None,
-        num_tokens: int | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """The logits of several tasks, or of none, and the document vectors, by one pass of the encoder.
-
-        Args:
-            input_ids: As for `all_tasks`, like the others.
-
-        Returns:
-            (B, n, C) logits, and (B, D) vectors in float16 (`mtop_batch.model.parts.document_vectors`).
-
-        Raises:
-            TaskError: A wanted task does not exist.
-        """
-        wanted = tuple(self.task_names if tasks is None else tasks)
-        text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
-        return self._outputs(wanted, text, vectors=True)
-
-    def _outputs(self, wanted: tuple[str, ...], text: Text, *, vectors: bool) -> tuple[Tensor, Tensor]:
-        """Logits, and vectors: these are (B, 0) where nobody wants them."""
         parts = self._parts(wanted)
         at_context = vectors or parts.at_context
         needs_vectors = vectors or parts.probes is not None
@@ -310,6 +277,13 @@ class MTOPModel(MTOPParameters):
         self._fused = FusedLayers.of(self.backbone)
         return self._fused is not None
 
+    def _needs_outputs_at_context(self, tasks: Sequence[str]) -> bool:
+        """Whether one of these tasks reads what the encoder puts out at the text or at prompts that the text sees.
+
+        Tasks that read the vector and tasks with joint prompts do; an isolated task reads the KV cache only.
+        """
+        return not all(self._is_isolated(name) and isinstance(self._module(name), TaskModule) for name in tasks)
+
     def _parts(self, wanted: tuple[str, ...]) -> InferenceParts:
         """Prompts and stacked heads of the wanted tasks; kept in evaluation for as long as no parameter changes.
 
@@ -347,7 +321,7 @@ class MTOPModel(MTOPParameters):
             ),
             probes=StackedProbes.stack(weights) if probes else None,
             order=None if order == sorted(order) else torch.tensor(order, device=self.backbone.device),
-            at_context=self.needs_outputs_at_context(wanted),
+            at_context=self._needs_outputs_at_context(wanted),
             parameters=parameters,
             versions=num_versions(parameters),
         )
@@ -360,19 +334,17 @@ class MTOPModel(MTOPParameters):
     def _prompts(self, layout: PromptLayout, trained: str | None = None) -> Tensor:
         """(S, E) The prompts of the sequence; if a task is trained, those it does not read get no gradients."""
         read = self.prompts(trained) if trained in layout.positions else None
-        stopped = [p if trained is None or p is read else p.detach() for p in map(self.prompts, layout.holders)]
+        stopped = [p if trained is None or p is read else p.detach() for p in map(self.prompts, layout.owners)]
         parts = stopped if self.shared_prompts is None else [self.shared_prompts, *stopped]
         return torch.cat(parts) if parts else self.word_embeddings.weight.new_empty(0, embedding_size(self.backbone))
 
     def _passes(self, layout: PromptLayout, dtype: torch.dtype | None = None) -> tuple[Pass, ...]:
-        """How isolated prompts go through the encoder, with their adapters: in that type, or their own."""
-        holders = [(name, layout.positions[name]) for name in layout.holders]
+        """How isolated prompts go through the encoder, with their LoRA: in that type, or their own."""
+        owners = [(name, layout.positions[name]) for name in layout.owners]
         return tuple(
             Pass(
                 len(own),
-                stack_adapters(
-                    [(len(at), self.task_module(name).adapter) for name, at in holders if at.start in own], dtype
-                ),
+                stack_lora([(len(at), self.task_module(name).lora) for name, at in owners if at.start in own], dtype),
             )
             for own in layout.passes
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mtop_batch.errors import ConfigError, TaskError
-from mtop_batch.model.encoder.backbone import build_backbone
-from mtop_batch.model.encoder.encode import embedding_size, hidden_size, word_embeddings
-from mtop_batch.model.encoder.lora import Adapter, adaptable_layers
+from mtop_batch.model.encoder.inputs import embedding_size, hidden_size
+from mtop_batch.model.encoder.lora import LoRA, lora_layers
+from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.kinds.config import MTOPConfig
 from mtop_batch.model.parts.document_vectors import Probe
 from mtop_batch.model.parts.heads import GroupPrompts, TaskModule
@@ -27,7 +26,7 @@ from mtop_batch.model.parts.prompts import TaskPrompts
 from mtop_batch.tasks import Task, check_task_names, select_tasks
 
 
-class MTOPParameters(PreTrainedModel):
+class MTOPParameters(MultiTaskModel):
     """A backbone, shared prompts, and the prompts, poolers and heads of tasks that come and go.
 
     Args:
@@ -38,15 +37,10 @@ class MTOPParameters(PreTrainedModel):
     config_class = MTOPConfig
     config: MTOPConfig
     base_model_prefix = "mtop"
-    main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
+    readers = ("prompts", "vector")
 
     def __init__(self, config: MTOPConfig, backbone: PreTrainedModel | None = None) -> None:
-        super().__init__(config)
-        if config.backbone_config is None:
-            raise ConfigError("an MTOPConfig without backbone_config makes no model; use MTOPModel.from_backbone")
-        self.backbone = build_backbone(config.backbone_config) if backbone is None else backbone
+        super().__init__(config, backbone)
         shared = torch.zeros(config.shared_prompts, embedding_size(self.backbone))
         self.shared_prompts = nn.Parameter(shared) if config.shared_prompts else None
         self.prompt_groups = nn.ModuleDict()
@@ -60,35 +54,43 @@ class MTOPParameters(PreTrainedModel):
         tasks: Sequence[Task],
         *,
         prompts_per_task: int = 2,
-        adapter_rank: int = 0,
+        lora_rank: int = 0,
+        prompt_groups: Mapping[str, str] | None = None,
         seed: int = 0,
         replace: bool = False,
     ) -> None:
-        """Add tasks, drawn at random and isolated, so that the outputs of the tasks already there stay the same.
+        """Add tasks, drawn at random.
 
-        All tasks that were added run in a pass of their own (`mtop_batch.model.parts.prompts`).
+        The first tasks of a model have prompts as its `prompt_attention` says. Tasks that are added later are isolated,
+        so that the outputs of the tasks already there stay the same; all of them run in a pass of their own
+        (`mtop_batch.model.parts.prompts`).
 
         Args:
             tasks: The new ones; they come last.
-            prompts_per_task: Of each but probes, which have none and start at zero; they are in no prompt group.
-            adapter_rank: Of the adapters that these prompts get (`mtop_batch.model.encoder.lora`); 0 for none.
+            prompts_per_task: Of each but tasks that read the vector, which have none and start at zero.
+            lora_rank: Of the LoRA that these prompts get (`mtop_batch.model.encoder.lora`); 0 for none.
+            prompt_groups: Task -> prompt group, of the tasks that share prompts.
             seed: Of the random draws.
             replace: A task of the same name makes room as in `drop_tasks`, and the new one takes its place.
 
         Raises:
-            ConfigError: `prompts_per_task` is not positive, or `adapter_rank` is negative.
-            TaskError: There is no task to add, or one has a name that is taken; nothing is changed then.
+            ConfigError: `prompts_per_task` is not positive, or `lora_rank` is negative.
+            TaskError: There is no task to add, or one has a name that is taken or reads what this model does not have;
+                nothing is changed then.
         """
+        if not tasks:
+            raise TaskError("no task is given; give at least one [[task]]")
+        self.check_readers(tasks)
+        order = self.task_names
         if replace:
-            taken = [task.name for task in tasks if task.name in self.task_names]
+            taken = [task.name for task in tasks if task.name in order]
             self.check_removable(taken)
-            order = self.task_names
             self._remove(taken)
-            self._append_tasks(tasks, prompts_per_task, isolated=True, seed=seed, adapter_rank=adapter_rank)
-            places = {name: index for index, name in enumerate(order)}
-            self.config.tasks.sort(key=lambda entry: places.get(entry["task"]["name"], len(places)))
-        else:
-            self._append_tasks(tasks, prompts_per_task, isolated=True, seed=seed, adapter_rank=adapter_rank)
+        isolated = bool(order) or self.config.prompt_attention == "isolated"
+        added = bool(self.config.tasks)
+        self._append_tasks(tasks, prompts_per_task, isolated, added, seed, lora_rank, prompt_groups or {})
+        places = {name: index for index, name in enumerate(order)}
+        self.config.tasks.sort(key=lambda entry: places.get(entry["task"]["name"], len(places)))
 
     def drop_tasks(self, names: Sequence[str]) -> None:
         """Remove tasks whose prompts no other task sees or which leave theirs to others of their prompt group.
@@ -130,26 +132,22 @@ class MTOPParameters(PreTrainedModel):
         self,
         tasks: Sequence[Task],
         num_prompts: int,
-        *,
         isolated: bool,
+        added: bool,
         seed: int,
-        adapter_rank: int = 0,
-        prompt_groups: Mapping[str, str] = MappingProxyType({}),
+        lora_rank: int,
+        prompt_groups: Mapping[str, str],
     ) -> None:
-        if not tasks:
-            raise TaskError("no task is given; give at least one [[task]]")
         if num_prompts < 1:
             raise ConfigError(f"model.prompts_per_task = {num_prompts} is not positive; the paper uses 2")
-        if adapter_rank < 0:
-            raise ConfigError(f"add_tasks.adapter_rank = {adapter_rank} is negative; 0 leaves adapters out")
+        if lora_rank < 0:
+            raise ConfigError(f"add_tasks.lora_rank = {lora_rank} is negative; 0 leaves LoRA out")
         check_task_names([*self.task_names, *(task.name for task in tasks)])
         select_tasks(list(prompt_groups), [task.name for task in tasks])
         known_groups = set(self.prompt_groups)
-        entries = [_task_entry(task, num_prompts, isolated, prompt_groups.get(task.name)) for task in tasks]
-        if adapter_rank:
-            entries = [{**entry, "adapter_rank": adapter_rank} if entry["prompts"] else entry for entry in entries]
-        if self.config.tasks:
-            entries = [{**entry, "added": True} for entry in entries]
+        entries = [
+            _task_entry(task, num_prompts, isolated, added, lora_rank, prompt_groups.get(task.name)) for task in tasks
+        ]
         for entry in entries:
             module = self._build_task(entry)
             if isinstance(module, TaskModule):
@@ -165,27 +163,17 @@ class MTOPParameters(PreTrainedModel):
         task, num_prompts, group = Task.from_dict(entry["task"]), entry["prompts"], entry.get("prompt_group")
         embedding, hidden = embedding_size(self.backbone), hidden_size(self.backbone)
         module: TaskModule | Probe
-        if task.kind == "probe":
+        if task.reads_vector:
             module = Probe(task.num_outputs, hidden)
         else:
             if group is not None and _group_key(group) not in self.prompt_groups:
                 self.prompt_groups[_group_key(group)] = GroupPrompts(num_prompts, embedding)
             own_prompts = num_prompts if group is None else 0
-            rank = entry.get("adapter_rank", 0)
-            adapter = Adapter(adaptable_layers(self.backbone), rank) if rank else None
-            module = TaskModule(own_prompts, task.num_outputs, embedding, hidden, self.config.pooler_rank, adapter)
+            rank = entry.get("lora_rank", 0)
+            lora = LoRA(lora_layers(self.backbone), rank) if rank else None
+            module = TaskModule(own_prompts, task.num_outputs, embedding, hidden, self.config.pooler_rank, lora)
         self.task_modules[_module_key(task.name)] = module
         return module
-
-    @property
-    def tasks(self) -> list[Task]:
-        """The tasks in the order of the outputs."""
-        return [Task.from_dict(entry["task"]) for entry in self.config.tasks]
-
-    @property
-    def task_names(self) -> list[str]:
-        """The tasks' names in the order of the outputs."""
-        return [entry["task"]["name"] for entry in self.config.tasks]
 
     @property
     def task_prompts(self) -> list[TaskPrompts]:
@@ -200,19 +188,6 @@ class MTOPParameters(PreTrainedModel):
             )
             for entry in self.config.tasks
         ]
-
-    @property
-    def word_embeddings(self) -> nn.Embedding:
-        """The backbone's table of input embeddings, for freezing and for `token_prompts`."""
-        return word_embeddings(self.backbone)
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The same, under the name that transformers uses."""
-        return word_embeddings(self.backbone)
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the backbone's table of input embeddings."""
-        self.backbone.set_input_embeddings(value)
 
     def tasks_sharing(self, name: str) -> list[str]:
         """The tasks that read the same prompts as this one, itself among them, in the order of the outputs."""
@@ -234,11 +209,11 @@ class MTOPParameters(PreTrainedModel):
         """The task's pooler and head, and its prompts if they are its own.
 
         Raises:
-            TaskError: There is no such task, or it is a probe.
+            TaskError: There is no such task, or it reads the vector.
         """
         module = self._module(name)
         if isinstance(module, Probe):
-            raise TaskError(f"task {name!r} is a probe: it has no prompts, pooler or head")
+            raise TaskError(f"task {name!r} reads the vector: it has no prompts, pooler or head")
         return module
 
     def _module(self, name: str) -> TaskModule | Probe:
@@ -254,8 +229,8 @@ class MTOPParameters(PreTrainedModel):
         """Copies of the parameters that the task reads: `prompts`, `pooler.weight`, `pooler.bias`, `head.weight`.
 
         The poolers of a model with `pooler_rank` have `pooler.down.weight`, `pooler.up.weight` and `pooler.up.bias`. A
-        task with an adapter has `adapter.down.<i>` and `adapter.up.<i>` for each of the encoder's linear layers too.
-        A probe has `weight` (C, D) and `bias` (C) instead of all these.
+        task with LoRA has `lora.A.<i>` and `lora.B.<i>` for each of the encoder's linear layers too. A task that reads
+        the vector has `weight` (C, D) and `bias` (C) instead of all these.
         """
         return {key: value.clone() for key, value in self._task_state(name).items()}
 
@@ -288,23 +263,22 @@ class MTOPParameters(PreTrainedModel):
     def _is_isolated(self, task: str) -> bool:
         return bool(self._entry(task)["isolated"])
 
-    def _entry(self, task: str) -> dict[str, Any]:
-        """What the configuration says of a task."""
-        return self.config.tasks[self.task_names.index(task)]
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Do nothing: `from_backbone` and `add_tasks` draw new parameters, checkpoints hold all others."""
-
     def _tasks_changed(self) -> None:
         """Called when tasks have come or gone, for what a subclass keeps of them."""
 
 
-def _task_entry(task: Task, num_prompts: int, isolated: bool, prompt_group: str | None) -> dict[str, Any]:
+def _task_entry(
+    task: Task, num_prompts: int, isolated: bool, added: bool, lora_rank: int, prompt_group: str | None
+) -> dict[str, Any]:
     """What the configuration says of a new task."""
-    if task.kind == "probe":
-        return {"task": task.to_dict(), "prompts": 0, "isolated": True}
     entry: dict[str, Any] = {"task": task.to_dict(), "prompts": num_prompts, "isolated": isolated}
-    return entry if prompt_group is None else {**entry, "prompt_group": prompt_group}
+    if task.reads_vector:
+        entry |= {"prompts": 0, "isolated": True}
+    elif lora_rank:
+        entry["lora_rank"] = lora_rank
+    if prompt_group is not None and not task.reads_vector:
+        entry["prompt_group"] = prompt_group
+    return {**entry, "added": True} if added else entry
 
 
 def _module_key(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The parameters that belong to one task, or to the tasks of one prompt group; adapters have a module of their own.
+"""The parameters that belong to one task, or to the tasks of one prompt group; LoRA has a module of its own.
 
 Shapes: B texts, P prompts of a task (the paper's L_P), D hidden width, R rank of a pooler, E width of the input
 embeddings (D but for backbones with factorised embeddings), C outputs of a task.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mtop_batch.model.encoder.lora import Adapter
+from mtop_batch.model.encoder.lora import LoRA
 from mtop_batch.model.parts.prompts import random_prompts
 
 
@@ -32,7 +32,7 @@ class GroupPrompts(nn.Module):
 
 
 class LowRankPooler(nn.Module):
-    """A conditional pooler whose kernel is a product of two thin ones: W = up down, with 2 R D parameters for D^2.
+    """A conditional pooler whose kernel has a low rank: W = up down, with 2 R D parameters for D^2.
 
     Args:
         hidden_size: D
@@ -51,7 +51,7 @@ class LowRankPooler(nn.Module):
 
 
 class TaskModule(nn.Module):
-    """One task's conditional pooler and head, its prompts unless it shares those of a prompt group, and its adapter.
+    """One task's conditional pooler and head, its prompts unless it shares those of a prompt group, and its LoRA.
 
     The paper counts D^2 + (P + C + 1) D parameters for a task (section 4.4), which leaves none for a bias of the
     head; so the head has none. All parameters are zero or PyTorch's default until `initialise` or a checkpoint
@@ -63,7 +63,7 @@ class TaskModule(nn.Module):
         embedding_size: E
         hidden_size: D
         pooler_rank: R; 0 for a full pooler, the paper's.
-        adapter: `mtop_batch.model.encoder.lora`; not in the paper.
+        lora: `mtop_batch.model.encoder.lora`; not in the paper.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class TaskModule(nn.Module):
         embedding_size: int,
         hidden_size: int,
         pooler_rank: int = 0,
-        adapter: Adapter | None = None,
+        lora: LoRA | None = None,
     ) -> None:
         super().__init__()
         self.prompts = nn.Parameter(torch.zeros(num_prompts, embedding_size)) if num_prompts else None
         self.pooler = LowRankPooler(hidden_size, pooler_rank) if pooler_rank else nn.Linear(hidden_size, hidden_size)
         self.head = nn.Linear(hidden_size, num_outputs, bias=False)
-        self.adapter = adapter
+        self.lora = lora
 
     def forward(self, prompt_outputs: Tensor) -> Tensor:
         """Equations 1 and 3: V tanh(W mean(H) + b).
@@ -103,5 +103,5 @@ class TaskModule(nn.Module):
                 layer.weight.copy_(nn.init.xavier_uniform_(torch.empty(layer.weight.shape), generator=generator))
                 if layer.bias is not None:
                     layer.bias.zero_()
-        if self.adapter is not None:
-            self.adapter.initialise(generator)
+        if self.lora is not None:
+            self.lora.initialise(generator)

@@ -48,14 +48,14 @@ class PromptLayout:
     Args:
         groups: (S,) The group of each position; 0 is the context.
         positions: The positions of the prompts that every present task reads.
-        holders: One task for each set of prompts, in the order of their positions.
+        owners: One task for each set of prompts, in the order of their positions.
         passes: The positions of isolated prompts that go through the encoder together: those of tasks that were there
             from the start, and those of tasks that were added, as far as there are such.
     """
 
     groups: tuple[int, ...]
     positions: dict[str, range]
-    holders: tuple[str, ...]
+    owners: tuple[str, ...]
     passes: tuple[range, ...]
 
 
@@ -69,7 +69,7 @@ def prompt_layout(tasks: Sequence[TaskPrompts], num_shared_prompts: int, wanted:
 
     >>> tasks = [TaskPrompts("a", 2, False), TaskPrompts("b", 1, True, "x"), TaskPrompts("c", 1, True, "x")]
     >>> prompt_layout(tasks, 1, ["c"])
-    PromptLayout(groups=(0, 0, 0, 1), positions={'a': range(1, 3), 'c': range(3, 4)}, holders=('a', 'c'),
+    PromptLayout(groups=(0, 0, 0, 1), positions={'a': range(1, 3), 'c': range(3, 4)}, owners=('a', 'c'),
                  passes=(range(3, 4),))
     """
     wanted = set(wanted)
@@ -90,11 +90,11 @@ def prompt_layout(tasks: Sequence[TaskPrompts], num_shared_prompts: int, wanted:
         if holder.isolated:
             first = passes.get(holder.added, own_positions)
             passes[holder.added] = range(first.start, own_positions.stop)
-    holders = tuple(holder.name for holder, *_ in sets.values())
-    return PromptLayout(tuple(groups), positions, holders, tuple(passes.values()))
+    owners = tuple(holder.name for holder, *_ in sets.values())
+    return PromptLayout(tuple(groups), positions, owners, tuple(passes.values()))
 
 
-def visibility(groups: Tensor) -> Tensor:
+def attention_mask_of(groups: Tensor) -> Tensor:
     """What each position sees, by the rule at the top of this module.
 
     Args:

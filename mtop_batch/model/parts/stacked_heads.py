@@ -171,8 +171,8 @@ class _Block:
         if not second:
             pooled = torch.baddbmm(bias.flatten(1, 2)[..., None], first.flatten(1, 2), means)  # (sets, tasks D, B)
             return pooled.tanh_().view(-1, *means.shape[1:])
-        thin = torch.bmm(first.flatten(1, 2), means).view(-1, first.shape[2], means.shape[2])  # (sets tasks, R, B)
-        return torch.baddbmm(bias.flatten(0, 1)[..., None], second[0].flatten(0, 1), thin).tanh_()
+        down = torch.bmm(first.flatten(1, 2), means).view(-1, first.shape[2], means.shape[2])  # (sets tasks, R, B)
+        return torch.baddbmm(bias.flatten(0, 1)[..., None], second[0].flatten(0, 1), down).tanh_()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import fsspec
 import pytest
@@ -14,7 +15,7 @@ from transformers import BertTokenizer
 
 from mtop_batch.errors import BundleError
 from mtop_batch.model.bundle.bundle import load_bundle, save_bundle
-from mtop_batch.model.bundle.files import bundle_name
+from mtop_batch.model.bundle.files import bundle_name, json_digest, read_bundle_info
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
 from tests.model.conftest import Batch, MakeModel
@@ -60,6 +61,9 @@ def test_a_bundle_comes_back_as_it_was(
     assert bundle.fingerprints == fingerprints
     assert list(fingerprints) == ["topic", "type", "score"]
     assert (bundle.name, bundle.backbone_name) == ("news", "tiny")
+    info = read_bundle_info(bundle.uri)
+    assert (info.kind, info.fingerprints, info.decisions) == ("mtop", bundle.fingerprints, bundle.decisions)
+    assert list(bundle.decisions) == list(fingerprints)
     assert (bundle.metrics, bundle.training_config) == (METRICS, {"train": {"epochs": 3}})
 
 
@@ -68,8 +72,9 @@ def test_fingerprints_survive_load_save_and_added_tasks(
 ) -> None:
     bundle = load_bundle(str(bundle_dir))
     tokenizer(["a b"], truncation=True, max_length=3, padding="max_length")
-    bundle.model.add_tasks([Task("added")])
-    later = save(str(tmp_path / "later"), bundle.model, tokenizer)
+    model = cast(MTOPModel, bundle.model)
+    model.add_tasks([Task("added")])
+    later = save(str(tmp_path / "later"), model, tokenizer)
     assert {name: later[name] for name in bundle.fingerprints} == bundle.fingerprints
     assert load_bundle(str(tmp_path / "later")).digest != bundle.digest
 
@@ -118,11 +123,17 @@ def test_the_model_card_may_be_edited(bundle_dir: Path) -> None:
 
 def test_other_kinds_and_versions_are_refused(bundle_dir: Path) -> None:
     original = (bundle_dir / "config.json").read_text()
-    edit(bundle_dir / "config.json", lambda c: c["bundle"].update(format=99))  # type: ignore[attr-defined]
-    with pytest.raises(BundleError, match="has format 99, this version reads 1"):
-        load_bundle(str(bundle_dir))
-    edit(bundle_dir / "config.json", lambda c: c.update(model_type="bert"))
-    with pytest.raises(BundleError, match="holds a model of another kind"):
+    for number in (1, 99):
+        config = json.loads(original)
+        config["bundle"]["format"] = number
+        (bundle_dir / "config.json").write_text(json.dumps(config))
+        with pytest.raises(BundleError, match=f"has format {number}, this version reads 2"):
+            load_bundle(str(bundle_dir))
+    config = {**json.loads(original), "model_type": "bert"}
+    del config["bundle"]["digest"]
+    config["bundle"]["digest"] = json_digest(config)
+    (bundle_dir / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BundleError, match="model kind 'bert' is not known to this version; known: mtop"):
         load_bundle(str(bundle_dir))
     (bundle_dir / "config.json").write_text(original)
     edit(bundle_dir / "config.json", lambda c: c["bundle"]["fingerprints"].update(topic="0"))  # type: ignore[index]
@@ -134,7 +145,7 @@ def test_no_bundle_and_a_bare_model_are_told_apart(bundle_dir: Path, tmp_path: P
     with pytest.raises(BundleError, match=r"there is no bundle at .*missing"):
         load_bundle(str(tmp_path / "missing"))
     MTOPModel.from_pretrained(bundle_dir).save_pretrained(tmp_path / "bare")
-    with pytest.raises(BundleError, match="holds an MTOP model but no bundle"):
+    with pytest.raises(BundleError, match="holds a model but no bundle"):
         load_bundle(str(tmp_path / "bare"))
 
 

@@ -30,7 +30,7 @@ from mtop_batch.model.encoder.backbone import (
     load_tokenizer,
     locate_backbone,
 )
-from mtop_batch.model.encoder.encode import word_embeddings
+from mtop_batch.model.encoder.inputs import word_embeddings
 from tests.conftest import make_backbone
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

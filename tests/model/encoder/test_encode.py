@@ -21,15 +21,9 @@ from transformers import (
 )
 
 from mtop_batch.model.encoder.backbone import check_backbone
-from mtop_batch.model.encoder.encode import (
-    embedding_size,
-    encode,
-    encode_context,
-    encode_reading,
-    first_position,
-    has_token_types,
-)
-from mtop_batch.model.encoder.kv_cache import is_readable, use_readable_attention
+from mtop_batch.model.encoder.encode import encode, encode_kv_cache, encode_with_kv_cache
+from mtop_batch.model.encoder.inputs import embedding_size, first_position, has_token_types
+from mtop_batch.model.encoder.kv_cache import has_kv_cache, use_kv_cache_attention
 from tests.conftest import make_backbone
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
@@ -62,7 +56,7 @@ BACKBONES: dict[str, Callable[[], PreTrainedModel]] = {
 def encoder(request: pytest.FixtureRequest) -> PreTrainedModel:
     torch.manual_seed(0)
     encoder = BACKBONES[request.param]().eval()
-    use_readable_attention(encoder)
+    use_kv_cache_attention(encoder)
     return encoder
 
 
@@ -99,10 +93,10 @@ def test_isolated_prompts_leave_text_and_each_other_alone(encoder: PreTrainedMod
 def test_what_a_context_leaves_can_be_read_again(encoder: PreTrainedModel) -> None:
     prompts, mask = some_prompts(encoder, 5), (torch.arange(20) < torch.tensor([[20], [6]])).long()
     together, _ = encode(encoder, prompts, text(), mask, groups=[0, 1, 1, 2, 2])
-    context = encode_context(encoder, prompts[:1], text(), mask)
+    context = encode_kv_cache(encoder, prompts[:1], text(), mask)
     for own, group in ((prompts[1:3], 1), (prompts[3:], 2)):
         start = 1 if group == 1 else 3
-        read = encode_reading(encoder, own, context, [group, group])
+        read = encode_with_kv_cache(encoder, own, context, [group, group])
         torch.testing.assert_close(read, together[:, start : start + 2], atol=1e-5, rtol=0)
 
 
@@ -120,7 +114,7 @@ def test_outputs_at_the_context_that_nobody_wants_change_nothing_for_those_who_r
 
 
 def test_what_the_context_leaves_is_read_in_every_family(encoder: PreTrainedModel) -> None:
-    assert is_readable(encoder)
+    assert has_kv_cache(encoder)
 
 
 @torch.no_grad()

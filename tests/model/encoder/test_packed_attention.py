@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from mtop_batch.model.encoder import fused, ragged
 from mtop_batch.model.encoder.encode import encode
-from mtop_batch.model.encoder.kv_cache import use_readable_attention
+from mtop_batch.model.encoder.kv_cache import use_kv_cache_attention
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
 from tests.model.encoder.test_encode import BACKBONES, some_prompts, text
@@ -49,7 +49,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def encoder_of(name: str) -> PreTrainedModel:
     torch.manual_seed(0)
     encoder = BACKBONES[name]().eval()
-    use_readable_attention(encoder)
+    use_kv_cache_attention(encoder)
     return encoder
 
 
@@ -89,9 +89,9 @@ def test_fused_layers_have_the_logits_and_vectors_of_the_encoder(
         shared_prompts=shared_prompts,
         max_tokens=64,
     )
-    model.add_tasks([Task("added")], adapter_rank=2)
+    model.add_tasks([Task("added")], lora_rank=2)
     for key, tensor in model.task_module("added").state_dict().items():
-        if key.startswith("adapter.up"):
+        if key.startswith("lora.B"):
             tensor.normal_()
     assert model.fuse_layers()
     with torch.inference_mode():

@@ -34,7 +34,7 @@ def test_logits_equal_the_slow_reference(
     make_model: MakeModel, batch: Batch, attention: Attention, shared_prompts: int
 ) -> None:
     model = make_model(prompt_attention=attention, shared_prompts=shared_prompts)
-    model.add_tasks([ADDED], prompts_per_task=3, adapter_rank=2)
+    model.add_tasks([ADDED], prompts_per_task=3, lora_rank=2)
     enlarge(model, ["added"])
     logits = model(**batch).logits
     for i, task in enumerate(model.tasks):
@@ -65,7 +65,7 @@ class NothingWaits(TorchDispatchMode):
 @pytest.mark.parametrize("padded", [True, False])
 def test_batches_queue_up_on_a_gpu(make_model: MakeModel, batch: Batch, attention: Attention, padded: bool) -> None:
     model = make_model(prompt_attention=attention).eval()
-    model.add_tasks([ADDED, Task("probe", kind="probe"), Task("last")], prompts_per_task=1, adapter_rank=2)
+    model.add_tasks([ADDED, Task("probe", kind="probe"), Task("last")], prompts_per_task=1, lora_rank=2)
     inputs = batch if padded else {"input_ids": batch["input_ids"]}
     expected = model.eval().all_tasks_and_vectors(**inputs)
     with NothingWaits():
@@ -119,7 +119,7 @@ def test_adding_tasks_changes_no_bit_of_earlier_outputs(
     model.backbone.to(dtype=dtype)  # type: ignore[call-arg]  # transformers wraps it
     additions: tuple[tuple[list[Task], dict[str, Any]], ...] = (
         ([ADDED, Task("probed", kind="probe")], {"prompts_per_task": 4}),
-        ([Task("later", labels=tuple("abcdef"))], {"adapter_rank": 2}),
+        ([Task("later", labels=tuple("abcdef"))], {"lora_rank": 2}),
         ([Task("last")], {}),
     )
     before = model.all_tasks(**batch)
@@ -136,7 +136,7 @@ def test_a_task_that_is_replaced_keeps_its_place_among_the_outputs(make_model: M
     model = make_model(prompt_attention="isolated")
     model.add_tasks([ADDED])
     before = model.all_tasks(**batch)
-    model.add_tasks([Task("type", labels=("no", "yes"), text=("title",))], seed=1, adapter_rank=2, replace=True)
+    model.add_tasks([Task("type", labels=("no", "yes"), text=("title",))], seed=1, lora_rank=2, replace=True)
     after = model.all_tasks(**batch)
     assert model.task_names == ["topic", "type", "score", "added"]
     assert [task.added for task in model.task_prompts] == [False, True, False, True]

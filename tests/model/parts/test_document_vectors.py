@@ -105,7 +105,7 @@ def test_a_probe_can_be_replaced_and_dropped_like_any_isolated_task(make_model: 
     with pytest.raises(TaskError, match="'urgent' is a probe: it has no prompts"):
         model.task_module("urgent")
     with torch.no_grad(), pytest.raises(TaskError, match="reads more than the context left"):
-        model(context=model.context(**batch), task="urgent")
+        model(kv_cache=model.cache(**batch), task="urgent")
 
 
 @torch.no_grad()

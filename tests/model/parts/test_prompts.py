@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtop_batch.errors import DataError
-from mtop_batch.model.parts.prompts import TaskPrompts, prompt_layout, random_prompts, token_prompts, visibility
+from mtop_batch.model.parts.prompts import TaskPrompts, attention_mask_of, prompt_layout, random_prompts, token_prompts
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -30,7 +30,7 @@ def test_the_layout_holds_the_context_and_the_wanted_tasks(case: tuple[list[Task
     tasks, num_shared, wanted = case
     layout = prompt_layout(tasks, num_shared, wanted)
     assert set(layout.positions) == {t.name for t in tasks if not t.isolated or t.name in wanted}
-    covered = [i for name in layout.holders for i in layout.positions[name]]
+    covered = [i for name in layout.owners for i in layout.positions[name]]
     assert [*range(num_shared), *covered] == list(range(len(layout.groups)))
     present = [task for task in tasks if task.name in layout.positions]
     for task in present:
@@ -46,7 +46,7 @@ def test_added_tasks_have_a_pass_of_their_own_whatever_the_order_of_the_tasks() 
     old, new = TaskPrompts("old", 2, True), TaskPrompts("new", 3, True, added=True)
     tasks = [new, TaskPrompts("joint", 1, False), old, TaskPrompts("older", 1, True)]
     layout = prompt_layout(tasks, 1, [task.name for task in tasks])
-    assert layout.holders == ("joint", "old", "older", "new")
+    assert layout.owners == ("joint", "old", "older", "new")
     assert layout.passes == (range(2, 5), range(5, 8))
     assert prompt_layout(tasks, 1, ["new"]).passes == (range(2, 5),)
     assert prompt_layout(tasks, 1, ["joint"]).passes == ()
@@ -61,7 +61,7 @@ def test_a_task_that_leaves_its_group_moves_no_prompts() -> None:
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12))
 def test_everyone_sees_the_context_and_only_its_own_group_besides(groups: list[int]) -> None:
-    sees = visibility(torch.tensor(groups))
+    sees = attention_mask_of(torch.tensor(groups))
     for q, query in enumerate(groups):
         for k, key in enumerate(groups):
             assert sees[q, k] == (key in (0, query))
