@@ -46,10 +46,8 @@ def task_fingerprints(model: MultiTaskModel, tokenizer_digest: str) -> dict[str,
     fingerprints = {}
     for task in model.tasks:
         own = {
-            "model_kind": model.config.model_type,
             "text": task.text,
             "kind": task.kind,
-            "reads": task.reads,
             "labels": task.labels,
             **model.task_settings(task.name),
             "task": tensors_digest(model.task_tensors(task.name).items()),
@@ -78,7 +76,7 @@ def _common(model: MultiTaskModel, tokenizer_digest: str) -> dict[str, Any]:
         "max_tokens": model.config.max_tokens,
         "backbone_config": model.config.backbone_config,
         "backbone": tensors_digest(model.backbone.state_dict().items()),
-        "context": tensors_digest(model.context_tensors()),
+        "context_prompts": tensors_digest(model.context_tensors()),
     }
 
 

@@ -104,9 +104,9 @@ class MultiTaskModel(PreTrainedModel):
         raise NotImplementedError
 
     def task_settings(self, name: str) -> dict[str, Any]:
-        """JSON-ready settings of the kind that the task's output depends on."""
+        """JSON-ready settings that the task's output depends on; they tell the kind of model."""
         del name
-        return {}
+        return {"model_kind": self.config.model_type}
 
     def context_tensors(self) -> Iterable[tuple[str, Tensor]]:
         """The parameters, besides the backbone, that the encoder's outputs at the text depend on."""

@@ -200,7 +200,7 @@ class MTOPModel(MTOPParameters):
             yield "joint", self.prompts(name)
 
     def task_settings(self, name: str) -> dict[str, Any]:
-        """Whether the task is isolated."""
+        """Whether the task is isolated; only tasks of MTOP are or are not."""
         return {"isolated": self._is_isolated(name)}
 
     def num_positions(self, tasks: Sequence[str]) -> int:

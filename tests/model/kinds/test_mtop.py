@@ -125,7 +125,7 @@ def test_adding_tasks_changes_no_bit_of_earlier_outputs(
     before = model.all_tasks(**batch)
     for tasks, how in additions:
         model.add_tasks(tasks, **how)
-        enlarge(model, [task.name for task in tasks if task.kind != "probe"])
+        enlarge(model, [task.name for task in tasks if not task.reads_vector])
         after = model.all_tasks(**batch)
         assert torch.equal(after[:, : before.shape[1], : before.shape[2]], before)
     assert model.task_names == ["topic", "type", "score", "added", "probed", "later", "last"]

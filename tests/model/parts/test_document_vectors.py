@@ -102,9 +102,9 @@ def test_a_probe_can_be_replaced_and_dropped_like_any_isolated_task(make_model: 
     model.add_tasks([Task("urgent", "probe")], replace=True)
     model.drop_tasks(["tone"])
     assert model.task_names == ["topic", "type", "score", "urgent"]
-    with pytest.raises(TaskError, match="'urgent' is a probe: it has no prompts"):
+    with pytest.raises(TaskError, match="'urgent' reads the vector: it has no prompts"):
         model.task_module("urgent")
-    with torch.no_grad(), pytest.raises(TaskError, match="reads more than the context left"):
+    with torch.no_grad(), pytest.raises(TaskError, match="reads more than the KV cache"):
         model(kv_cache=model.cache(**batch), task="urgent")
 
 
