@@ -38,7 +38,7 @@ from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.tokens import Tokens
 from mtop_batch.labelling.run.predictor import Predictor
 from mtop_batch.model.encoder.ragged import varlen_attention
-from mtop_batch.model.flops import ForwardFlops, measure_matrix_rate
+from mtop_batch.model.flops import ForwardFlops, measure_peak_flops_per_s
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
 
@@ -259,7 +259,7 @@ def main() -> None:
     size = SIZES[arguments.size]
     config = BertConfig(vocab_size=VOCABULARY, max_position_embeddings=512, **size)
     tokenizer = BertTokenizer(vocab={f"w{number}": number for number in range(10)} | {"[UNK]": 10, "[PAD]": 11})
-    matrix_rate = measure_matrix_rate(device, torch.bfloat16)
+    matrix_rate = measure_peak_flops_per_s(device, torch.bfloat16)
     result: dict[str, Any] = {
         "size": arguments.size,
         "tasks": NUM_TASKS,

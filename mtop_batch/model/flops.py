@@ -117,7 +117,7 @@ def _weights_in_pass(backbone: PreTrainedModel, run: Callable[[Tensor, Tensor], 
     return sum(used)
 
 
-def measure_matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+def measure_peak_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
     """Operations per second of a large matrix product on this device, in this type: what a model could reach at most.
 
     Takes some 0.1 s. Other work on the device makes it smaller. The numbers are random, for a GPU that multiplies equal

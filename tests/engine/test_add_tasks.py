@@ -165,7 +165,7 @@ def test_what_was_learned_before_a_kill_is_not_learned_again(
     kept = sorted(path.name for path in (tmp_path / "m2.training").glob("*/tasks/*.safetensors"))
     assert kept == ["business.safetensors", "sport.safetensors"]
     with monkeypatch.context() as idle:
-        idle.setattr("mtop_batch.engine.add_tasks.add_task", lambda *_: 1 / 0)
+        idle.setattr("mtop_batch.engine.single_tasks.train_task", lambda *_: 1 / 0)
         result = add(model, config, tmp_path / "m2")
     assert set(result.added) == {"sport", "business"}
     assert result.added["sport"]["num_examples"] == 24
@@ -206,7 +206,7 @@ def test_bundles_that_cannot_work_are_refused(tmp_path: Path, task_tables: list[
         add(str(tmp_path / "nowhere"), config, tmp_path / "m2")
     (tmp_path / "full").mkdir()
     pq.write_table(read_table(task_tables), tmp_path / "full" / "a.parquet")
-    with pytest.raises(ConfigError, match="are no MTOP bundle"):
+    with pytest.raises(ConfigError, match="are no bundle"):
         add(model, config, tmp_path / "full")
     grouped = save_model(
         tmp_path / "grouped", "joint", [Task("sport"), Task("business")], prompt_groups={"sport": "a", "business": "a"}

@@ -201,7 +201,7 @@ def test_a_missing_column_is_refused_before_work_starts(make_config: MakeConfig,
 @pytest.mark.parametrize("name", ["README.md", "config.json"])
 def test_an_output_that_holds_something_else_is_left_alone(make_config: MakeConfig, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("{}")
-    with pytest.raises(ConfigError, match="has files in it that are no MTOP bundle"):
+    with pytest.raises(ConfigError, match="has files in it that are no bundle"):
         run(make_config(tmp_path))
     assert (tmp_path / name).read_text() == "{}"
 

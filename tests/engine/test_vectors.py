@@ -186,11 +186,11 @@ def test_probes_and_prompts_are_learned_side_by_side_and_evaluated_alike(
     tables = [{**task_tables[0], "kind": "probe"}, task_tables[1]]
     result = add(save_model(tmp_path / "m"), write_config(tmp_path / "new.toml", tables), tmp_path / "m2")
     bundle = load_bundle(str(tmp_path / "m2"))
-    assert [(task.name, task.kind) for task in bundle.model.tasks[2:]] == [
-        ("sport", "probe"),
-        ("business", "classification"),
+    assert [(task.name, task.kind, task.reads) for task in bundle.model.tasks[2:]] == [
+        ("sport", "classification", "vector"),
+        ("business", "classification", "prompts"),
     ]
-    assert "| sport | probe | no, yes | headline | " in (tmp_path / "m2" / "README.md").read_text()
+    assert "| sport | classification | vector | no, yes | headline | " in (tmp_path / "m2" / "README.md").read_text()
     config = Config.model_validate({"output": "m2", "backbone": {"name": str(backbone_dir)}, "task": tables})
     for name, metrics in evaluate_bundle(str(tmp_path / "m2"), config).items():
         assert metrics == pytest.approx(result.added[name], abs=1e-5)

@@ -225,7 +225,7 @@ def test_batches_without_padding_have_no_mask(
 
 def test_the_peak_is_not_measured_after_every_piece(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = iter([1.0, 2.0])
-    monkeypatch.setattr(predictor_module, "measure_matrix_rate", lambda *_: next(rates))
+    monkeypatch.setattr(predictor_module, "measure_peak_flops_per_s", lambda *_: next(rates))
     assert [predictor.measure_peak_flops_per_s() for _ in range(3)] == [1.0] * 3
     monkeypatch.setattr(predictor_module, "_PEAK_EVERY_S", 0.0)
     assert predictor.measure_peak_flops_per_s() == 2.0

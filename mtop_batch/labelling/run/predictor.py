@@ -26,7 +26,7 @@ from mtop_batch.labelling.run.device_copies import ToHost, to_device
 from mtop_batch.labelling.run.read_rows import DEFAULT_MAX_CHARS, TEXT_IS_EMPTY, TEXT_IS_NULL
 from mtop_batch.model.bundle.bundle import load_bundle
 from mtop_batch.model.encoder.inputs import hidden_size
-from mtop_batch.model.flops import measure_matrix_rate
+from mtop_batch.model.flops import measure_peak_flops_per_s
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.precision import with_bf16_encoder
 from mtop_batch.precision import PrecisionChoice, resolve_precision
@@ -196,7 +196,7 @@ class Predictor:
         Takes up to 0.1 s, so what was measured less than 10 s ago is not measured again.
         """
         if time.monotonic() - self._peak_measured_at > _PEAK_EVERY_S:
-            self._peak_flops_per_s = measure_matrix_rate(
+            self._peak_flops_per_s = measure_peak_flops_per_s(
                 self.device, torch.bfloat16 if self._uses_bf16 else torch.float32
             )
             self._peak_measured_at = time.monotonic()

@@ -41,8 +41,8 @@ tags: [{kind}, multi-task]
 One `{kind}` model for {len(tasks)} task{"s" if len(tasks) != 1 else ""}.
 Backbone: `{backbone_name}`. Texts are cut at {max_tokens} tokens.
 
-| task | kind | labels | text columns | on its evaluation data |
-|---|---|---|---|---|
+| task | kind | reads | labels | text columns | on its evaluation data |
+|---|---|---|---|---|---|
 {rows}
 
 ## Use
@@ -69,5 +69,5 @@ Predictor.load("{name}").predict(["Some text"])
 def _row(task: Task, metrics: Mapping[str, float]) -> str:
     labels = ", ".join(task.labels) if task.labels else "a number"
     values = ", ".join(f"{metric} {value:.4g}" for metric, value in metrics.items()) or "not evaluated"
-    cells = (task.name, task.kind, labels, ", ".join(task.text), values)
+    cells = (task.name, task.kind, task.reads, labels, ", ".join(task.text), values)
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

@@ -114,9 +114,9 @@ def test_a_missing_or_damaged_file_is_noticed(bundle_dir: Path, name: str) -> No
 
 def test_the_model_card_may_be_edited(bundle_dir: Path) -> None:
     card = (bundle_dir / "README.md").read_text()
-    assert "| topic | classification | sport, film, money | title | accuracy 0.9123 |" in card
-    assert "| type | classification | no, yes | title, body | not evaluated |" in card
-    assert "| score | regression | a number | text | pearson 0.5, spearman 0.25 |" in card
+    assert "| topic | classification | prompts | sport, film, money | title | accuracy 0.9123 |" in card
+    assert "| type | classification | prompts | no, yes | title, body | not evaluated |" in card
+    assert "| score | regression | prompts | a number | text | pearson 0.5, spearman 0.25 |" in card
     (bundle_dir / "README.md").write_text("ours")
     load_bundle(str(bundle_dir))
 
