@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from mtop_batch.config.load import load_config
-from mtop_batch.config.sections import Config, MTOPModelConfig
+from mtop_batch.config.sections import MODEL_SECTIONS, Config, ModelConfig, MTOPModelConfig
 from mtop_batch.errors import ConfigError
 from mtop_batch.storage import write_bytes
 from tests.s3 import S3Server
@@ -52,7 +53,7 @@ def test_defaults_are_the_papers(write: Callable[..., Path]) -> None:
     assert config.tasks()[0].metric == "accuracy"
 
 
-def test_tasks_are_dealt_to_prompt_groups_in_turn_unless_they_name_theirs(write: Callable[..., Path]) -> None:
+def test_tasks_are_assigned_to_prompt_groups_round_robin_unless_they_name_theirs(write: Callable[..., Path]) -> None:
     tasks = "".join(
         CONFIG[CONFIG.index("[[task]]") :].replace("politics", name) + (f'prompt_group = "{group}"\n' if group else "")
         for name, group in (("b", None), ("c", "topics"), ("d", None), ("e", None))
@@ -60,8 +61,8 @@ def test_tasks_are_dealt_to_prompt_groups_in_turn_unless_they_name_theirs(write:
     assert load_config(write(CONFIG)).prompt_groups() == {}
     path = write(CONFIG + tasks)
     assert load_config(path).prompt_groups() == {"c": "topics"}
-    dealt = load_config(path, ["model.prompt_groups=2"]).prompt_groups()
-    assert dealt == {"politics": "1", "b": "2", "c": "topics", "d": "1", "e": "2"}
+    assigned = load_config(path, ["model.prompt_groups=2"]).prompt_groups()
+    assert assigned == {"politics": "1", "b": "2", "c": "topics", "d": "1", "e": "2"}
     with pytest.raises(ConfigError, match=r"task\[politics\]\.prompt_group = '1' cannot be used: string should match"):
         load_config(write(CONFIG + 'prompt_group = "1"'))
 
@@ -164,3 +165,34 @@ def test_a_configuration_may_lie_on_object_storage(s3: S3Server) -> None:
     assert load_config(uri).output == "models/news"
     with pytest.raises(ConfigError, match=r"there is no configuration file 's3://test/configs/nowhere\.toml'"):
         load_config(f"s3://{s3.bucket}/configs/nowhere.toml")
+
+
+def test_each_kind_of_model_has_keys_of_its_own(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    class PooledConfig(ModelConfig):
+        kind: Literal["pooled"] = "pooled"
+        default_reader = "pooled"
+        dropout: float = 0.1
+
+    monkeypatch.setitem(MODEL_SECTIONS, "pooled", PooledConfig)
+    path = write(CONFIG)
+    config = load_config(path, ["model.kind=pooled", "model.dropout=0.2"])
+    assert config.model.settings() == {"dropout": 0.2}
+    assert (config.tasks()[0].reads, config.prompt_groups()) == ("pooled", {})
+    assert Config.model_validate(config.model_dump(mode="json")) == config
+    with pytest.raises(
+        ConfigError, match=r"unknown key model\.prompts_per_task; it is a key of kind = 'mtop'; those"
+    ):
+        load_config(path, ["model.kind=pooled", "model.prompts_per_task=3"])
+    with pytest.raises(ConfigError, match=r"unknown key model\.dropuot; did you mean 'dropout'"):
+        load_config(path, ["model.kind=pooled", "model.dropuot=0.3"])
+    with pytest.raises(ConfigError, match=r"kind = 'mt-dnn' is not one of mtop, pooled"):
+        load_config(path, ["model.kind=mt-dnn"])
+    with pytest.raises(ConfigError, match=r"'politics': model\.kind = 'pooled' has no prompt_group"):
+        load_config(write(CONFIG + 'prompt_group = "a"'), ["model.kind=pooled"])
+
+
+def test_a_probe_is_a_classification_that_reads_the_vector(write: Callable[..., Path]) -> None:
+    for line in ('kind = "probe"', 'reads = "vector"'):
+        task = load_config(write(CONFIG + line)).tasks()[0]
+        assert (task.kind, task.reads, task.metric) == ("classification", "vector", "accuracy")
+    assert load_config(write(CONFIG)).tasks()[0].reads == "prompts"

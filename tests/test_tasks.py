@@ -39,3 +39,10 @@ def test_selected_tasks_come_in_the_models_order() -> None:
     assert select_tasks(["c", "a"], ["a", "b", "c"]) == ["a", "c"]
     with pytest.raises(TaskError, match=r"there is no task 'polotics'; did you mean 'politics'\?"):
         select_tasks(["polotics"], ["politics", "travel"])
+
+
+def test_a_probe_is_short_for_a_classification_that_reads_the_vector() -> None:
+    assert Task("x", "probe") == Task("x", "classification", reads="vector")
+    assert Task("x", "regression", labels=(), reads="vector").reads_vector
+    with pytest.raises(TaskError, match="reads = 'words' is not one of prompts, pooled, vector"):
+        Task("x", reads="words")  # type: ignore[arg-type]

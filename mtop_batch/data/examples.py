@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from mtop_batch.data.label_values import Labels, read_labels
 from mtop_batch.data.sources import Part, read_columns
+from mtop_batch.data.text_rows import text_rows
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import DataError
 from mtop_batch.tasks import Task
@@ -60,8 +61,7 @@ class LabelledTokens:
 def load_examples(task: Task, source: str, label_column: str, *, training: bool = True) -> RawExamples:
     """Read the examples of a task.
 
-    As in a corpus to be labelled, a text that is null or blank is left out of its pair. A row without any text, or
-    without label, is skipped.
+    A row without any text (`data.text_rows`), or without label, is skipped.
 
     Args:
         task: Names the text columns and the allowed labels (`data.label_values` says how a label is written).
@@ -78,15 +78,12 @@ def load_examples(task: Task, source: str, label_column: str, *, training: bool 
     """
     parts = read_columns(source, [*task.text, label_column], default_split="train" if training else "validation")
     labels, label_missing = read_labels(task, parts, label_column)
-    firsts = _read_texts(task, parts, task.text[0])
-    seconds = _read_texts(task, parts, task.text[1]) if len(task.text) == 2 else pa.nulls(len(firsts), firsts.type)
-    reasons = _reasons_to_skip(firsts, seconds, label_missing)
+    rows = text_rows([_read_texts(task, parts, column) for column in task.text])
+    reasons = pc.if_else(pa.array(label_missing), "label is null", rows.errors)
     kept = reasons.is_null()
-    firsts, seconds = (_null_if_blank(texts).filter(kept) for texts in (firsts, seconds))
     examples = RawExamples(
-        texts=pc.coalesce(firsts, seconds).to_pylist(),
-        # A second text whose first is missing stands in its place, alone.
-        seconds=pc.if_else(firsts.is_null(), None, seconds).to_pylist() if len(task.text) == 2 else None,
+        texts=rows.texts.filter(kept).to_pylist(),
+        seconds=rows.seconds.filter(kept).to_pylist() if len(task.text) == 2 else None,
         labels=labels[kept.to_numpy(zero_copy_only=False)],
         skipped=[(row, reason) for row, reason in enumerate(reasons.to_pylist()) if reason is not None],
     )
@@ -130,25 +127,6 @@ def _read_texts(task: Task, parts: Sequence[Part], column: str) -> pa.Array:
 def _is_text(kind: pa.DataType) -> bool:
     types = pa.types
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_null(kind)
-
-
-def _is_blank(texts: pa.Array) -> pa.Array:
-    """Null for null, true for empty or only white space."""
-    return pc.or_(pc.equal(pc.binary_length(texts), 0), pc.utf8_is_space(texts))
-
-
-def _null_if_blank(texts: pa.Array) -> pa.Array:
-    return pc.if_else(_is_blank(texts), pa.scalar(None, texts.type), texts)
-
-
-def _reasons_to_skip(firsts: pa.Array, seconds: pa.Array, label_missing: npt.NDArray[np.bool_]) -> pa.Array:
-    """Why each row is no example; null for those that are."""
-    has_text = pc.or_(_null_if_blank(firsts).is_valid(), _null_if_blank(seconds).is_valid())
-    is_null = pc.and_(firsts.is_null(), seconds.is_null())
-    conditions = pa.StructArray.from_arrays(
-        [pa.array(label_missing), is_null, pc.invert(has_text)], ["label is null", "text is null", "text is empty"]
-    )
-    return pc.case_when(conditions, "label is null", "text is null", "text is empty")
 
 
 def _check(task: Task, source: str, examples: RawExamples, training: bool) -> None:

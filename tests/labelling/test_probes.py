@@ -68,6 +68,15 @@ def test_some_probes_say_what_they_say_among_others(predictor: ProbePredictor) -
     assert alone.predict(given).scores[0].tolist() == predictor.predict(given).scores[1].tolist()
 
 
+def test_a_regression_gives_its_value_and_no_label() -> None:
+    tasks = [TASKS[0], Task("length", "regression", labels=(), reads="vector")]
+    big = {"weight": np.eye(2, dtype=np.float32), "bias": np.zeros(2, np.float32)}
+    length = {"weight": np.array([[2, 1]], np.float32), "bias": np.array([-5], np.float32)}
+    outputs = ProbePredictor(tasks, [big, length]).predict(vectors([1.0, 3.0], None, [0.5, 0.0]))
+    assert outputs.label_ids.tolist() == [[1, -1, 0], [-1, -1, -1]]
+    assert outputs.scores[1].tolist() == pytest.approx([0.0, np.nan, -4.0], nan_ok=True)
+
+
 def test_nothing_but_nulls_or_nothing_at_all_is_no_trouble(predictor: ProbePredictor) -> None:
     assert predictor.predict(vectors(None, None)).label_ids.tolist() == [[-1, -1], [-1, -1]]
     assert predictor.predict(vectors()).label_ids.shape == (2, 0)

@@ -20,10 +20,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
+from mtop_batch.data.text_rows import MAX_CHARS, TextRows, text_rows
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import BundleError, ConfigError, DataError
 from mtop_batch.labelling.run.device_copies import ToHost, to_device
-from mtop_batch.labelling.run.read_rows import DEFAULT_MAX_CHARS, TEXT_IS_EMPTY, TEXT_IS_NULL
 from mtop_batch.model.bundle.bundle import load_bundle
 from mtop_batch.model.encoder.inputs import hidden_size
 from mtop_batch.model.flops import measure_peak_flops_per_s
@@ -145,11 +145,10 @@ class Predictor:
         Raises:
             DataError: A text is not a string, or there are not as many second texts as texts.
         """
-        firsts, seconds, errors = _usable_texts(texts, seconds)
-        outputs = self.predict_tokens(self._tokenizer.encode(firsts, seconds))
-        error = pa.array(errors, pa.string())
-        columns = dict(label_columns(self.tasks, outputs, error.is_null().to_numpy(zero_copy_only=False)))
-        return pa.table({**columns, "error": error})
+        rows = _text_rows(texts, seconds)
+        outputs = self.predict_tokens(self._tokenizer.encode(rows.texts.to_pylist(), rows.seconds.to_pylist()))
+        columns = dict(label_columns(self.tasks, outputs, rows.errors.is_null().to_numpy(zero_copy_only=False)))
+        return pa.table({**columns, "error": rows.errors})
 
     def predict_tokens(self, tokens: Tokens) -> TaskOutputs:
         """Label R rows of tokens; rows without tokens get label -1 and score NaN.
@@ -292,28 +291,29 @@ class _Collected:
         return label_ids, scores.view(np.float32), vectors
 
 
-def _usable_texts(
-    texts: Sequence[str | None], seconds: Sequence[str | None] | None
-) -> tuple[list[str | None], list[str | None], list[str | None]]:
-    """First texts, second texts and errors of all rows, by the rule of `labelling.run.read_rows.read_unit`."""
+def _text_rows(texts: Sequence[str | None], seconds: Sequence[str | None] | None) -> TextRows:
+    """The texts of all rows, by the rule of `mtop_batch.data.text_rows`."""
     if isinstance(texts, str) or isinstance(seconds, str):
         raise DataError("texts are given as one string; give a list of strings, even for one text")
     if seconds is not None and len(seconds) != len(texts):
         raise DataError(
             f"there are {len(texts)} texts and {len(seconds)} second texts; give one (or None) for each text"
         )
-    firsts: list[str | None] = []
-    others: list[str | None] = []
-    errors: list[str | None] = []
-    for row, pair in enumerate(zip(texts, seconds or [None] * len(texts), strict=True)):
-        for text in pair:
+    columns = [texts] if seconds is None else [texts, seconds]
+    for column in columns:
+        for row, text in enumerate(column):
             if text is not None and not isinstance(text, str):
                 raise DataError(f"text {row} is {text!r}, a {type(text).__name__}; texts are strings or None")
-        given = [text[:DEFAULT_MAX_CHARS] for text in pair if text is not None and text.strip()]
-        firsts.append(given[0] if given else None)
-        others.append(given[1] if len(given) == 2 else None)
-        errors.append(None if given else TEXT_IS_NULL if pair == (None, None) else TEXT_IS_EMPTY)
-    return firsts, others, errors
+    return text_rows([_as_arrow(column) for column in columns], MAX_CHARS)
+
+
+def _as_arrow(texts: Sequence[str | None]) -> pa.Array:
+    """Texts as large_string; half a surrogate pair, which no UTF-8 text can hold, becomes U+FFFD."""
+    try:
+        return pa.array(texts, pa.large_string())
+    except (UnicodeError, pa.ArrowInvalid):
+        whole = [text and text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+        return pa.array(whole, pa.large_string())
 
 
 def _batch_tokens(device: torch.device, model: MultiTaskModel, names: Sequence[str]) -> int:

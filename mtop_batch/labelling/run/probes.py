@@ -27,14 +27,15 @@ class ProbePredictor:
     """Labels vectors as `Predictor` labels texts, on the CPU.
 
     Args:
-        tasks: Probes, at least one.
+        tasks: Tasks that read the vector, at least one.
         probes: Their `weight` (own labels, D) and `bias` (own labels), float32, in the same order.
     """
 
     def __init__(self, tasks: Sequence[Task], probes: Sequence[Mapping[str, npt.NDArray[np.float32]]]) -> None:
         self.tasks = list(tasks)
         self._probes = list(probes)
-        num_labels, self._vector_size = max(len(task.labels) for task in tasks), probes[0]["weight"].shape[1]
+        self._regressions = np.flatnonzero([task.kind == "regression" for task in tasks])
+        num_labels, self._vector_size = max(task.num_outputs for task in tasks), probes[0]["weight"].shape[1]
         # As one matrix product: zero, and a bias of -inf, beyond a probe's own labels.
         self._weight = np.zeros((len(tasks), num_labels, self._vector_size), np.float32)
         self._bias = np.full((len(tasks), num_labels), -np.inf, np.float32)
@@ -71,6 +72,8 @@ class ProbePredictor:
             label_ids[:, given[rows]] = logits.argmax(axis=1)
             # The likeliest label's probability: exp(0) over the sum.
             scores[:, given[rows]] = 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
+            scores[np.ix_(self._regressions, given[rows])] = logits[self._regressions, 0]
+        label_ids[self._regressions] = -1
         return TaskOutputs(label_ids, scores, seconds=time.perf_counter() - started)
 
     def _logits(self, matrix: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:

@@ -10,16 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mtop_batch import storage
 from mtop_batch.corpus.files import CHANGED, SourceChanged, UnreadableSource, check_unchanged, decoding, open_source
+from mtop_batch.data.text_rows import MAX_CHARS, text_rows
 from mtop_batch.labelling.plan.work import Unit
 
-DEFAULT_MAX_CHARS = 100_000
-TEXT_IS_NULL = "text is null"
-TEXT_IS_EMPTY = "text is empty"
 _BATCH_ROWS = 2_048
 _BATCH_BYTES = 64 << 20
 
@@ -45,12 +42,11 @@ class TextBatch:
 
 
 def read_unit(
-    corpus: str, unit: Unit, id_column: str, *, max_chars: int = DEFAULT_MAX_CHARS, batch_rows: int = _BATCH_ROWS
+    corpus: str, unit: Unit, id_column: str, *, max_chars: int = MAX_CHARS, batch_rows: int = _BATCH_ROWS
 ) -> Iterator[TextBatch]:
     """Read the rows of a unit.
 
-    A row's text is what its text columns hold, first to last, those left out that are null or blank; with one left
-    of two it is a single text. Each text is cut to its first `max_chars` code points.
+    What a row's text is says `mtop_batch.data.text_rows`. Each text is cut to its first `max_chars` code points.
 
     Args:
         corpus: Where the unit's path starts.
@@ -115,30 +111,17 @@ def _rows_in_memory(parquet: pq.ParquetFile, unit: Unit, batch_rows: int) -> int
 
 def _text_batch(rows: pa.RecordBatch, id_column: str, text_columns: tuple[str, ...], max_chars: int) -> TextBatch:
     ids, bad_ids = _valid_ids(rows.column(id_column))
-    errors: list[str | None] = [None] * len(rows)
-    for row in bad_ids:
-        errors[row] = f"id column {id_column!r} holds no valid {ids.type}"
-    columns: list[list[str | None]] = []
-    found_blank = [False] * len(rows)
+    errors: dict[int, str] = dict.fromkeys(bad_ids, f"id column {id_column!r} holds no valid {ids.type}")
+    columns = []
     for name in text_columns:
-        texts, blank, bad = _texts(rows.column(name), name, max_chars)
-        columns.append(texts)
-        for row in blank:
-            found_blank[row] = True
-        for row, reason in bad.items():
-            errors[row] = errors[row] or reason
-    first = columns[0]
-    second = columns[1] if len(columns) == 2 else None
-    for row in range(len(rows)):
-        if first[row] is None and second is not None:
-            first[row], second[row] = second[row], None
-        if first[row] is None and errors[row] is None:
-            errors[row] = TEXT_IS_EMPTY if found_blank[row] else TEXT_IS_NULL
-        if errors[row] is not None:
-            first[row] = None
-            if second is not None:
-                second[row] = None
-    return TextBatch(ids, first, second, errors)
+        strings, bad = _texts(rows.column(name), name)
+        columns.append(strings)
+        errors = {**bad, **errors}
+    found = text_rows(columns, max_chars)
+    texts, seconds, reasons = found.texts.to_pylist(), found.seconds.to_pylist(), found.errors.to_pylist()
+    for row, reason in errors.items():
+        texts[row], seconds[row], reasons[row] = None, None, reason
+    return TextBatch(ids, texts, seconds if len(columns) == 2 else None, reasons)
 
 
 def _valid_ids(ids: pa.Array) -> tuple[pa.Array, list[int]]:
@@ -167,16 +150,12 @@ def _is_valid(array: pa.Array) -> bool:
     return True
 
 
-def _texts(column: pa.Array, name: str, max_chars: int) -> tuple[list[str | None], list[int], dict[int, str]]:
-    """A column's texts, cut; None where null, blank or bad. The rows that are blank, and the bad ones' reasons."""
+def _texts(column: pa.Array, name: str) -> tuple[pa.Array, dict[int, str]]:
+    """A column's texts as large_string, and the reasons of the rows that are bad; those are null."""
     try:
-        strings, bad = _strings(column, name)
+        return _strings(column, name)
     except TypeError as error:
-        return [None] * len(column), [], dict.fromkeys(range(len(column)), str(error))
-    is_blank = pc.or_(pc.equal(pc.binary_length(strings), 0), pc.utf8_is_space(strings))
-    blank = pc.indices_nonzero(pc.fill_null(is_blank, False)).to_pylist()
-    kept = pc.if_else(is_blank, pa.scalar(None, strings.type), strings)
-    return pc.utf8_slice_codeunits(kept, 0, max_chars).to_pylist(), blank, bad
+        return pa.nulls(len(column), pa.large_string()), dict.fromkeys(range(len(column)), str(error))
 
 
 def _strings(column: pa.Array, name: str) -> tuple[pa.Array, dict[int, str]]:

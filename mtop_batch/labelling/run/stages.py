@@ -18,11 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtop_batch.corpus.files import UnreadableSource
+from mtop_batch.data.text_rows import MAX_CHARS
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import MtopError, one_line
 from mtop_batch.labelling.plan.work import Unit
 from mtop_batch.labelling.run.probes import ProbePredictor, read_vectors
-from mtop_batch.labelling.run.read_rows import DEFAULT_MAX_CHARS, read_unit
+from mtop_batch.labelling.run.read_rows import read_unit
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.storage.retry import DEFAULT_RETRY_TIMEOUT_S, EventSink, ignore_event, with_retries
 from mtop_batch.table.columns import VECTOR_COLUMN, label_columns
@@ -245,7 +246,7 @@ def _tokenised(job: LabelJob, unit: Unit, tokenizer: TextTokenizer, result: Unit
     ids, tokens, errors = [], [], []
     tokenise_s = 0.0
     # Generous: a text would need words of 100 letters on average to fill fewer tokens than it is cut to.
-    max_chars = max(DEFAULT_MAX_CHARS, 100 * tokenizer.max_tokens)
+    max_chars = max(MAX_CHARS, 100 * tokenizer.max_tokens)
     for batch in read_unit(job.corpus, unit, job.definition.id_column, max_chars=max_chars):
         ids.append(batch.ids)
         started = time.perf_counter()

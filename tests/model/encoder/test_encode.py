@@ -69,6 +69,18 @@ def some_prompts(encoder: PreTrainedModel, num_prompts: int) -> Tensor:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("groups", [None, [0, 1, 1]])
+def test_the_id_at_padding_changes_no_bit_at_real_positions(encoder: PreTrainedModel, groups: list[int] | None) -> None:
+    mask = (torch.arange(20) < torch.tensor([[20], [13]])).long()
+    prompts, found = some_prompts(encoder, 3), []
+    for pad_id in (0, encoder.config.pad_token_id or 0, 7):
+        at_prompts, at_text = encode(encoder, prompts, text().masked_fill(mask == 0, pad_id), mask, groups=groups)
+        found.append((at_prompts, at_text[mask == 1]))
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other, atol=0, rtol=0)
+
+
+@torch.no_grad()
 def test_without_prompts_it_is_the_plain_encoder(encoder: PreTrainedModel) -> None:
     mask = (torch.arange(20) < torch.tensor([[20], [13]])).long()
     pad_id = encoder.config.pad_token_id or 0
