@@ -179,9 +179,7 @@ def test_each_kind_of_model_has_keys_of_its_own(write: Callable[..., Path], monk
     assert config.model.settings() == {"dropout": 0.2}
     assert (config.tasks()[0].reads, config.prompt_groups()) == ("pooled", {})
     assert Config.model_validate(config.model_dump(mode="json")) == config
-    with pytest.raises(
-        ConfigError, match=r"unknown key model\.prompts_per_task; it is a key of kind = 'mtop'; those"
-    ):
+    with pytest.raises(ConfigError, match=r"unknown key model\.prompts_per_task; it is a key of kind = 'mtop'; those"):
         load_config(path, ["model.kind=pooled", "model.prompts_per_task=3"])
     with pytest.raises(ConfigError, match=r"unknown key model\.dropuot; did you mean 'dropout'"):
         load_config(path, ["model.kind=pooled", "model.dropuot=0.3"])

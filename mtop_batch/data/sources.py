@@ -78,7 +78,7 @@ def read_parquet(source: str, wanted: Callable[[str, list[str]], Sequence[str]])
         except (pa.ArrowException, OSError) as error:
             reason = " ".join(str(error).split())
             raise DataError(
-                f"{uri} cannot be read as Parquet: {reason}; check the path, or write the file anew"
+                f"{uri} cannot be read as Parquet: {reason}; check the path, or write the file again"
             ) from error
         yield uri, table.select(columns)
 

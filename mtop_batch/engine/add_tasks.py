@@ -75,7 +75,7 @@ def add_tasks(
         output: Where the new bundle goes.
         progress: Where to show how it gets on; it is entered already.
         overrides: `section.key=value` strings.
-        replace: A task that the bundle has is learned anew in its place, if it is isolated; otherwise it is refused.
+        replace: A task that the bundle has is learned again in its place, if it is isolated; otherwise it is refused.
 
     Raises:
         MtopError: The bundle, the configuration or the examples cannot work, or storage fails; nothing is written then.
@@ -173,7 +173,7 @@ def _check_names(model: MTOPModel, uri: str, names: Sequence[str], replace: bool
     if taken and not replace:
         raise TaskError(
             f"the bundle {uri} has a task {taken[0]!r} already; name the new one otherwise, or pass "
-            "--replace to learn it anew (its labels are then computed anew, and no others)"
+            "--replace to learn it again (its labels are then computed again, and no others)"
         )
     model.check_removable(taken)
     check_task_names([*(name for name in known if name not in taken), *names])

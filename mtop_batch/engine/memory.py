@@ -12,7 +12,7 @@ KEEP_FREED_MEMORY: Mapping[str, str] = {
 """Settings of glibc's allocator, read when a process starts; others ignore them.
 
 The dense gradient of the word-embedding table (47 MB for MiniLM) is made and freed at every step. glibc gives so
-large a block back to the system each time, which clears and maps it anew. With these, blocks come from one heap that
+large a block back to the system each time, which clears and maps it again. With these, blocks come from one heap that
 is kept (`benchmarks/train_speed.py` measures the difference). It has to be one heap because those of other threads
 than the main one do not keep large blocks, and engines train in another.
 """

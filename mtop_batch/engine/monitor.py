@@ -109,7 +109,7 @@ class TrainingMonitor:
 
     def _show_start(self, event: Event) -> None:
         if self._started:
-            self._progress.note(f"a worker was lost; training goes on from step {event['step']:,}")
+            self._progress.note(f"a worker was lost; training resumes from step {event['step']:,}")
         else:
             workers = f"{event['num_workers']} worker{'s' if event['num_workers'] > 1 else ''}"
             self._progress.phase("train", event["num_steps"], completed=event["step"])

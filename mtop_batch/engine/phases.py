@@ -142,7 +142,7 @@ class Phases:
             failures = self.config.train.max_failures
             raise JobError(
                 f"training failed more than {failures} times (train.max_failures = {failures}), at last with "
-                f"{_last_line(error)}; the same command goes on from the last checkpoint"
+                f"{_last_line(error)}; the same command resumes from the last checkpoint"
             ) from error
 
 

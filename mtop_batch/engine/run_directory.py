@@ -37,7 +37,7 @@ _SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 def run_digest(config: Config, data: Sequence[TaskData], base: str = "") -> str:
-    """What names a run: it changes with whatever would make the unfinished work of an earlier one unfit to go on from.
+    """What names a run: it changes with whatever means that an earlier, unfinished one cannot be resumed.
 
     The number of workers and of tolerated failures does not count: the result is the same.
 
@@ -96,11 +96,14 @@ class RunDirectory:
         self._read_events()
         if is_known:
             step = self._checkpoint_step()
-            return f"going on with the interrupted run in {self.uri}, " + (
+            return f"resuming the interrupted run in {self.uri}, " + (
                 f"training from step {step}" if step is not None else "which has no checkpoint yet"
             )
         if others:
-            return f"an interrupted run in {self.root} had another configuration or other examples: starting anew"
+            return (
+                f"an interrupted run in {self.root} had another configuration or other examples: starting from the "
+                "beginning"
+            )
         return ""
 
     def storage(self) -> tuple[pafs.FileSystem, str]:
@@ -149,10 +152,10 @@ class RunDirectory:
             fs.rm(path, recursive=True)
 
     def _checkpoint_step(self) -> int | None:
-        """The step that Ray Train will go on from; a note of Ray Train's that cannot be read is removed.
+        """The step that Ray Train will resume from; a note of Ray Train's that cannot be read is removed.
 
         A driver killed while Ray Train writes its note leaves half of it, and another version of Ray does not read it:
-        Ray Train would stop at either for good. Training then starts anew, from the warm start that is kept.
+        Ray Train would stop at either for good. Training then starts again, from the warm start that is kept.
         """
         if not storage.is_file(self._path(_SNAPSHOT)):
             return None

@@ -157,6 +157,6 @@ def _result(ref: ray.ObjectRef[T]) -> T:
 
 
 def max_threads() -> int | None:
-    """What the user allows by OMP_NUM_THREADS, which Ray sets anew for its workers."""
+    """What the user allows by OMP_NUM_THREADS, which Ray overwrites for its workers."""
     value = os.environ.get("OMP_NUM_THREADS", "")
     return int(value) if value.isdigit() and int(value) else None

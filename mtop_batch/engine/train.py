@@ -3,7 +3,7 @@
 Everything that can be checked is checked before work starts. Examples are tokenised once, here, and lie in Ray's
 object store for all workers. Both phases (`mtop_batch.engine.phases`) leave what they have done in the run's directory
 (`mtop_batch.engine.run_directory`): a lost worker costs the steps since the last checkpoint, and after a lost driver
-the same command goes on from there.
+the same command resumes from there.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class TrainResult:
 def train(config: Config, *, progress: Progress, on_event: Callable[[Event], None] | None = None) -> TrainResult:
     """Train what the configuration says and write the bundle to its `output`.
 
-    If it fails or is killed, `<output>.training` holds what was done, and the same call goes on from there: finished
-    warm starts are kept, and training goes on from its last checkpoint and ends with the very weights that it would
+    If it fails or is killed, `<output>.training` holds what was done, and the same call resumes from there: finished
+    warm starts are kept, and training resumes from its last checkpoint and ends with the very weights that it would
     have ended with undisturbed. A bundle that was at `output` before stays until the new one is written.
 
     Args:

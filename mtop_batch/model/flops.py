@@ -118,7 +118,7 @@ def _weights_in_pass(backbone: PreTrainedModel, run: Callable[[Tensor, Tensor], 
 
 
 def measure_peak_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a large matrix product on this device, in this type: what a model could reach at most.
+    """The measured peak: FLOP/s of a large matrix product on this device, in this type. MFU is relative to it.
 
     Takes some 0.1 s. Other work on the device makes it smaller. The numbers are random, for a GPU that multiplies equal
     ones needs less power and is faster than with any data.

@@ -35,7 +35,7 @@ class CachedContexts:
     """The KV caches of examples, for a model whose context does not train.
 
     The backbone runs without dropout here, so that every epoch reads the same; with few examples a task learns that by
-    heart. `dropout` on what is read keeps it from that. What does not fit into memory is computed anew each time it is
+    heart. `dropout` on what is read keeps it from that. What does not fit into memory is computed again each time it is
     asked for, still without gradients.
 
     Args:

@@ -52,14 +52,14 @@ class Evaluation:
 
 @dataclass
 class TrainingState:
-    """All that a run needs to go on as if it had never stopped.
+    """All that a run needs to resume as if it had never stopped.
 
-    Random numbers are not part of it: they are drawn anew at every step from the seed and the step.
+    Random numbers are not part of it: they are drawn at every step from the seed and the step.
 
     Args:
         model: The model that trains, not wrapped.
         optimizer: Its optimiser.
-        run: What must be the same when the run goes on, as JSON values.
+        run: What must be the same when the run resumes, as JSON values.
         step: Finished steps.
         history: All evaluations so far.
         best: The one with the highest mean; of equal ones, that with the lowest loss, and then the earliest.
@@ -159,7 +159,7 @@ def _read_json(directory: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise BundleError(
             f"{directory} is not a complete training checkpoint: it has no {_STATE}, which is written last; "
-            "resume from an earlier one or start anew"
+            "resume from an earlier one or start from the beginning"
         ) from None
     return values
 
@@ -169,5 +169,5 @@ def _check_same_run(theirs: Mapping[str, Any], ours: Mapping[str, Any], director
         if theirs.get(key) != ours.get(key):
             raise ConfigError(
                 f"checkpoint {directory} is of another run: {key} = {theirs.get(key)!r} there, {ours.get(key)!r} here; "
-                "train with the same settings to go on, or remove the checkpoint to start anew"
+                "train with the same settings to resume, or remove the checkpoint to start from the beginning"
             )

@@ -65,7 +65,7 @@ def fit(
 
     Every step draws a task and takes the next `batch_size` of its examples; with w workers, worker r computes on rows
     r, r + w, r + 2w ... of them, and their mean gradient is that of the whole batch. What a step does depends on the
-    settings, its number and the weights only: a run that goes on from a checkpoint ends with the very same weights. The
+    settings, its number and the weights only: a run that resumes from a checkpoint ends with the very same weights. The
     best evaluation is the one with the highest mean of the tasks' own metrics; of equal ones, the one with the lowest
     loss.
 
@@ -76,7 +76,7 @@ def fit(
         worker: This process; None for a single one on the CPU. All workers call `fit` with the same arguments, and
             models with the same weights. Rank 0 sends events: {"event": "start" | "step" | "evaluation", ...}, "step"
             every few seconds.
-        checkpoint: A directory that an earlier `save` wrote, to go on from.
+        checkpoint: A directory that an earlier `save` wrote, to resume from.
         save: Called by every worker for every checkpoint, with what writes it into a directory (rank 0) or None (the
             others), and with its step, epoch, and mean metric if just evaluated. It must write before it returns.
 
@@ -256,7 +256,7 @@ def _check_data(data: Sequence[TaskData], settings: TrainSettings) -> None:
 
 
 def _identity(data: Sequence[TaskData], settings: TrainSettings) -> Mapping[str, Any]:
-    """What a checkpoint must have in common with the run that goes on from it; the hardware may be another."""
+    """What a checkpoint must have in common with the run that resumes from it; the hardware may be another."""
     values = {key: value for key, value in asdict(settings).items() if key != "checkpoint_steps"}
     return {**values, "tasks": {item.task.name: len(item.train) for item in data}}
 

@@ -35,7 +35,7 @@ class StepMeter:
         return time.monotonic() - self._start_s
 
     def read(self) -> dict[str, float]:
-        """`loss` (mean over steps) and `examples_per_s` since the last reading, of at least one step; starts anew."""
+        """`loss` (mean over steps) and `examples_per_s` since the last reading, of at least one step; starts again."""
         reading = {
             "loss": self._loss.item() / self._steps,
             "examples_per_s": self._examples / max(self.age_s(), 1e-9),

@@ -111,7 +111,7 @@ def example_rows(size: int, start: int, count: int, seed: int, stream: int = 0) 
 
 @lru_cache(maxsize=1024)
 def _shuffled(size: int, seed: int, stream: int, number: int) -> IntArray:
-    """Pass `number`; kept, because shuffling a large task anew at every step would cost more than the step."""
+    """Pass `number`; kept, because shuffling a large task again at every step would cost more than the step."""
     rows = np.random.default_rng((seed, stream, number)).permutation(size)
     rows.flags.writeable = False
     return rows

@@ -50,7 +50,7 @@ def test_steps_evaluations_and_lost_workers_are_told(output: io.StringIO, tmp_pa
     assert "training on 2 workers (cpu, fp32)" in lines
     assert "train: 10/40 steps, epoch 0.50, loss 0.250, 81 examples/s" in lines
     assert "epoch 1.00: mean 0.7500, the best so far" in lines
-    assert "a worker was lost; training goes on from step 8" in lines
+    assert "a worker was lost; training resumes from step 8" in lines
     assert "81 examples/s, last mean 0.7500" in lines
     assert monitor.examples_per_s() == 81.2
     assert (Path(run.uri) / "events.jsonl").read_text().count("\n") == 3

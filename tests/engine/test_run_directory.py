@@ -44,7 +44,7 @@ def test_warm_starts_and_events_are_found_again(config: Config) -> None:
     run.events.append({"event": "run"})
     run.keep_events()
     again = RunDirectory(config.output, "abc")
-    assert "going on with the interrupted run" in again.begin(config)
+    assert "resuming the interrupted run" in again.begin(config)
     assert again.events == [{"event": "run"}]
     found = again.task("sport")
     assert found is not None
@@ -54,7 +54,7 @@ def test_warm_starts_and_events_are_found_again(config: Config) -> None:
 def test_another_run_of_the_same_output_is_left_until_one_is_done(config: Config) -> None:
     RunDirectory(config.output, "abc").begin(config)
     run = RunDirectory(config.output, "def")
-    assert "had another configuration or other examples: starting anew" in run.begin(config)
+    assert "had another configuration or other examples: starting from the beginning" in run.begin(config)
     assert (Path(run.root) / "abc").is_dir()
     run.discard()
     assert not Path(run.root).exists()

@@ -93,7 +93,7 @@ def test_the_same_command_goes_on_and_ends_with_the_same_weights(
     assert not storage.exists(output)
     code, events, said = run(config)
     assert code == 0, said
-    assert f"going on with the interrupted run in {output}.training" in said
+    assert f"resuming the interrupted run in {output}.training" in said
     [start] = [event for event in events if event["event"] == "start"]  # of training: warm starts were kept
     assert 0 < start["step"] < start["num_steps"]
     expected, expected_events = undisturbed
@@ -112,5 +112,5 @@ def test_another_configuration_starts_anew(make_config: MakeConfig, sections: di
     other = config.model_copy(update={"train": config.train.model_copy(update={"seed": 1, "epochs": 1.0})})
     code, events, said = run(other)
     assert code == 0, said
-    assert "had another configuration or other examples: starting anew" in said
+    assert "had another configuration or other examples: starting from the beginning" in said
     assert all(event["step"] == 0 for event in events if event["event"] == "start")

@@ -92,8 +92,7 @@ def save_bundle(
     """Write a bundle, `config.json` last: while that is missing, there is no bundle.
 
     A bundle that is already there is replaced: its `config.json` goes first. If writing fails or is killed, what is
-    left has no `config.json` (or, when only the local preparation failed, the old bundle is untouched), and running
-    it again puts it right.
+    left has no `config.json` (or, when only the local preparation failed, the old bundle is untouched); run it again.
 
     Args:
         uri: A directory, local or on object storage.
@@ -146,7 +145,7 @@ def load_bundle(uri: str) -> Bundle:
     """Load a bundle after checking that it is whole and unchanged; no pickle is read and no remote code is run.
 
     One on object storage is copied to a directory of this user below the system's temporary directory, named by the
-    bundle's digest, which all processes of a machine share; a copy that was damaged there is fetched anew.
+    bundle's digest, which all processes of a machine share; a copy that was damaged there is fetched again.
 
     Raises:
         BundleError: There is no bundle, it is incomplete or damaged, or another version wrote it.

@@ -85,7 +85,7 @@ def load_backbone(name: str) -> PreTrainedModel:
     """
     path = locate_backbone(name)
     try:
-        with quiet_transformers():  # unused heads are no news; missing weights are checked below
+        with quiet_transformers():  # unused heads are fine; missing weights are checked below
             backbone, report = AutoModel.from_pretrained(
                 path, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
@@ -162,14 +162,14 @@ def check_backbone(backbone: PreTrainedModel, max_tokens: int, pooler_rank: int 
     """
     config = backbone.config
     if getattr(config, "is_encoder_decoder", False):
-        raise _unfit(backbone, "it is an encoder-decoder")
+        raise _unusable(backbone, "it is an encoder-decoder")
     if getattr(config, "is_decoder", False):
-        raise _unfit(backbone, "it is a decoder, whose tokens do not see what follows them")
+        raise _unusable(backbone, "it is a decoder, whose tokens do not see what follows them")
     for argument in ("inputs_embeds", "position_ids", "attention_mask"):
         if not accepts(backbone, argument):
-            raise _unfit(backbone, f"its forward takes no {argument}, so prompts cannot be put before the text")
+            raise _unusable(backbone, f"its forward takes no {argument}, so prompts cannot be put before the text")
     if not backbone._can_set_attn_implementation():
-        raise _unfit(
+        raise _unusable(
             backbone,
             "its attention is its own, not that of transformers' AttentionInterface, and may count positions by the "
             "place in the sequence; a new task's prompts would then change what the others see",
@@ -208,11 +208,11 @@ def _try_out(backbone: PreTrainedModel, num_tokens: int) -> None:
     apart = _trial(backbone, "4D attention masks", lambda: encode(backbone, prompts, text, groups=groups)[1])
     tolerance = 1e-4 if plain.dtype == torch.float32 else 5e-2
     if torch.allclose(plain[:, 0], others[:, 0], rtol=0, atol=1e-7):
-        raise _unfit(backbone, "it is a decoder (causal): its tokens do not see what follows them")
+        raise _unusable(backbone, "it is a decoder (causal): its tokens do not see what follows them")
     if not torch.allclose(plain, embedded, atol=tolerance):
-        raise _unfit(backbone, "text given as embeddings has other outputs than the same text given as ids")
+        raise _unusable(backbone, "text given as embeddings has other outputs than the same text given as ids")
     if not torch.allclose(plain, apart, atol=tolerance):
-        raise _unfit(backbone, "it does not keep to 4D attention masks, which keep tasks apart")
+        raise _unusable(backbone, "it does not keep to 4D attention masks, which keep tasks apart")
 
 
 def _trial(backbone: PreTrainedModel, what: str, run: Callable[[], Tensor]) -> Tensor:
@@ -220,10 +220,10 @@ def _trial(backbone: PreTrainedModel, what: str, run: Callable[[], Tensor]) -> T
         return run()
     except Exception as error:  # families fail in their own ways; each means that it cannot be used
         reason = f"a trial run with {what} failed ({type(error).__name__}: {error})"
-        raise _unfit(backbone, reason) from error
+        raise _unusable(backbone, reason) from error
 
 
-def _unfit(backbone: PreTrainedModel, reason: str) -> ConfigError:
+def _unusable(backbone: PreTrainedModel, reason: str) -> ConfigError:
     return ConfigError(
         f"the backbone {type(backbone).__name__} cannot be used: {reason}; "
         "choose an encoder such as BERT, ELECTRA, RoBERTa, DistilBERT or ModernBERT"

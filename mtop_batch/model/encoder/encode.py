@@ -73,7 +73,7 @@ def encode(
     """Run the encoder over the prompts followed by the text.
 
     Args:
-        backbone: One that `check_backbone` let pass.
+        backbone: One that `check_backbone` accepted.
         prompts: (S, E) The same for every text of the batch; S may be 0.
         input_ids: (B, T) Padded on the right.
         attention_mask: (B, T) 1 for tokens, 0 for padding; None where there is no padding.

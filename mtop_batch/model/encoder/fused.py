@@ -210,8 +210,8 @@ def encode_fused(
     for one in passes:
         own = slice(start, start := start + one.num_prompts)
         if one.lora:  # they work on the encoder's own modules
-            context = KVCache(key_values, None, batch)
-            found.append(encode_with_kv_cache(backbone, prompts[own], context, groups[own], one.lora))
+            kv_cache = KVCache(key_values, None, batch)
+            found.append(encode_with_kv_cache(backbone, prompts[own], kv_cache, groups[own], one.lora))
             continue
         embedded, positions = prompts_of(backbone, prompts[own], batch.packing.shape[0])
         mask = own_mask(groups[own], embedded)

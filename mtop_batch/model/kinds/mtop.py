@@ -11,7 +11,7 @@ Shapes: B texts, T text positions, S prompt positions, N tasks, C outputs of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,22 +20,21 @@ from transformers import PreTrainedModel
 
 from mtop_batch.errors import TaskError
 from mtop_batch.model.encoder.backbone import backbone_config_dict, check_backbone
-from mtop_batch.model.encoder.encode import Pass, encode, encode_kv_cache, encode_with_kv_cache, ragged_batch
+from mtop_batch.model.encoder.encode import encode, encode_kv_cache, encode_with_kv_cache, ragged_batch
 from mtop_batch.model.encoder.fused import FusedLayers, encode_fused
-from mtop_batch.model.encoder.inputs import Text, embedding_size
-from mtop_batch.model.encoder.kv_cache import KVCache, has_kv_cache, use_kv_cache_attention
+from mtop_batch.model.encoder.inputs import Text
+from mtop_batch.model.encoder.kv_cache import KVCache, use_kv_cache_attention
 from mtop_batch.model.encoder.lora import stack_lora
-from mtop_batch.model.flops import ForwardFlops
 from mtop_batch.model.kinds.config import MTOPConfig, PromptAttention
-from mtop_batch.model.kinds.task_bank import MTOPParameters, generator_of
+from mtop_batch.model.kinds.prompt_sequence import MTOPSequence
+from mtop_batch.model.kinds.task_bank import generator_of
 from mtop_batch.model.parts.document_vectors import Probe, StackedProbes, document_vectors, join_logits
-from mtop_batch.model.parts.heads import TaskModule
-from mtop_batch.model.parts.prompts import PromptLayout, prompt_layout, random_prompts
+from mtop_batch.model.parts.prompts import random_prompts
 from mtop_batch.model.parts.stacked_heads import InferenceParts, StackedTasks, num_versions
 from mtop_batch.tasks import Task, select_tasks
 
 
-class MTOPModel(MTOPParameters):
+class MTOPModel(MTOPSequence):
     """The model; make one with `from_backbone` or load one with `from_pretrained`.
 
     Args:
@@ -186,53 +185,6 @@ class MTOPModel(MTOPParameters):
         prompts = self._prompts(self._layout(()))
         return encode_kv_cache(self.backbone, prompts, input_ids, attention_mask, token_type_ids)
 
-    def has_fixed_cache(self, tasks: Sequence[str]) -> bool:
-        """Whether the tasks can train on a KV cache that is kept: all are isolated, and nothing else trains."""
-        context = [parameter for _, parameter in self.context_tensors()]
-        trains = any(p.requires_grad for p in (*self.backbone.parameters(), *context))
-        return has_kv_cache(self.backbone) and not trains and all(map(self._is_isolated, tasks))
-
-    def context_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The prompts that all outputs depend on. Names of tasks do not count, the order of their prompts does."""
-        if self.shared_prompts is not None:
-            yield "shared", self.shared_prompts
-        for name in self._layout(()).owners:
-            yield "joint", self.prompts(name)
-
-    def task_settings(self, name: str) -> dict[str, Any]:
-        """Whether the task is isolated; only tasks of MTOP are or are not."""
-        return {"isolated": self._is_isolated(name)}
-
-    def num_positions(self, tasks: Sequence[str]) -> int:
-        """Prompts in the sequence of every text for these tasks."""
-        return len(self._layout(tasks).groups)
-
-    def tasks_that_size_batches(self, tasks: Sequence[str]) -> Sequence[str]:
-        """Not those that were added, unless no other task is wanted.
-
-        Their prompts go through the encoder by themselves, and other batches would change how the results of the
-        earlier tasks are rounded.
-        """
-        added = {task.name for task in self.task_prompts if task.added}
-        return [name for name in tasks if name not in added] or tasks
-
-    def forward_flops(self, tasks: Sequence[str], *, vectors: bool = False) -> ForwardFlops:
-        """What labelling a text with these tasks, and its vector if that is wanted, costs."""
-        groups = self._layout(tasks).groups
-        own = [
-            parameter.numel() * (len(self.prompts(task)) if key.startswith("lora.") else 1)
-            for task in tasks
-            for key, parameter in self._task_state(task).items()
-            if key.startswith("lora.") or key.endswith("weight")
-        ]
-        return ForwardFlops.of_encoder(
-            self.backbone,
-            per_text=2.0 * sum(own),
-            num_context_prompts=groups.count(0),
-            num_reading_prompts=len(groups) - groups.count(0),
-            ends_early=not vectors and has_kv_cache(self.backbone) and not self._needs_outputs_at_context(tasks),
-        )
-
     def outputs(self, wanted: tuple[str, ...], text: Text, *, vectors: bool) -> tuple[Tensor, Tensor]:
         """Logits and document vectors by one pass of the encoder (`MultiTaskModel.outputs`).
 
@@ -277,13 +229,6 @@ class MTOPModel(MTOPParameters):
         self._fused = FusedLayers.of(self.backbone)
         return self._fused is not None
 
-    def _needs_outputs_at_context(self, tasks: Sequence[str]) -> bool:
-        """Whether one of these tasks reads what the encoder puts out at the text or at prompts that the text sees.
-
-        Tasks that read the vector and tasks with joint prompts do; an isolated task reads the KV cache only.
-        """
-        return not all(self._is_isolated(name) and isinstance(self._module(name), TaskModule) for name in tasks)
-
     def _parts(self, wanted: tuple[str, ...]) -> InferenceParts:
         """Prompts and stacked heads of the wanted tasks; kept in evaluation for as long as no parameter changes.
 
@@ -327,27 +272,6 @@ class MTOPModel(MTOPParameters):
         )
         self._inference_parts = None if self.training or torch.is_grad_enabled() else parts
         return parts
-
-    def _layout(self, wanted: Sequence[str]) -> PromptLayout:
-        return prompt_layout(self.task_prompts, self.config.shared_prompts, wanted)
-
-    def _prompts(self, layout: PromptLayout, trained: str | None = None) -> Tensor:
-        """(S, E) The prompts of the sequence; if a task is trained, those it does not read get no gradients."""
-        read = self.prompts(trained) if trained in layout.positions else None
-        stopped = [p if trained is None or p is read else p.detach() for p in map(self.prompts, layout.owners)]
-        parts = stopped if self.shared_prompts is None else [self.shared_prompts, *stopped]
-        return torch.cat(parts) if parts else self.word_embeddings.weight.new_empty(0, embedding_size(self.backbone))
-
-    def _passes(self, layout: PromptLayout, dtype: torch.dtype | None = None) -> tuple[Pass, ...]:
-        """How isolated prompts go through the encoder, with their LoRA: in that type, or their own."""
-        owners = [(name, layout.positions[name]) for name in layout.owners]
-        return tuple(
-            Pass(
-                len(own),
-                stack_lora([(len(at), self.task_module(name).lora) for name, at in owners if at.start in own], dtype),
-            )
-            for own in layout.passes
-        )
 
     def _apply(self, *args: Any, **kwargs: Any) -> MTOPModel:
         self._inference_parts = self._fused = None  # the model moves to another device or type

@@ -82,15 +82,15 @@ def prompt_layout(tasks: Sequence[TaskPrompts], num_shared_prompts: int, wanted:
     positions: dict[str, range] = {}
     passes: dict[bool, range] = {}
     num_groups = 0
-    for holder, *others in sets.values():
-        num_groups += holder.isolated
-        own_positions = range(len(groups), len(groups) + holder.num_prompts)
-        positions |= {task.name: own_positions for task in (holder, *others)}
-        groups += [num_groups if holder.isolated else 0] * holder.num_prompts
-        if holder.isolated:
-            first = passes.get(holder.added, own_positions)
-            passes[holder.added] = range(first.start, own_positions.stop)
-    owners = tuple(holder.name for holder, *_ in sets.values())
+    for owner, *others in sets.values():
+        num_groups += owner.isolated
+        own_positions = range(len(groups), len(groups) + owner.num_prompts)
+        positions |= {task.name: own_positions for task in (owner, *others)}
+        groups += [num_groups if owner.isolated else 0] * owner.num_prompts
+        if owner.isolated:
+            first = passes.get(owner.added, own_positions)
+            passes[owner.added] = range(first.start, own_positions.stop)
+    owners = tuple(owner.name for owner, *_ in sets.values())
     return PromptLayout(tuple(groups), positions, owners, tuple(passes.values()))
 
 
