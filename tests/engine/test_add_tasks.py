@@ -216,7 +216,7 @@ def test_bundles_that_cannot_work_are_refused(tmp_path: Path, task_tables: list[
     values = json.loads((tmp_path / "m" / "config.json").read_text())
     values["bundle"]["format"] = 99
     (tmp_path / "m" / "config.json").write_text(json.dumps(values))
-    with pytest.raises(BundleError, match="has format 99, this version reads 1"):
+    with pytest.raises(BundleError, match="has format 99, this version reads 2"):
         add(model, config, tmp_path / "m2")
 
 
