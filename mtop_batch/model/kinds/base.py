@@ -1,8 +1,8 @@
 """A model kind: what the rest of the package needs of a multi-task model, whatever the method.
 
-Training, evaluation, bundles, fingerprints and labelling use this interface and nothing else of a model. A new kind is
-one module with a configuration and a subclass, an entry in `mtop_batch.model.kinds.by_name.KINDS`, and a section in
-`mtop_batch.config.sections`.
+Training, evaluation, bundles, fingerprints and labelling use this interface and nothing else of a model; how a model
+begins, and adding tasks to it, are its kind's own. A new kind is one module with a configuration and a subclass, an
+entry in `mtop_batch.model.kinds.by_name.KINDS`, and a section in `mtop_batch.config.sections.MODEL_SECTIONS`.
 
 Shapes: B texts, T text positions, n wanted tasks, C outputs of the task with the most, D hidden width.
 """
