@@ -23,7 +23,7 @@ from mtop_batch.engine.label_monitor import LabelMonitor
 from mtop_batch.engine.pipeline import most_actors, plan_actors, run_pieces
 from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.session import ray_session
-from mtop_batch.errors import BundleError, JobError, MtopError, one_line
+from mtop_batch.errors import JobError, MtopError, one_line
 from mtop_batch.labelling.plan.explain import estimate_s, explain_plan, plan_dict
 from mtop_batch.labelling.plan.planner import DEFAULT_UNIT_ROWS, plan_labels
 from mtop_batch.labelling.plan.work import Plan
@@ -134,11 +134,6 @@ def _definition(options: LabelOptions) -> Definition:
     names = select_tasks(options.tasks or list(bundle.fingerprints), list(bundle.fingerprints))
     fingerprints = {name: bundle.fingerprints[name] for name in names}
     if options.vectors:
-        if not bundle.vector_fingerprint:
-            raise BundleError(
-                f"--vectors: the bundle {bundle.uri} was written by a version without document vectors; add a task to "
-                "it with `mtop add-tasks`, or train it again, with this version"
-            )
         fingerprints[VECTOR] = bundle.vector_fingerprint
     return Definition(
         bundle_name=bundle.name,
