@@ -229,5 +229,5 @@ def test_what_cannot_be_is_refused(
     older["bundle"]["format"] = 1  # that of versions without document vectors
     (tmp_path / "m" / "config.json").write_text(json.dumps(older))
     for vectors in (True, False):
-        with pytest.raises(BundleError, match="has format 1, this version reads 2; .*train again"):
+        with pytest.raises(BundleError, match=r"has format 1, this version reads 2; .*train again"):
             label(model, tmp_path, vectors=vectors)
