@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mtop_batch.config.sections import Config
+from mtop_batch.config.sections import MODEL_SECTIONS, Config, ModelConfig
 from mtop_batch.tasks import METRICS
 
 PAGE = Path(__file__).parent / "configuration.md"
@@ -81,6 +81,8 @@ def _sentences(model: type[BaseModel]) -> dict[str, str]:
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
     """The sections that a field may hold: none where it holds a value."""
+    if annotation is ModelConfig:
+        return list(MODEL_SECTIONS.values())
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models(part)]

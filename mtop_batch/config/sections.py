@@ -165,6 +165,7 @@ class TaskConfig(_Section):
     """A task: its definition and where its examples lie."""
 
     name: str
+    """Names the columns of the label table: letters, digits, `_` and `-`, starting with a letter."""
     kind: TaskKind | Literal["probe"] = "classification"
     """"classification" or "regression"; "probe" is short for a classification that reads the vector."""
     reads: Reader | None = None
@@ -205,7 +206,9 @@ class Config(_Section):
     output: str
     """Where the bundle goes: a local directory or an object-storage prefix."""
     backbone: BackboneConfig
+    """The pretrained encoder."""
     model: SerializeAsAny[ModelConfig] = MTOPModelConfig()  # type: ignore[call-arg]
+    """The model on top of it."""
     train: TrainConfig = TrainConfig()  # type: ignore[call-arg]
     """How `mtop train` trains."""
     add_tasks: AddTasksConfig = AddTasksConfig()  # type: ignore[call-arg]
