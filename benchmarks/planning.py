@@ -2,11 +2,12 @@
 
 Planning: corpora of small source files that are all labelled; then, each in a process of its own,
 
-* `mtop label --plan`    lists both sides, reads every label file's footer, says that nothing is to be done
+* `mtop label --plan`    lists both sides, reads every published file's footer, says that nothing is to be done
 * `mtop label`           the same as a run, with its record and report
 
-over growing numbers of files, and once more with ten times the articles in each. The label files are written by the
-package's own writer with made-up labels. With `--storage s3` everything lies on a SeaweedFS that is started for it.
+over growing numbers of files, and once more with ten times the articles in each. The label files are written and
+published by the package itself, with made-up labels. With `--storage s3` everything lies on a SeaweedFS that is started
+for it.
 
 Units: `mtop label` with a tiny model over a corpus in which every file is a unit and a piece of work of its own
 (`apart`), and once with small units put together, as the default is (`together`).
@@ -82,6 +83,7 @@ def build_labels(model: str, corpus: str, labels: str) -> float:
     from mtop_batch.model.bundle.files import read_bundle_info
     from mtop_batch.table.columns import LABEL_TYPE
     from mtop_batch.table.definition import Definition
+    from mtop_batch.table.publisher import publish
     from mtop_batch.table.runs import new_run_id, write_run
     from mtop_batch.table.store import write_label_file
 
@@ -100,10 +102,11 @@ def build_labels(model: str, corpus: str, labels: str) -> float:
         columns = {f"{task}_label": answers for task in unit.tasks} | {f"{task}_score": scores for task in unit.tasks}
         (target,) = unit.targets
         footer = unit.footer(target, wanted, run)
-        write_label_file(labels, target, ids, columns, [None] * unit.num_rows, footer, wanted.tasks)
+        write_label_file(labels, target.file, ids, columns, [None] * unit.num_rows, footer)
 
     for _ in storage.in_threads(write, plan.units):
         pass
+    publish(labels, wanted.view, wanted.kinds, plan.to_publish, run)
     return seconds
 
 

@@ -28,8 +28,7 @@ CONFIG, LATER_CONFIG = DEMO / "demo.toml", DEMO / "train" / "later.toml"
 FIRST_MODEL, MODEL, CORPUS, LABELS = DEMO / "four-topics", DEMO / "model", DEMO / "corpus", DEMO / "labels"
 QUERY = " ".join(
     (
-        "SELECT title, tech_score FROM 'demo/labels/model-*/*.parquet'",
-        "JOIN 'demo/labels/four-topics-*/*.parquet' USING (id)",
+        "SELECT title, tech_score FROM 'demo/labels/current/**/*.parquet'",
         "JOIN 'demo/corpus/*.parquet' USING (id)",
         "WHERE tech_label = 'yes' AND business_label = 'yes' ORDER BY tech_score DESC LIMIT 5",
     )
@@ -88,7 +87,7 @@ def _label(model: Path) -> None:
 
 def _label_files() -> dict[Path, str]:
     """A hash of every label file."""
-    paths = [path for path in LABELS.glob("*/**/*.parquet") if not path.parts[2].startswith("_")]
+    paths = list(LABELS.glob("_store/**/*.parquet"))
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 

@@ -7,6 +7,7 @@
     ├── BundleError       a model bundle that is missing, damaged or of another version
     ├── LabelTableError   a label table or corpus that cannot be read or written
     │   ├── StorageError      storage that does not answer, or refuses
+    │   │   └── AccessRefused
     │   ├── DamagedLabelFile
     │   └── LeaseLost
     └── JobError          a job that ended before its work was done
@@ -48,6 +49,13 @@ class LabelTableError(MtopError):
 
 class StorageError(LabelTableError):
     """Storage that does not answer, or refuses; trying again may help."""
+
+
+class AccessRefused(StorageError):
+    """Storage that answers, and refuses: credentials are missing, wrong, expired or not enough, or there is no bucket.
+
+    Says nothing about files: what is refused is neither absent nor damaged.
+    """
 
 
 class DamagedLabelFile(LabelTableError):

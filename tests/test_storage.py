@@ -11,7 +11,7 @@ import pytest
 
 from mtop_batch import storage
 from mtop_batch.errors import ConfigError, LabelTableError, StorageError
-from mtop_batch.storage import clients
+from mtop_batch.storage import clients, conditional
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -147,6 +147,68 @@ def test_credentials_in_a_uri_are_refused_without_repeating_them() -> None:
 def test_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(ConfigError, match="storage nosuch:// cannot be used"):
         storage.list_files("nosuch://x/y")
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place where writes can be made on condition: a local disk and an S3 server."""
+    if request.param == "local":
+        return str(tmp_path / "place")
+    server = request.getfixturevalue("s3")
+    return f"s3://{server.bucket}/{uuid4().hex}"
+
+
+def replace_version(uri: str, version: str | None, data: bytes, tmp_path: Path) -> bool:
+    lock, unfinished = str(tmp_path / "x.lock"), str(tmp_path / "unfinished")
+    return conditional.replace_version(uri, version, data, lock=lock, unfinished=unfinished)
+
+
+def test_a_file_is_created_by_the_first_who_writes_it(place: str, tmp_path: Path) -> None:
+    uri = storage.join(place, "d=1/a b.parquet")
+    assert conditional.create(uri, pa.py_buffer(b"first"), unfinished=str(tmp_path / "unfinished"))
+    assert not conditional.create(uri, b"second", unfinished=str(tmp_path / "unfinished"))
+    assert storage.read_bytes(uri) == b"first"
+
+
+def test_of_many_who_create_a_file_at_once_one_succeeds(place: str, tmp_path: Path) -> None:
+    uri = storage.join(place, "a")
+
+    def create(number: int) -> bool:
+        return conditional.create(uri, b"%d" % number, unfinished=str(tmp_path / "unfinished"))
+
+    created = list(storage.in_threads(create, range(8), threads=8))
+    assert [number for number, first in enumerate(created) if first] == [int(storage.read_bytes(uri))]
+
+
+def test_a_file_is_replaced_only_while_it_is_what_was_listed(place: str, tmp_path: Path) -> None:
+    uri = storage.join(place, "a")
+    assert replace_version(uri, None, b"1", tmp_path)
+    assert not replace_version(uri, None, b"2", tmp_path)
+    (listed,) = storage.list_files(place)
+    assert replace_version(uri, listed.version, b"3", tmp_path)
+    assert not replace_version(uri, listed.version, b"4", tmp_path)
+    assert storage.read_bytes(uri) == b"3"
+    storage.delete(uri)
+    assert not replace_version(uri, listed.version, b"5", tmp_path)
+    assert not storage.exists(uri)
+
+
+def test_a_file_is_removed_only_while_it_is_what_was_listed(tmp_path: Path) -> None:
+    uri, lock = str(tmp_path / "a"), str(tmp_path / "x.lock")
+    assert conditional.delete_version(uri, "1", lock=lock)
+    storage.write_bytes(uri, b"1")
+    listed = storage.stat(uri)
+    assert not conditional.delete_version(uri, "another", lock=lock)
+    assert conditional.delete_version(uri, listed.version, lock=lock)
+    assert not storage.exists(uri)
+
+
+def test_a_failed_creation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(StorageError, match="No space left on device"):
+        conditional.create(str(tmp_path / "a"), b"new", unfinished=str(tmp_path / "unfinished"))
+    assert os.listdir(tmp_path / "unfinished") == []
+    assert not storage.exists(str(tmp_path / "a"))
 
 
 def test_in_threads_keeps_the_order_and_raises() -> None:

@@ -129,9 +129,7 @@ def label(
     text_columns: Annotated[
         str | None, typer.Option(help="One text column, or two for a pair. Default: title,body as far as there.")
     ] = None,
-    unit_rows: Annotated[int, typer.Option(min=1, help="Larger source files are cut into units of about this.")] = (
-        20_000
-    ),
+    unit_rows: Annotated[int, typer.Option(min=1, help="Most rows that go through the model together.")] = (20_000),
     num_actors: Annotated[
         int | None, typer.Option(min=1, help="Labelling actors. Default: one per GPU, else one per spare CPU.")
     ] = None,
@@ -139,6 +137,9 @@ def label(
         float, typer.Option(min=0.0, max=1.0, help="Fail as soon as more of the rows than this cannot be labelled.")
     ] = 1.0,
     prune: Annotated[bool, typer.Option("--prune", help="Remove labels whose source file is gone.")] = False,
+    publish: Annotated[
+        bool, typer.Option("--publish/--no-publish", help="Show readers what was computed, or leave it in the store.")
+    ] = True,
     retry_timeout: Annotated[
         float, typer.Option(min=0.0, help="Fail when storage has not answered for this many seconds.")
     ] = 120.0,
@@ -164,6 +165,7 @@ def label(
         num_actors=num_actors,
         max_error_fraction=max_error_fraction,
         prune=prune,
+        publish=publish,
         retry_timeout_s=retry_timeout,
         vectors=vectors,
         precision=precision,
@@ -181,10 +183,17 @@ def labels(
     partition: Annotated[
         list[str] | None, typer.Option(help="Only this hive partition; may be repeated.", metavar="key=value")
     ] = None,
+    sql: Annotated[bool, typer.Option("--sql", help="Print a DuckDB view of the published table instead.")] = False,
     json_out: JsonOption = None,
 ) -> None:
     """Say what a label table holds: each task's coverage, label shares and bundles, and the label sets."""
     from mtop_batch.corpus.paths import parse_partitions
+
+    if sql:
+        from mtop_batch.table.read import view_sql
+
+        typer.echo(view_sql(labels))
+        return
     from mtop_batch.table.stats import table_stats
 
     wanted = _comma_separated(tasks, "--tasks") or None
@@ -193,6 +202,41 @@ def labels(
 
     print_stats(stats)
     _write_json(json_out, stats.to_dict())
+
+
+@app.command()
+def publish(
+    labels: Annotated[str, typer.Option(help="The label table.")],
+    model: Annotated[
+        str | None, typer.Option(help="The bundle whose labels to publish, also an older one. Default: the last run's.")
+    ] = None,
+    tasks: Annotated[str | None, typer.Option(help="Only these tasks.", metavar="a,b")] = None,
+    json_out: JsonOption = None,
+) -> None:
+    """Make the published table what the store has for a bundle, without computing anything."""
+    from mtop_batch.engine.publish import publish_table
+
+    done = publish_table(labels, model, _comma_separated(tasks, "--tasks"))
+    typer.echo(
+        f"published {done['files']:,} files, {done['rows']:,} articles, for bundle {done['bundle']}; "
+        f"{done['files_already_current']:,} files were current"
+    )
+    if done["incomplete_files"]:
+        typer.echo(f"{len(done['incomplete_files']):,} files have no labels of these tasks in the store and stay")
+    _write_json(json_out, done)
+
+
+@app.command()
+def vacuum(
+    labels: Annotated[str, typer.Option(help="The label table.")],
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would be removed, and do nothing.")] = False,
+    keep_runs: Annotated[int, typer.Option(min=1, help="Keep what the last runs wanted, so many of them.")] = 10,
+    force: Annotated[bool, typer.Option("--force", help="Remove also most of the store.")] = False,
+) -> None:
+    """Remove stored labels that nothing published needs and no recent run wanted."""
+    from mtop_batch.engine.publish import vacuum_table
+
+    typer.echo(vacuum_table(labels, plan_only=plan, force=force, keep_runs=keep_runs))
 
 
 @app.command()

@@ -22,6 +22,8 @@ from mtop_batch.errors import StorageError, one_line
 # Column chunks are read through a buffer of this size, so a huge row group does not have to fit into memory.
 _BUFFER_BYTES = 4 << 20
 _MAX_REASON = 200
+# Slices and memory follow from what a file says of itself, so that is not taken without limit.
+_MAX_ROWS = 2**31
 CHANGED = "changed while the run was going on; the next run will label it"
 VANISHED = "vanished while the run was going on"
 # What pyarrow raises for bytes that are not what they should be.
@@ -57,6 +59,10 @@ class UnreadableSource(Exception):
 
 class SourceChanged(UnreadableSource):
     """A source file is not the one that was planned."""
+
+
+class AccessDenied(UnreadableSource):
+    """The storage answers, and refuses this file."""
 
 
 class MissingColumns(UnreadableSource):
@@ -122,10 +128,25 @@ def read_layout(
         StorageError: The storage does not answer.
     """
     with open_source(corpus, source) as parquet:
-        metadata = parquet.metadata
-        row_groups = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
+        row_groups = _row_groups(parquet.metadata)
         names = parquet.schema_arrow.names
     return Layout(row_groups, _text_columns(names, id_column, text_columns, text_columns_required))
+
+
+def _row_groups(metadata: pq.FileMetaData) -> tuple[int, ...]:
+    """Rows of each row group, if that can be.
+
+    Raises:
+        UnreadableSource: They are negative, do not add up, or are more than any file of articles has.
+    """
+    row_groups = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
+    if any(num_rows < 0 for num_rows in row_groups) or sum(row_groups) != metadata.num_rows:
+        raise UnreadableSource(
+            f"its row counts do not add up: {metadata.num_rows} in all, {sum(row_groups)} by row groups"
+        )
+    if metadata.num_rows > _MAX_ROWS:
+        raise UnreadableSource(f"it says that it has {metadata.num_rows:,} rows; a file may have up to {_MAX_ROWS:,}")
+    return row_groups
 
 
 def _text_columns(names: list[str], id_column: str, text_columns: Sequence[str], required: bool) -> tuple[str, ...]:
@@ -165,7 +186,7 @@ def _bad_file(uri: str, error: BaseException) -> UnreadableSource | StorageError
         return SourceChanged(VANISHED)
     except StorageError as failure:
         if isinstance(failure.__cause__, Exception) and storage.is_refusal(failure.__cause__):
-            return UnreadableSource("access denied")
+            return AccessDenied("access denied")
         return failure
     return UnreadableSource(f"not readable as Parquet: {one_line(error)}"[:_MAX_REASON])
 

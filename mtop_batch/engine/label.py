@@ -1,9 +1,8 @@
 """`mtop label`: plan, label what is not current, report.
 
 The order of a run: read what the bundle says of itself, plan, say what will be done; then, if there is something to
-do, take the lease, record the run, remove labels of outdated content (with `--prune`, of vanished files too), start
-Ray, and stream the units through it. Every run that was more than a plan leaves a report, also one that found nothing
-to do and one that failed.
+do, take the lease, record the run, start Ray, stream the units through it, and publish. Every run that was more than a
+plan leaves a report, also one that found nothing to do and one that failed.
 """
 
 from __future__ import annotations
@@ -23,19 +22,22 @@ from mtop_batch.engine.label_monitor import LabelMonitor
 from mtop_batch.engine.pipeline import most_actors, plan_actors, run_pieces
 from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.session import ray_session
-from mtop_batch.errors import JobError, MtopError, one_line
+from mtop_batch.errors import AccessRefused, ConfigError, JobError, MtopError, one_line
 from mtop_batch.labelling.plan.explain import estimate_s, explain_plan, plan_dict
-from mtop_batch.labelling.plan.planner import DEFAULT_UNIT_ROWS, plan_labels
+from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.labelling.plan.work import Plan
 from mtop_batch.labelling.report.run_report import RunReport, write_report
 from mtop_batch.labelling.run.stages import LabelJob, pieces_of_work, rows_of_a_piece
 from mtop_batch.model.bundle.files import check_bundle, read_bundle_info
 from mtop_batch.precision import PrecisionChoice
+from mtop_batch.storage.conditional import can_compare
 from mtop_batch.storage.retry import DEFAULT_RETRY_TIMEOUT_S
 from mtop_batch.table.definition import DEFAULT_TEXT_COLUMNS, VECTOR, Definition
 from mtop_batch.table.lease.lease import Lease, hold_lease
+from mtop_batch.table.publisher import publish
+from mtop_batch.table.row_ranges import SLICE_ROWS
 from mtop_batch.table.runs import check_same_tasks, list_runs, new_run_id, write_run
-from mtop_batch.table.store import remove_unfinished
+from mtop_batch.table.store import remove_unfinished, unfinished
 from mtop_batch.tasks import select_tasks
 
 # Ray Data appends what it would have one configure to the messages of exceptions.
@@ -54,10 +56,11 @@ class LabelOptions:
         partitions: Only source files of these hive partitions, `key=value`.
         id_column: Column that identifies an article.
         text_columns: One text column, or two for a pair; by default title and body as far as there.
-        unit_rows: Larger source files are sliced into units of at most this many rows.
+        unit_rows: Most rows that go through the model together; what is stored does not depend on it.
         num_actors: Labelling actors; by default one per GPU, else one per spare CPU.
         max_error_fraction: The run fails as soon as it is certain that more of its rows than this have errors.
-        prune: Remove label files whose source file is gone from the corpus.
+        prune: Remove published files whose source file is gone from the corpus.
+        publish: Publish what is computed; else it stays in the store.
         retry_timeout_s: The run fails when storage has not answered for so long.
         vectors: Store document vectors too.
         precision: Of the model: "auto" is bf16 where the hardware computes in it, and fp32 elsewhere.
@@ -70,10 +73,11 @@ class LabelOptions:
     partitions: tuple[str, ...] = ()
     id_column: str = "id"
     text_columns: tuple[str, ...] = ()
-    unit_rows: int = DEFAULT_UNIT_ROWS
+    unit_rows: int = SLICE_ROWS
     num_actors: int | None = None
     max_error_fraction: float = 1.0
     prune: bool = False
+    publish: bool = True
     retry_timeout_s: float = DEFAULT_RETRY_TIMEOUT_S
     vectors: bool = False
     precision: PrecisionChoice = "auto"
@@ -100,17 +104,22 @@ def label_corpus(options: LabelOptions, *, plan_only: bool = False) -> dict[str,
         labels=storage.absolute(options.labels),
     )
     definition = _definition(options)
-    check_same_tasks(options.labels, definition)
-    runs_before = list_runs(options.labels)
-    plan = _plan(options, definition)
+    try:
+        check_same_tasks(options.labels, definition)
+        runs_before = list_runs(options.labels)
+        plan = _plan(options, definition)
+    except AccessRefused as error:  # at the start it is a wrong option, later an accident
+        raise ConfigError(str(error)) from error
     _say(explain_plan(plan, estimate_s(plan)))
     if plan_only:
         return plan_dict(plan)
     if plan.units:
         check_bundle(options.model)  # here, and not first in every actor
     run = new_run_id()
-    if not plan.units and not plan.removals:
+    if not plan.has_work:
         return _run(options, RunReport(run, definition, plan), lease=None)
+    if not can_compare(storage.join(options.labels, "_probe.json"), unfinished=unfinished(options.labels)):
+        _log(f"{options.labels}: this storage has no conditional writes; see that one run at a time writes the table")
     with hold_lease(options.labels, run, note=_log) as lease:
         if list_runs(options.labels) != runs_before:
             _say("another run wrote labels in the meantime; planning again")
@@ -123,7 +132,6 @@ def _plan(options: LabelOptions, definition: Definition) -> Plan:
         options.corpus,
         options.labels,
         definition,
-        unit_rows=options.unit_rows,
         partitions=options.partitions,
         prune=options.prune,
     )
@@ -153,8 +161,9 @@ def _run(options: LabelOptions, report: RunReport, lease: Lease | None) -> dict[
     failure = "stopped from outside"
     try:
         if lease:
-            _remove_outdated(options, report, lease)
+            _remove_damaged(options, report, lease)
             _label_units(options, report, lease)
+            _publish(options, report, lease)
         failure = ""
     except Exception as error:
         failure = one_line(_cause(error), with_type=True)
@@ -177,17 +186,28 @@ def _finish(report: RunReport) -> None:
     _say(report.line())
 
 
-def _remove_outdated(options: LabelOptions, report: RunReport, lease: Lease) -> None:
-    """Delete labels of content that has changed, before readers could see new ones beside them, and pruned ones."""
+def _remove_damaged(options: LabelOptions, report: RunReport, lease: Lease) -> None:
+    """Delete label files that were found damaged, which nothing else overwrites, and what killed writers left."""
     remove_unfinished(options.labels)
-
-    def remove(path: str) -> str:
+    for file in report.plan.damaged:
         lease.check()
-        storage.delete(storage.join(options.labels, path))
-        return path
+        storage.delete(file.uri(options.labels))
 
-    for path in storage.in_threads(remove, report.plan.removals):
-        report.removed.append(path)
+
+def _publish(options: LabelOptions, report: RunReport, lease: Lease) -> None:
+    """Make the published files of the plan's sources what the store has now."""
+    plan = report.plan
+    if not options.publish or not (plan.to_publish or plan.removals):
+        return
+    report.published = publish(
+        options.labels,
+        report.definition.view,
+        report.definition.kinds,
+        plan.to_publish,
+        report.run,
+        orphans=plan.removals,
+        check=lease.check,
+    )
 
 
 def _label_units(options: LabelOptions, report: RunReport, lease: Lease) -> None:
@@ -198,7 +218,7 @@ def _label_units(options: LabelOptions, report: RunReport, lease: Lease) -> None
         num_actors = most_actors(resources, options.num_actors)
         max_rows = rows_of_a_piece(plan.num_articles_planned, options.unit_rows, num_actors)
         pieces = pieces_of_work(plan.units, max_rows)
-        num_from_texts = sum(not piece[0].vectors for piece in pieces)
+        num_from_texts = sum(piece[0].vectors is None for piece in pieces)
         pool = plan_actors(resources, options.num_actors, num_from_texts)
         report.num_actors = pool.size
         progress.note(f"run {report.run} begins on {resources}; {pool}")

@@ -111,10 +111,10 @@ def run_pieces(
         Exception: What a stage raised, wrapped by Ray, when it failed for good.
     """
     _configure_ray_data()
-    from_vectors = [piece for piece in pieces if piece[0].vectors]
+    from_vectors = [piece for piece in pieces if piece[0].vectors is not None]
     if from_vectors:
         yield from _results(_from_vectors(_work(from_vectors), job, bundle_uri))
-    from_texts = [piece for piece in pieces if not piece[0].vectors]
+    from_texts = [piece for piece in pieces if piece[0].vectors is None]
     if from_texts:
         yield from _results(_from_texts(_work(from_texts), job, bundle_uri, pool))
 

@@ -19,10 +19,21 @@ from urllib.parse import urlsplit
 import fsspec
 import pyarrow.fs as pafs
 
-from mtop_batch.errors import ConfigError, MtopError, StorageError, one_line
+from mtop_batch.errors import AccessRefused, ConfigError, MtopError, StorageError, one_line
 
 # Attempts wait 25 ms, 50 ms, ...: 11 of them give a server about 50 seconds to come back.
 _S3_ATTEMPTS = 11
+# What S3 answers where credentials are missing, wrong, expired or not enough.
+_REFUSALS = {
+    "401",
+    "403",
+    "AccessDenied",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+}
 
 
 def is_remote(uri: str) -> bool:
@@ -136,9 +147,9 @@ def _failure(uri: str, error: Exception) -> StorageError:
         return StorageError(f"cannot use {uri}: {reason}; check that the path is right and may be used by this user")
     place = f"{uri} at {urlsplit(_s3_endpoint() or '').hostname or 'AWS'}" if _scheme(uri) == "s3" else uri
     if error_code(error) == "NoSuchBucket":
-        return StorageError(f"{place}: the bucket does not exist; create it, or check the URI and AWS_ENDPOINT_URL")
+        return AccessRefused(f"{place}: the bucket does not exist; create it, or check the URI and AWS_ENDPOINT_URL")
     if is_refusal(error):
-        return StorageError(
+        return AccessRefused(
             f"access to {place} was refused: {reason}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
             "AWS_SESSION_TOKEN and what they are allowed to do"
         )
@@ -149,8 +160,10 @@ def _failure(uri: str, error: Exception) -> StorageError:
 
 def is_refusal(error: Exception) -> bool:
     """Whether a storage client's exception means that the credentials are missing, wrong or not enough."""
+    if isinstance(error, PermissionError) or error_code(error) in _REFUSALS:
+        return True
     pattern = "ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|NoCredentials|PartialCredentials|EXPIRED_TOKEN"
-    return isinstance(error, PermissionError) or bool(re.search(pattern, f"{type(error).__name__}: {error}"))
+    return bool(re.search(pattern, f"{type(error).__name__}: {error}"))
 
 
 def error_code(error: Exception) -> str:

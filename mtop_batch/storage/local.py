@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+import pyarrow as pa
+
 from mtop_batch.storage.clients import explained
+
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV}
 
 DANGLING_LINK = "dangling link"
 """The version of a local link that leads nowhere; its size is 0."""
@@ -48,6 +53,33 @@ def replacing(path: str, unfinished: str | None = None) -> Iterator[str]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def create_local(path: str, data: bytes | pa.Buffer, unfinished: str) -> bool:
+    """Write a file whole, unless there is one of its name; whether it was written."""
+    if os.path.exists(path):
+        return False
+    for needed in (os.path.dirname(path), unfinished):
+        os.makedirs(needed, exist_ok=True)
+    temporary = os.path.join(unfinished, f".tmp-{uuid4().hex}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if os.path.exists(path):
+                return False
+            os.replace(temporary, path)
+        return True
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def local_info(full_path: str, path: str) -> FileInfo:

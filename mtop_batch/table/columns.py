@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,22 +17,35 @@ SCORE_TYPE = pa.float32()
 VECTOR_COLUMN = "vector"
 
 
-def task_columns(task: str, kind: str) -> list[str]:
-    """The columns that a label file has of a task: `<task>_label` (not for regression) and `<task>_score`."""
+def task_fields(task: str, kind: str, vector_type: pa.DataType | None = None) -> list[pa.Field]:
+    """The columns that a task of this kind has: `<task>_label` (not for regression) and `<task>_score`, or `vector`."""
     if kind == "vector":
-        return [VECTOR_COLUMN]
-    return [f"{task}_score"] if kind == "regression" else [f"{task}_label", f"{task}_score"]
+        return [pa.field(VECTOR_COLUMN, vector_type or pa.list_(pa.float16()))]
+    score = pa.field(f"{task}_score", SCORE_TYPE)
+    return [score] if kind == "regression" else [pa.field(f"{task}_label", LABEL_TYPE), score]
 
 
-def label_schema(id_type: pa.DataType, tasks: Iterable[Task], vector_type: pa.DataType | None = None) -> pa.Schema:
-    """The columns of a label file: `id`, those of the tasks, `vector` if it has a type, `error`."""
-    fields = [pa.field("id", id_type)]
-    for task in tasks:
-        for name in task_columns(task.name, task.kind):
-            fields.append(pa.field(name, LABEL_TYPE if name.endswith("_label") else SCORE_TYPE))
-    if vector_type is not None:
-        fields.append(pa.field(VECTOR_COLUMN, vector_type))
-    return pa.schema([*fields, pa.field("error", pa.string())])
+def task_columns(task: str, kind: str) -> list[str]:
+    """The names of `task_fields`."""
+    return [field.name for field in task_fields(task, kind)]
+
+
+def label_schema(id_type: pa.DataType, kinds: Mapping[str, str], vector_type: pa.DataType | None = None) -> pa.Schema:
+    """The columns of a label file or a published file: `id`, those of the tasks of these kinds, `error`."""
+    fields = [field for task, kind in kinds.items() for field in task_fields(task, kind, vector_type)]
+    return pa.schema([pa.field("id", id_type), *fields, pa.field("error", pa.string())])
+
+
+def kinds_of(schema: pa.Schema) -> dict[str, str]:
+    """The tasks that a file has columns of, in order, with kinds that give these columns: `label_schema` undone."""
+    names = schema.names
+    tasks = dict.fromkeys(name.removesuffix("_score") for name in names if name.endswith("_score"))
+    return {task: "classification" if f"{task}_label" in names else "regression" for task in tasks}
+
+
+def dictionary_columns(schema: pa.Schema) -> list[str]:
+    """The columns that Parquet is to write with dictionaries: few different values."""
+    return [field.name for field in schema if pa.types.is_dictionary(field.type) or field.name == "error"]
 
 
 @dataclass(frozen=True)
@@ -79,14 +92,14 @@ def label_columns(
     # A row has labels of all tasks, and a vector, or none of these.
     missing = np.isnan(outputs.scores[0] if outputs.vectors is None else outputs.vectors[:, 0])
     given = pa.array(valid & ~missing)
-    validity = given.buffers()[1]
+    present = given.buffers()[1]
     columns = []
     for task, label_ids, scores in zip(tasks, outputs.label_ids, outputs.scores, strict=True):
         if task.kind != "regression":
-            indices = pa.Array.from_buffers(pa.int32(), len(valid), [validity, pa.py_buffer(label_ids)])
+            indices = pa.Array.from_buffers(pa.int32(), len(valid), [present, pa.py_buffer(label_ids)])
             labels = pa.DictionaryArray.from_arrays(indices, pa.array(task.labels, pa.string()))
             columns.append((f"{task.name}_label", labels))
-        values = pa.Array.from_buffers(pa.float32(), len(valid), [validity, pa.py_buffer(scores)])
+        values = pa.Array.from_buffers(pa.float32(), len(valid), [present, pa.py_buffer(scores)])
         columns.append((f"{task.name}_score", values))
     if outputs.vectors is not None:
         elements, size = pa.array(outputs.vectors.reshape(-1)), outputs.vectors.shape[1]

@@ -1,8 +1,8 @@
-"""What a run wants: which tasks, by which weights, of which columns.
+"""What labels are wanted, and whether labels that exist are those: which tasks, by which weights, of which columns.
 
-A label file is current for a task when it was computed by the same definition from the source file's current
-content. All label files of one label set share one definition; the set's name carries a hash of it, so a rerun
-writes to the same place.
+A cell (article x task) is current when its labels were computed from the source file's present content by a definition
+that `ViewDefinition.matches` for the task. All label files of one label set share one definition; the set's name
+carries a hash of it.
 
 Document vectors are planned, written and recorded as if they were one more task, of the name `VECTOR`.
 """
@@ -25,8 +25,42 @@ VECTOR = "_vector"
 
 
 @dataclass(frozen=True)
+class ViewDefinition:
+    """What determines labels besides the content of the articles.
+
+    Args:
+        fingerprints: Each task's fingerprint.
+        text_columns: One column, or two that are read as a pair.
+        id_column: The column that identifies an article.
+    """
+
+    fingerprints: Mapping[str, str]
+    text_columns: tuple[str, ...]
+    id_column: str
+
+    @property
+    def columns(self) -> tuple[tuple[str, ...], str]:
+        """The part that says what is read."""
+        return self.text_columns, self.id_column
+
+    def matches(self, other: ViewDefinition, task: str) -> bool:
+        """Whether labels of `task` by the other definition are those that this one would compute."""
+        own = self.fingerprints.get(task)
+        return own is not None and (own, self.columns) == (other.fingerprints.get(task), other.columns)
+
+    def digest(self, tasks: Iterable[str]) -> str:
+        """12 hexadecimal digits that depend on the definition of these tasks."""
+        content = {
+            "tasks": sorted((name, self.fingerprints[name]) for name in tasks),
+            "text_columns": self.text_columns,
+            "id_column": self.id_column,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
 class Definition:
-    """The wanted tasks of one bundle, and the corpus columns that they read.
+    """The wanted tasks of one bundle, and the columns of the corpus they are asked about.
 
     Args:
         bundle_name: Goes into the names of new label sets.
@@ -61,10 +95,20 @@ class Definition:
                 f"--text-columns {','.join(self.text_columns)}: give one column, or two different ones for a pair"
             )
 
+    @cached_property
+    def view(self) -> ViewDefinition:
+        """What determines the wanted labels."""
+        return ViewDefinition(self.fingerprints, self.text_columns, self.id_column)
+
+    @cached_property
+    def vector_view(self) -> ViewDefinition:
+        """What determines the bundle's vectors, wanted or not."""
+        return ViewDefinition({VECTOR: self.vector} if self.vector else {}, self.text_columns, self.id_column)
+
     @property
-    def columns(self) -> tuple[tuple[str, ...], str]:
-        """The part of the definition that says what is read."""
-        return self.text_columns, self.id_column
+    def label_tasks(self) -> tuple[str, ...]:
+        """The wanted tasks but vectors, in the bundle's order."""
+        return tuple(task.name for task in self.tasks)
 
     @cached_property
     def kinds(self) -> Mapping[str, str]:
@@ -78,36 +122,20 @@ class Definition:
 
     def label_set_name(self, tasks: Iterable[str]) -> str:
         """The name of the label set for these of the definition's tasks: the same for the same definition."""
-        content = {
-            "tasks": sorted((name, self.fingerprints[name]) for name in tasks),
-            "text_columns": self.text_columns,
-            "id_column": self.id_column,
-        }
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         # "=" would read as a hive partition, a leading "_" or "." would hide the directory from readers.
         safe_name = re.sub(r"[^A-Za-z0-9._-]", "-", self.bundle_name).lstrip("._-")
-        return f"{safe_name or 'bundle'}-{digest[:8]}"
+        return f"{safe_name or 'bundle'}-{self.view.digest(tasks)}"
 
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The definition that all files of an existing label set share, as their footers say."""
+    """A label set: its name, the definition that all its files share, and the kinds of its tasks."""
 
     name: str
-    fingerprints: Mapping[str, str]
-    text_columns: tuple[str, ...]
-    id_column: str
+    view: ViewDefinition
     kinds: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def columns(self) -> tuple[tuple[str, ...], str]:
-        """The part of the definition that says what was read."""
-        return self.text_columns, self.id_column
-
-    def holds(self, definition: Definition, task: str) -> bool:
-        """Whether labels of `task` in this set are what `definition` would compute from the same content."""
-        return self.columns == definition.columns and self.fingerprints.get(task) == definition.fingerprints[task]
-
-    def holds_vectors(self, definition: Definition) -> bool:
-        """Whether this set has the vectors that `definition` would compute, wanted or not."""
-        return self.columns == definition.columns and self.fingerprints.get(VECTOR, "") == definition.vector != ""
+    def fingerprints(self) -> Mapping[str, str]:
+        """Each task's fingerprint."""
+        return self.view.fingerprints

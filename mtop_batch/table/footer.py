@@ -1,36 +1,92 @@
-"""The footer of every label file: what was read, by which definition, in which run.
+"""The records in label files and in published files: what they were made of.
 
-It is JSON under the key `mtop_batch` of the Parquet footer, so a label file explains itself; there is no other
-record.
+Each is JSON under the key `mtop_batch` of the Parquet footer, so a file explains itself. What is read is checked
+against the records' schema, because a file may come from anywhere.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
 
 from mtop_batch.corpus.files import SourceFile
 from mtop_batch.errors import LabelTableError
-from mtop_batch.table.definition import LabelSet
-from mtop_batch.table.row_ranges import RowRange
+from mtop_batch.table.definition import LabelSet, ViewDefinition
 
 FOOTER_KEY = "mtop_batch"
-_FORMAT = 1
+LABEL_FORMAT, PUBLISHED_FORMAT = 2, 2
+_MAX_ROWS = 2**48
+
+_Row = Annotated[int, Field(ge=0, le=_MAX_ROWS)]
+_STRICT = {"strict": False, "extra": "forbid"}
+
+
+@checked(frozen=True, config=_STRICT)  # type: ignore[call-overload]
+class _Source:
+    path: str
+    size: Annotated[int, Field(ge=0)]
+    version: str
+    num_rows: _Row
+
+
+@checked(frozen=True, config=_STRICT)  # type: ignore[call-overload]
+class _LabelledTask:
+    fingerprint: str
+    kind: str
+    bundle: str
+
+
+@checked(frozen=True, config=_STRICT)  # type: ignore[call-overload]
+class _LabelRecord:
+    format: int
+    source: _Source
+    rows: tuple[_Row, _Row]
+    tasks: dict[str, _LabelledTask]
+    bundle: str
+    text_columns: tuple[str, ...]
+    text_columns_used: tuple[str, ...]
+    id_column: str
+    run: str
+
+
+@checked(frozen=True, config=_STRICT)  # type: ignore[call-overload]
+class _PublishedTask:
+    fingerprint: str
+    kind: str
+    bundle: str
+    text_columns: tuple[str, ...]
+    id_column: str
+    label_set: str
+
+
+@checked(frozen=True, config=_STRICT)  # type: ignore[call-overload]
+class _PublishedRecord:
+    format: int
+    source: _Source
+    tasks: dict[str, _PublishedTask]
+    label_files: tuple[tuple[str, str], ...]
+    run: str
+
+
+_LABEL, _PUBLISHED = TypeAdapter(_LabelRecord), TypeAdapter(_PublishedRecord)
 
 
 @dataclass(frozen=True)
-class Footer:
+class LabelFooter:
     """What a label file says about itself.
 
     Args:
         source: The source file as it was read.
         num_rows: Rows of the whole source file.
-        num_row_groups: Row groups of the whole source file.
-        row_groups: The row groups that were read: first, and the one after the last.
-        rows: The same in rows of the source file; as many rows as the label file has.
+        rows: The rows that were read; as many as the label file has.
         fingerprints: Per task, what computed it.
-        kinds: Per task, "classification", "regression" or "probe"; "vector" for vectors.
+        kinds: Per task; "vector" for vectors.
         bundles: Per task, the name of the bundle that computed it.
         bundle: URI of that bundle.
         text_columns: The text columns that were asked for.
@@ -41,9 +97,7 @@ class Footer:
 
     source: SourceFile
     num_rows: int
-    num_row_groups: int
-    row_groups: tuple[int, int]
-    rows: RowRange
+    rows: tuple[int, int]
     fingerprints: Mapping[str, str]
     kinds: Mapping[str, str]
     bundles: Mapping[str, str]
@@ -53,23 +107,21 @@ class Footer:
     id_column: str
     run: str
 
+    @property
+    def view(self) -> ViewDefinition:
+        """The definition that the labels were computed by."""
+        return ViewDefinition(self.fingerprints, self.text_columns, self.id_column)
+
     def label_set(self, name: str) -> LabelSet:
-        """The definition of the label set `name` that this footer was found in."""
-        return LabelSet(name, self.fingerprints, self.text_columns, self.id_column, self.kinds)
+        """The label set `name` that this footer was found in."""
+        return LabelSet(name, self.view, self.kinds)
 
     def encode(self) -> bytes:
         """The footer's JSON: the same bytes for the same values."""
         content = {
-            "format": _FORMAT,
-            "source": {
-                "path": self.source.path,
-                "size": self.source.size,
-                "version": self.source.version,
-                "num_rows": self.num_rows,
-                "row_groups": self.row_groups,
-                "num_row_groups": self.num_row_groups,
-                "rows": self.rows,
-            },
+            "format": LABEL_FORMAT,
+            "source": {**asdict(self.source), "num_rows": self.num_rows},
+            "rows": self.rows,
             "tasks": {
                 name: {"fingerprint": fingerprint, "kind": self.kinds[name], "bundle": self.bundles[name]}
                 for name, fingerprint in self.fingerprints.items()
@@ -83,39 +135,126 @@ class Footer:
         return json.dumps(content, separators=(",", ":")).encode()
 
     @classmethod
-    def decode(cls, data: bytes) -> Footer:
+    def decode(cls, data: bytes, num_rows: int) -> LabelFooter:
         """The footer that `encode` wrote.
 
+        Args:
+            data: Its JSON.
+            num_rows: Rows of the file that it was found in.
+
         Raises:
-            LabelTableError: It was written by a later version of this package.
-            ValueError: It is not such a footer.
+            LabelTableError: It is of another format.
+            ValueError: It is not such a footer, or not that of a file with so many rows.
         """
-        try:
-            content = json.loads(data)
-            if content["format"] > _FORMAT:
-                raise LabelTableError(
-                    f"label files have format {content['format']}, this version knows {_FORMAT}; update mtop-batch"
-                )
-            source, tasks = content["source"], content["tasks"]
-            return cls(
-                source=SourceFile(source["path"], source["size"], source["version"]),
-                num_rows=source["num_rows"],
-                num_row_groups=source["num_row_groups"],
-                row_groups=_pair(source["row_groups"]),
-                rows=_pair(source["rows"]),
-                fingerprints={name: task["fingerprint"] for name, task in tasks.items()},
-                kinds={name: task["kind"] for name, task in tasks.items()},
-                bundles={name: task["bundle"] for name, task in tasks.items()},
-                bundle=content["bundle"],
-                text_columns=tuple(content["text_columns"]),
-                text_columns_used=tuple(content["text_columns_used"]),
-                id_column=content["id_column"],
-                run=content["run"],
+        record = _decode(_LABEL, data, LABEL_FORMAT)
+        start, stop = record.rows
+        if not start <= stop <= record.source.num_rows or stop - start != num_rows:
+            raise ValueError(f"it says rows {start} to {stop} of {record.source.num_rows}, and has {num_rows}")
+        return cls(
+            source=SourceFile(record.source.path, record.source.size, record.source.version),
+            num_rows=record.source.num_rows,
+            rows=record.rows,
+            fingerprints={name: task.fingerprint for name, task in record.tasks.items()},
+            kinds={name: task.kind for name, task in record.tasks.items()},
+            bundles={name: task.bundle for name, task in record.tasks.items()},
+            bundle=record.bundle,
+            text_columns=record.text_columns,
+            text_columns_used=record.text_columns_used,
+            id_column=record.id_column,
+            run=record.run,
+        )
+
+
+@dataclass(frozen=True)
+class PublishedTask:
+    """What a published file says of a task that it has labels of.
+
+    Args:
+        fingerprint: What computed them.
+        kind: The task's kind.
+        bundle: The name of the bundle that computed them.
+        text_columns: The text columns that were asked for.
+        id_column: The source column that became `id`.
+        label_set: Where its label files lie.
+    """
+
+    fingerprint: str
+    kind: str
+    bundle: str
+    text_columns: tuple[str, ...]
+    id_column: str
+    label_set: str
+
+
+@dataclass(frozen=True)
+class PublishedFooter:
+    """What a published file says about itself.
+
+    Args:
+        source: The source file whose rows it has.
+        num_rows: How many.
+        tasks: Those that it has labels of; its other columns are null.
+        label_files: Label set and path of each label file that it was made of.
+        run: Id of the run that published it.
+    """
+
+    source: SourceFile
+    num_rows: int
+    tasks: Mapping[str, PublishedTask]
+    label_files: tuple[tuple[str, str], ...]
+    run: str
+
+    def view(self, task: str) -> ViewDefinition:
+        """The definition that a task's labels were computed by."""
+        found = self.tasks.get(task)
+        if found is None:
+            return ViewDefinition({}, (), "")
+        return ViewDefinition({task: found.fingerprint}, found.text_columns, found.id_column)
+
+    @cached_property
+    def has_rows(self) -> bool:
+        """Whether it has articles, or only keeps the place of a source file that is gone."""
+        return bool(self.label_files)
+
+    def encode(self) -> bytes:
+        """The footer's JSON: the same bytes for the same values."""
+        content = {
+            "format": PUBLISHED_FORMAT,
+            "source": {**asdict(self.source), "num_rows": self.num_rows},
+            "tasks": {name: asdict(task) for name, task in self.tasks.items()},
+            "label_files": self.label_files,
+            "run": self.run,
+        }
+        return json.dumps(content, separators=(",", ":")).encode()
+
+    @classmethod
+    def decode(cls, data: bytes, num_rows: int) -> PublishedFooter:
+        """The footer that `encode` wrote; arguments and errors are those of `LabelFooter.decode`."""
+        record = _decode(_PUBLISHED, data, PUBLISHED_FORMAT)
+        if record.source.num_rows != num_rows:
+            raise ValueError(f"it says {record.source.num_rows} rows, and has {num_rows}")
+        return cls(
+            source=SourceFile(record.source.path, record.source.size, record.source.version),
+            num_rows=num_rows,
+            tasks={name: PublishedTask(**asdict(task)) for name, task in record.tasks.items()},
+            label_files=record.label_files,
+            run=record.run,
+        )
+
+
+def _decode(record: TypeAdapter, data: bytes, known: int):  # type: ignore[type-arg, no-untyped-def]
+    try:
+        found = json.loads(data)
+        if not isinstance(found, dict) or not isinstance(found.get("format"), int):
+            raise ValueError("not a footer of a label table's file")
+        if found["format"] != known:
+            raise LabelTableError(
+                f"the label table's files have format {found['format']}, this version reads {known}; use the version "
+                "that wrote them, or label into a new place"
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a label file's footer: {error}") from error
-
-
-def _pair(values: list[int]) -> tuple[int, int]:
-    first, second = values
-    return first, second
+        return record.validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(
+            f"not a footer of a label table's file: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        ) from error

@@ -1,21 +1,32 @@
-"""Reading a label table: every article once, with the current labels of each task.
+"""Reading the published table from Python: every article once, with the labels of each task.
 
-<labels>/<label set>/...      label files, see `mtop_batch.table.store`
-<labels>/_runs/<run>/...      see `mtop_batch.table.runs`
+Any Parquet reader reads <labels>/current as well; here partition columns, provenance and vectors come along.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from mtop_batch.corpus.paths import partition_keys, partition_values
-from mtop_batch.errors import LabelTableError
-from mtop_batch.table.columns import LABEL_TYPE, SCORE_TYPE, VECTOR_COLUMN
+from mtop_batch import storage
+from mtop_batch.corpus.paths import in_partition, partition_keys, partition_values
+from mtop_batch.errors import DamagedLabelFile, LabelTableError
+from mtop_batch.table.columns import VECTOR_COLUMN, task_columns, task_fields
 from mtop_batch.table.definition import VECTOR
-from mtop_batch.table.merge import LoadedSegment, TableScan, open_scan
+from mtop_batch.table.footer import LabelFooter, PublishedFooter
+from mtop_batch.table.names import PUBLISHED, content_id
+from mtop_batch.table.published import TableSchema, list_published, read_table_schema
+from mtop_batch.table.row_ranges import is_tiling
+from mtop_batch.table.runs import current_definitions
+from mtop_batch.table.store import StoreListing, list_store, read_label_file, read_label_sets, read_metadata, record_of
+from mtop_batch.tasks import select_tasks
+
+# Published files in memory at a time: enough to keep an object store busy.
+_FILES_AHEAD = 4
+_ATTEMPTS = 3
 
 
 def iter_labels(
@@ -26,10 +37,7 @@ def iter_labels(
     provenance: bool = False,
     vectors: bool = False,
 ) -> Iterator[pa.Table]:
-    """The rows of `read_labels` as a stream of small tables, for label tables that do not fit into memory.
-
-    When it is called, the footers of all label files are read: memory for about a kilobyte per label file. The rows
-    follow as they are asked for, with at most about ten label files in memory.
+    """The rows of `read_labels` as a stream of tables, for label tables that do not fit into memory.
 
     Args:
         labels: The label table.
@@ -39,17 +47,16 @@ def iter_labels(
         vectors: Also the document vectors.
 
     Returns:
-        Tables of one schema (label columns with dictionaries of their own) and at most one label file's rows each,
-        which stand in the order of `read_labels`: by the path of the source file, then as there.
+        Tables of one schema (label columns with dictionaries of their own), one for each published file, in the order
+        of `read_labels`: by the path of the source file, then as there.
 
     Raises:
-        LabelTableError: There are no labels, or they cannot be read; while it is read from: a label file was replaced
-            meanwhile, or ids do not have one type.
-        TaskError: No label set has one of the tasks.
+        LabelTableError: Nothing is published, there are no vectors, a partition key is unknown, or a file cannot be
+            read (then while it is read from).
+        TaskError: The table does not have one of the tasks.
     """
-    scan = open_scan(labels, tasks, partition, vectors=vectors)
-    schema = _schema(scan, provenance)
-    return (_table(segment, scan, schema) for segment in scan.load())
+    table = open_table(labels, tasks, partition, provenance=provenance, vectors=vectors)
+    return (rows for _, rows in table.files())
 
 
 def read_labels(
@@ -60,10 +67,7 @@ def read_labels(
     provenance: bool = False,
     vectors: bool = False,
 ) -> pa.Table:
-    """Every article once, with the current labels of each task, over all label sets.
-
-    A task's current labels are those of the definition that the newest run wanted; where there are none yet, the
-    newest others. Label sets are merged by source file and row, in the order of the corpus' paths.
+    """Every article once, with the published labels of each task.
 
     Args:
         labels: The label table.
@@ -74,68 +78,195 @@ def read_labels(
             for; those of other definitions, which cannot be compared with them, are left out.
 
     Returns:
-        `id`, the corpus' partition columns (strings), per task `<task>_label` and `<task>_score`, `vector` if wanted,
-        `error`.
+        `id`, the corpus' partition columns (strings), per task its columns, `vector` if wanted, `error`; in the order
+        of the source files' paths and of their rows.
 
     Raises:
-        LabelTableError: There are no labels, or no vectors, or they cannot be read.
-        TaskError: No label set has one of the tasks.
+        LabelTableError: Nothing is published, there are no vectors, a partition key is unknown, or a file cannot be
+            read.
+        TaskError: The table does not have one of the tasks.
     """
-    scan = open_scan(labels, tasks, partition, vectors=vectors)
-    schema = _schema(scan, provenance)
-    tables = [_table(segment, scan, schema) for segment in scan.load()]
-    return pa.concat_tables(tables).unify_dictionaries() if tables else schema.empty_table()
+    table = open_table(labels, tasks, partition, provenance=provenance, vectors=vectors)
+    tables = [rows for _, rows in table.files()]
+    return pa.concat_tables(tables).unify_dictionaries() if tables else table.schema.empty_table()
 
 
-def _schema(scan: TableScan, provenance: bool) -> pa.Schema:
-    fields = {"id": _common_type(scan.id_types())}
-    fields |= {key: pa.string() for key in partition_keys(path for path, _ in scan.segments_by_source) if key != "id"}
-    for task in scan.tasks:
-        if task == VECTOR:
-            fields[VECTOR_COLUMN] = scan.vector_type()
-        else:
-            fields |= {name: LABEL_TYPE if name.endswith("_label") else SCORE_TYPE for name in scan.columns_of(task)}
-        if provenance:
-            fields |= {f"{task}_bundle": pa.string(), f"{task}_fingerprint": pa.string()}
-    return pa.schema({**fields, "error": pa.string()})
+def view_sql(labels: str) -> str:
+    """SQL that makes a view of the published table in DuckDB.
+
+    Raises:
+        LabelTableError: Nothing is published.
+    """
+    table = open_table(labels, None, None)
+    place = storage.join(table.labels, PUBLISHED, "**", "*.parquet").replace("'", "''")
+    options = ", hive_partitioning = true" if table.partition_columns else ""
+    columns = ", ".join('"' + name.replace('"', '""') + '"' for name in table.schema.names)
+    return f"CREATE VIEW labels AS SELECT {columns} FROM read_parquet('{place}'{options});"
 
 
-def _table(segment: LoadedSegment, scan: TableScan, schema: pa.Schema) -> pa.Table:
-    """The rows of a segment, null in the columns that it does not have."""
-    columns: dict[str, pa.Array | pa.ChunkedArray] = {
-        "id": _cast_ids(segment.column(segment.id_file, "id"), schema.field("id").type, scan),
-        "error": pc.coalesce(*(segment.column(file, "error") for file in segment.files_used())),
-    }
-    constants = partition_values(segment.id_file.source.path)
-    for task in scan.tasks:
-        if (file := segment.file_of(task)) is not None:
-            columns |= {name: segment.column(file, name) for name in scan.columns_of(task) if segment.has(file, name)}
-            footer = segment.footer(file)
-            constants |= {f"{task}_bundle": footer.bundles[task], f"{task}_fingerprint": footer.fingerprints[task]}
+@dataclass(frozen=True)
+class PublishedTable:
+    """The published table, before its rows are read.
 
-    def values(field: pa.Field) -> pa.Array | pa.ChunkedArray:
-        if field.name in columns:
-            return columns[field.name]
-        if field.name in constants:
-            return pa.repeat(pa.scalar(constants[field.name], pa.string()), len(segment))
-        return pa.nulls(len(segment), field.type)
+    Args:
+        labels: The label table.
+        tasks: The tasks to show.
+        columns: The columns that all published files have.
+        paths: The published files in scope, in order.
+        partition_columns: The keys of hive partitions that are shown.
+        provenance: Whether what computed each label is shown.
+        vectors: Where document vectors are looked up, if they are wanted.
+    """
 
-    return pa.table([values(field) for field in schema], schema=schema)
+    labels: str
+    tasks: tuple[str, ...]
+    columns: TableSchema
+    paths: tuple[str, ...]
+    partition_columns: tuple[str, ...]
+    provenance: bool
+    vectors: VectorLookup | None
+
+    @property
+    def schema(self) -> pa.Schema:
+        """What is shown."""
+        fields = [pa.field("id", self.columns.id_type)]
+        fields += [pa.field(key, pa.string()) for key in self.partition_columns]
+        for task in self.tasks:
+            fields += task_fields(task, self.columns.kinds[task])
+            if self.provenance:
+                fields += [pa.field(f"{task}_{what}", pa.string()) for what in ("bundle", "fingerprint")]
+        if self.vectors is not None:
+            fields.append(pa.field(VECTOR_COLUMN, self.vectors.type))
+            if self.provenance:
+                fields += [pa.field(f"{VECTOR}_{what}", pa.string()) for what in ("bundle", "fingerprint")]
+        return pa.schema([*fields, pa.field("error", pa.string())])
+
+    def files(self) -> Iterator[tuple[PublishedFooter, pa.Table]]:
+        """The rows, published file by published file, with what each was made of.
+
+        Raises:
+            LabelTableError: A file cannot be read.
+        """
+        for footer, rows in storage.in_threads(self._read, self.paths, _FILES_AHEAD, ahead=_FILES_AHEAD):
+            if footer.has_rows:
+                yield footer, rows
+
+    def _read(self, path: str) -> tuple[PublishedFooter, pa.Table]:
+        names = [name for task in self.tasks for name in task_columns(task, self.columns.kinds[task])]
+        footer, found = read_published_file(self.labels, path, ["id", *names, "error"])
+        constants: dict[str, str | None] = dict(partition_values(path))
+        for task, made in footer.tasks.items():
+            constants |= {f"{task}_bundle": made.bundle, f"{task}_fingerprint": made.fingerprint}
+        vectors = None
+        if self.vectors is not None:
+            made_by, vectors = self.vectors.of(footer)
+            if made_by is not None:
+                constants[f"{VECTOR}_bundle"] = made_by.bundles[VECTOR]
+                constants[f"{VECTOR}_fingerprint"] = made_by.fingerprints[VECTOR]
+        schema = self.schema
+        arrays = []
+        for field in schema:
+            if field.name == VECTOR_COLUMN and vectors is not None:
+                arrays.append(vectors)
+            elif field.name in found.schema.names:
+                arrays.append(found[field.name].cast(field.type))
+            elif field.type == pa.string() and constants.get(field.name) is not None:
+                arrays.append(pa.repeat(pa.scalar(constants[field.name], pa.string()), len(found)))
+            else:
+                arrays.append(pa.nulls(len(found), field.type))
+        return footer, pa.table(arrays, schema=schema)
 
 
-def _common_type(id_types: set[pa.DataType]) -> pa.DataType:
-    """The type that ids of different label files are brought to."""
-    if len(id_types) == 1:
-        return next(iter(id_types))
-    return pa.int64() if id_types and all(map(pa.types.is_integer, id_types)) else pa.string()
+def open_table(
+    labels: str,
+    tasks: Sequence[str] | None,
+    partition: Mapping[str, str] | None,
+    *,
+    provenance: bool = False,
+    vectors: bool = False,
+) -> PublishedTable:
+    """The published table, for reading; arguments and errors are those of `read_labels`."""
+    labels = storage.absolute(labels)
+    columns = read_table_schema(labels)
+    if columns is None:
+        raise LabelTableError(f"no labels are published in {labels}; check the path, or run `mtop label` first")
+    wanted = tuple(columns.kinds) if tasks is None else tuple(select_tasks(tasks, list(columns.kinds)))
+    paths = sorted(list_published(labels))
+    keys = partition_keys(paths)
+    for key in partition or ():
+        if key not in keys:
+            known = f"partition keys: {', '.join(keys)}" if keys else "it is not partitioned"
+            raise LabelTableError(f"the label table {labels} has no partition key {key!r}; {known}")
+    in_scope = tuple(path for path in paths if in_partition(path, partition or {}))
+    shown_keys = tuple(key for key in keys if key != "id")
+    lookup = VectorLookup.open(labels) if vectors else None
+    return PublishedTable(labels, wanted, columns, in_scope, shown_keys, provenance, lookup)
 
 
-def _cast_ids(ids: pa.ChunkedArray, id_type: pa.DataType, scan: TableScan) -> pa.ChunkedArray:
-    try:
-        return ids if ids.type == id_type else ids.cast(id_type)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        names = ", ".join(sorted(map(str, scan.id_types())))
-        raise LabelTableError(
-            f"the ids of the label files have types that do not go together ({names}): {error}; "
-            "read one partition or one label set at a time"
-        ) from error
+def read_published_file(labels: str, path: str, columns: Sequence[str]) -> tuple[PublishedFooter, pa.Table]:
+    """A published file's record, and those of its columns that it has, of one moment.
+
+    Raises:
+        LabelTableError: It cannot be read.
+    """
+    uri = storage.join(labels, PUBLISHED, path)
+    for attempt in range(_ATTEMPTS):
+        try:  # all bytes at once: the file may be replaced between two requests
+            parquet = pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri)))
+            footer = PublishedFooter.decode(record_of(parquet.metadata), parquet.metadata.num_rows)
+            names = set(parquet.schema_arrow.names)
+            return footer, parquet.read([name for name in columns if name in names], use_threads=False)
+        except FileNotFoundError as error:
+            raise LabelTableError(f"{uri} was removed while the table was read; read it again") from error
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            if attempt + 1 == _ATTEMPTS:
+                raise DamagedLabelFile(f"{uri} cannot be read: {error}; remove it and run `mtop publish`") from error
+    raise LabelTableError(f"{uri} cannot be read")
+
+
+class VectorLookup:
+    """Document vectors of published articles, from the store.
+
+    Args:
+        labels: The label table.
+        listing: Its store.
+        label_sets: Those with the vectors of the definition that the newest run which wanted vectors asked for.
+        vector_type: Of the vectors.
+    """
+
+    def __init__(self, labels: str, listing: StoreListing, label_sets: Sequence[str], vector_type: pa.DataType) -> None:
+        self._labels, self._listing, self._label_sets = labels, listing, label_sets
+        self.type = vector_type
+
+    @classmethod
+    def open(cls, labels: str) -> VectorLookup:
+        """Find the vectors.
+
+        Raises:
+            LabelTableError: There are none.
+        """
+        listing = list_store(labels)
+        wanted = current_definitions(labels, [VECTOR]).get(VECTOR)
+        sets = [found for found in read_label_sets(labels, listing) if VECTOR in found.fingerprints]
+        chosen = [found.name for found in sets if wanted is not None and wanted.matches(found.view, VECTOR)]
+        if not chosen:
+            raise LabelTableError(f"there are no vectors in {labels}; run `mtop label --vectors` first")
+        file = listing.files_of(chosen[0])[0]
+        schema = read_metadata(
+            file.uri(labels), listing.sizes[file], lambda metadata: metadata.schema.to_arrow_schema()
+        )
+        return cls(labels, listing, chosen, schema.field(VECTOR_COLUMN).type)
+
+    def of(self, footer: PublishedFooter) -> tuple[LabelFooter | None, pa.ChunkedArray]:
+        """The vectors of a published file's rows, null where there are none, and what one of their files says.
+
+        Raises:
+            LabelTableError: They cannot be read.
+        """
+        stored = self._listing.of(footer.source.path, content_id(footer.source))
+        for name in self._label_sets:
+            files = stored.get(name, {})
+            if is_tiling(files, footer.num_rows):
+                parts = [read_label_file(self._labels, files[rows], [VECTOR_COLUMN]) for rows in sorted(files)]
+                return parts[0][0], pa.concat_tables([table for _, table in parts])[VECTOR_COLUMN]
+        return None, pa.chunked_array([pa.nulls(footer.num_rows, self.type)])

@@ -3,7 +3,7 @@
     <labels>/_runs/<run>/run.json       the definition
     <labels>/_runs/<run>/report.json    its result, see `mtop_batch.labelling.report.run_report`
 
-The newest run that wanted a task says which of its labels are the current ones.
+The newest run that wanted a task says which of its labels are the current ones, and which vectors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from itertools import islice
 
 from mtop_batch import storage
 from mtop_batch.errors import LabelTableError, TaskError
-from mtop_batch.table.definition import Definition, LabelSet
+from mtop_batch.table.definition import Definition, ViewDefinition
 
 _FORMAT = 1
 _RUNS_LOOKED_AT = 10
@@ -43,7 +43,7 @@ class RunRecord:
 
     Args:
         run: Its id.
-        wanted: The tasks' fingerprints and the columns, in the form of a label set of that name.
+        wanted: Its definition.
         task_labels: The labels of each task; none for a regression.
         bundle: URI of the bundle.
         corpus: URI of the corpus.
@@ -52,12 +52,12 @@ class RunRecord:
     """
 
     run: str
-    wanted: LabelSet
+    wanted: ViewDefinition
     task_labels: Mapping[str, Sequence[str]]
     bundle: str
     corpus: str
     partitions: Mapping[str, str]
-    started: str
+    started: str = ""
 
 
 def write_run(
@@ -68,19 +68,25 @@ def write_run(
     Raises:
         StorageError: The storage cannot be reached or refuses.
     """
+    task_labels = {task.name: task.labels for task in definition.tasks}
+    record_run(labels, RunRecord(run, definition.view, task_labels, definition.bundle_uri, corpus, partitions or {}))
+
+
+def record_run(labels: str, record: RunRecord) -> None:
+    """Write a run's record, as started now; errors are those of `write_run`."""
     content = {
         "format": _FORMAT,
-        "run": run,
+        "run": record.run,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "corpus": corpus,
-        "partitions": dict(partitions or {}),
-        "bundle": definition.bundle_uri,
-        "tasks": dict(definition.fingerprints),
-        "task_labels": {task.name: task.labels for task in definition.tasks},
-        "text_columns": definition.text_columns,
-        "id_column": definition.id_column,
+        "corpus": record.corpus,
+        "partitions": dict(record.partitions),
+        "bundle": record.bundle,
+        "tasks": dict(record.wanted.fingerprints),
+        "task_labels": {task: list(names) for task, names in record.task_labels.items()},
+        "text_columns": record.wanted.text_columns,
+        "id_column": record.wanted.id_column,
     }
-    storage.write_bytes(run_uri(labels, run, "run.json"), json.dumps(content, indent=2).encode())
+    storage.write_bytes(run_uri(labels, record.run, "run.json"), json.dumps(content, indent=2).encode())
 
 
 def list_runs(labels: str) -> list[str]:
@@ -98,10 +104,9 @@ def read_run(labels: str, run: str) -> RunRecord:
     uri = run_uri(labels, run, "run.json")
     try:
         content = json.loads(storage.read_bytes(uri))
-        columns = tuple(content["text_columns"]), content["id_column"]
         return RunRecord(
             run=run,
-            wanted=LabelSet(run, content["tasks"], *columns),
+            wanted=ViewDefinition(content["tasks"], tuple(content["text_columns"]), content["id_column"]),
             task_labels=content.get("task_labels", {}),
             bundle=content["bundle"],
             corpus=content["corpus"],
@@ -114,14 +119,14 @@ def read_run(labels: str, run: str) -> RunRecord:
         ) from error
 
 
-def current_definitions(labels: str, tasks: Sequence[str]) -> dict[str, LabelSet]:
+def current_definitions(labels: str, tasks: Sequence[str]) -> dict[str, ViewDefinition]:
     """For each task, what the newest run wanted that wanted it: labels of that definition are the current ones.
 
     Args:
         labels: The label table.
         tasks: The tasks asked about; the others' definitions come along as far as they are met.
     """
-    found: dict[str, LabelSet] = {}
+    found: dict[str, ViewDefinition] = {}
     for record in _newest_first(labels):
         for task in record.wanted.fingerprints:
             found.setdefault(task, record.wanted)

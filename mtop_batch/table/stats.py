@@ -13,7 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtop_batch.table.merge import LoadedSegment, TableScan, open_scan
+from mtop_batch.corpus.paths import in_partition
+from mtop_batch.table.footer import PublishedFooter
+from mtop_batch.table.read import open_table
+from mtop_batch.table.runs import current_definitions
+from mtop_batch.table.store import list_store, read_label_sets
 
 
 @dataclass
@@ -23,9 +27,9 @@ class TaskStats:
     Args:
         kind: "classification" or "regression".
         current: Articles with a label of the definition that the newest run wanted.
-        older: Articles whose newest label is of another definition.
+        older: Articles whose label is of another definition.
         errors: Articles that cannot be labelled, such as those without text.
-        missing: Articles that are in no label file of the task.
+        missing: Articles that the task has not been published for.
         label_counts: Articles per label.
         score_sum: Sum of the scores.
         made_by: Labelled articles per (bundle, fingerprint).
@@ -126,7 +130,7 @@ class TableStats:
 def table_stats(
     labels: str, tasks: Sequence[str] | None = None, partition: Mapping[str, str] | None = None
 ) -> TableStats:
-    """Count what a label table holds, a few label files in memory at a time.
+    """Count what a label table shows, a few published files in memory at a time.
 
     Args:
         labels: The label table.
@@ -134,48 +138,56 @@ def table_stats(
         partition: Only articles of this hive partition.
 
     Raises:
-        LabelTableError: There are no labels, or they cannot be read, or one was replaced meanwhile.
-        TaskError: No label set has one of the tasks.
+        LabelTableError: Nothing is published, or it cannot be read.
+        TaskError: The table does not have one of the tasks.
     """
-    scan = open_scan(labels, tasks, partition)
-    found = {task: TaskStats(scan.kind(task)) for task in scan.tasks}
-    articles = 0
-    for segment in scan.load():
-        articles += len(segment)
+    table = open_table(labels, tasks, partition)
+    current = current_definitions(table.labels, table.tasks)
+    found = {task: TaskStats(table.columns.kinds[task]) for task in table.tasks}
+    articles = source_files = 0
+    for footer, rows in table.files():
+        articles += len(rows)
+        source_files += 1
         for task, stats in found.items():
-            _add(stats, task, segment, scan)
-    return TableStats(scan.labels, articles, len(scan.segments_by_source), found, _label_sets(scan))
+            wanted = current.get(task)
+            _add(stats, task, footer, rows, is_current=wanted is not None and wanted.matches(footer.view(task), task))
+    return TableStats(table.labels, articles, source_files, found, _label_sets(table.labels, partition or {}))
 
 
-def _add(stats: TaskStats, task: str, segment: LoadedSegment, scan: TableScan) -> None:
-    file = segment.file_of(task)
-    if file is None:
-        stats.missing += len(segment)
+def _add(stats: TaskStats, task: str, footer: PublishedFooter, rows: pa.Table, *, is_current: bool) -> None:
+    made = footer.tasks.get(task)
+    if made is None:
+        stats.missing += len(rows)
         return
-    scores = segment.column(file, f"{task}_score")
-    num_labelled = len(segment) - scores.null_count
+    scores = rows[f"{task}_score"]
+    num_labelled = len(rows) - scores.null_count
     stats.errors += scores.null_count
-    if scan.chooser.is_current(task, file.label_set):
+    if is_current:
         stats.current += num_labelled
     else:
         stats.older += num_labelled
     stats.score_sum += pc.sum(scores).as_py() or 0.0
-    footer = segment.footer(file)
     if num_labelled:
-        stats.made_by[footer.bundles[task], footer.fingerprints[task]] += num_labelled
-    if segment.has(file, f"{task}_label"):
-        stats.label_counts.update(_counts(segment.column(file, f"{task}_label")))
+        stats.made_by[made.bundle, made.fingerprint] += num_labelled
+    if f"{task}_label" in rows.schema.names:
+        stats.label_counts.update(_counts(rows[f"{task}_label"]))
 
 
 def _counts(values: pa.ChunkedArray) -> dict[str, int]:
     return {entry["values"]: entry["counts"] for entry in pc.value_counts(values.drop_null()).to_pylist()}
 
 
-def _label_sets(scan: TableScan) -> dict[str, LabelSetStats]:
+def _label_sets(labels: str, partition: Mapping[str, str]) -> dict[str, LabelSetStats]:
+    listing = list_store(labels)
     found: dict[str, LabelSetStats] = {}
-    for file, num_bytes in scan.files:
-        stats = found.setdefault(file.label_set, LabelSetStats(tuple(scan.label_sets[file.label_set].fingerprints)))
-        stats.files += 1
-        stats.rows += file.rows[1] - file.rows[0]
-        stats.num_bytes += num_bytes
+    for label_set in read_label_sets(labels, listing):
+        files = [
+            file
+            for file in listing.files_of(label_set.name)
+            if in_partition(listing.names[file].source_path, partition)
+        ]
+        if files:
+            rows = sum(stop - start for start, stop in (listing.names[file].rows for file in files))
+            num_bytes = sum(listing.sizes[file] for file in files)
+            found[label_set.name] = LabelSetStats(tuple(label_set.fingerprints), len(files), rows, num_bytes)
     return found

@@ -174,8 +174,6 @@ PARTITIONS = [
     "=v/a.parquet",
     "stadt=Zürich 東京 😀/a.parquet",
     "esc=a%2Fb%20c%/a.parquet",
-    "id=5/a.parquet",
-    "mood_label=x/a.parquet",
     "nested=1/nested=2/a.parquet",
 ]
 
@@ -231,7 +229,11 @@ def unreadable_files() -> dict[str, Unreadable]:
         "encrypted-column": Unreadable(_encrypted(plaintext_footer=True), not_parquet),
         "n" * 200: Unreadable(good, "longer than 195 bytes"),
     }
-    return {f"bad/{name}.parquet": file for name, file in files.items()}
+    shadowing = {
+        f"{key}=5/a.parquet": Unreadable(good, f"its partition key '{key}' is also a column of the label table")
+        for key in ("id", "mood_label")
+    }
+    return {**{f"bad/{name}.parquet": file for name, file in files.items()}, **shadowing}
 
 
 def _damage(content: bytes) -> bytes:

@@ -56,7 +56,7 @@ class Undisturbed:
     """A run that nobody disturbs.
 
     Args:
-        files: Its label files, with one run id in place of its own.
+        files: Its label files and published files, with one run id in place of its own.
         num_articles: Rows of the corpus.
         first_label_s: Seconds from its start to its first label file.
     """
@@ -64,6 +64,11 @@ class Undisturbed:
     files: dict[str, bytes]
     num_articles: int
     first_label_s: float
+
+    @property
+    def num_label_files(self) -> int:
+        """Of the store."""
+        return sum(name.startswith("_store/") for name in self.files)
 
     @property
     def num_cells(self) -> int:
@@ -182,7 +187,7 @@ class World:
             assert run.end() == 0, run.output
             (report,) = reports(labels)
             assert report["errors"] > 0
-            files = contents(labels, list(label_files(labels)))
+            files = contents(labels)
             self._undisturbed[where] = Undisturbed(files, num_rows(labels), first_label_s)
             assert num_rows(labels) == sum(len(ids) for ids in self.sources[where].values())
         return self._undisturbed[where]

@@ -80,7 +80,7 @@ class Moments:
             ends = self._started + (1 + moment) * self._undisturbed.first_label_s
             self._run.wait_for(lambda: time.monotonic() >= ends)
         else:
-            num_files = moment * len(self._undisturbed.files)
+            num_files = moment * self._undisturbed.num_label_files
             self._run.wait_for(lambda: len(label_files(self._run.labels)) >= num_files)
 
 
@@ -200,7 +200,7 @@ def run_case(world: World, case: Case) -> Outcome:
     reader.look()
     now = label_files(labels)
     assert kept.items() <= now.items(), "label files were written again"
-    assert contents(labels, list(now)) == undisturbed.files
+    assert contents(labels) == undisturbed.files
     for report in reports(labels):
         assert report["rows"] == report["labelled"] + report["errors"]
     return Outcome(case, num_kills, code, cells_kept, cells_redone, seconds, run.last_line)

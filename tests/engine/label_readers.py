@@ -55,18 +55,22 @@ class TableReader:
             self.look()
 
     def look(self) -> int:
-        """Check everything there is to see now; returns the number of label files.
+        """Check everything there is to see now; returns the number of published files.
 
         Raises:
             AssertionError: A reader sees what it must never see.
         """
-        files = label_files(self._labels)
+        for name, version in label_files(self._labels).items():
+            if (name, version) not in self._checked:
+                check_label_file(storage.read_bytes(storage.join(self._labels, "_store", name)), name, self._sources)
+                self._checked.add((name, version))
+        files = published_files(self._labels)
         for name, version in files.items():
             if (name, version) not in self._checked:
-                check_label_file(storage.read_bytes(storage.join(self._labels, name)), name, self._sources)
+                check_published_file(storage.read_bytes(storage.join(self._labels, "current", name)), self._sources)
                 self._checked.add((name, version))
         if files:
-            check_data_set(storage.join(self._labels, next(iter(files)).split("/")[0]), self._sources)
+            check_data_set(storage.join(self._labels, "current"), self._sources)
         self.num_looks += 1
         return len(files)
 
@@ -84,44 +88,61 @@ class TableReader:
 
 
 def label_files(labels: str) -> dict[str, str]:
-    """Name and version of every label file that can be seen."""
-    return {info.path: info.version for info in storage.list_files(labels)}
+    """Name and version of every label file of the store."""
+    return {info.path: info.version for info in storage.list_files(storage.join(labels, "_store"))}
+
+
+def published_files(labels: str) -> dict[str, str]:
+    """Name and version of every published file."""
+    return {info.path: info.version for info in storage.list_files(storage.join(labels, "current"))}
 
 
 def check_label_file(data: bytes, name: str, sources: Sources) -> None:
     """A label file is whole, and has the rows of its slice of the source file in their order."""
     file = pq.ParquetFile(pa.BufferReader(data))
-    source = json.loads(file.metadata.metadata[FOOTER_KEY.encode()])["source"]
-    start, stop = source["rows"]
-    assert file.read()["id"].to_pylist() == list(sources[source["path"]][start:stop]), name
+    record = json.loads(file.metadata.metadata[FOOTER_KEY.encode()])
+    start, stop = record["rows"]
+    assert file.read()["id"].to_pylist() == list(sources[record["source"]["path"]][start:stop]), name
 
 
-def check_data_set(label_set: str, sources: Sources) -> None:
-    """Plain readers of a label set's directory see no article twice and none that is not in the corpus."""
-    fs, path = storage.filesystem(label_set)
+def check_published_file(data: bytes, sources: Sources) -> None:
+    """A published file is whole, and has all rows of its source file in their order, with a label or an error each."""
+    file = pq.ParquetFile(pa.BufferReader(data))
+    path = json.loads(file.metadata.metadata[FOOTER_KEY.encode()])["source"]["path"]
+    table = file.read()
+    assert table["id"].to_pylist() == list(sources[path]), path
+    scores = [name for name in table.column_names if name.endswith("_score")]
+    for row in table.select([*scores, "error"]).to_pylist():
+        assert all((row[name] is None) == (row["error"] is not None) for name in scores), (path, row)
+
+
+def check_data_set(directory: str, sources: Sources) -> None:
+    """Plain readers of the published table see no article twice and none that is not in the corpus."""
+    fs, path = storage.filesystem(directory)
     seen = ds.dataset(path, filesystem=fs, format="parquet", partitioning="hive").to_table(["id", "date"])
     known = {article for articles in sources.values() for article in articles}
     ids = seen["id"].to_pylist()
     assert len(ids) == len(set(ids)), "pyarrow sees an article twice"
     assert known.issuperset(ids)
     connection = duckdb.connect()
-    if storage.is_remote(label_set):
-        connection.register_filesystem(storage.fsspec_filesystem(label_set)[0])
-    query = f"SELECT count(*), count(DISTINCT id) FROM read_parquet('{label_set}/**/*.parquet', hive_partitioning=true)"
+    if storage.is_remote(directory):
+        connection.register_filesystem(storage.fsspec_filesystem(directory)[0])
+    query = f"SELECT count(*), count(DISTINCT id) FROM read_parquet('{directory}/**/*.parquet', hive_partitioning=true)"
     found = connection.execute(query).fetchone()
     assert found is not None
     assert found[0] == found[1], "DuckDB sees an article twice"
 
 
-def contents(labels: str, names: Sequence[str]) -> dict[str, bytes]:
-    """Label files by name, with one run id in place of everyone's."""
+def contents(labels: str) -> dict[str, bytes]:
+    """All label files and published files by name, with one run id in place of everyone's."""
+    names = [f"_store/{name}" for name in label_files(labels)] + [f"current/{name}" for name in published_files(labels)]
     data = storage.in_threads(lambda name: storage.read_bytes(storage.join(labels, name)), names)
     return {name: _without_run(content) for name, content in zip(names, data, strict=True)}
 
 
 def num_rows(labels: str) -> int:
     """Rows of all label files."""
-    fs, path = storage.filesystem(labels)
+    fs, path = storage.filesystem(storage.join(labels, "_store"))
     names = [f"{path}/{name}" for name in label_files(labels)]
     return sum(pq.read_metadata(name, filesystem=fs).num_rows for name in names)
 

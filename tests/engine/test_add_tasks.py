@@ -20,7 +20,7 @@ from mtop_batch.errors import BundleError, ConfigError, DataError, MtopError, Ta
 from mtop_batch.model.bundle.bundle import load_bundle, save_bundle
 from mtop_batch.model.kinds.mtop import MTOPModel
 from tests.conftest import make_backbone, make_tokenizer
-from tests.engine.test_label import table_files, write_articles
+from tests.engine.test_label import files_of, write_articles
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -86,12 +86,12 @@ def test_a_backfill_computes_the_new_cells_only_and_touches_no_earlier_file(
     write_articles(f"{tmp_path}/corpus/date=2026-11-19/a.parquet", TEXTS[:7])
     write_articles(f"{tmp_path}/corpus/date=2026-11-20/b.parquet", TEXTS[7:], first_id=7)
     label(model, tmp_path)
-    files = table_files(tmp_path / "labels")
+    files = files_of(tmp_path / "labels", "_store")
     add(model, write_config(tmp_path / "new.toml", task_tables[:1]), tmp_path / "m2")
     report = label(str(tmp_path / "m2"), tmp_path)
     assert (report["cells_done"], report["cells_already_current"]) == (12, 24)
     assert report["planned_reasons"] == {"new task": 12}
-    now = table_files(tmp_path / "labels")
+    now = files_of(tmp_path / "labels", "_store")
     assert {name: now[name] for name in files} == files
     labels = read_labels(f"{tmp_path}/labels", provenance=True).sort_by("id")
     expected = Predictor.load(str(tmp_path / "m2")).predict([text[:10] for text in TEXTS], TEXTS)

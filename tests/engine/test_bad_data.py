@@ -17,7 +17,7 @@ from mtop_batch import Task, read_labels
 from mtop_batch.cli.commands import main
 from mtop_batch.model.bundle.bundle import save_bundle
 from mtop_batch.model.kinds.mtop import MTOPModel
-from mtop_batch.table.footer import FOOTER_KEY, Footer
+from mtop_batch.table.footer import FOOTER_KEY, LabelFooter
 from tests.conftest import make_backbone, make_tokenizer
 from tests.engine.bad_corpus import NULL, readable_files, unreadable_files, write_all
 
@@ -35,9 +35,9 @@ class Run:
     def label_files(self) -> dict[str, list[pq.ParquetFile]]:
         """Source path -> its label files, by first row."""
         found: dict[str, list[tuple[int, pq.ParquetFile]]] = defaultdict(list)
-        for path in filter(Path.is_file, self.root.glob("labels/[!_]*/**/*")):
+        for path in filter(Path.is_file, self.root.glob("labels/_store/**/*")):
             file = pq.ParquetFile(path)
-            footer = Footer.decode(file.metadata.metadata[FOOTER_KEY.encode()])
+            footer = LabelFooter.decode(file.metadata.metadata[FOOTER_KEY.encode()], file.metadata.num_rows)
             found[footer.source.path].append((footer.rows[0], file))
         return {source: [file for _, file in sorted(files, key=lambda f: f[0])] for source, files in found.items()}
 

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from mtop_batch.engine.label import LabelOptions, label_corpus
 from mtop_batch.engine.pipeline import plan_actors
 from mtop_batch.engine.session import Resources
 from mtop_batch.errors import BundleError, ConfigError, DataError, JobError, LabelTableError, TaskError
+from mtop_batch.labelling.plan import staleness
 from mtop_batch.model.bundle.bundle import load_bundle, save_bundle
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.table.lease.lease import hold_lease
+from mtop_batch.table.row_ranges import slice_rows
 from tests.conftest import WORDS, make_backbone, make_tokenizer
 from tests.s3 import S3Server
 
@@ -66,12 +69,10 @@ def options(bundle: str, root: str, **changes: Any) -> LabelOptions:
     return LabelOptions(model=bundle, corpus=f"{root}/corpus", labels=f"{root}/labels", **changes)
 
 
-def table_files(labels: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(labels)): path.read_bytes()
-        for path in sorted(labels.rglob("*.parquet"))
-        if not path.relative_to(labels).parts[0].startswith("_")
-    }
+def files_of(labels: Path, part: str) -> dict[str, bytes]:
+    """The files of the store ("_store") or of the published table ("current")."""
+    directory = labels / part
+    return {str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*.parquet"))}
 
 
 def label_two_files(bundle: str, root: str, texts: list[str]) -> dict[str, Any]:
@@ -125,16 +126,16 @@ def test_every_article_gets_every_label_on_s3(bundle: str, s3_service: S3Server,
     assert label_corpus(options(remote_bundle, root))["cells_planned"] == 0
 
 
-def test_a_label_set_is_a_plain_parquet_data_set(labelled: Labelled) -> None:
-    (label_set,) = (path for path in labelled.labels.iterdir() if not path.name.startswith("_"))
-    table = ds.dataset(label_set, partitioning="hive").to_table()
+def test_the_published_table_is_a_plain_parquet_data_set(labelled: Labelled) -> None:
+    current = labelled.labels / "current"
+    table = ds.dataset(current, partitioning="hive").to_table()
     assert sorted(table["id"].to_pylist()) == list(range(50))
-    query = f"SELECT date, count(DISTINCT id) FROM read_parquet('{label_set}/**/*.parquet') GROUP BY 1 ORDER BY 1"
+    query = f"SELECT date, count(DISTINCT id) FROM '{current}/**/*.parquet' GROUP BY 1 ORDER BY 1"
     assert [count for _, count in duckdb.connect().execute(query).fetchall()] == [30, 20]
 
 
 def test_label_files_carry_the_bundles_fingerprints(labelled: Labelled, bundle: str) -> None:
-    for path in labelled.labels.glob("[!_]*/**/*.parquet"):
+    for path in [*labelled.labels.glob("_store/**/*.parquet"), *labelled.labels.glob("current/**/*.parquet")]:
         footer = json.loads(pq.read_metadata(path).metadata[b"mtop_batch"])
         fingerprints = {name: task["fingerprint"] for name, task in footer["tasks"].items()}
         assert fingerprints == load_bundle(bundle).fingerprints
@@ -142,10 +143,10 @@ def test_label_files_carry_the_bundles_fingerprints(labelled: Labelled, bundle: 
 
 
 def test_a_second_run_finds_everything_current_and_writes_no_labels(labelled: Labelled, bundle: str) -> None:
-    before = table_files(labelled.labels)
+    before = files_of(labelled.labels, ".")
     report = label_corpus(options(bundle, str(labelled.root)))
     assert (report["cells_planned"], report["cells_already_current"], report["rows"]) == (0, 150, 0)
-    assert table_files(labelled.labels) == before
+    assert files_of(labelled.labels, ".") == before
 
 
 def test_bad_rows_keep_their_place_and_say_why(bundle: str, tmp_path: Path) -> None:
@@ -175,11 +176,15 @@ def test_unreadable_files_are_listed_and_the_others_labelled(bundle: str, tmp_pa
     assert "no id column 'id'" in reasons["other.parquet"]
 
 
-def test_large_files_are_cut_into_units(bundle: str, tmp_path: Path, make_texts: Texts) -> None:
+def test_large_files_are_cut_into_slices_that_do_not_depend_on_unit_rows(
+    bundle: str, tmp_path: Path, make_texts: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staleness, "slice_rows", partial(slice_rows, slice_rows=15))
     texts = make_texts(40, 3)
     write_articles(f"{tmp_path}/corpus/a.parquet", texts)
     report = label_corpus(options(bundle, str(tmp_path), unit_rows=15))
     assert report["units_done"] == 3
+    assert label_corpus(options(bundle, str(tmp_path), unit_rows=7))["cells_planned"] == 0
     check_labels(str(tmp_path / "labels"), bundle, texts)
 
 
@@ -203,9 +208,9 @@ def test_only_the_wanted_tasks_and_partitions_are_touched(bundle: str, tmp_path:
 def test_a_new_task_gets_a_label_set_of_its_own(tmp_path: Path, make_texts: Texts) -> None:
     write_articles(f"{tmp_path}/corpus/a.parquet", make_texts(8, 0))
     label_corpus(options(save_model(f"{tmp_path}/m1", TASKS[:2]), str(tmp_path)))
-    before = table_files(tmp_path / "labels")
+    before = files_of(tmp_path / "labels", "_store")
     report = label_corpus(options(save_model(f"{tmp_path}/m2", TASKS), str(tmp_path)))
-    after = table_files(tmp_path / "labels")
+    after = files_of(tmp_path / "labels", "_store")
     assert (report["cells_done"], report["cells_already_current"]) == (8, 16)
     assert {name: after[name] for name in before} == before
     assert {"politics_label", "mood_label", "length_score"} <= set(read_labels(str(tmp_path / "labels")).column_names)
@@ -218,20 +223,20 @@ def test_labels_of_removed_source_files_stay_until_a_run_prunes_them(
         write_articles(f"{tmp_path}/corpus/{name}.parquet", make_texts(5, 0))
     label_corpus(options(bundle, str(tmp_path)))
     (tmp_path / "corpus" / "b.parquet").unlink()
-    before = table_files(tmp_path / "labels")
-    (orphan,) = (path for path in before if path.endswith("b.parquet"))
+    before = files_of(tmp_path / "labels", "current")
+    orphan = "b.parquet"
     plan = label_corpus(options(bundle, str(tmp_path), prune=True), plan_only=True)
     report = label_corpus(options(bundle, str(tmp_path)))
     assert plan["files_to_remove"] == plan["orphaned_files"] == report["orphaned_files"] == [orphan]
     assert report["removed_files"] == []
-    assert table_files(tmp_path / "labels") == before
+    assert files_of(tmp_path / "labels", "current") == before
 
     labels = str(tmp_path / "labels")
     with hold_lease(labels, "other"), pytest.raises(LabelTableError, match="is being written by run other"):
         label_corpus(options(bundle, str(tmp_path), prune=True))
     report = label_corpus(options(bundle, str(tmp_path), prune=True))
     assert (report["orphaned_files"], report["removed_files"]) == ([orphan], [orphan])
-    assert table_files(tmp_path / "labels").keys() == before.keys() - {orphan}
+    assert files_of(tmp_path / "labels", "current").keys() == before.keys() - {orphan}
     assert label_corpus(options(bundle, str(tmp_path), prune=True))["orphaned_files"] == []
 
 

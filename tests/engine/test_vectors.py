@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from mtop_batch.engine.label import LabelOptions, label_corpus
 from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.train import train
 from mtop_batch.errors import BundleError, ConfigError, LabelTableError
+from mtop_batch.labelling.plan import staleness
 from mtop_batch.model.bundle.bundle import load_bundle
+from mtop_batch.table.row_ranges import slice_rows
 from tests.engine.test_add_tasks import TEXTS, add, save_model, write_config
-from tests.engine.test_label import table_files, write_articles
+from tests.engine.test_label import files_of, write_articles
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -37,11 +40,7 @@ def label(model: str, root: Path, plan_only: bool = False, **options: Any) -> di
 
 
 def vector_set(root: Path) -> Path:
-    (found,) = (
-        path
-        for path in (root / "labels").iterdir()
-        if not path.name.startswith("_") and "vector" in ds.dataset(path).schema.names
-    )
+    (found,) = (path for path in (root / "labels" / "_store").iterdir() if "vector" in ds.dataset(path).schema.names)
     return found
 
 
@@ -65,7 +64,7 @@ def test_vectors_lie_in_a_label_set_of_their_own_and_labels_are_read_without_the
     model, _ = with_probes
     report = label(model, tmp_path, vectors=True)
     assert (report["rows"], report["cells_done"], report["cells_from_vectors"]) == (12, 36, 0)
-    assert len({name.split("/")[0] for name in table_files(tmp_path / "labels")}) == 2
+    assert len({name.split("/")[0] for name in files_of(tmp_path / "labels", "_store")}) == 2
     assert "vector" not in read_labels(f"{tmp_path}/labels").column_names
     table = read_labels(f"{tmp_path}/labels", [], vectors=True)
     assert table.column_names == ["id", "date", "vector", "error"]
@@ -78,12 +77,12 @@ def test_vectors_lie_in_a_label_set_of_their_own_and_labels_are_read_without_the
 def test_only_vectors_are_computed_where_labels_are_current(tmp_path: Path, with_probes: tuple[str, str]) -> None:
     model, _ = with_probes
     label(model, tmp_path)
-    files = table_files(tmp_path / "labels")
+    files = files_of(tmp_path / "labels", "_store")
     plan = label(model, tmp_path, plan_only=True, vectors=True)
     assert plan["planned_per_task"] == {"politics": 0, "mood": 0, "_vector": 12}
     report = label(model, tmp_path, vectors=True)
     assert (report["cells_done"], report["cells_already_current"], report["label_counts"]) == (12, 24, {})
-    now = table_files(tmp_path / "labels")
+    now = files_of(tmp_path / "labels", "_store")
     assert {name: now[name] for name in files} == files
 
 
@@ -105,12 +104,12 @@ def test_probes_are_backfilled_from_vectors_without_texts(
     model, model2 = with_probes
     label(model, tmp_path, vectors=True)
     monkeypatch.setattr(pipeline, "_from_texts", None)  # what reads texts and starts labelling actors
-    before = table_files(tmp_path / "labels")
+    before = files_of(tmp_path / "labels", "_store")
     plan = label(model2, tmp_path, plan_only=True)
     assert (plan["cells_planned"], plan["cells_from_vectors"], plan["units_from_vectors"]) == (24, 24, 2)
     report = label(model2, tmp_path)
     assert (report["cells_done"], report["cells_from_vectors"], report["num_tokens"]) == (24, 24, 0)
-    now = table_files(tmp_path / "labels")
+    now = files_of(tmp_path / "labels", "_store")
     assert {name: now[name] for name in before} == before
     expected = Predictor.load(model2).predict(TITLES, TEXTS)
     table = read_labels(f"{tmp_path}/labels").sort_by("id")
@@ -150,14 +149,17 @@ def test_texts_are_read_where_vectors_are_missing_or_of_older_content(
 
 
 @pytest.mark.slow
-def test_units_are_cut_where_stored_vectors_end(tmp_path: Path, task_tables: list[dict[str, Any]]) -> None:
+def test_texts_are_read_for_the_slices_that_lack_vectors(
+    tmp_path: Path, task_tables: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staleness, "slice_rows", partial(slice_rows, slice_rows=4))
     write_articles(f"{tmp_path}/corpus/a.parquet", TEXTS)
     model = save_model(tmp_path / "m")
-    label(model, tmp_path, vectors=True, unit_rows=4)
-    lost = sorted(vector_set(tmp_path).glob("*.parquet"))[1]
+    label(model, tmp_path, vectors=True)
+    lost = sorted(vector_set(tmp_path).rglob("*.parquet"))[1]
     lost.unlink()
     add(model, write_config(tmp_path / "new.toml", task_tables[:1], kind="probe"), tmp_path / "m2")
-    report = label(str(tmp_path / "m2"), tmp_path, unit_rows=100)
+    report = label(str(tmp_path / "m2"), tmp_path)
     assert (report["cells_done"], report["cells_from_vectors"], report["units_done"]) == (12, 8, 3)
     expected = Predictor.load(str(tmp_path / "m2")).predict(TITLES, TEXTS)
     assert read_labels(f"{tmp_path}/labels")["sport_label"].to_pylist() == expected["sport_label"].to_pylist()

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from mtop_batch import storage
+from mtop_batch.labelling.plan import staleness
 from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.labelling.plan.work import Plan, Unit
 from mtop_batch.labelling.run.read_rows import read_unit
 from mtop_batch.table.columns import LABEL_TYPE
 from mtop_batch.table.definition import VECTOR, Definition
+from mtop_batch.table.publisher import publish
+from mtop_batch.table.row_ranges import slice_rows
 from mtop_batch.table.runs import new_run_id, write_run
 from mtop_batch.table.store import write_label_file
 from mtop_batch.tasks import Task
@@ -82,25 +88,31 @@ def label_unit(corpus: str, labels: str, wanted: Definition, unit: Unit, run: st
         columns[f"{task}_label"] = pa.array([label for label, _ in pairs], pa.string()).cast(LABEL_TYPE)
         columns[f"{task}_score"] = pa.array([score for _, score in pairs], pa.float32())
     for target in unit.targets[:max_targets]:
-        footer = unit.footer(target, wanted, run)
-        write_label_file(labels, target, ids, columns, errors, footer, wanted.tasks)
+        write_label_file(labels, target.file, ids, columns, errors, unit.footer(target, wanted, run))
+
+
+@contextmanager
+def small_slices(num_rows: int) -> Iterator[None]:
+    """Source files are cut into slices of so many rows: the same numbers everywhere, as in the real thing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(staleness, "slice_rows", partial(slice_rows, slice_rows=num_rows))
+        yield
 
 
 def run_plan(plan: Plan, wanted: Definition, units: Iterable[Unit] | None = None) -> str:
-    """Do all or some units of a plan as a run would; returns the run's id."""
+    """Do all or some units of a plan and publish, as a run would; returns the run's id."""
     run = new_run_id()
     write_run(plan.labels, run, wanted, plan.corpus)
-    for path in plan.obsolete:
-        storage.delete(storage.join(plan.labels, path))
+    for file in plan.damaged:
+        storage.delete(file.uri(plan.labels))
     for unit in plan.units if units is None else units:
         label_unit(plan.corpus, plan.labels, wanted, unit, run)
+    publish(plan.labels, wanted.view, wanted.kinds, plan.to_publish, run, orphans=plan.removals)
     return run
 
 
-def label_corpus(
-    corpus: Path, labels: Path, wanted: Definition, partitions: Sequence[str] = (), unit_rows: int = 20_000
-) -> Plan:
+def label_corpus(corpus: Path, labels: Path, wanted: Definition, partitions: Sequence[str] = ()) -> Plan:
     """Plan and do everything; returns the plan that was done."""
-    plan = plan_labels(str(corpus), str(labels), wanted, unit_rows=unit_rows, partitions=partitions)
+    plan = plan_labels(str(corpus), str(labels), wanted, partitions=partitions)
     run_plan(plan, wanted)
     return plan

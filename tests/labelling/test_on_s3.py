@@ -20,8 +20,9 @@ from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.labelling.plan.work import Unit
 from mtop_batch.labelling.run.read_rows import read_unit
 from mtop_batch.storage import clients
+from mtop_batch.table.publisher import publish
 from mtop_batch.table.read import read_labels
-from tests.labelling.support import articles, definition, run_plan
+from tests.labelling.support import articles, definition, label_unit, run_plan
 from tests.s3 import S3Server, s3_server
 
 AB = definition({"a": "1", "b": "1"})
@@ -80,14 +81,50 @@ def test_a_corpus_on_s3_is_labelled_once_and_again_where_it_changed(root: str) -
     corpus, labels = storage.join(root, "corpus"), storage.join(root, "labels")
     put(storage.join(corpus, "date=1/x y.parquet"), articles(5))
     put(storage.join(corpus, "date=2/ü.parquet"), articles(4, start=5))
-    run_plan(plan_labels(corpus, labels, AB, unit_rows=3), AB)
-    assert plan_labels(corpus, labels, AB, unit_rows=3).units == ()
+    run_plan(plan_labels(corpus, labels, AB), AB)
+    assert plan_labels(corpus, labels, AB).units == ()
     put(storage.join(corpus, "date=2/ü.parquet"), articles(4, start=6))
-    plan = plan_labels(corpus, labels, AB, unit_rows=3)
+    plan = plan_labels(corpus, labels, AB)
     assert plan.reasons == Counter({why.CONTENT_CHANGED: 8})
     run_plan(plan, AB)
     ids = read_labels(labels)["id"].to_pylist()
     assert ids == [f"a{n}" for n in (0, 1, 2, 3, 4, 6, 7, 8, 9)]
+
+
+def test_articles_of_a_source_that_is_gone_are_removed_once_and_come_back_with_it(root: str) -> None:
+    corpus, labels = storage.join(root, "corpus"), storage.join(root, "labels")
+    put(storage.join(corpus, "x.parquet"), articles(5))
+    put(storage.join(corpus, "y.parquet"), articles(4, start=5))
+    run_plan(plan_labels(corpus, labels, AB), AB)
+    storage.delete(storage.join(corpus, "y.parquet"))
+    run_plan(plan_labels(corpus, labels, AB, prune=True), AB)
+    assert read_labels(labels).num_rows == 5
+    again = plan_labels(corpus, labels, AB, prune=True)
+    assert (again.orphaned, again.has_work) == ((), False)
+    put(storage.join(corpus, "y.parquet"), articles(4, start=5))
+    plan = plan_labels(corpus, labels, AB)
+    assert (plan.units, len(plan.to_publish)) == ((), 1)
+    run_plan(plan, AB)
+    assert read_labels(labels).num_rows == 9
+
+
+def test_a_published_file_is_not_overwritten_blindly(root: str) -> None:
+    corpus, labels = storage.join(root, "corpus"), storage.join(root, "labels")
+    put(storage.join(corpus, "x.parquet"), articles(5))
+    run_plan(plan_labels(corpus, labels, AB), AB)
+    d, e = definition({"d": "1"}), definition({"e": "1"})
+    plan = plan_labels(corpus, labels, d)
+    label_unit(corpus, labels, d, plan.units[0], "r")
+    others = [lambda: run_plan(plan_labels(corpus, labels, e), e)]
+
+    def meanwhile() -> None:
+        if others:
+            others.pop()()
+
+    publish(labels, d.view, d.kinds, plan.to_publish, "r", check=meanwhile)
+    table = read_labels(labels)
+    assert table.num_rows == 5
+    assert [table[f"{task}_label"].null_count for task in "abde"] == [0, 0, 0, 0]
 
 
 def test_a_file_replaced_since_the_plan_is_found_out_by_its_etag(root: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from mtop_batch.labelling.plan import planner
 from mtop_batch.labelling.plan import staleness as why
 from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.labelling.plan.work import Plan
-from tests.labelling.support import articles, definition, label_corpus, run_plan, write_corpus
+from mtop_batch.table.definition import VECTOR
+from mtop_batch.table.read import read_labels
+from tests.labelling.support import articles, definition, label_corpus, run_plan, small_slices, write_corpus
 
 AB = definition({"a": "1", "b": "1"})
 
@@ -53,7 +56,7 @@ def test_only_what_is_stale_is_planned_after_every_kind_of_change(corpus: Path, 
     (corpus / "date=2026-11-19" / "x.parquet").unlink()
     plan = plan_labels(str(corpus), str(labels), AB)
     assert plan.reasons == Counter({why.CONTENT_CHANGED: 10, why.NEW_FILE: 4})
-    assert plan.orphaned == (f"{AB.label_set_name('ab')}/date=2026-11-19/x.parquet",)
+    assert plan.orphaned == ("date=2026-11-19/x.parquet",)
     run_plan(plan, AB)
     retrained = definition({"a": "1", "b": "2"})
     assert plan_labels(str(corpus), str(labels), retrained).reasons == Counter({why.TASK_CHANGED: 7})
@@ -77,29 +80,27 @@ def test_a_partition_limits_the_plan(corpus: Path, labels: Path) -> None:
 
 
 def test_orphaned_files_are_named_in_scope_and_removed_by_pruning_runs_only(corpus: Path, labels: Path) -> None:
-    write_corpus(corpus, {"date=2026-11-19/w.parquet": articles(2), "date=2026-11-21/v.parquet": articles(2)})
-    label_corpus(corpus, labels, AB, unit_rows=1)
-    label_corpus(corpus, labels, definition({"d": "1"}))
-    for path in ("date=2026-11-19/w.parquet", "date=2026-11-21/v.parquet"):
+    write_corpus(corpus, {"date=2026-11-19/w.PQ": articles(2), "date=2026-11-21/v.parquet": articles(2)})
+    label_corpus(corpus, labels, AB)
+    for path in ("date=2026-11-19/w.PQ", "date=2026-11-21/v.parquet"):
         (corpus / path).unlink()
 
     def plan(*partitions: str, prune: bool = False) -> Plan:
         return plan_labels(str(corpus), str(labels), AB, partitions=partitions, prune=prune)
 
-    assert len(plan().orphaned) == 6
-    assert [path.partition("/")[2] for path in plan("date=2026-11-19").orphaned] == [
-        "date=2026-11-19/w.rg00000-00001.rows000000000-000000001.parquet",
-        "date=2026-11-19/w.rg00000-00001.rows000000001-000000002.parquet",
-        "date=2026-11-19/w.parquet",
-    ]
+    assert plan().orphaned == ("date=2026-11-19/w.PQ.parquet", "date=2026-11-21/v.parquet")
+    assert plan("date=2026-11-19").orphaned == ("date=2026-11-19/w.PQ.parquet",)
     assert plan("date=2026-11-20").orphaned == ()
     assert (plan().removals, plan(prune=True).removals) == ((), plan().orphaned)
+    assert not plan().has_work
+    run_plan(plan(prune=True), AB)
+    assert (plan().orphaned, read_labels(str(labels)).num_rows) == ((), 7)
 
 
 def test_pruning_because_of_another_corpus_than_the_last_runs_is_refused(corpus: Path, labels: Path) -> None:
     label_corpus(corpus, labels, AB)
     corpus_of_today = corpus / "date=2026-11-20"
-    with pytest.raises(ConfigError, match=r"--prune would remove 2 label files.*run once without --prune"):
+    with pytest.raises(ConfigError, match=r"--prune would remove 2 published files.*run once without --prune"):
         plan_labels(str(corpus_of_today), str(labels), AB, prune=True)
     run_plan(plan_labels(str(corpus_of_today), str(labels), AB), AB)
     assert len(plan_labels(str(corpus_of_today), str(labels), AB, prune=True).removals) == 2
@@ -117,15 +118,83 @@ def test_what_cannot_be_listed_is_not_orphaned(corpus: Path, labels: Path) -> No
         plan_labels(str(corpus), str(labels), AB, prune=True)
 
 
-def test_another_unit_size_keeps_what_is_labelled(corpus: Path, labels: Path) -> None:
-    plan = plan_labels(str(corpus), str(labels), AB, unit_rows=2)
-    assert len(plan.units) == 4
-    run_plan(plan, AB, plan.units[:1])
-    rest = plan_labels(str(corpus), str(labels), AB, unit_rows=100)
-    assert [(unit.rows, unit.targets[0].path) for unit in rest.units] == [
-        ((2, 4), "date=2026-11-19/x.rg00000-00001.rows000000002-000000004.parquet"),
-        ((0, 3), "date=2026-11-20/y z.parquet"),
-    ]
+def test_what_is_left_of_a_plan_is_done_in_the_same_slices_and_published_when_it_is_whole(
+    corpus: Path, labels: Path
+) -> None:
+    with small_slices(2):
+        plan = plan_labels(str(corpus), str(labels), AB)
+        assert [unit.rows for unit in plan.units] == [(0, 2), (2, 4), (0, 1), (1, 3)]
+        run_plan(plan, AB, [plan.units[0], *plan.units[2:]])
+        assert read_labels(str(labels))["id"].to_pylist() == ["a4", "a5", "a6"]
+        rest = plan_labels(str(corpus), str(labels), AB)
+        assert rest.units == plan.units[1:2]
+        run_plan(rest, AB)
+    assert read_labels(str(labels))["id"].to_pylist() == [f"a{n}" for n in range(7)]
+
+
+def test_two_runs_at_once_label_and_publish_each_article_once(corpus: Path, labels: Path) -> None:
+    with small_slices(2):
+        one, two = (plan_labels(str(corpus), str(labels), AB) for _ in range(2))
+        run_plan(one, AB, one.units[:3])
+        run_plan(two, AB)
+        run_plan(one, AB, one.units[3:])
+    assert read_labels(str(labels))["id"].to_pylist() == [f"a{n}" for n in range(7)]
+    rows = sum(pq.read_metadata(path).num_rows for path in (labels / "_store").rglob("*.parquet"))
+    assert rows == 7
+
+
+def test_old_content_stays_published_until_the_new_is_whole(corpus: Path, labels: Path) -> None:
+    write_corpus(corpus, {"z.parquet": articles(4, start=10)})
+    label_corpus(corpus, labels, AB)
+    write_corpus(corpus, {"z.parquet": articles(4, start=20)})
+
+    def shown() -> list[str]:
+        return read_labels(str(labels))["id"].to_pylist()[-4:]
+
+    with small_slices(2):
+        plan = plan_labels(str(corpus), str(labels), AB)
+        run_plan(plan, AB, plan.units[:1])
+        assert shown() == ["a10", "a11", "a12", "a13"]
+        label_corpus(corpus, labels, AB)
+    assert shown() == ["a20", "a21", "a22", "a23"]
+
+
+def test_labels_that_are_stored_but_not_published_are_only_published(corpus: Path, labels: Path) -> None:
+    label_corpus(corpus, labels, AB)
+    (labels / "current" / "date=2026-11-19" / "x.parquet").unlink()
+    plan = plan_labels(str(corpus), str(labels), AB)
+    assert (plan.units, [source.path for source in plan.to_publish]) == ((), ["date=2026-11-19/x.parquet"])
+    assert plan.has_work
+    run_plan(plan, AB)
+    assert not plan_labels(str(corpus), str(labels), AB).has_work
+
+
+def test_a_damaged_published_file_is_made_anew_without_computing(corpus: Path, labels: Path) -> None:
+    label_corpus(corpus, labels, AB)
+    before = read_labels(str(labels))
+    (labels / "current" / "date=2026-11-19" / "x.parquet").write_bytes(b"PAR1 what is this PAR1")
+    assert label_corpus(corpus, labels, AB).units == ()
+    assert read_labels(str(labels)).equals(before)
+
+
+def test_vectors_are_looked_for_in_the_store(corpus: Path, labels: Path) -> None:
+    label_corpus(corpus, labels, AB)
+    with_vectors = definition({"a": "1", "b": "1", VECTOR: "1"})
+    plan = label_corpus(corpus, labels, with_vectors)
+    assert (plan.planned_per_task, plan.to_publish) == ({"a": 0, "b": 0, VECTOR: 7}, ())
+    assert not plan_labels(str(corpus), str(labels), with_vectors).has_work
+    assert not plan_labels(str(corpus), str(labels), AB).has_work
+
+
+@pytest.mark.parametrize("key", ["id", "error", "a_label"])
+def test_files_below_a_partition_key_that_would_hide_a_column_are_unreadable(
+    corpus: Path, labels: Path, key: str
+) -> None:
+    write_corpus(corpus, {f"{key}=1/v.parquet": articles(2)})
+    plan = plan_labels(str(corpus), str(labels), AB)
+    reason = f"its partition key '{key}' is also a column of the label table; rename the directory"
+    assert plan.unreadable == ((f"{key}=1/v.parquet", reason),)
+    assert plan.num_articles == 7
 
 
 def test_bad_files_are_listed_and_the_others_planned(corpus: Path, labels: Path) -> None:
@@ -198,30 +267,48 @@ def test_odd_layouts_are_labelled_once(tmp_path: Path, labels: Path) -> None:
     root = tmp_path / "corpus"
     write_corpus(root, {"many.parquet": articles(500)}, row_group_size=1)
     write_corpus(root, {"ü/one.parquet": articles(1), "huge.parquet": articles(500), "none.parquet": articles(0)})
-    write_corpus(root, {"many.rg00000-00001.parquet": articles(3)})
-    plan = label_corpus(root, labels, AB, unit_rows=150)
-    assert plan.num_articles == 1004
-    assert plan_labels(str(root), str(labels), AB, unit_rows=150).units == ()
-    rows = sum(pq.read_metadata(path).num_rows for path in labels.glob("*/**/*.parquet"))
-    assert rows == 1004
+    write_corpus(root, {"huge.parquet@/many.parquet": articles(3), "two\nlines.pq": articles(2)})
+    with small_slices(150):
+        plan = label_corpus(root, labels, AB)
+        assert plan.num_articles == 1006
+        assert not plan_labels(str(root), str(labels), AB).has_work
+    for place in ("_store", "current"):
+        rows = sum(pq.read_metadata(path).num_rows for path in (labels / place).rglob("*.parquet"))
+        assert rows == 1006
 
 
 def test_damaged_label_files_are_planned_again(corpus: Path, labels: Path) -> None:
+    with small_slices(2):
+        label_corpus(corpus, labels, AB)
+        shutil.rmtree(labels / "current")
+        other, damaged = sorted((labels / "_store").rglob("x.parquet@/*"))
+        for content in (damaged.read_bytes()[:-20], other.read_bytes(), b""):
+            damaged.write_bytes(content)
+            plan = plan_labels(str(corpus), str(labels), AB)
+            assert (plan.reasons, [unit.rows for unit in plan.units]) == (Counter({why.UNFINISHED: 4}), [(2, 4)])
+            assert [str(file) for file in plan.damaged] == [str(damaged.relative_to(labels))]
+        run_plan(plan_labels(str(corpus), str(labels), AB), AB)
+        assert not plan_labels(str(corpus), str(labels), AB).has_work
+    assert read_labels(str(labels)).num_rows == 7
+
+
+def test_a_label_set_of_nothing_but_damage_is_done_again(corpus: Path, labels: Path) -> None:
     label_corpus(corpus, labels, AB)
-    damaged = labels / AB.label_set_name("ab") / "date=2026-11-19" / "x.parquet"
-    for content in (damaged.read_bytes()[:-20], (corpus / "date=2026-11-19" / "x.parquet").read_bytes(), b""):
-        damaged.write_bytes(content)
-        assert plan_labels(str(corpus), str(labels), AB).reasons == Counter({why.DAMAGED: 8})
-    run_plan(plan_labels(str(corpus), str(labels), AB), AB)
-    assert plan_labels(str(corpus), str(labels), AB).units == ()
+    shutil.rmtree(labels / "current")
+    for path in (labels / "_store").rglob("*.parquet"):
+        path.write_bytes(b"")
+    plan = label_corpus(corpus, labels, AB)
+    assert (plan.cells_planned, len(plan.damaged)) == (14, 2)
+    assert not plan_labels(str(corpus), str(labels), AB).has_work
 
 
 def test_strange_files_among_the_labels_do_no_harm(corpus: Path, labels: Path) -> None:
     label_corpus(corpus, labels, AB)
     write_corpus(labels, {"export/all.parquet": articles(2), "top.parquet": articles(2)})
+    write_corpus(labels / "_store", {"export/all.parquet": articles(2), "top.parquet": articles(2)})
     (labels / "README.md").write_text("hello")
     plan = plan_labels(str(corpus), str(labels), AB)
-    assert (plan.units, plan.obsolete, plan.orphaned) == ((), (), ())
+    assert (plan.has_work, plan.orphaned) == (False, ())
 
 
 def test_the_plan_writes_nothing(corpus: Path, labels: Path) -> None:
@@ -232,6 +319,6 @@ def test_the_plan_writes_nothing(corpus: Path, labels: Path) -> None:
 def test_a_bundle_name_cannot_lead_out_of_the_label_table(corpus: Path, labels: Path) -> None:
     for name in ("../../evil", "_hidden", ".", "date=1"):
         wanted = definition({"a": "1"}, bundle_name=name)
-        (target,) = {unit.targets[0].label_set for unit in plan_labels(str(corpus), str(labels), wanted).units}
+        (target,) = {unit.targets[0].file.label_set for unit in plan_labels(str(corpus), str(labels), wanted).units}
         assert not storage.is_hidden(target)
         assert not set(target) & set("/=")

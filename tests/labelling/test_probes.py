@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from mtop_batch.labelling.run.stages import pieces_of_work
 from mtop_batch.table.definition import VECTOR, Definition
 from mtop_batch.table.read import iter_labels, read_labels
 from mtop_batch.tasks import Task
-from tests.labelling.support import articles, definition, label_corpus, write_corpus
+from tests.labelling.support import articles, definition, label_corpus, small_slices, write_corpus
 
 OLD = definition({"a": "1", VECTOR: "1"})
 NEW = definition({"a": "1", "p": "1"})
@@ -39,15 +40,16 @@ def vectors(*values: list[float] | None) -> pa.ChunkedArray:
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
+def project(tmp_path: Path) -> Iterator[Path]:
     """A corpus of two files, labelled in slices, with vectors of x = length of the text."""
     write_corpus(tmp_path / "corpus", {"x.parquet": articles(9), "d=1/y.parquet": articles(3, start=9)})
-    label_corpus(tmp_path / "corpus", tmp_path / "labels", OLD, unit_rows=4)
-    return tmp_path
+    with small_slices(4):
+        label_corpus(tmp_path / "corpus", tmp_path / "labels", OLD)
+        yield tmp_path
 
 
-def plan(project: Path, wanted: Definition, unit_rows: int = 100) -> Plan:
-    return plan_labels(f"{project}/corpus", f"{project}/labels", wanted, unit_rows=unit_rows)
+def plan(project: Path, wanted: Definition) -> Plan:
+    return plan_labels(f"{project}/corpus", f"{project}/labels", wanted)
 
 
 def unit_of(project: Path, wanted: Definition = NEW) -> Unit:
@@ -82,22 +84,32 @@ def test_nothing_but_nulls_or_nothing_at_all_is_no_trouble(predictor: ProbePredi
     assert predictor.predict(vectors()).label_ids.shape == (2, 0)
 
 
-def test_a_units_vectors_are_put_together_from_slices(project: Path) -> None:
-    unit = unit_of(project)
-    assert [part.rows for part in unit.vectors] == [(0, 3), (3, 6), (6, 9)]
-    table = read_vectors(f"{project}/labels", unit, NEW)
-    assert table["id"].to_pylist() == [f"a{n}" for n in range(9)]
-    assert table["vector"].to_pylist() == [[len("title 0"), 1.0]] * 9
-    assert table["error"].null_count == 9
-    assert Unit.from_dict(unit.to_dict()) == unit
+def test_the_vectors_of_a_slice_are_those_of_its_rows(project: Path) -> None:
+    units = [unit for unit in plan(project, NEW).units if unit.source.path == "x.parquet"]
+    assert [unit.rows for unit in units] == [(0, 3), (3, 6), (6, 9)]
+    table = read_vectors(f"{project}/labels", units[1])
+    assert table["id"].to_pylist() == ["a3", "a4", "a5"]
+    assert table["vector"].to_pylist() == [[len("title 0"), 1.0]] * 3
+    assert table["error"].null_count == 3
 
 
-def test_vectors_that_are_replaced_meanwhile_are_not_taken_for_the_others(project: Path) -> None:
+def test_vectors_of_content_that_is_replaced_meanwhile_stay_what_they_were(project: Path) -> None:
     unit = unit_of(project)
     write_corpus(project / "corpus", {"x.parquet": articles(9, start=50)})
-    label_corpus(project / "corpus", project / "labels", OLD, unit_rows=4)
-    with pytest.raises(DamagedLabelFile, match="was replaced while the run was going on"):
-        read_vectors(f"{project}/labels", unit, NEW)
+    label_corpus(project / "corpus", project / "labels", OLD)
+    assert read_vectors(f"{project}/labels", unit)["id"].to_pylist() == ["a0", "a1", "a2"]
+
+
+def test_vectors_that_are_gone_or_damaged_are_an_error(project: Path) -> None:
+    unit = unit_of(project)
+    assert unit.vectors is not None
+    path = Path(unit.vectors.uri(f"{project}/labels"))
+    path.write_bytes(b"PAR1")
+    with pytest.raises(DamagedLabelFile, match="is not a label table's file"):
+        read_vectors(f"{project}/labels", unit)
+    path.unlink()
+    with pytest.raises(LabelTableError, match="was removed while it was read"):
+        read_vectors(f"{project}/labels", unit)
 
 
 def test_only_units_of_nothing_but_probes_are_computed_from_vectors(project: Path) -> None:
@@ -112,7 +124,7 @@ def test_only_units_of_nothing_but_probes_are_computed_from_vectors(project: Pat
 def test_pieces_of_work_are_from_texts_or_from_vectors(project: Path) -> None:
     write_corpus(project / "corpus", {"d=2/z.parquet": articles(2)})
     label_corpus(project / "corpus", project / "labels", definition({"a": "1"}))
-    pieces = pieces_of_work(plan(project, NEW, unit_rows=4).units, max_rows=100)
+    pieces = pieces_of_work(plan(project, NEW).units, max_rows=100)
     assert [(len(piece), bool(piece[0].vectors)) for piece in pieces] == [(1, True), (1, False), (3, True)]
 
 
@@ -128,12 +140,18 @@ def test_labels_are_read_without_vectors_unless_these_are_wanted(project: Path) 
 
 def test_vectors_of_another_definition_are_left_out(project: Path) -> None:
     label_corpus(project / "corpus", project / "labels", definition({"a": "1", VECTOR: "2"}), ["d=1"])
-    table = read_labels(f"{project}/labels", vectors=True, provenance=True)
-    assert table["_vector_fingerprint"].to_pylist() == ["2"] * 3 + [None] * 9
-    assert table["vector"].null_count == 9
+    table = read_labels(f"{project}/labels", vectors=True)
+    assert table["vector"].is_valid().to_pylist() == [True] * 3 + [False] * 9
     assert table["a_label"].null_count == 0
     elsewhere = read_labels(f"{project}/labels", partition={"d": "0"}, vectors=True)
     assert elsewhere["vector"].null_count == len(elsewhere)
+
+
+def test_vectors_of_a_part_of_a_source_are_not_shown(project: Path) -> None:
+    for path in (project / "labels" / "_store" / OLD.label_set_name([VECTOR])).rglob("x.parquet@/*-000000003-*"):
+        path.unlink()
+    table = read_labels(f"{project}/labels", vectors=True)
+    assert table["vector"].is_valid().to_pylist() == [True] * 3 + [False] * 9
 
 
 def test_a_table_without_vectors_says_how_to_get_them(tmp_path: Path) -> None:

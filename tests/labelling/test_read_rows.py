@@ -17,16 +17,17 @@ from mtop_batch.corpus.files import SourceChanged, UnreadableSource
 from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.labelling.run import read_rows
 from mtop_batch.labelling.run.read_rows import TextBatch, read_unit
-from tests.labelling.support import articles, definition, write_corpus
+from tests.labelling.support import articles, definition, small_slices, write_corpus
 
 WANTED = definition({"a": "1"})
 Row = tuple[str | None, str | None, str | None]
 
 
-def read_all(root: Path, columns: Any, unit_rows: int = 1000, **options: Any) -> tuple[list[Any], list[Row]]:
+def read_all(root: Path, columns: Any, slice_rows: int = 1000, **options: Any) -> tuple[list[Any], list[Row]]:
     """Ids, and (text, second text, error) of every row of a corpus of one file."""
     write_corpus(root / "c", {"x.parquet": columns}, **options)
-    plan = plan_labels(str(root / "c"), str(root / "l"), WANTED, unit_rows=unit_rows)
+    with small_slices(slice_rows):
+        plan = plan_labels(str(root / "c"), str(root / "l"), WANTED)
     batches = [batch for unit in plan.units for batch in read_unit(plan.corpus, unit, "id", batch_rows=3)]
     return [value for batch in batches for value in batch.ids.to_pylist()], rows_of(batches)
 
@@ -133,10 +134,10 @@ def test_batches_have_fewer_rows_where_texts_are_long(tmp_path: Path, monkeypatc
     assert 1 < max(sizes) <= 6
 
 
-@pytest.mark.parametrize("unit_rows", [1, 3, 5, 7, 100])
+@pytest.mark.parametrize("slice_rows", [1, 3, 5, 7, 100])
 @pytest.mark.parametrize("row_group_size", [1, 4, 50])
-def test_units_of_any_size_read_every_row_once(tmp_path: Path, unit_rows: int, row_group_size: int) -> None:
-    ids, rows = read_all(tmp_path, articles(23), unit_rows=unit_rows, row_group_size=row_group_size)
+def test_slices_of_any_size_read_every_row_once(tmp_path: Path, slice_rows: int, row_group_size: int) -> None:
+    ids, rows = read_all(tmp_path, articles(23), slice_rows=slice_rows, row_group_size=row_group_size)
     assert ids == [f"a{n}" for n in range(23)]
     assert [text for text, _, _ in rows] == [f"title {n}" for n in range(23)]
 
@@ -200,12 +201,12 @@ texts = st.none() | st.sampled_from(["", " ", "\n"]) | st.text(max_size=5)
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(texts, texts), max_size=12), st.integers(1, 5))
 def test_every_row_has_either_a_text_or_a_reason(
-    tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str | None, str | None]], unit_rows: int
+    tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str | None, str | None]], slice_rows: int
 ) -> None:
     schema = pa.schema([("id", pa.int64()), ("title", pa.string()), ("body", pa.string())])
     columns = [list(range(len(pairs))), [title for title, _ in pairs], [body for _, body in pairs]]
     table = pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema)
-    ids, rows = read_all(tmp_path_factory.mktemp("t"), table, unit_rows=unit_rows)
+    ids, rows = read_all(tmp_path_factory.mktemp("t"), table, slice_rows=slice_rows)
     assert ids == list(range(len(pairs)))
     for (first, second, error), pair in zip(rows, pairs, strict=True):
         usable = [text for text in pair if text and text.strip()]

@@ -19,8 +19,10 @@ from mtop_batch.labelling.run.stages import LabelJob, UnitResult, label, pieces_
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.table.definition import Definition
 from mtop_batch.table.lease.lease import hold_lease
+from mtop_batch.table.publisher import publish
 from mtop_batch.table.runs import new_run_id, write_run
 from tests.conftest import WORDS, make_backbone, make_tokenizer
+from tests.labelling.support import small_slices
 
 TASKS = (Task("mood", labels=("bad", "neutral", "good")), Task("length", kind="regression", labels=()))
 WANTED = Definition("tiny", "models/tiny", TASKS, {"mood": "1", "length": "1"})
@@ -52,28 +54,34 @@ def write_file(path: Path, content: TextRows, row_group_size: int, as_dictionary
     pq.write_table(table, path, row_group_size=row_group_size)
 
 
-def run_stages(corpus: str, labels: str, unit_rows: int) -> list[UnitResult]:
+def run_stages(corpus: str, labels: str, piece_rows: int) -> list[UnitResult]:
     """What a run does, without Ray."""
-    plan = plan_labels(corpus, labels, WANTED, unit_rows=unit_rows)
+    plan = plan_labels(corpus, labels, WANTED)
     run, tokenizer = new_run_id(), TextTokenizer(make_tokenizer(), 16)
     write_run(labels, run, WANTED, corpus)
     results: list[UnitResult] = []
     with hold_lease(labels, run) as lease:
         job = LabelJob(corpus, labels, run, WANTED, lease.token)
-        for piece in pieces_of_work(plan.units, unit_rows):
+        for piece in pieces_of_work(plan.units, piece_rows):
             results += write(job, label(read_and_tokenise(job, piece, tokenizer), predictor()))
+        publish(labels, WANTED.view, WANTED.kinds, plan.to_publish, run, check=lease.token.check)
     return results
 
 
 @settings(max_examples=60)
-@given(corpora, st.integers(1, 6))
+@given(corpora, st.integers(1, 6), st.integers(1, 9))
 def test_every_row_of_any_corpus_is_in_the_table_once_in_order_with_labels_or_a_reason(
-    tmp_path_factory: pytest.TempPathFactory, files: dict[str, tuple[TextRows, int, bool]], unit_rows: int
+    tmp_path_factory: pytest.TempPathFactory,
+    files: dict[str, tuple[TextRows, int, bool]],
+    slice_rows: int,
+    piece_rows: int,
 ) -> None:
     root = tmp_path_factory.mktemp("rows")
     for name, (content, row_group_size, as_dictionary) in files.items():
         write_file(root / "corpus" / name, content, row_group_size, as_dictionary)
-    results = run_stages(f"{root}/corpus", f"{root}/labels", unit_rows)
+    with small_slices(slice_rows):
+        results = run_stages(f"{root}/corpus", f"{root}/labels", piece_rows)
+        assert run_stages(f"{root}/corpus", f"{root}/labels", piece_rows) == []
     source = [row for _, (content, _, _) in sorted(files.items()) for row in content]
     table = read_labels(f"{root}/labels")
     assert table["id"].to_pylist() == [row_id for row_id, _, _ in source]
@@ -84,4 +92,3 @@ def test_every_row_of_any_corpus_is_in_the_table_once_in_order_with_labels_or_a_
     assert sum(result.rows for result in results) == len(source)
     assert sum(result.labelled for result in results) == sum(usable)
     assert sum(result.errors for result in results) == len(source) - sum(usable)
-    assert run_stages(f"{root}/corpus", f"{root}/labels", unit_rows) == []

@@ -14,6 +14,7 @@ from mtop_batch.labelling.plan.staleness import NEW_FILE
 from mtop_batch.labelling.plan.work import Plan
 from mtop_batch.labelling.report.run_report import RunReport, write_report
 from mtop_batch.labelling.run.stages import UnitResult
+from mtop_batch.table.publisher import Published
 from tests.labelling.support import definition
 
 AB = definition({"a": "1", "b": "1"})
@@ -47,7 +48,7 @@ def make_report(labels: Path) -> RunReport:
         reasons=Counter({NEW_FILE: 260}),
         unreadable=(("bad.parquet", "not readable as Parquet"),),
         ignored_files=("notes.txt",),
-        orphaned=("news-1/gone.parquet",),
+        orphaned=("gone.parquet",),
     )
     return RunReport("20261120T020000Z-1a2b3c", AB, plan)
 
@@ -93,15 +94,23 @@ def test_the_summary_is_one_line_that_says_what_was_not_done(tmp_path: Path) -> 
     assert "\n" not in line
     for part in ("failed", "1,100 articles", "2,200 of 260 cells done", "20 already current", "3 rows with errors"):
         assert part in line
-    assert "1 source files not readable; 1 label files without a source file; the storage did not answer" in line
+    assert "1 source files not readable; 1 published files without a source file; the storage did not answer" in line
 
 
-def test_what_a_run_removed_is_told_and_what_it_pruned_is_no_longer_missing_its_source(tmp_path: Path) -> None:
+def test_what_a_run_published_and_removed_is_told(tmp_path: Path) -> None:
     report = make_report(tmp_path)
+    assert report.to_dict()["published"] is None
     report.plan = replace(report.plan, prune=True)
-    report.removed += report.plan.removals
-    assert report.to_dict()["removed_files"] == report.to_dict()["orphaned_files"] == ["news-1/gone.parquet"]
-    assert "1 label files removed" in report.line()
+    report.published = Published(
+        files={"x.parquet": 100, "y.parquet": 30},
+        current=["v.parquet"],
+        incomplete=["z.parquet"],
+        removed=["gone.parquet"],
+    )
+    values = report.to_dict()
+    assert values["removed_files"] == values["orphaned_files"] == ["gone.parquet"]
+    assert (values["published"]["rows"], values["published"]["incomplete_files"]) == (130, ["z.parquet"])
+    assert "2 files published, 1 removed, 1 not published, for labels are missing" in report.line()
     assert "without a source file" not in report.line()
 
 

@@ -10,15 +10,18 @@ import pytest
 from mtop_batch.corpus.files import SourceFile
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.errors import StorageError
-from mtop_batch.labelling.plan.work import Unit
+from mtop_batch.labelling.plan.work import Target, Unit
 from mtop_batch.labelling.run.stages import LabelJob, read_and_tokenise, write
 from mtop_batch.storage import clients
 from mtop_batch.table.lease.lease import LeaseToken
-from mtop_batch.table.store import Target
+from mtop_batch.table.names import label_path
+from mtop_batch.table.store import LabelFile
 from tests.conftest import make_tokenizer
 from tests.labelling.support import definition
 
-UNIT = Unit(SourceFile("x", 9, "1"), 1, 1, (0, 1), (0, 1), ("body",), ("a",), (Target("set", "x", ("a",)),))
+X = SourceFile("x.parquet", 9, "1")
+TARGET = Target(LabelFile("set", label_path(X, (0, 1))), ("a",))
+UNIT = Unit(X, 1, 1, (0, 1), (0, 1), ("body",), ("a",), (TARGET,))
 
 
 @pytest.mark.parametrize(("retry_timeout_s", "num_pauses"), [(0, 0), (0.5, 1)])

@@ -21,7 +21,7 @@ import pytest
 
 from mtop_batch import storage
 from mtop_batch.errors import LabelTableError
-from mtop_batch.table.lease import compare_and_swap
+from mtop_batch.storage import conditional
 from mtop_batch.table.lease.holder import Holder
 from mtop_batch.table.lease.lease import Clock, Lease, LeaseToken, hold_lease
 from tests.s3 import S3Server, s3_server
@@ -77,7 +77,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         for key, value in server.environment.items():
             patch.setenv(key, value)
         # The bucket comes a moment after the server.
-        wait_for(lambda: not failure(lambda: compare_and_swap.read(f"s3://{server.bucket}/x")))
+        wait_for(lambda: not failure(lambda: conditional.read(f"s3://{server.bucket}/x")))
         yield server
 
 
@@ -330,20 +330,20 @@ def test_a_deleted_lease_is_a_lost_lease(tmp_path: Path) -> None:
 def test_a_lease_fails_its_checks_while_storage_does_not_answer_and_holds_again_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def down(_: str) -> compare_and_swap.Snapshot:
+    def down(_: str) -> conditional.Snapshot:
         raise LabelTableError("the server is down")
 
     notes: list[str] = []
     with hold_lease(str(tmp_path), "mine", ttl_s=0.3, note=notes.append) as lease:
         with monkeypatch.context() as patch:
-            patch.setattr(compare_and_swap, "read", down)
+            patch.setattr(conditional, "read", down)
             with pytest.raises(LabelTableError, match="the server is down"):
                 lease.token.check()
             assert "could not renew its lease" in (message := wait_until_lost(lease))
             assert "the server is down" in message
         wait_for(lambda: not failure(lease.check))
         lease.token.check()
-        monkeypatch.setattr(compare_and_swap, "read", down)
+        monkeypatch.setattr(conditional, "read", down)
     assert ["the server is down" in note for note in notes] == [True]
 
 
@@ -362,15 +362,15 @@ def test_a_lease_that_ran_out_is_renewed_by_its_check_if_nobody_took_it(
 
 def test_a_token_travels_and_asks_storage_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[str] = []
-    read = compare_and_swap.read
+    read = conditional.read
 
-    def counted(uri: str) -> compare_and_swap.Snapshot | None:
+    def counted(uri: str) -> conditional.Snapshot | None:
         reads.append(uri)
         return read(uri)
 
     with hold_lease(str(tmp_path), "mine") as lease:
         token: LeaseToken = pickle.loads(pickle.dumps(lease.token))
-        monkeypatch.setattr(compare_and_swap, "read", counted)
+        monkeypatch.setattr(conditional, "read", counted)
         for _ in range(1000):
             token.check()
         assert reads == [lease_uri(str(tmp_path))]
@@ -391,23 +391,23 @@ def test_a_damaged_lease_is_named(tmp_path: Path, content: bytes) -> None:
 
 def test_a_file_is_replaced_only_if_it_is_still_what_was_read(labels: str) -> None:
     uri = storage.join(labels, "x.json")
-    assert compare_and_swap.read(uri) is None
-    assert compare_and_swap.replace(uri, None, b"1")
-    assert not compare_and_swap.replace(uri, None, b"2")
-    seen = compare_and_swap.read(uri)
+    assert conditional.read(uri) is None
+    assert conditional.replace(uri, None, b"1")
+    assert not conditional.replace(uri, None, b"2")
+    seen = conditional.read(uri)
     assert seen
-    assert compare_and_swap.replace(uri, seen, b"3")
-    assert not compare_and_swap.replace(uri, seen, b"4")
+    assert conditional.replace(uri, seen, b"3")
+    assert not conditional.replace(uri, seen, b"4")
     assert storage.read_bytes(uri) == b"3"
     storage.delete(uri)
-    assert not compare_and_swap.replace(uri, seen, b"5")
-    assert compare_and_swap.read(uri) is None
+    assert not conditional.replace(uri, seen, b"5")
+    assert conditional.read(uri) is None
 
 
 def test_a_repeated_request_that_meets_its_own_change_has_succeeded(s3_labels: str) -> None:
     uri = storage.join(s3_labels, "x.json")
-    assert compare_and_swap.replace(uri, None, b"1")
-    assert compare_and_swap.replace(uri, None, b"1")
+    assert conditional.replace(uri, None, b"1")
+    assert conditional.replace(uri, None, b"1")
 
 
 def test_an_outage_is_not_a_missing_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,17 +419,17 @@ def test_an_outage_is_not_a_missing_file(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(LabelTableError, match=r"at 127\.0\.0\.1 cannot be reached"):
         token.check()
     with pytest.raises(LabelTableError, match="cannot be reached"):
-        compare_and_swap.replace(token.uri, None, b"x")
+        conditional.replace(token.uri, None, b"x")
 
 
 def test_a_lock_that_another_process_keeps_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare_and_swap, "_LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(conditional, "_LOCK_TIMEOUT_S", 0.05)
     uri = str(tmp_path / "x.json")
     with (
-        compare_and_swap._locked(uri),
+        conditional._locked(uri, str(tmp_path / "x.lock")),
         pytest.raises(LabelTableError, match=r"x\.lock is locked by another process"),
     ):
-        compare_and_swap.replace(uri, None, b"1")
+        conditional.replace(uri, None, b"1")
 
 
 def test_a_disk_without_locks_is_compared_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,5 +438,5 @@ def test_a_disk_without_locks_is_compared_all_the_same(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     uri = str(tmp_path / "x.json")
-    assert compare_and_swap.replace(uri, None, b"1")
-    assert not compare_and_swap.replace(uri, None, b"2")
+    assert conditional.replace(uri, None, b"1")
+    assert not conditional.replace(uri, None, b"2")

@@ -11,6 +11,7 @@ from mtop_batch.cli.commands import main
 from mtop_batch.errors import TaskError
 from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.table.read import read_labels
+from mtop_batch.table.runs import new_run_id, write_run
 from mtop_batch.table.stats import table_stats
 from tests.labelling.support import articles, definition, label_corpus, run_plan, write_corpus
 
@@ -38,6 +39,12 @@ def test_every_article_is_counted_once_for_every_task(labels: Path) -> None:
     assert stats.tasks["a"].coverage == pytest.approx(4 / 12)
 
 
+def test_what_is_current_is_what_the_newest_run_wanted(labels: Path) -> None:
+    write_run(str(labels), new_run_id(), definition({"a": "old"}), "corpus")
+    stats = table_stats(str(labels), ["a"]).tasks["a"]
+    assert (stats.current, stats.older) == (7, 4)
+
+
 def test_shares_and_bundles_are_those_of_the_labels_shown(labels: Path) -> None:
     stats, table = table_stats(str(labels)), read_labels(str(labels))
     shown = [label for label in table["a_label"].to_pylist() if label]
@@ -56,7 +63,8 @@ def test_label_sets_are_listed_with_their_files(labels: Path) -> None:
         (("d",), 1, 7),
     ]
     for name, label_set in sets.items():
-        assert label_set.num_bytes == sum(path.stat().st_size for path in (labels / name).rglob("*.parquet"))
+        files = (labels / "_store" / name).rglob("*.parquet")
+        assert label_set.num_bytes == sum(path.stat().st_size for path in files)
 
 
 def test_tasks_and_partitions_limit_what_is_counted(labels: Path) -> None:

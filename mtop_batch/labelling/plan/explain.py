@@ -30,7 +30,9 @@ def explain_plan(plan: Plan, seconds: float | None) -> str:
                 f"  from stored vectors, without texts: {from_vectors:,} units, {plan.cells_from_vectors:,} cells"
             )
     else:
-        lines.append(f"nothing to {'compute' if plan.removals else 'do'}: every readable cell is current")
+        lines.append(f"nothing to {'compute' if plan.has_work else 'do'}: every readable cell is current")
+    if plan.to_publish:
+        lines.append(f"to publish: {len(plan.to_publish):,} files")
     lines += _named("not readable", [f"{path}: {reason}" for path, reason in plan.unreadable])
     lines += _named("ignored, not named as Parquet", plan.ignored_files)
     outcome = "to be removed" if plan.prune else "they stay, --prune removes them"
@@ -57,7 +59,8 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
         "unreadable_files": [{"path": path, "reason": reason} for path, reason in plan.unreadable],
         "ignored_files": list(plan.ignored_files),
         "orphaned_files": list(plan.orphaned),
-        "obsolete_files": list(plan.obsolete),
+        "damaged_files": list(map(str, plan.damaged)),
+        "files_to_publish": len(plan.to_publish),
         "files_to_remove": list(plan.removals),
         "estimated_seconds": estimate_s(plan),
     }

@@ -25,7 +25,7 @@ def choose_label_sets(
         label_set
         for label_set in label_sets
         if set(label_set.fingerprints) <= open_tasks
-        and all(label_set.holds(definition, task) for task in label_set.fingerprints)
+        and all(definition.view.matches(label_set.view, task) for task in label_set.fingerprints)
     ]
     chosen: list[tuple[str, tuple[str, ...]]] = []
     for label_set in sorted(candidates, key=lambda candidate: (-len(candidate.fingerprints), candidate.name)):
@@ -35,7 +35,7 @@ def choose_label_sets(
     groups: dict[tuple[bool, frozenset[str]], list[str]] = defaultdict(list)
     for task in tasks:
         if task in open_tasks:
-            holders = frozenset(known.name for known in label_sets if known.holds(definition, task))
+            holders = frozenset(known.name for known in label_sets if definition.view.matches(known.view, task))
             groups[task == VECTOR, holders].append(task)
     chosen += [(definition.label_set_name(group), tuple(group)) for group in groups.values()]
     return sorted(chosen, key=lambda target: tasks.index(target[1][0]))

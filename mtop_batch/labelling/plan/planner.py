@@ -1,7 +1,7 @@
 """From two URIs to a plan: lists the corpus and the label table, and reads the footers that the plan depends on.
 
-Source files whose cells are all current are not opened: their label files know how many rows they have. So a run
-that finds nothing to do costs two listings and one footer per label file of the wanted tasks.
+Source files whose published file shows all that is wanted are neither opened nor looked up in the store. So a run that
+finds nothing to do costs two listings, and one footer per published file in scope.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from mtop_batch import storage
 from mtop_batch.corpus.files import Layout, MissingColumns, SourceFile, UnreadableSource, read_layout
 from mtop_batch.corpus.paths import in_partition, is_source, parse_partitions, partition_keys
 from mtop_batch.errors import ConfigError, DamagedLabelFile, DataError
-from mtop_batch.labelling.plan.staleness import LabelFile, Staleness, relevant_sets
+from mtop_batch.labelling.plan.staleness import Staleness, relevant_sets
 from mtop_batch.labelling.plan.work import Plan, Unit
-from mtop_batch.table.definition import Definition
-from mtop_batch.table.names import source_path
+from mtop_batch.storage.local import FileInfo
+from mtop_batch.table.columns import label_schema
+from mtop_batch.table.definition import VECTOR, Definition
+from mtop_batch.table.names import content_id, published_path, source_path_of
+from mtop_batch.table.published import TableSchema, list_published, read_published, read_table_schema
 from mtop_batch.table.runs import list_runs, read_run
-from mtop_batch.table.store import list_label_files, read_footer, read_label_sets
-
-DEFAULT_UNIT_ROWS = 20_000
+from mtop_batch.table.store import LabelFile, StoreListing, list_store, read_footer, read_label_sets
 
 
 def plan_labels(
@@ -30,7 +31,6 @@ def plan_labels(
     labels: str,
     definition: Definition,
     *,
-    unit_rows: int = DEFAULT_UNIT_ROWS,
     partitions: Sequence[str] = (),
     prune: bool = False,
 ) -> Plan:
@@ -40,9 +40,8 @@ def plan_labels(
         corpus: A directory or prefix with Parquet files anywhere below, or one file.
         labels: The label table; it need not exist yet.
         definition: What is wanted.
-        unit_rows: Most rows of a unit.
         partitions: `key=value` filters on hive partitions, all of which must hold.
-        prune: The run is to remove label files whose source file is gone: in the partition, if one is given, and
+        prune: The run is to remove published files whose source file is gone: in the partition, if one is given, and
             none where the corpus is a single file.
 
     Raises:
@@ -55,25 +54,32 @@ def plan_labels(
     corpus, labels = storage.absolute(corpus), storage.absolute(labels)
     _check_apart(corpus, labels)
     listing = _list_corpus(corpus)
-    in_scope = _filter(listing.sources, wanted_partition)
-    staleness = _read_staleness(labels, definition, {source.path for source in in_scope})
+    in_scope, shadowing = _without_shadowing(_filter(listing.sources, wanted_partition), definition)
+    published = list_published(labels)
+    shown = _shown(labels, definition, in_scope, published)
 
-    current: list[tuple[SourceFile, int]] = []
-    stale: list[SourceFile] = []
-    for source in in_scope:
-        num_rows = staleness.num_rows_if_current(source)
-        if num_rows is None:
-            stale.append(source)
-        else:
-            current.append((source, num_rows))
-    layouts, unreadable = _read_layouts(listing.root, stale, definition, has_current=bool(current))
+    stale = [source for source in in_scope if source not in shown]
+    layouts, unreadable = _read_layouts(listing.root, stale, definition, has_current=bool(shown))
+    # Vectors are not published: the store is asked for them.
+    look = [*(source for source, _ in layouts), *(shown if VECTOR in definition.fingerprints else ())]
+    staleness, damaged = _read_staleness(labels, definition, look)
+    without_vectors = [
+        source
+        for source, num_rows in shown.items()
+        if VECTOR in definition.fingerprints and not staleness.has_vectors(source, num_rows)
+    ]
+    more_layouts, more_unreadable = _read_layouts(listing.root, without_vectors, definition, has_current=True)
+    current = [(source, num_rows) for source, num_rows in shown.items() if source not in set(without_vectors)]
+    readable = sorted([*layouts, *more_layouts], key=lambda item: item[0].path)
     plan = replace(
-        build_plan(staleness, definition.fingerprints, current, layouts, unit_rows),
+        build_plan(staleness, definition.fingerprints, current, readable),
+        to_publish=tuple(source for source, _ in layouts),
         corpus=listing.root,
         labels=labels,
-        unreadable=tuple(unreadable),
+        unreadable=(*shadowing, *unreadable, *more_unreadable),
         ignored_files=tuple(listing.ignored),
-        orphaned=tuple(_orphaned(staleness, listing, wanted_partition)),
+        damaged=tuple(damaged),
+        orphaned=tuple(_orphaned(labels, published, listing, wanted_partition)),
         prune=prune,
     )
     if plan.prune and plan.orphaned:
@@ -86,30 +92,25 @@ def build_plan(
     tasks: Collection[str],
     current: Iterable[tuple[SourceFile, int]],
     stale: Iterable[tuple[SourceFile, Layout]],
-    unit_rows: int,
 ) -> Plan:
     """The plan for the readable source files in scope.
 
     Args:
-        staleness: What the label table holds.
+        staleness: What the store holds.
         tasks: The wanted tasks.
         current: The source files that need no work, with their rows.
         stale: The other source files.
-        unit_rows: Most rows of a unit.
     """
     num_files = num_articles = 0
     units: list[Unit] = []
-    obsolete: list[str] = []
     reasons: Counter[str] = Counter()
-    for source, num_rows in current:
-        obsolete += staleness.obsolete(source, ())
+    for _, num_rows in current:
         num_files += 1
         num_articles += num_rows
     for source, layout in stale:
-        units_of_file = staleness.units(source, layout, unit_rows)
+        units_of_file = staleness.units(source, layout)
         units += units_of_file
         reasons += staleness.reasons(source, units_of_file)
-        obsolete += staleness.obsolete(source, units_of_file)
         num_files += 1
         num_articles += sum(layout.row_groups)
     rows_wanting: Counter[tuple[str, ...]] = Counter()
@@ -126,7 +127,6 @@ def build_plan(
         cells_planned=planned.total(),
         reasons=reasons,
         planned_per_task={task: planned[task] for task in tasks},
-        obsolete=tuple(obsolete),
     )
 
 
@@ -183,13 +183,62 @@ def _filter(sources: Sequence[SourceFile], wanted: Mapping[str, str]) -> list[So
     return [source for source in sources if in_partition(source.path, wanted)]
 
 
-def _orphaned(staleness: Staleness, listing: _Listing, partition: Mapping[str, str]) -> list[str]:
-    """Label files in scope whose source file is known to be gone."""
+def _without_shadowing(
+    sources: Sequence[SourceFile], definition: Definition
+) -> tuple[list[SourceFile], list[tuple[str, str]]]:
+    """The source files without a partition key that has the name of a column, and the others with that as the reason.
+
+    Readers give a partition key a column of its name, and would see only one of the two.
+    """
+    columns = set(label_schema(TableSchema().id_type, definition.kinds).names)
+    good, bad = [], []
+    for source in sources:
+        key = next((key for key in partition_keys([source.path]) if key in columns), None)
+        if key is None:
+            good.append(source)
+        else:
+            bad.append(
+                (source.path, f"its partition key {key!r} is also a column of the label table; rename the directory")
+            )
+    return good, bad
+
+
+def _shown(
+    labels: str, definition: Definition, sources: Sequence[SourceFile], published: Mapping[str, FileInfo]
+) -> dict[SourceFile, int]:
+    """The source files whose published file shows the wanted labels of their present content, with their rows."""
+    schema = read_table_schema(labels)
+    if schema is None or not schema.kinds.keys() >= set(definition.label_tasks):
+        return {}
+    there = [source for source in sources if published_path(source.path) in published]
+
+    def read(source: SourceFile) -> int | None:
+        path = published_path(source.path)
+        found = read_published(labels, path, published[path])
+        if found.footer is None or not found.has_columns(schema):
+            return None
+        is_shown = found.shows(source, definition.view, definition.label_tasks)
+        return found.footer.num_rows if is_shown and found.footer.has_rows else None
+
+    rows = storage.in_threads(read, there)
+    return {source: num_rows for source, num_rows in zip(there, rows, strict=True) if num_rows is not None}
+
+
+def _orphaned(
+    labels: str, published: Mapping[str, FileInfo], listing: _Listing, partition: Mapping[str, str]
+) -> list[str]:
+    """Published files in scope whose source file is known to be gone, and whose rows are still there."""
     if listing.is_one_file:
         return []
+    known = {source.path for source in listing.sources}
     unknown = tuple(f"{link}/" for link in listing.dangling)
-    found = ((file, file.partition("/")[2]) for file in staleness.orphaned({source.path for source in listing.sources}))
-    return [file for file, path in found if in_partition(path, partition) and not path.startswith(unknown)]
+    found = sorted(
+        path
+        for path in published
+        if source_path_of(path) not in known and in_partition(path, partition) and not path.startswith(unknown)
+    )
+    files = storage.in_threads(lambda path: read_published(labels, path, published[path]), found)
+    return [file.path for file in files if file.footer is None or file.footer.has_rows]
 
 
 def _check_same_corpus(plan: Plan, corpus: str) -> None:
@@ -198,29 +247,35 @@ def _check_same_corpus(plan: Plan, corpus: str) -> None:
     known = read_run(plan.labels, newest).corpus if newest else None
     if known != corpus:
         raise ConfigError(
-            f"--prune would remove {len(plan.orphaned):,} label files, such as {plan.orphaned[0]}, because --corpus "
-            f"{corpus} does not have their source files; but the newest run on {plan.labels} was for "
+            f"--prune would remove {len(plan.orphaned):,} published files, such as {plan.orphaned[0]}, because "
+            f"--corpus {corpus} does not have their source files; but the newest run on {plan.labels} was for "
             f"{known or 'an unknown corpus'}. If the corpus has moved, run once without --prune"
         )
 
 
-def _read_staleness(labels: str, definition: Definition, paths: set[str]) -> Staleness:
-    """What the label table holds for these source files."""
-    listing = list_label_files(labels)
+def _read_staleness(
+    labels: str, definition: Definition, sources: Iterable[SourceFile]
+) -> tuple[Staleness, list[LabelFile]]:
+    """What the store holds of these source files, and which of their label files are damaged."""
+    contents = {(source.path, content_id(source)) for source in sources}
+    if not contents:
+        return Staleness(definition, (), StoreListing({})), []
+    listing = list_store(labels)
     label_sets = read_label_sets(labels, listing)
     # A set of which no file could be read is of unknown definition: its files are damaged ones.
     matter = {label_set.name for label_set in relevant_sets(definition, label_sets)}
-    matter |= listing.keys() - {label_set.name for label_set in label_sets}
+    matter |= set(listing.label_sets) - {label_set.name for label_set in label_sets}
+    files = [file for file, name in listing.names.items() if file.label_set in matter and name[:2] in contents]
 
-    def read(name: tuple[str, str]) -> LabelFile:
-        label_set, path = name
+    def is_damaged(file: LabelFile) -> bool:
         try:
-            return LabelFile.of(label_set, path, read_footer(labels, label_set, path, listing[label_set][path]))
+            read_footer(labels, file, listing.sizes[file])
         except DamagedLabelFile:
-            return LabelFile(label_set, path, source=None)
+            return True
+        return False
 
-    names = [(name, path) for name in sorted(matter) for path in listing[name] if source_path(path) in paths]
-    return Staleness(definition, label_sets, storage.in_threads(read, names), listing)
+    damaged = [file for file, bad in zip(files, storage.in_threads(is_damaged, files), strict=True) if bad]
+    return Staleness(definition, label_sets, listing, damaged), damaged
 
 
 def _read_layouts(

@@ -1,4 +1,4 @@
-"""What a run is to do: units of work, the label files they become, and why.
+"""What a run is to do: units of work, the label files they become, what is published then, and why.
 
 A unit is a slice of one source file with the tasks that are not current there. It is read once, goes through the
 model once, and is committed as one label file per label set.
@@ -15,18 +15,17 @@ from typing import Any
 from mtop_batch.corpus.files import SourceFile
 from mtop_batch.corpus.paths import shown
 from mtop_batch.table.definition import Definition
-from mtop_batch.table.footer import Footer
+from mtop_batch.table.footer import LabelFooter
 from mtop_batch.table.row_ranges import RowRange
-from mtop_batch.table.store import Target
+from mtop_batch.table.store import LabelFile
 
 
 @dataclass(frozen=True)
-class VectorRows:
-    """Where stored vectors of some rows of a source file lie: a label file, and the rows of the source file."""
+class Target:
+    """A label file to write, and the tasks whose columns it gets."""
 
-    label_set: str
-    path: str
-    rows: RowRange
+    file: LabelFile
+    tasks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,8 @@ class Unit:
         text_columns: The text columns to read.
         tasks: The tasks to compute, in the definition's order.
         targets: The label files to write; each task belongs to one.
-        vectors: Where the vectors of all rows lie, in order, if the tasks are computed from them; else empty, and the
-            texts are read.
+        vectors: The label file with the vectors of these rows, if the tasks are computed from them; else the texts are
+            read.
     """
 
     source: SourceFile
@@ -54,7 +53,7 @@ class Unit:
     text_columns: tuple[str, ...]
     tasks: tuple[str, ...]
     targets: tuple[Target, ...]
-    vectors: tuple[VectorRows, ...] = ()
+    vectors: LabelFile | None = None
 
     @property
     def num_rows(self) -> int:
@@ -63,7 +62,7 @@ class Unit:
 
     @property
     def num_cells(self) -> int:
-        """Staleness (rows x tasks) that the unit computes."""
+        """Cells (rows x tasks) that the unit computes."""
         return self.num_rows * len(self.tasks)
 
     def __str__(self) -> str:
@@ -72,26 +71,27 @@ class Unit:
 
     def to_dict(self) -> dict[str, Any]:
         """The unit as JSON-ready values."""
-        targets = [{"label_set": t.label_set, "path": t.path, "tasks": t.tasks} for t in self.targets]
+        targets = [
+            {"label_set": target.file.label_set, "path": target.file.path, "tasks": target.tasks}
+            for target in self.targets
+        ]
         # `asdict` would copy every name of a thousand tasks.
         return {**asdict(replace(self, tasks=(), targets=())), "tasks": self.tasks, "targets": targets}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Unit:
         """The unit that `to_dict` described, also after a detour through JSON."""
-        targets = tuple(Target(t["label_set"], t["path"], tuple(t["tasks"])) for t in values["targets"])
-        vectors = tuple(VectorRows(v["label_set"], v["path"], tuple(v["rows"])) for v in values["vectors"])
+        targets = tuple(Target(LabelFile(t["label_set"], t["path"]), tuple(t["tasks"])) for t in values["targets"])
+        vectors = None if values["vectors"] is None else LabelFile(**values["vectors"])
         tuples = {key: tuple(values[key]) for key in ("row_groups", "rows", "text_columns", "tasks")}
         parts = {"source": SourceFile(**values["source"]), "targets": targets, "vectors": vectors}
         return cls(**{**values, **tuples, **parts})
 
-    def footer(self, target: Target, definition: Definition, run: str) -> Footer:
+    def footer(self, target: Target, definition: Definition, run: str) -> LabelFooter:
         """The footer of one of the unit's label files, as written by run `run`."""
-        return Footer(
+        return LabelFooter(
             source=self.source,
             num_rows=self.num_rows_file,
-            num_row_groups=self.num_row_groups,
-            row_groups=self.row_groups,
             rows=self.rows,
             fingerprints={task: definition.fingerprints[task] for task in target.tasks},
             kinds={task: definition.kinds[task] for task in target.tasks},
@@ -129,8 +129,9 @@ class Plan:
 
     Args:
         units: The work, in order of source file and row.
+        to_publish: Source files whose published file is not what it should be, or will not be after the units.
         corpus: Where the source files' paths start.
-        labels: Where the label sets lie.
+        labels: The label table.
         num_files: Readable source files in scope.
         num_articles: Their rows.
         cells_total: Articles x wanted tasks.
@@ -139,13 +140,13 @@ class Plan:
         planned_per_task: Articles to label, per wanted task.
         unreadable: Source files that cannot be read, each with the reason.
         ignored_files: Files of the corpus that are not Parquet by their name.
-        obsolete: Label files (below `labels`) to delete before any unit is written: labels of older content, which
-            readers would see beside the new ones.
-        orphaned: Label files (below `labels`) in scope whose source file is gone from the corpus.
-        prune: Orphaned label files are deleted too; else they stay.
+        damaged: Label files that were read and are not what their names say: removed before they are written anew.
+        orphaned: Published files (below `current`) in scope whose source file is gone from the corpus.
+        prune: Orphaned published files are removed; else they stay.
     """
 
     units: tuple[Unit, ...]
+    to_publish: tuple[SourceFile, ...] = ()
     corpus: str = ""
     labels: str = ""
     num_files: int = 0
@@ -156,18 +157,23 @@ class Plan:
     planned_per_task: Mapping[str, int] = field(default_factory=dict)
     unreadable: tuple[tuple[str, str], ...] = ()
     ignored_files: tuple[str, ...] = ()
-    obsolete: tuple[str, ...] = ()
+    damaged: tuple[LabelFile, ...] = ()
     orphaned: tuple[str, ...] = ()
     prune: bool = False
 
     @property
     def removals(self) -> tuple[str, ...]:
-        """Label files (below `labels`) that the run deletes before it writes any."""
-        return (*self.obsolete, *self.orphaned) if self.prune else self.obsolete
+        """Published files that the run removes."""
+        return self.orphaned if self.prune else ()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether the run has anything to compute, publish or remove."""
+        return bool(self.units or self.to_publish or self.removals)
 
     @property
     def cells_current(self) -> int:
-        """Staleness (articles x tasks) that need no work."""
+        """Cells (articles x tasks) that need no work."""
         return self.cells_total - self.cells_planned
 
     @property
@@ -178,9 +184,9 @@ class Plan:
     @property
     def units_from_vectors(self) -> tuple[Unit, ...]:
         """The units for which no text is read."""
-        return tuple(unit for unit in self.units if unit.vectors)
+        return tuple(unit for unit in self.units if unit.vectors is not None)
 
     @property
     def cells_from_vectors(self) -> int:
-        """Staleness that are computed from stored vectors."""
+        """Cells that are computed from stored vectors."""
         return sum(unit.num_cells for unit in self.units_from_vectors)

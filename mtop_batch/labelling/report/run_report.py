@@ -17,6 +17,7 @@ from mtop_batch.labelling.plan.work import Plan
 from mtop_batch.labelling.report.stragglers import Stragglers
 from mtop_batch.labelling.report.throughput import Performance
 from mtop_batch.table.definition import Definition
+from mtop_batch.table.publisher import Published
 from mtop_batch.table.runs import new_run_id, run_uri, write_run
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class RunReport:
         failure: Why it failed.
         num_actors: Labelling actors that there are to be.
         start_up_s: Seconds until the first of them was ready.
-        removed: Label files that it has deleted.
+        published: What it published; None before that.
     """
 
     run: str
@@ -65,7 +66,7 @@ class RunReport:
     num_actors: int = 0
     start_up_s: float | None = None
     retries: int = 0
-    removed: list[str] = field(default_factory=list)
+    published: Published | None = None
     error_reasons: Counter[str] = field(default_factory=Counter)
     error_examples: list[dict[str, Any]] = field(default_factory=list)
     label_counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
@@ -174,7 +175,8 @@ class RunReport:
             "unreadable_files": [{"path": path, "reason": reason} for path, reason in sorted(self.unreadable.items())],
             "ignored_files": list(plan.ignored_files),
             "orphaned_files": list(plan.orphaned),
-            "removed_files": list(self.removed),
+            "removed_files": list(self.published.removed) if self.published else [],
+            "published": None if self.published is None else self.published.to_dict(),
             "label_counts": {task: dict(counts.most_common()) for task, counts in sorted(self.label_counts.items())},
             "num_tokens": self.num_tokens,
             "num_padded_tokens": self.num_padded_tokens,
@@ -200,10 +202,10 @@ class RunReport:
             parts.append(f"{self.cells_from_vectors:,} cells from stored vectors")
         if self.unreadable:
             parts.append(f"{len(self.unreadable):,} source files not readable")
-        if self.removed:
-            parts.append(f"{len(self.removed):,} label files removed")
+        if self.published is not None:
+            parts.append(self.published.summary())
         if plan.orphaned and not plan.prune:
-            parts.append(f"{len(plan.orphaned):,} label files without a source file")
+            parts.append(f"{len(plan.orphaned):,} published files without a source file")
         if self.failure:
             parts.append(self.failure)
         return "; ".join(parts)

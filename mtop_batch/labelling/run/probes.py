@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mtop_batch.errors import DamagedLabelFile
+from mtop_batch.errors import LabelTableError
 from mtop_batch.labelling.plan.work import Unit
 from mtop_batch.model.bundle.files import load_probes
 from mtop_batch.table.columns import VECTOR_COLUMN, TaskOutputs
-from mtop_batch.table.definition import VECTOR, Definition
 from mtop_batch.table.store import read_label_file
 from mtop_batch.tasks import Task
 
@@ -83,19 +82,13 @@ class ProbePredictor:
         return logits
 
 
-def read_vectors(labels: str, unit: Unit, definition: Definition) -> pa.Table:
+def read_vectors(labels: str, unit: Unit) -> pa.Table:
     """The columns `id`, `vector` and `error` of a unit whose vectors are stored.
 
     Raises:
-        DamagedLabelFile: A label file is not what it was when the unit was planned.
-        StorageError: The storage does not answer.
+        DamagedLabelFile: The label file is damaged.
+        LabelTableError: The storage does not answer, or the unit has no vectors.
     """
-    parts = []
-    for place in unit.vectors:
-        footer, table = read_label_file(labels, place.label_set, place.path, ["id", VECTOR_COLUMN, "error"])
-        if (footer.source, footer.fingerprints.get(VECTOR)) != (unit.source, definition.vector):
-            raise DamagedLabelFile(
-                f"{place.label_set}/{place.path} was replaced while the run was going on; run the same command again"
-            )
-        parts.append(table.slice(place.rows[0] - footer.rows[0], place.rows[1] - place.rows[0]))
-    return pa.concat_tables(parts)
+    if unit.vectors is None:
+        raise LabelTableError(f"{unit}: its vectors are not stored")
+    return read_label_file(labels, unit.vectors, ["id", VECTOR_COLUMN, "error"])[1]

@@ -21,7 +21,7 @@ from mtop_batch.corpus.files import UnreadableSource
 from mtop_batch.data.text_rows import MAX_CHARS
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import MtopError, one_line
-from mtop_batch.labelling.plan.work import Unit
+from mtop_batch.labelling.plan.work import Target, Unit
 from mtop_batch.labelling.run.probes import ProbePredictor, read_vectors
 from mtop_batch.labelling.run.read_rows import read_unit
 from mtop_batch.precision import PrecisionChoice
@@ -29,7 +29,7 @@ from mtop_batch.storage.retry import DEFAULT_RETRY_TIMEOUT_S, EventSink, ignore_
 from mtop_batch.table.columns import VECTOR_COLUMN, label_columns
 from mtop_batch.table.definition import Definition
 from mtop_batch.table.lease.lease import LeaseToken
-from mtop_batch.table.store import Target, write_label_file
+from mtop_batch.table.store import write_label_file
 
 if TYPE_CHECKING:
     from mtop_batch.labelling.run.predictor import Predictor
@@ -124,7 +124,7 @@ def pieces_of_work(units: Iterable[Unit], max_rows: int) -> list[list[Unit]]:
     num_rows = 0
     for unit in units:
         last = pieces[-1][-1] if pieces else None
-        alike = last and (last.tasks, bool(last.vectors)) == (unit.tasks, bool(unit.vectors))
+        alike = last and (last.tasks, last.vectors is None) == (unit.tasks, unit.vectors is None)
         if alike and num_rows + unit.num_rows <= max_rows:
             pieces[-1].append(unit)
             num_rows += unit.num_rows
@@ -232,7 +232,7 @@ def _read_unit(job: LabelJob, unit: Unit, tokenizer: TextTokenizer) -> bytes:
 def _label_from_vectors(job: LabelJob, unit: Unit, predictor: ProbePredictor) -> bytes:
     result = UnitResult(unit.source.path, str(unit), from_vectors=True)
     started = time.perf_counter()
-    read = partial(read_vectors, job.labels, unit, job.definition)
+    read = partial(read_vectors, job.labels, unit)
     table, result.retries = with_retries(read, result.unit, job.event_sink, job.retry_timeout_s)
     result.seconds["read"] = time.perf_counter() - started
     outputs = predictor.predict(table[VECTOR_COLUMN])
@@ -281,12 +281,11 @@ def _write_target(job: LabelJob, table: pa.Table, unit: Unit, target: Target) ->
     columns = {name: table[name] for name in table.column_names}
     return write_label_file(
         job.labels,
-        target,
+        target.file,
         columns["id"],
         columns,
         columns["error"],
         unit.footer(target, job.definition, job.run),
-        job.definition.tasks,
     )
 
 

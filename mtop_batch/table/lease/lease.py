@@ -3,7 +3,7 @@
 The holder renews the lease four times per ttl. A run that finds it held stops at once, unless the holder seems
 dead: then it watches the file for a full ttl *of its own clock* and takes over if nobody renewed it, so that clocks
 of different machines need not agree. Where the holder ran on the same machine and its process has ended, nobody
-waits. Each taker raises the fence number (`compare_and_swap`): a holder that was suspended and comes back finds another
+waits. Each taker raises the fence number (`conditional`): a holder that was suspended and comes back finds another
 fence, can neither renew nor release, and its checks fail.
 
 What a lease cannot do: a task that is suspended between its check and the end of its write still writes one file.
@@ -22,8 +22,8 @@ from datetime import UTC, datetime
 
 from mtop_batch import storage
 from mtop_batch.errors import LabelTableError, LeaseLost, MtopError, one_line
-from mtop_batch.table.lease import compare_and_swap
-from mtop_batch.table.lease.compare_and_swap import Snapshot
+from mtop_batch.storage import conditional
+from mtop_batch.storage.conditional import Snapshot
 from mtop_batch.table.lease.holder import Holder, in_utc
 
 FILE_NAME = "_lease.json"
@@ -77,7 +77,7 @@ class LeaseToken:
         last = _last_good_check.get(self)
         if last is not None and asked - last < min(_CHECK_EVERY_S, self.ttl_s / 10):
             return
-        self.confirm(compare_and_swap.read(self.uri))
+        self.confirm(conditional.read(self.uri))
         _last_good_check[self] = asked
 
     @property
@@ -175,14 +175,14 @@ class Lease:
 
     def _write(self, released: bool = False) -> bool:
         """Renew or release; False if it did not succeed, or never will: then `_lost` says why."""
-        snapshot = compare_and_swap.read(self.token.uri)
+        snapshot = conditional.read(self.token.uri)
         try:
             holder = self.token.confirm(snapshot)
         except LabelTableError as error:
             self._lost = str(error)
             return False
         renewed = replace(holder, renewed_at=self._clock.now(), renewals=holder.renewals + 1, released=released)
-        return compare_and_swap.replace(self.token.uri, snapshot, renewed.to_json())
+        return conditional.replace(self.token.uri, snapshot, renewed.to_json())
 
 
 @contextmanager
@@ -231,7 +231,7 @@ def _take(labels_uri: str, run: str, ttl_s: float, clock: Clock, note: Callable[
         began = clock.monotonic()
         holder = Holder.this_process(run, before.fence + 1 if before else 1, ttl_s, clock.now())
         # Read back, for storage that does not compare when it replaces: the last writer has it.
-        if compare_and_swap.replace(uri, seen, holder.to_json()) and _holder(uri, compare_and_swap.read(uri)) == holder:
+        if conditional.replace(uri, seen, holder.to_json()) and _holder(uri, conditional.read(uri)) == holder:
             if before and not before.released:
                 note(f"took over the lease on {labels_uri} from {before}, which no longer renews it")
             return holder.fence, began
@@ -250,7 +250,7 @@ def _wait_until_free(
     watched: Snapshot | None = None
     watched_since = 0.0
     while True:
-        seen = compare_and_swap.read(uri)
+        seen = conditional.read(uri)
         holder = _holder(uri, seen)
         if holder is None or holder.released or holder.has_ended():
             return seen, holder
