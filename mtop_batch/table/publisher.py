@@ -1,8 +1,8 @@
 """Publishing a run's labels: brings the published table to what the store has of a definition.
 
-The columns come first: where the table gets a task or another type of ids, every published file is written anew with
-the columns that all are to have, and `_table.json` says so only when all have them. So a run that is cut short leaves a
-table of which each file is right, and the next run goes on.
+Where the table gets a task or another type of ids, every published file is written with the columns that all are to
+have, and `_table.json` says so only when all have them. So a run that is cut short leaves a table of which each file is
+right, though some may lack a column, and the next run goes on.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from mtop_batch.errors import ConfigError, DamagedLabelFile, DataError
 from mtop_batch.labelling.plan.staleness import Staleness, relevant_sets
 from mtop_batch.labelling.plan.work import Plan, Unit
 from mtop_batch.storage.local import FileInfo
-from mtop_batch.table.columns import label_schema
 from mtop_batch.table.definition import VECTOR, Definition
 from mtop_batch.table.names import content_id, published_path, source_path_of
 from mtop_batch.table.published import TableSchema, list_published, read_published, read_table_schema
@@ -54,9 +53,11 @@ def plan_labels(
     corpus, labels = storage.absolute(corpus), storage.absolute(labels)
     _check_apart(corpus, labels)
     listing = _list_corpus(corpus)
-    in_scope, shadowing = _without_shadowing(_filter(listing.sources, wanted_partition), definition)
+    columns = read_table_schema(labels) or TableSchema()
+    names = columns.with_tasks(definition.kinds).arrow.names
+    in_scope, shadowing = _without_shadowing(_filter(listing.sources, wanted_partition), names)
     published = list_published(labels)
-    shown = _shown(labels, definition, in_scope, published)
+    shown = _shown(labels, definition, in_scope, published, columns)
 
     stale = [source for source in in_scope if source not in shown]
     layouts, unreadable = _read_layouts(listing.root, stale, definition, has_current=bool(shown))
@@ -184,13 +185,12 @@ def _filter(sources: Sequence[SourceFile], wanted: Mapping[str, str]) -> list[So
 
 
 def _without_shadowing(
-    sources: Sequence[SourceFile], definition: Definition
+    sources: Sequence[SourceFile], columns: Collection[str]
 ) -> tuple[list[SourceFile], list[tuple[str, str]]]:
     """The source files without a partition key that has the name of a column, and the others with that as the reason.
 
     Readers give a partition key a column of its name, and would see only one of the two.
     """
-    columns = set(label_schema(TableSchema().id_type, definition.kinds).names)
     good, bad = [], []
     for source in sources:
         key = next((key for key in partition_keys([source.path]) if key in columns), None)
@@ -204,11 +204,14 @@ def _without_shadowing(
 
 
 def _shown(
-    labels: str, definition: Definition, sources: Sequence[SourceFile], published: Mapping[str, FileInfo]
+    labels: str,
+    definition: Definition,
+    sources: Sequence[SourceFile],
+    published: Mapping[str, FileInfo],
+    schema: TableSchema,
 ) -> dict[SourceFile, int]:
     """The source files whose published file shows the wanted labels of their present content, with their rows."""
-    schema = read_table_schema(labels)
-    if schema is None or not schema.kinds.keys() >= set(definition.label_tasks):
+    if not schema.kinds.keys() >= set(definition.label_tasks):
         return {}
     there = [source for source in sources if published_path(source.path) in published]
 
