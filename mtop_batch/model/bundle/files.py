@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -187,16 +188,12 @@ def _check_files(directory: Path, files: Mapping[str, str], uri: str) -> None:
 
 def _fetch(uri: str, config: dict[str, Any]) -> Path:
     """A local copy of a remote bundle."""
-    cache = Path(tempfile.gettempdir()) / f"mtop_batch-{os.getuid()}"
+    cache = _private_cache()
     directory = cache / config["bundle"]["digest"]
     if directory.is_dir():
-        try:
-            _check_files(directory, config["bundle"]["files"], uri)
-        except BundleError:
-            shutil.rmtree(directory, ignore_errors=True)
-        else:
+        if _is_copy(directory, config, uri):
             return directory
-    cache.mkdir(mode=0o700, exist_ok=True)
+        shutil.rmtree(directory, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(dir=cache))
     try:
         for name in config["bundle"]["files"]:
@@ -211,6 +208,32 @@ def _fetch(uri: str, config: dict[str, Any]) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return directory
+
+
+def _is_copy(directory: Path, config: dict[str, Any], uri: str) -> bool:
+    """Whether a directory of the cache has what the bundle has."""
+    try:
+        _check_files(directory, config["bundle"]["files"], uri)
+        return bool(json.loads((directory / CONFIG).read_text()) == config)
+    except (BundleError, OSError, ValueError):
+        return False
+
+
+def _private_cache() -> Path:
+    """Where copies of remote bundles lie: a directory that nobody but this user can read or change.
+
+    Raises:
+        BundleError: It is somebody else's, or others may use it.
+    """
+    cache = Path(tempfile.gettempdir()) / f"mtop_batch-{os.getuid()}"
+    cache.mkdir(mode=0o700, exist_ok=True)
+    status = cache.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise BundleError(
+            f"{cache}, where copies of remote bundles are kept, is not a directory of this user alone; remove it, or run "
+            f"`chmod 700 {cache}` if it is yours, or set TMPDIR to another place"
+        )
+    return cache
 
 
 def file_digest(path: Path) -> str:

@@ -174,6 +174,29 @@ def test_a_remote_bundle_is_copied_once_and_again_if_damaged(
     assert list(tmp_path.glob("mtop_batch-*/*")) == copies
 
 
+def test_a_copy_of_which_the_configuration_was_changed_is_made_again(
+    make_model: MakeModel, tokenizer: BertTokenizer, memory_uri: str, tmp_path: Path
+) -> None:
+    save(memory_uri, make_model(), tokenizer)
+    first = load_bundle(memory_uri)
+    (copy,) = tmp_path.glob("mtop_batch-*/*")
+    (copy / "config.json").write_text("{}")
+    assert load_bundle(memory_uri).fingerprints == first.fingerprints
+    assert "bundle" in (copy / "config.json").read_text()
+
+
+def test_copies_lie_where_nobody_else_can_change_them(
+    make_model: MakeModel, tokenizer: BertTokenizer, memory_uri: str, tmp_path: Path
+) -> None:
+    save(memory_uri, make_model(), tokenizer)
+    load_bundle(memory_uri)
+    (cache,) = tmp_path.glob("mtop_batch-*")
+    assert cache.stat().st_mode & 0o777 == 0o700
+    cache.chmod(0o777)
+    with pytest.raises(BundleError, match=r"not a directory of this user alone.*chmod 700"):
+        load_bundle(memory_uri)
+
+
 def test_an_incomplete_remote_bundle_is_refused(
     make_model: MakeModel, tokenizer: BertTokenizer, memory_uri: str
 ) -> None:
