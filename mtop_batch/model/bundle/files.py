@@ -230,7 +230,7 @@ def _private_cache() -> Path:
     status = cache.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise BundleError(
-            f"{cache}, where copies of remote bundles are kept, is not a directory of this user alone; remove it, or run "
+            f"{cache}, where copies of remote bundles are kept, is not a directory of this user alone; remove it, run "
             f"`chmod 700 {cache}` if it is yours, or set TMPDIR to another place"
         )
     return cache
