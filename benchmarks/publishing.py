@@ -3,19 +3,22 @@
 Writes label files of random labels into a store, as `mtop label` would, and times `table.publisher.publish`
 alone: of all tasks into a new table, of nothing new, of one task more, and back to an older bundle.
 
-    python benchmarks/publishing.py [--rows 1000000] [--tasks 8] [--files 50] [--labels DIR]
+With `--storage s3` the table lies on a SeaweedFS that is started for it.
+
+    PYTHONPATH=. python benchmarks/publishing.py [--rows 1000000] [--tasks 8] [--files 50] [--storage s3]
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
-import tempfile
 import time
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+from planning import place
 from results_file import write_result
 
 from mtop_batch import storage
@@ -102,14 +105,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--tasks", type=int, default=8)
     parser.add_argument("--files", type=int, default=50)
-    parser.add_argument("--labels", help="where to write; a temporary directory by default")
-    parser.add_argument("--name", default="publishing", help="of the result file")
+    parser.add_argument("--storage", choices=("local", "s3"), default="local")
+    parser.add_argument("--name", default="publishing", help="of the result file; with the storage behind it")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        steps = measure(arguments.labels or directory, arguments.rows, arguments.tasks, arguments.files)
+    with place(arguments.storage) as (root, environment):
+        os.environ.update(environment)
+        steps = measure(f"{root}/labels", arguments.rows, arguments.tasks, arguments.files)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     result = {"rows": arguments.rows, "tasks": arguments.tasks, "files": arguments.files, "steps": steps}
-    print(f"wrote {write_result(arguments.name, {**result, 'peak_memory_mb': round(peak)})}")
+    print(f"wrote {write_result(f'{arguments.name}_{arguments.storage}', {**result, 'peak_memory_mb': round(peak)})}")
 
 
 if __name__ == "__main__":
