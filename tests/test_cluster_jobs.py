@@ -93,11 +93,11 @@ def write_config(directory: Path, backbone: Path) -> Path:
     return path
 
 
-def write_corpus(directory: Path) -> dict[int, str]:
-    """Three source files of articles; returns their texts by id."""
+def write_corpus(directory: Path, rows: int = 100) -> dict[int, str]:
+    """300 articles in source files of so many; returns their texts by id."""
     texts = dict(enumerate(make_texts(300, seed=9)))
-    for start in range(0, 300, 100):
-        part = {key: text for key, text in texts.items() if start <= key < start + 100}
+    for start in range(0, 300, rows):
+        part = {key: text for key, text in texts.items() if start <= key < start + rows}
         path = directory / f"day={start}" / "articles.parquet"
         path.parent.mkdir(parents=True)
         pq.write_table(pa.table({"id": list(part), "body": list(part.values())}), path)
@@ -136,7 +136,7 @@ def test_train_and_label_on_two_nodes(cluster: LocalCluster, trained: Path) -> N
 
 
 def test_a_stopped_job_is_resumed_by_submitting_it_again(cluster: LocalCluster, trained: Path) -> None:
-    texts = write_corpus(trained / "long-corpus")
+    texts = write_corpus(trained / "long-corpus", rows=1)
     labels = trained / "long-labels"
     command = ["python", job("label_corpus.py"), "--model", f"{trained}/model", "--corpus", f"{trained}/long-corpus"]
     command += ["--labels", str(labels), "--unit-rows", "1"]
@@ -159,7 +159,7 @@ def test_a_stopped_job_is_resumed_by_submitting_it_again(cluster: LocalCluster, 
 
 def label_files(labels: Path) -> dict[str, int]:
     """Label files with the times they were written."""
-    return {str(path.relative_to(labels)): path.stat().st_mtime_ns for path in labels.glob("[!_]*/**/*.parquet")}
+    return {str(path.relative_to(labels)): path.stat().st_mtime_ns for path in labels.glob("_store/**/*.parquet")}
 
 
 def wait_for(condition: Callable[[], object]) -> None:
