@@ -56,7 +56,18 @@ class _LabelRecord:
 
 
 @checked(frozen=True, config=_STRICT)  # type: ignore[call-overload]
-class _PublishedTask:
+class PublishedTask:
+    """What a published file says of a task that it has labels of.
+
+    Args:
+        fingerprint: What computed them.
+        kind: The task's kind.
+        bundle: The name of the bundle that computed them.
+        text_columns: The text columns that were asked for.
+        id_column: The source column that became `id`.
+        label_set: Where its label files lie.
+    """
+
     fingerprint: str
     kind: str
     bundle: str
@@ -69,7 +80,7 @@ class _PublishedTask:
 class _PublishedRecord:
     format: int
     source: _Source
-    tasks: dict[str, _PublishedTask]
+    tasks: dict[str, PublishedTask]
     label_files: tuple[tuple[str, str], ...]
     run: str
 
@@ -166,27 +177,6 @@ class LabelFooter:
 
 
 @dataclass(frozen=True)
-class PublishedTask:
-    """What a published file says of a task that it has labels of.
-
-    Args:
-        fingerprint: What computed them.
-        kind: The task's kind.
-        bundle: The name of the bundle that computed them.
-        text_columns: The text columns that were asked for.
-        id_column: The source column that became `id`.
-        label_set: Where its label files lie.
-    """
-
-    fingerprint: str
-    kind: str
-    bundle: str
-    text_columns: tuple[str, ...]
-    id_column: str
-    label_set: str
-
-
-@dataclass(frozen=True)
 class PublishedFooter:
     """What a published file says about itself.
 
@@ -236,7 +226,7 @@ class PublishedFooter:
         return cls(
             source=SourceFile(record.source.path, record.source.size, record.source.version),
             num_rows=num_rows,
-            tasks={name: PublishedTask(**asdict(task)) for name, task in record.tasks.items()},
+            tasks=record.tasks,
             label_files=record.label_files,
             run=record.run,
         )
