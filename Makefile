@@ -22,8 +22,9 @@ setup: $(STAMP)
 # torch first: its own dependencies are then satisfied and nothing pulls a larger build.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev,docs]'
+	@echo "installing packages into $(VENV), once: a minute or more, most of it for torch"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[demo,dev,docs]'
 	touch $(STAMP)
 
 demo: $(STAMP)
@@ -53,7 +54,7 @@ docs: $(STAMP)
 
 # What the benchmarks are compared with; nothing else needs it.
 $(PEERS): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	touch $(PEERS)
 
 bench: $(PEERS)

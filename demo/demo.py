@@ -8,6 +8,7 @@ with the known categories. What is already there is not done again.
 from __future__ import annotations
 
 import hashlib
+import shlex
 import subprocess
 import sys
 import time
@@ -91,8 +92,19 @@ def _label_files() -> dict[Path, str]:
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
+def query_command() -> str:
+    """The query as a command for a shell; DuckDB's own program need not be there."""
+    return f"{_program('python')} -c \"import duckdb; duckdb.sql('''{QUERY}''').show()\""
+
+
+def _program(name: str) -> str:
+    """A program of this environment as it is called from here, whether the environment is activated or not."""
+    path = Path(sys.executable).parent / name
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def _mtop(*arguments: str) -> None:
-    console.print(f"$ mtop {' '.join(arguments)}", style="cyan")
+    console.print(f"$ {shlex.join([_program('mtop'), *arguments])}", style="cyan", soft_wrap=True)
     completed = subprocess.run([sys.executable, "-m", "mtop_batch.cli", *arguments], check=False)
     if completed.returncode:
         raise SystemExit(completed.returncode)
@@ -112,7 +124,7 @@ def _show_results() -> None:
     console.print("\n[bold]7. Yours to query[/bold]")
     for what, where in {"corpus": CORPUS, "model": MODEL, "labels": LABELS}.items():
         console.print(f"   {what:7} {where}")
-    console.print(f'\nTry: duckdb -c "{QUERY}"\n', soft_wrap=True)
+    console.print(f"\nTry:\n\n{query_command()}\n", soft_wrap=True, markup=False)
     _print_rows(duckdb.connect().execute(QUERY))
 
 

@@ -1,8 +1,10 @@
 """One model, one forward pass, every text-classification label.
 
-    from mtop_batch import MTOPModel, Predictor, read_labels
+    from mtop_batch import add_tasks, evaluate, label, train           # the commands
+    from mtop_batch import MTOPModel, Predictor, read_labels           # a bundle, and the label table
 
-Names are imported on first use, so that `mtop --help` does not wait for torch.
+Names are imported on first use, so that `mtop --help` does not wait for torch. Once this is imported,
+`transformers.AutoConfig` and `AutoModel` load bundles too.
 """
 
 from __future__ import annotations
@@ -10,7 +12,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mtop_batch.auto_classes import register_when_imported
+
 if TYPE_CHECKING:
+    from mtop_batch.api import add_tasks, evaluate, label, train
     from mtop_batch.errors import BundleError, ConfigError, DataError, JobError, LabelTableError, MtopError, TaskError
     from mtop_batch.labelling.run.predictor import Predictor
     from mtop_batch.model.kinds.config import MTOPConfig
@@ -30,8 +35,12 @@ _MODULES = {
     "Predictor": "labelling.run.predictor",
     "Task": "tasks",
     "TaskError": "errors",
+    "add_tasks": "api",
+    "evaluate": "api",
     "iter_labels": "table.read",
+    "label": "api",
     "read_labels": "table.read",
+    "train": "api",
 }
 
 __all__ = [
@@ -46,10 +55,16 @@ __all__ = [
     "Predictor",
     "Task",
     "TaskError",
+    "add_tasks",
+    "evaluate",
     "iter_labels",
+    "label",
     "read_labels",
+    "train",
 ]
 __version__ = "0.1.0"
+
+register_when_imported()
 
 
 def __getattr__(name: str) -> Any:

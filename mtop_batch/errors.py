@@ -7,8 +7,11 @@
     ├── BundleError       a model bundle that is missing, damaged or of another version
     ├── LabelTableError   a label table or corpus that cannot be read or written
     │   ├── StorageError      storage that does not answer, or refuses
-    │   │   └── AccessRefused
+    │   │   ├── AccessRefused
+    │   │   └── StorageFull
+    │   ├── PathTaken
     │   ├── DamagedLabelFile
+    │   ├── NotInTable
     │   └── LeaseLost
     └── JobError          a job that ended before its work was done
 
@@ -18,11 +21,16 @@ a bad *file of a corpus* is data, not an exception: it is recorded and passed ov
 
 from __future__ import annotations
 
+from mtop_batch.lines import without_secrets
+
 
 class MtopError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the `mtop` command exits with."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return without_secrets(super().__str__())
 
 
 class ConfigError(MtopError):
@@ -58,8 +66,22 @@ class AccessRefused(StorageError):
     """
 
 
+class StorageFull(StorageError):
+    """A disk without room; trying again at once does not help."""
+
+
+class PathTaken(LabelTableError):
+    """A file that cannot be written where it belongs: there is a directory, or a directory above it is a file."""
+
+
 class DamagedLabelFile(LabelTableError):
     """A file among the label files that is no label file, or not a readable one."""
+
+
+class NotInTable(LabelTableError):
+    """What is asked of a label table is not there, or there is no label table: the request is wrong, not the table."""
+
+    exit_code = 2
 
 
 class LeaseLost(LabelTableError):
@@ -82,7 +104,7 @@ def one_line(error: BaseException, *, with_type: bool = False) -> str:
     >>> one_line(ValueError("\\n no such column\\n  in part 3")), one_line(KeyError("x"), with_type=True)
     ('no such column', "KeyError: 'x'")
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in without_secrets(str(error)).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     if any("Traceback" in line for line in lines):

@@ -13,13 +13,16 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
+from math import isfinite
 from typing import Any, Literal, get_args
 
 from mtop_batch.errors import TaskError
+from mtop_batch.lines import did_you_mean, listed
 
 TaskKind = Literal["classification", "regression"]
 Reader = Literal["prompts", "pooled", "vector"]
+LabelBy = Literal["name", "index"]
+"""What numbers in a label column are: labels, or indices into a task's labels."""
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman"]
 
 TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
@@ -46,6 +49,9 @@ class Task:
         text: The column(s) its texts come from: one, or two for a pair.
         metric: The metric that judges it; "" chooses the first that `METRICS` allows for the kind.
         reads: "prompts", "pooled" or "vector"; the kind of model decides which of them it has.
+        mean: Of the numbers that a regression learned from. The task's head puts out how many standard deviations a
+            text's value is away from it, so that values of any size are learned alike.
+        std: Their standard deviation.
 
     Raises:
         TaskError: A field is outside what is allowed.
@@ -57,6 +63,8 @@ class Task:
     text: tuple[str, ...] = ("text",)
     metric: Metric | Literal[""] = ""
     reads: Reader = "prompts"
+    mean: float = 0.0
+    std: float = 1.0
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -71,13 +79,15 @@ class Task:
             if value not in allowed:
                 raise TaskError(f"task {self.name!r}: {key} = {value!r} is not one of {', '.join(allowed)}")
         self._check_labels()
-        if not 1 <= len(self.text) <= 2:
+        if not 1 <= len(self.text) <= 2 or len(set(self.text)) < len(self.text):
             raise TaskError(
                 f"task {self.name!r}: text = {list(self.text)} names {len(self.text)} columns; "
-                "give one, or two for a pair of texts"
+                "give one, or two different ones for a pair of texts"
             )
         if not self.metric:
             object.__setattr__(self, "metric", self._metrics[0])
+        if not (isfinite(self.mean) and isfinite(self.std) and self.std > 0):
+            raise TaskError(f"task {self.name!r}: mean = {self.mean} and std = {self.std} are not finite, and above 0")
         if self.metric not in self._metrics:
             raise TaskError(
                 f"task {self.name!r}: metric = {self.metric!r} does not fit a {self.kind} task; "
@@ -155,8 +165,6 @@ def select_tasks(names: Sequence[str], known: Sequence[str]) -> list[str]:
     known_names = set(known)
     for name in names:
         if name not in known_names:
-            close = get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise TaskError(f"there is no task {name!r}; {hint}tasks: {', '.join(known)}")
+            raise TaskError(f"there is no task {name!r}; {did_you_mean(name, known)}tasks: {listed(known)}")
     wanted = set(names)
     return [name for name in known if name in wanted]

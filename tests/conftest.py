@@ -16,6 +16,10 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 import hypothesis
 import pytest
 import torch
+
+# Before transformers imports Triton: without a GPU its kernels are run line by line on the CPU.
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+
 from transformers import BertTokenizer, ElectraConfig, ElectraModel
 
 from tests.s3 import S3Server, s3_server

@@ -71,6 +71,28 @@ class S3Server:
             self._process.wait(timeout=30)
             self._process = None
 
+    def configure_user(self, name: str, actions: str, *, remove: bool = False) -> dict[str, str]:
+        """Give a user of the bucket rights, such as "Read,Write,List", or take them away, at once; the user's keys."""
+        keys = {"AWS_ACCESS_KEY_ID": name, "AWS_SECRET_ACCESS_KEY": f"{name}-secret"}
+        options = f"-user {name} -buckets {self.bucket} -actions {actions} -apply"
+        if remove:
+            options += " -delete"
+        else:
+            options += f" -access_key {keys['AWS_ACCESS_KEY_ID']} -secret_key {keys['AWS_SECRET_ACCESS_KEY']}"
+        addresses = [
+            f"-{service}=127.0.0.1:{self.ports[f'{service}.port']}.{self.ports[f'{service}.port.grpc']}"
+            for service in ("master", "filer")
+        ]
+        subprocess.run(
+            [_executable(), "shell", *addresses],
+            input=f"s3.configure {options}\nexit\n",
+            text=True,
+            capture_output=True,
+            check=True,
+            timeout=60,
+        )
+        return keys
+
     def _has_bucket(self) -> bool:
         """Whether the bucket is there; the server answers a moment before it has made it."""
         keys = self.environment

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,8 +23,12 @@ from ray.autoscaler._private.util import fillout_defaults, validate_config
 
 from cluster.local_cluster import ClusterError, find_cluster, start_cluster, stop_cluster
 from mtop_batch.cli.commands import app
+from mtop_batch.engine import submit
+from mtop_batch.engine.metrics import EXPORTED
 
 ROOT = Path(__file__).resolve().parent.parent
+KUBERNETES = sorted(path for path in (ROOT / "cluster").glob("*.yaml") if "apiVersion:" in path.read_text())
+CONTAINER_SECURITY = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 MANIFESTS = sorted((ROOT / "cluster").glob("*.yaml"))
 IMAGE = f"mtop-batch:{version('mtop-batch')}"
 RAY_VERSION = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]  # type: ignore[index]
@@ -32,6 +37,10 @@ BASE_IMAGE = f"rayproject/ray:{RAY_VERSION}-py311"
 
 def load(name: str) -> Any:
     return yaml.safe_load((ROOT / "cluster" / name).read_text())
+
+
+def pods_of(manifest: Any) -> list[dict[str, Any]]:
+    return [value for _, value in walk(manifest) if isinstance(value, dict) and "containers" in value]
 
 
 def walk(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
@@ -61,7 +70,7 @@ def commands_in(path: Path) -> list[list[str]]:
 @pytest.mark.parametrize("path", [*MANIFESTS, ROOT / "docs" / "cluster.md"], ids=lambda path: path.name)
 def test_jobs_that_are_named_exist_and_take_the_options(path: Path) -> None:
     commands = commands_in(path)
-    assert bool(commands) == (path.name not in ("raycluster.yaml", "autoscaler-aws.yaml"))
+    assert bool(commands) == (path.name.startswith(("rayjob", "nightly", "cluster.md")))
     for job, *arguments in commands:
         name = re.search(r'main\(\["([\w-]+)"', (ROOT / "jobs" / job).read_text())
         assert name is not None
@@ -89,7 +98,7 @@ def test_one_image_and_one_ray_version_everywhere() -> None:
     assert load("raycluster.yaml")["spec"]["rayVersion"] == RAY_VERSION
     assert load("autoscaler-aws.yaml")["docker"]["image"] == BASE_IMAGE
     pods = [container for path in MANIFESTS for container in containers(yaml.safe_load(path.read_text()))]
-    assert len(pods) == 4
+    assert len(pods) == 6
     assert {container["image"] for container in pods} == {IMAGE}
     assert IMAGE in (ROOT / "cluster" / "Dockerfile").read_text()
     assert IMAGE in (ROOT / "docs" / "cluster.md").read_text()
@@ -114,10 +123,92 @@ def test_kubernetes_pods_are_probed_and_not_root() -> None:
     for container in containers(cluster):
         assert container["livenessProbe"]["httpGet"] == container["readinessProbe"]["httpGet"]
         assert container["envFrom"] == [{"secretRef": {"name": "mtop-s3", "optional": True}}]
-    for manifest in (cluster, load("nightly.yaml")):
-        pods = [value for _, value in walk(manifest) if isinstance(value, dict) and "containers" in value]
-        assert all(pod["securityContext"]["runAsNonRoot"] for pod in pods)
-        assert all(not container["securityContext"]["allowPrivilegeEscalation"] for container in containers(manifest))
+    for path in KUBERNETES:
+        manifest = yaml.safe_load(path.read_text())
+        for pod in pods_of(manifest):
+            assert pod["securityContext"]["runAsNonRoot"]
+            assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+            assert pod["automountServiceAccountToken"] is False
+            for container in pod["containers"]:
+                assert container["securityContext"] == CONTAINER_SECURITY
+                assert "ephemeral-storage" in container["resources"]["limits"]
+
+
+def test_only_the_autoscaler_has_a_token() -> None:
+    spec = load("raycluster.yaml")["spec"]
+    token = [mount for mount in spec["autoscalerOptions"]["volumeMounts"] if "serviceaccount" in mount["mountPath"]]
+    assert [mount["name"] for mount in token] == ["autoscaler-token"]
+    assert spec["autoscalerOptions"]["securityContext"] == CONTAINER_SECURITY
+    assert "ephemeral-storage" in spec["autoscalerOptions"]["resources"]["limits"]
+    for container in containers(spec):
+        assert all(mount["name"] != "autoscaler-token" for mount in container["volumeMounts"])
+
+
+def test_configurations_are_where_entrypoints_run() -> None:
+    """An entrypoint runs where the resources are that it asks for, so on any node."""
+    for pod in pods_of(load("raycluster.yaml")):
+        assert {"name": "configs", "configMap": {"name": "mtop-configs", "optional": True}} in pod["volumes"]
+        (mounts,) = [container["volumeMounts"] for container in pod["containers"]]
+        assert [mount["mountPath"] for mount in mounts] == ["/home/ray/mtop-batch/configs"]
+    ((_, *train),) = commands_in(ROOT / "cluster" / "rayjob-train.yaml")
+    assert "tasks=configs/tasks.toml" in train
+    assert "WORKDIR /home/ray/mtop-batch" in (ROOT / "cluster" / "Dockerfile").read_text()
+
+
+def test_the_network_policy_lets_in_nodes_submitters_and_prometheus_only() -> None:
+    policy, cluster = load("networkpolicy.yaml")["spec"], load("raycluster.yaml")
+    selector = {"ray.io/cluster": cluster["metadata"]["name"]}
+    assert policy["podSelector"]["matchLabels"] == selector
+    assert policy["policyTypes"] == ["Ingress"]
+    nodes, submitters, prometheus = policy["ingress"]
+    assert nodes == {"from": [{"podSelector": {"matchLabels": selector}}]}
+    assert [port["port"] for port in submitters["ports"]] == [8265]
+    assert [port["port"] for port in prometheus["ports"]] == [8080]
+    name = submitters["from"][0]["podSelector"]["matchLabels"]
+    templates = [load(job)["spec"]["submitterPodTemplate"] for job in ("rayjob-train.yaml", "rayjob-label.yaml")]
+    templates.append(load("nightly.yaml")["spec"]["jobTemplate"]["spec"]["template"])
+    assert all(template["metadata"]["labels"] == name for template in templates)
+
+
+def test_metrics_are_scraped_on_every_node() -> None:
+    cluster, monitor = load("raycluster.yaml")["spec"], load("podmonitor.yaml")["spec"]
+    assert monitor["selector"]["matchLabels"] == load("networkpolicy.yaml")["spec"]["podSelector"]["matchLabels"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        (container,) = containers(group)
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert str(ports[monitor["podMetricsEndpoints"][0]["port"]]) == group["rayStartParams"]["metrics-export-port"]
+
+
+def test_dashboard_and_alerts_ask_for_metrics_that_are_exported() -> None:
+    rules = [rule for group in load("prometheus-rules.yaml")["spec"]["groups"] for rule in group["rules"]]
+    dashboard = json.loads((ROOT / "cluster" / "grafana-dashboard.json").read_text())
+    asked = [rule["expr"] for rule in rules]
+    asked += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    names = set(re.findall(r"ray_\w+", " ".join(asked)))
+    assert names <= EXPORTED
+    assert names >= {name for name in EXPORTED if "mtop" in name} - {"ray_mtop_articles_planned"}
+    assert all(rule["labels"]["severity"] in ("page", "warning") for rule in rules)
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    schedule = load("nightly.yaml")["metadata"]["name"]
+    assert all(f'job_name=~"{schedule}-' in rule["expr"] for rule in rules if "kube_" in rule["expr"])
+
+
+def test_a_closed_gate_pages_and_unreadable_files_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = load("nightly.yaml")["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]
+    on_exit = [rule for rule in policy["rules"] if "onExitCodes" in rule]
+    (submit_container,) = containers(load("nightly.yaml"))
+    assert [(rule["action"], rule["onExitCodes"]["values"]) for rule in on_exit] == [("FailJob", [2, 4])]
+    assert on_exit[0]["onExitCodes"]["containerName"] == submit_container["name"]
+
+    def exit_code(driver: int | None, submitted: int = 1) -> int:
+        info = SimpleNamespace(driver_exit_code=driver)
+        client = SimpleNamespace(get_job_info=lambda name: info if name == "x" else None)
+        monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=submitted))
+        monkeypatch.setattr(submit, "JobSubmissionClient", lambda _: client)
+        return submit.main(["--address=http://a", "--submission-id=x", "--", "python", "jobs/label_corpus.py"])
+
+    assert [exit_code(code) for code in (1, 2, 3, 4, None)] == [1, 2, 0, 4, 1]
+    assert exit_code(None, submitted=0) == 0
 
 
 def test_authentication_is_on_everywhere() -> None:
@@ -157,7 +248,7 @@ def test_jobs_are_sent_to_the_cluster() -> None:
     for job in ("rayjob-train.yaml", "rayjob-label.yaml"):
         assert load(job)["spec"]["clusterSelector"] == {"ray.io/cluster": name}
     (submit,) = containers(load("nightly.yaml"))
-    assert submit["command"] == ["ray", "job", "submit"]
+    assert submit["command"] == ["python", "-m", "mtop_batch.engine.submit"]
     assert submit["args"][0] == f"--address=http://{name}-head-svc:8265"
     assert "--submission-id=$(POD_NAME)" in submit["args"]  # a retry is a job of its own
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -9,9 +10,11 @@ import pytest
 from mtop_batch.config.load import load_config
 from mtop_batch.config.sections import MODEL_SECTIONS, Config, ModelConfig, MTOPModelConfig
 from mtop_batch.errors import ConfigError
+from mtop_batch.model.kinds.by_name import KINDS
 from mtop_batch.storage import write_bytes
 from tests.s3 import S3Server
 
+JOBS = Path(__file__).parent.parent / "jobs"
 CONFIG = """
 output = "models/news"
 [backbone]
@@ -37,12 +40,12 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     return _write
 
 
-def test_defaults_are_the_papers(write: Callable[..., Path]) -> None:
+def test_defaults_are_the_papers_but_for_isolated_prompts(write: Callable[..., Path]) -> None:
     config = load_config(write(CONFIG))
     assert isinstance(config.model, MTOPModelConfig)
     assert config.model.prompts_per_task == 2
     assert config.model.shared_prompts == 0
-    assert config.model.prompt_attention == "joint"
+    assert config.model.prompt_attention == "isolated"
     assert (config.train.batch_size, config.train.learning_rate, config.train.warmup_fraction) == (
         16,
         1e-5,
@@ -119,8 +122,21 @@ def test_tasks_may_stand_in_a_file_of_their_own(write: Callable[..., Path]) -> N
         ('name = "politics"', 'name = "the politics"', r"task name 'the politics' is not allowed"),
         ('train = "train.parquet"', "", r"task\[politics\]\.train is missing"),
         ('name = "some/encoder"', "", r"backbone\.name is missing"),
-        ("[[task]]", "[task]", r"task = .* cannot be used: input should be a valid tuple"),
-        ('text = ["headline"]', 'text = ["a", "b", "c"]', r"give one, or two for a pair"),
+        ("[[task]]", "[task]", r"task is one table; write \[\[task\]\], with two brackets"),
+        (
+            'text = ["headline"]',
+            'text = "headline"',
+            r"task\[politics\]\.text = 'headline' is no list; write text = \[\"headline",
+        ),
+        (
+            'labels = ["no", "yes"]',
+            'labels = "no"',
+            r'labels = \'no\' is no list; write labels = \["no"\]',
+        ),
+        ("epochs = 2", "epochs = inf", r"train\.epochs = inf cannot be used: input should be a finite number"),
+        ("epochs = 2", "epochs = 1e9", r"train\.epochs = 1000000000\.0 cannot be used: .* less than or equal to 10000"),
+        ("epochs = 2", "learning_rate = nan", r"train\.learning_rate = nan cannot be used"),
+        ('text = ["headline"]', 'text = ["a", "b", "c"]', r"give one, or two different ones for a pair"),
         (
             'text = ["headline"]',
             'metric = "pearson"',
@@ -131,8 +147,24 @@ def test_tasks_may_stand_in_a_file_of_their_own(write: Callable[..., Path]) -> N
 def test_a_wrong_configuration_says_what_where_and_what_is_allowed(
     write: Callable[..., Path], old: str, new: str, message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as refusal:
         load_config(write(CONFIG.replace(old, new)))
+    assert "\n" not in str(refusal.value)
+
+
+def test_every_mistake_has_a_line_and_nothing_else_has(write: Callable[..., Path]) -> None:
+    wrong = CONFIG.replace('eval = "eval.parquet"', 'eval = 1\nmetric = "good"')
+    with pytest.raises(ConfigError) as refusal:
+        load_config(write(wrong))
+    assert [line.split(" = ")[0].split()[-1] for line in str(refusal.value).splitlines()] == [
+        "task[politics].metric",
+        "task[politics].eval",
+    ]
+    with pytest.raises(ConfigError, match="there is no task; add at least one"):
+        load_config(write("task = []\n" + CONFIG[: CONFIG.index("[[task]]")]))
+    tasks_file = write("[task]\n" + CONFIG.partition("[[task]]")[2], "tasks.toml")
+    with pytest.raises(ConfigError, match=r"config\.toml with .*tasks\.toml: task is one table"):
+        load_config(write(f'tasks = "{tasks_file}"\n' + CONFIG.partition("[[task]]")[0]))
 
 
 def test_two_tasks_of_one_name_are_refused(write: Callable[..., Path]) -> None:
@@ -146,6 +178,20 @@ def test_a_missing_file_and_broken_toml_are_named(write: Callable[..., Path], tm
         load_config(tmp_path / "nowhere.toml")
     with pytest.raises(ConfigError, match="is not valid TOML"):
         load_config(write("output = "))
+    path = write(CONFIG)
+    with pytest.raises(ConfigError, match=r"leads through '.*config\.toml', which is a file; name a TOML file"):
+        load_config(path / "news.toml")
+    with pytest.raises(ConfigError, match="is a directory; name a TOML file"):
+        load_config(tmp_path)
+    path.write_bytes(CONFIG.encode("utf-16"))
+    with pytest.raises(ConfigError, match="is not valid TOML: byte 0 is not UTF-8; save it as UTF-8"):
+        load_config(path)
+
+
+def test_a_byte_order_mark_does_no_harm(write: Callable[..., Path]) -> None:
+    path = write("")
+    path.write_bytes(CONFIG.encode("utf-8-sig"))
+    assert load_config(path) == load_config(write(CONFIG, "plain.toml"))
 
 
 @pytest.mark.parametrize("override", ["train.epochs", "=3", "train..epochs=3"])
@@ -183,10 +229,54 @@ def test_each_kind_of_model_has_keys_of_its_own(write: Callable[..., Path], monk
         load_config(path, ["model.kind=pooled", "model.prompts_per_task=3"])
     with pytest.raises(ConfigError, match=r"unknown key model\.dropuot; did you mean 'dropout'"):
         load_config(path, ["model.kind=pooled", "model.dropuot=0.3"])
-    with pytest.raises(ConfigError, match=r"kind = 'mt-dnn' is not one of mtop, pooled"):
-        load_config(path, ["model.kind=mt-dnn"])
+    with pytest.raises(ConfigError, match=r"kind = 'mtdnn' is not one of mtop, mt-dnn, .*, ca-mtl, pooled"):
+        load_config(path, ["model.kind=mtdnn"])
     with pytest.raises(ConfigError, match=r"'politics': model\.kind = 'pooled' has no prompt_group"):
         load_config(write(CONFIG + 'prompt_group = "a"'), ["model.kind=pooled"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "reads", "settings"),
+    [
+        ("mt-dnn", "pooled", {"dropout": 0.1}),
+        ("single-task", "pooled", {"dropout": 0.1}),
+        ("p-tuning", "prompts", {"dropout": 0.1, "prompts_per_task": 2}),
+        ("p-tuning-v2", "pooled", {"dropout": 0.1, "prompts_per_task": 8, "prompt_dropout": 0.1}),
+        ("ca-mtl", "pooled", {"dropout": 0.1, "pretrained_top": False}),
+    ],
+)
+def test_each_method_has_a_section_that_fits_its_model(
+    write: Callable[..., Path], kind: str, reads: str, settings: dict[str, object]
+) -> None:
+    config = load_config(write(CONFIG), [f"model.kind={kind}"])
+    assert (config.model.settings(), config.tasks()[0].reads) == (settings, reads)
+    arguments = inspect.signature(KINDS[kind].from_backbone).parameters
+    assert {name: arguments[name].default for name in settings} == settings
+    assert Config.model_validate(config.model_dump(mode="json")) == config
+    with pytest.raises(ConfigError, match=r"unknown key model\.stop_gradient; it is a key of kind = 'mtop'; those of"):
+        load_config(write(CONFIG), [f"model.kind={kind}", "model.stop_gradient=false"])
+
+
+def test_every_kind_has_a_class_and_a_section() -> None:
+    assert list(MODEL_SECTIONS) == list(KINDS)
+    assert all(section.default_reader == KINDS[kind].readers[0] for kind, section in MODEL_SECTIONS.items())
+
+
+@pytest.mark.parametrize("path", sorted(JOBS.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_configurations_that_come_with_it_are_valid(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path
+) -> None:
+    (tmp_path / "data" / "nhc").mkdir(parents=True)
+    write(CONFIG[CONFIG.index("[[task]]") :], "data/nhc/tasks.toml")
+    monkeypatch.chdir(tmp_path)
+    config = load_config(path)
+    kind = path.stem.removeprefix("nhc-")
+    assert config.model.kind == (kind if kind in KINDS else "mtop")
+    assert config.output == f"models/{path.stem}"
+    cpu = load_config(JOBS / "nhc-cpu.toml")
+    if config.backbone == cpu.backbone:
+        keys = ("epochs", "batch_size", "seed", "num_workers", "freeze_word_embeddings")
+        assert all(getattr(config.train, key) == getattr(cpu.train, key) for key in keys)
 
 
 def test_a_probe_is_a_classification_that_reads_the_vector(write: Callable[..., Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
@@ -10,8 +11,10 @@ import pyarrow as pa
 import pytest
 
 from mtop_batch import storage
-from mtop_batch.errors import ConfigError, LabelTableError, StorageError
+from mtop_batch.errors import AccessRefused, ConfigError, LabelTableError, StorageError, StorageFull
 from mtop_batch.storage import clients, conditional
+from mtop_batch.storage.retry import with_retries
+from tests.s3_stub import s3_stub
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -90,6 +93,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_a_full_disk_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    events: list[object] = []
+    with pytest.raises(StorageFull, match="free some space"):
+        with_retries(lambda: storage.write_bytes(str(tmp_path / "a"), b""), "a.parquet", events.append, 60.0)
+    assert events == []
+
+
 @pytest.mark.parametrize("part", ["..", "../x", "a/../../x", "/etc/passwd", ""])
 def test_join_stays_below_its_uri(part: str) -> None:
     with pytest.raises(LabelTableError, match="does not stay below"):
@@ -106,7 +117,7 @@ def test_join_puts_one_slash_between(uri: str, expected: str) -> None:
 def test_absolute_changes_local_paths_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert storage.absolute("x/../y/") == str(tmp_path / "y")
-    assert storage.absolute("file:///data/x") == "/data/x"
+    assert storage.absolute("file:///data/x%20y") == "/data/x y"
     assert storage.absolute("s3://b/x/") == "s3://b/x"
 
 
@@ -139,7 +150,7 @@ def test_an_unreachable_server_is_named_without_secrets(monkeypatch: pytest.Monk
 
 
 def test_credentials_in_a_uri_are_refused_without_repeating_them() -> None:
-    with pytest.raises(ConfigError, match="must not carry credentials") as caught:
+    with pytest.raises(ConfigError, match="must not carry credentials or a signature") as caught:
         storage.filesystem("s3://KEY:hunter2@bucket/x")
     assert "hunter2" not in str(caught.value)
 
@@ -209,6 +220,59 @@ def test_a_failed_creation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         conditional.create(str(tmp_path / "a"), b"new", unfinished=str(tmp_path / "unfinished"))
     assert os.listdir(tmp_path / "unfinished") == []
     assert not storage.exists(str(tmp_path / "a"))
+
+
+def test_storage_that_compares_is_found_out_with_one_small_file(place: str, tmp_path: Path) -> None:
+    uri = storage.join(place, "_probe.json")
+    for _ in range(2):
+        assert conditional.can_compare(uri, unfinished=str(tmp_path / "unfinished"))
+    assert storage.read_bytes(uri) == b"{}"
+
+
+@pytest.fixture
+def stub_environment(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Leads the clients to an endpoint, without their patience."""
+
+    def lead(endpoint: str) -> None:
+        monkeypatch.setattr(clients, "_S3_ATTEMPTS", 2)
+        monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
+        keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "hunter2", "AWS_REGION": "us-east-1"}
+        for name, value in {**keys, "AWS_ENDPOINT_URL": endpoint, "AWS_MAX_ATTEMPTS": "1"}.items():
+            monkeypatch.setenv(name, value)
+
+    return lead
+
+
+def test_a_server_that_ignores_conditions_is_found_out(stub_environment: Callable[[str], None]) -> None:
+    with s3_stub() as endpoint:
+        stub_environment(endpoint)
+        assert conditional.create("s3://bucket/a", b"1", unfinished="")
+        assert conditional.create("s3://bucket/a", b"2", unfinished="")
+        assert not conditional.can_compare("s3://bucket/labels/_probe.json", unfinished="")
+
+
+@pytest.mark.parametrize(
+    "refusal", [(400, "ExpiredToken"), (401, "Unauthorized"), (403, "AccessDenied"), (400, "InvalidToken")], ids=str
+)
+def test_a_refusal_is_no_absence_whatever_its_status(
+    stub_environment: Callable[[str], None], refusal: tuple[int, str]
+) -> None:
+    calls: list[Callable[[str], object]] = [
+        storage.list_files,
+        storage.read_bytes,
+        conditional.read,
+        storage.delete,
+        lambda uri: conditional.create(uri, b"", unfinished=""),
+        lambda uri: storage.write_bytes(uri, b""),
+    ]
+    with s3_stub(refusal=refusal) as endpoint:
+        stub_environment(endpoint)
+        for call in calls:
+            with pytest.raises(StorageError) as caught:
+                call("s3://bucket/labels/x")
+            assert "hunter2" not in str(caught.value)
+        with pytest.raises(AccessRefused, match="was refused"):
+            storage.list_files("s3://bucket/labels")
 
 
 def test_in_threads_keeps_the_order_and_raises() -> None:

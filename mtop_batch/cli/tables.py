@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
+from mtop_batch.lines import counted, for_people, listed, shown
 from mtop_batch.table.stats import TableStats
 from mtop_batch.tasks import Task
+
+if TYPE_CHECKING:  # it needs torch
+    from mtop_batch.training.label_report import LabelReport
+
+_LABEL_COLUMNS = ("precision", "recall", "F1", "support")
+_MOST_CONFUSED = 3
+_BORDERS_OF_TWO_COLUMNS = 7
+_MAX_LABELS = 100
+_MAX_SHARES = 8
 
 
 def print_metrics(metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) -> None:
@@ -17,49 +29,133 @@ def print_metrics(metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Ta
     Console().print(metric_table(metrics, tasks))
 
 
+def print_label_reports(reports: Mapping[str, LabelReport]) -> None:
+    """How good each task is at each label, and what it takes for what."""
+    table = Table("task", "label", *(Column(name, justify="right") for name in _LABEL_COLUMNS), "taken for")
+    notes = []
+    for name, report in reports.items():
+        known = [scores.label for scores in report.labels]
+        for index, scores in enumerate(report.labels):
+            numbers = [f"{value:.3f}" for value in (scores.precision, scores.recall, scores.f1)]
+            mistaken = sorted(
+                ((count, other) for other, count in zip(known, report.confusion[index], strict=True)), reverse=True
+            )
+            wrong = [f"{other} {count:,}" for count, other in mistaken if count and other != scores.label]
+            taken = ", ".join(wrong[:_MOST_CONFUSED]) + (" ..." if len(wrong) > _MOST_CONFUSED else "")
+            table.add_row(name if not index else "", scores.label, *numbers, f"{scores.support:,}", taken)
+        if report.undefined:
+            notes.append(f"{name}: its metric is undefined, and counted as 0: {report.undefined}")
+    console = Console()
+    if table.row_count:
+        console.print(table)
+    for note in notes:
+        console.print(note)
+
+
 def print_predictions(rows: list[dict[str, Any]]) -> None:
     """A table of all tasks' labels for each text."""
     console = Console()
     for row in rows:
-        table = Table("task", "label", "score", title=row["text"][:100], title_justify="left", title_style="bold")
+        table = Table("task", "label", "score", title_justify="left", title_style="bold")
+        table.title = _name(" | ".join(text[:100] for text in (row["text"], row.get("second")) if text is not None))
         if row["error"]:
-            table.add_row("-", f"[red]{row['error']}[/red]", "")
+            table.add_row("-", Text(row["error"], style="red"), "")
         else:
             for name in (key.removesuffix("_score") for key in row if key.endswith("_score")):
-                table.add_row(name, row.get(f"{name}_label") or "", f"{row[f'{name}_score']:.3f}")
+                if (score := row[f"{name}_score"]) is not None:
+                    table.add_row(_name(name), _name(row.get(f"{name}_label") or ""), f"{score:.3f}")
         console.print(table)
 
 
 def print_stats(stats: TableStats) -> None:
-    """What a label table holds: one table by task, one by label set."""
+    """What a label table holds: coverage by task, label shares by task, and the label sets."""
     console = Console(highlight=False)
-    console.print(f"{stats.articles:,} articles of {stats.source_files:,} source files in {stats.labels}")
-    table = Table()
-    for column in ("task", "labels", "bundle: fingerprint"):
-        table.add_column(column, overflow="fold")  # names are there whole, however narrow the terminal
+    articles, files = counted(stats.articles, "article"), counted(stats.source_files, "source file")
+    console.print(_name(f"{articles} of {files} in {stats.labels}"), soft_wrap=True)
+    coverage = Table()
+    coverage.add_column("task", overflow="fold")  # names are there whole, however narrow the terminal
     for column in ("current", "older", "errors", "missing"):
-        table.add_column(column, justify="right")
+        coverage.add_column(column, justify="right")
+    coverage.add_column("bundle: fingerprint", overflow="fold")
     for name, task in stats.tasks.items():
-        shares = [f"{label} {share:.1%}" for label, share in task.shares.items()]
-        if not shares and task.labelled:
-            shares = [f"mean {task.score_sum / task.labelled:.3f}"]
-        made_by = "\n".join(f"{bundle}: {fingerprint[:8]}" for bundle, fingerprint in task.made_by)
         counts = [f"{count:,}" for count in (task.older, task.errors, task.missing)]
-        table.add_row(name, ", ".join(shares), made_by, f"{task.current:,} ({task.coverage:.1%})", *counts)
-    console.print(table)
-    table = Table()
+        made_by = "\n".join(f"{shown(bundle)}: {shown(fingerprint[:8])}" for bundle, fingerprint in task.made_by)
+        coverage.add_row(_name(name), f"{task.current:,} ({task.coverage:.1%})", *counts, Text(made_by))
+    console.print(coverage)
+    shares = Table()
+    for column in ("task", "labels"):
+        shares.add_column(column, overflow="fold")
+    room = console.width - max(len(shown(name)) for name in ["task", *stats.tasks]) - _BORDERS_OF_TWO_COLUMNS
+    for name, task in stats.tasks.items():
+        found = [f"{shown(label)} {share:.1%}" for label, share in islice(task.shares.items(), _MAX_LABELS)]
+        if not found and task.labelled:
+            found = [f"mean {task.score_sum / task.labelled:.3f}"]
+        shares.add_row(_name(name), Text("\n".join(_lines(found, room))))
+    console.print(shares)
+    label_sets = Table()
     for column in ("label set", "tasks"):
-        table.add_column(column, overflow="fold")
+        label_sets.add_column(column, overflow="fold")
     for column in ("files", "rows", "MB"):
-        table.add_column(column, justify="right")
+        label_sets.add_column(column, justify="right")
     for name, label_set in stats.label_sets.items():
         size = f"{label_set.num_bytes / 1e6:,.1f}"
-        table.add_row(name, ", ".join(label_set.tasks), f"{label_set.files:,}", f"{label_set.rows:,}", size)
+        tasks = Text(listed(label_set.tasks))
+        label_sets.add_row(_name(name), tasks, f"{label_set.files:,}", f"{label_set.rows:,}", size)
+    console.print(label_sets)
+
+
+def _lines(entries: Sequence[str], width: int) -> list[str]:
+    """Entries with commas between, in lines of up to so many characters, none broken in two if it has room."""
+    lines = [""]
+    for number, entry in enumerate(entries, 1):
+        entry += "," if number < len(entries) else ""
+        if lines[-1] and len(lines[-1]) + 1 + len(entry) > width:
+            lines.append("")
+        lines[-1] += f" {entry}" if lines[-1] else entry
+    return lines
+
+
+def _name(name: str) -> Text:
+    """A name from a file, which is no markup."""
+    return Text(shown(name))
+
+
+def print_comparison(comparison: Mapping[str, Any]) -> None:
+    """What two bundles say of the same articles, and what the gate would say."""
+    console = Console(highlight=False)
+    old, new = (shown(comparison[key]) for key in ("model", "with"))
+    articles = counted(comparison["articles"], "article")
+    console.print(Text(f"{articles} of {shown(comparison['corpus'])}: {old} (old) with {new} (new)"), soft_wrap=True)
+    table = Table()
+    for column in ("task", "old", "new"):
+        table.add_column(column, overflow="fold")
+    for column in ("agreement", "stability", "metric"):
+        table.add_column(column, justify="right")
+    for name, task in comparison["tasks"].items():
+        metric = task["metric"]
+        change = "" if metric is None else f"{metric['metric']} {metric['old']:.4f} to {metric['new']:.4f}"
+        index = "" if task["stability"] is None else f"{task['stability']:.3f}"
+        sides = (Text(_shares_or_mean(task, side)) for side in ("old", "new"))
+        table.add_row(_name(name), *sides, f"{task['agreement']:.1%}", index, change)
     console.print(table)
+    for key, bundle in (("only_in_model", old), ("only_in_with", new)):
+        if comparison[key]:
+            console.print(Text(f"not compared, of {bundle} alone: {listed(comparison[key])}"))
+    reasons = [for_people(reason["text"]) for reason in comparison["gate"]["reasons"]]
+    console.print(Text("\n".join(["the gate would be closed:", *reasons] if reasons else ["the gate would be open"])))
+
+
+def _shares_or_mean(task: Mapping[str, Any], side: str) -> str:
+    """The most frequent labels with their shares, or the mean of values."""
+    counts, scores = task[f"{side}_counts"], task[f"{side}_scores"]
+    if task["kind"] == "regression":
+        return "" if scores["mean"] is None else f"mean {scores['mean']:.3f}"
+    total = sum(counts.values())
+    return ", ".join(f"{shown(label)} {count / total:.1%}" for label, count in islice(counts.items(), _MAX_SHARES))
 
 
 def metric_table(metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) -> Table:
-    """A table of each task's own metric on its evaluation data, and their mean.
+    """A table of each task's own metric on its evaluation data, and their mean; of regressions the errors too.
 
     Args:
         metrics: Task name -> metric -> value, with "num_examples".
@@ -68,10 +164,15 @@ def metric_table(metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Tas
     table = Table("task", "metric")
     table.add_column("value", justify="right")
     table.add_column("examples", justify="right")
+    errors = ("rmse", "mae") if any(task.kind == "regression" for task in tasks) else ()
+    for name in errors:
+        table.add_column(name.upper(), justify="right")
     values = [metrics[task.name][str(task.metric)] for task in tasks]
     for task, value in zip(tasks, values, strict=True):
-        examples = metrics[task.name].get("num_examples", 0)
-        table.add_row(task.name, str(task.metric), f"{value:.4f}", f"{examples:,.0f}")
+        of_task = metrics[task.name]
+        errors_of_task = [f"{of_task[name]:,.4g}" if name in of_task else "" for name in errors]
+        num_examples = f"{of_task.get('num_examples', 0):,.0f}"
+        table.add_row(task.name, str(task.metric), f"{value:.4f}", num_examples, *errors_of_task)
     table.add_section()
-    table.add_row("mean", "", f"{sum(values) / len(values):.4f}", "", style="bold")
+    table.add_row("mean", "", f"{sum(values) / len(values):.4f}", style="bold")
     return table

@@ -6,6 +6,7 @@ what is allowed. Unknown keys are refused with the closest known name.
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -14,9 +15,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from mtop_batch.config.sections import MODEL_SECTIONS, Config, TaskConfig
+from mtop_batch.config.sections import MODEL_SECTIONS, Config, GateConfig, TaskConfig
 from mtop_batch.errors import ConfigError, TaskError
-from mtop_batch.storage import is_remote, read_bytes
+from mtop_batch.storage import absolute, is_remote, read_bytes
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None) -> Config:
@@ -34,34 +35,69 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), defaults: Mappi
     values = _read_toml(path)
     for override in overrides:
         _apply_override(values, override)
+    source = _inline_tasks(values, path)
+    return validate({**(defaults or {}), **values}, source)
+
+
+def load_tasks(path: str | Path) -> tuple[TaskConfig, ...]:
+    """Read and check a file of `[[task]]` tables, as a configuration's `tasks` names one.
+
+    Raises:
+        ConfigError: As `load_config`.
+    """
+    values = {"output": "none", "backbone": {"name": "none"}, "tasks": str(path)}
     _inline_tasks(values, path)
-    return _validate({**(defaults or {}), **values}, str(path))
+    return validate(values, str(path)).task
+
+
+def load_gate(path: str | Path | None, given: Mapping[str, Any]) -> GateConfig:
+    """The rules of the gate: the section `[gate]` of a file, if one is named, and what options say instead.
+
+    Args:
+        path: A TOML file, local or on object storage; its other sections are those of a training.
+        given: Values by key; None stands for what is not given.
+
+    Raises:
+        ConfigError: As for `load_config`; or the file has no such section.
+    """
+    values = {} if path is None else _read_toml(path)
+    if path is not None and not isinstance(values.get("gate"), dict):
+        raise ConfigError(f"{path} has no section [gate]; add it, or leave --config out")
+    section = {**values.get("gate", {}), **{key: value for key, value in given.items() if value is not None}}
+    try:
+        return GateConfig.model_validate(section)
+    except ValidationError as error:
+        details = [{**detail, "loc": ("gate", *detail["loc"])} for detail in error.errors()]
+        lines = [_explain(detail, {"gate": section}) for detail in details]
+        raise ConfigError(f"{path or 'the options'}: " + "\n  ".join(lines)) from None
 
 
 def _read_toml(path: str | Path) -> dict[str, Any]:
     try:
-        if is_remote(str(path)):
-            return tomllib.loads(read_bytes(str(path)).decode())
-        with open(path, "rb") as file:
-            return tomllib.load(file)
+        place = absolute(str(path))
+        data = read_bytes(place) if is_remote(place) else Path(place).read_bytes()
+        return tomllib.loads(data.decode("utf-8-sig"))  # some editors begin a file with a byte order mark
     except FileNotFoundError:
         place = "" if is_remote(str(path)) else f" (relative to {Path.cwd()})"
         raise ConfigError(f"there is no configuration file {str(path)!r}{place}") from None
     except IsADirectoryError:
         raise ConfigError(f"{str(path)!r} is a directory; name a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except NotADirectoryError:
+        through = next((parent for parent in Path(path).parents if parent.is_file()), Path(path).parent)
+        raise ConfigError(f"{str(path)!r} leads through {str(through)!r}, which is a file; name a TOML file") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}; check it and who may read it") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: byte {error.start} is not UTF-8; save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    *sections, last = key.strip().split(".")
-    if not separator or not last or not all(sections):
-        raise ConfigError(f"--set {override!r} is not of the form section.key=value, such as train.epochs=3")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
+    key, value = parse_value(override)
+    *sections, last = key.split(".")
+    if not last or not all(sections):
+        raise _bad_override(override)
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
@@ -69,9 +105,29 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
-def _inline_tasks(values: dict[str, Any], path: str | Path) -> None:
+def parse_value(override: str) -> tuple[str, Any]:
+    """A key and its value, read as TOML or else as a plain string, from `key=value`.
+
+    Raises:
+        ConfigError: There is no key, or no `=`.
+    """
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise _bad_override(override)
+    try:
+        return key.strip(), tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), text
+
+
+def _bad_override(override: str) -> ConfigError:
+    return ConfigError(f"--set {override!r} is not of the form section.key=value, such as train.epochs=3")
+
+
+def _inline_tasks(values: dict[str, Any], path: str | Path) -> str:
+    """Put the tables of a file of tasks in their place; returns what to call the whole in messages."""
     if "tasks" not in values:
-        return
+        return str(path)
     if "task" in values:
         raise ConfigError(f"{path} has both tasks = {values['tasks']!r} and [[task]] tables; keep one of them")
     tasks_file = values.pop("tasks")
@@ -81,9 +137,19 @@ def _inline_tasks(values: dict[str, Any], path: str | Path) -> None:
     if set(tables) != {"task"}:
         raise ConfigError(f"{tasks_file} must hold [[task]] tables and nothing else; it has {sorted(tables)}")
     values["task"] = tables["task"]
+    return f"{path} with {tasks_file}"
 
 
-def _validate(values: Mapping[str, Any], source: str) -> Config:
+def validate(values: Mapping[str, Any], source: str) -> Config:
+    """Check the values of a configuration.
+
+    Args:
+        values: By key, sections as mappings.
+        source: What an error calls it.
+
+    Raises:
+        ConfigError: A key is unknown, or a value is outside what is allowed.
+    """
     try:
         return Config.model_validate(values)
     except TaskError as error:
@@ -100,6 +166,13 @@ def _explain(detail: dict[str, Any], values: Mapping[str, Any]) -> str:
         return f"unknown key {location}; {_hint(detail['loc'], values)}"
     if detail["type"] == "missing":
         return f"{location} is missing; add it"
+    if detail["type"] == "tuple_type":
+        if detail["loc"] == ("task",):
+            return "task is one table; write [[task]], with two brackets, before the keys of each task"
+        listed = json.dumps([detail["input"]], ensure_ascii=False, default=str)
+        return f"{location} = {detail['input']!r} is no list; write {detail['loc'][-1]} = {listed}"
+    if detail["type"].startswith("model_"):
+        return f"{location} = {detail['input']!r} is no section of keys and values"
     return f"{location} = {detail['input']!r} cannot be used: {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 

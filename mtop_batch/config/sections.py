@@ -6,17 +6,24 @@ The resolved configuration is stored in the bundle, so that a bundle says how it
 from __future__ import annotations
 
 from itertools import cycle
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 from mtop_batch.errors import TaskError
 from mtop_batch.precision import PrecisionChoice
-from mtop_batch.tasks import Metric, Reader, Task, TaskKind, check_task_names
+from mtop_batch.storage import absolute, check_address
+from mtop_batch.tasks import LabelBy, Metric, Reader, Task, TaskKind, check_task_names
+
+Address = Annotated[str, AfterValidator(check_address)]
+"""Where data or bundles are: without credentials, for a bundle holds its configuration."""
+
+# The task of every step of a run is drawn at its start.
+_MAX_EPOCHS = 10_000
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BackboneConfig(_Section):
@@ -26,6 +33,12 @@ class BackboneConfig(_Section):
     """A hub id, a local directory, or `package:<package>/<directory>` inside an installed package."""
     max_tokens: int = Field(128, ge=8, le=8192)
     """Texts are cut to this many tokens, special tokens included; prompts do not count."""
+
+    @field_validator("name")
+    @classmethod
+    def _of_a_directory(cls, name: str) -> str:
+        # Other names may be those of the hub as well as of a directory: whoever loads it finds out.
+        return absolute(name) if name.startswith(("~", "file:")) else name
 
 
 class ModelConfig(_Section):
@@ -51,8 +64,9 @@ class MTOPModelConfig(ModelConfig):
     news set."""
     shared_prompts: int = Field(0, ge=0, le=64)
     """Task-agnostic prompts, prepended before the tasks' own."""
-    prompt_attention: Literal["joint", "isolated"] = "joint"
-    """"joint" as in the paper; "isolated": the text attends to text only, a task's prompts to text and themselves."""
+    prompt_attention: Literal["joint", "isolated"] = "isolated"
+    """"isolated": the text attends to text only, a task's prompts to text and themselves, so that tasks can be replaced
+    and removed later; "joint" as in the paper."""
     prompt_groups: int = Field(0, ge=0, le=256)
     """Tasks are assigned round-robin to so many groups, and those of a group share `prompts_per_task` prompts; poolers
     and heads stay their own. 0, as in the paper: prompts of their own too."""
@@ -76,14 +90,95 @@ class MTOPModelConfig(ModelConfig):
         return "single-task" in (self.prompt_init, self.pooler_init)
 
 
-MODEL_SECTIONS: dict[str, type[ModelConfig]] = {"mtop": MTOPModelConfig}
+class PooledModelConfig(ModelConfig):
+    """What the kinds that MTOP is compared with have in common: a pooler and a head for each task."""
+
+    default_reader: ClassVar[Reader] = "pooled"
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Between pooler and head, in training."""
+
+
+class MTDNNModelConfig(PooledModelConfig):
+    """`kind = "mt-dnn"`: one encoder and one pooler for all tasks, a head for each; one forward pass for all."""
+
+    kind: Literal["mt-dnn"] = "mt-dnn"
+    """The method."""
+
+
+class SingleTaskModelConfig(PooledModelConfig):
+    """`kind = "single-task"`: an encoder, a pooler and a head of its own for each task; a forward pass per task.
+
+    The tasks train side by side, one process each, whatever `train.num_workers` says, and each keeps its own best
+    checkpoint. `train.epochs` counts each task's own examples.
+    """
+
+    kind: Literal["single-task"] = "single-task"
+    """The method."""
+
+
+class PromptedModelConfig(PooledModelConfig):
+    """What kinds with prompts of one task at a time have in common."""
+
+    prompt_init: Literal["random", "token"] = "token"
+    """What prompts start as: random, or frequent tokens of the data."""
+
+    def settings(self) -> dict[str, Any]:
+        """All keys but that which says how prompts begin."""
+        return self.model_dump(exclude={"kind", "prompt_init"})
+
+
+class PTuningModelConfig(PromptedModelConfig):
+    """`kind = "p-tuning"`: a task's own prompts before the text, one pooler for all; a forward pass per task."""
+
+    kind: Literal["p-tuning"] = "p-tuning"
+    """The method."""
+    default_reader: ClassVar[Reader] = "prompts"
+    prompts_per_task: int = Field(2, ge=1, le=64)
+    """Soft prompt tokens of each task."""
+
+
+class PTuningV2ModelConfig(PromptedModelConfig):
+    """`kind = "p-tuning-v2"`: a task's own keys and values before the text in every layer; a forward pass per task.
+
+    For encoders whose layers all see the whole text, such as BERT, RoBERTa, ELECTRA and DistilBERT.
+    """
+
+    kind: Literal["p-tuning-v2"] = "p-tuning-v2"
+    """The method."""
+    prompts_per_task: int = Field(8, ge=1, le=512)
+    """Keys and values of each task in each layer."""
+    prompt_dropout: float = Field(0.1, ge=0, lt=1)
+    """Of these, in training."""
+
+
+class CAMTLModelConfig(PooledModelConfig):
+    """`kind = "ca-mtl"`: layers that know the task (its base size); a forward pass per task.
+
+    For encoders with the layers of BERT: BERT, RoBERTa, ELECTRA, MiniLM.
+    """
+
+    kind: Literal["ca-mtl"] = "ca-mtl"
+    """The method."""
+    pretrained_top: bool = False
+    """The top layer starts as pretrained; as published it starts anew."""
+
+
+_SECTIONS: tuple[type[ModelConfig], ...] = (
+    MTOPModelConfig,
+    MTDNNModelConfig,
+    SingleTaskModelConfig,
+    PTuningModelConfig,
+    PTuningV2ModelConfig,
+    CAMTLModelConfig,
+)
+MODEL_SECTIONS: dict[str, type[ModelConfig]] = {section.model_fields["kind"].default: section for section in _SECTIONS}
 """The section of each kind of model, by the name that `model.kind` gives it."""
 
 
 class ScheduleConfig(_Section):
     """How long and how fast to train."""
 
-    epochs: float = Field(gt=0)
+    epochs: float = Field(gt=0, le=_MAX_EPOCHS)
     """Passes over the examples."""
     batch_size: int = Field(ge=1)
     """Examples per step."""
@@ -111,7 +206,7 @@ class OptimizerConfig(ScheduleConfig):
 class WarmStartConfig(ScheduleConfig):
     """The single-task phase: frozen backbone; prompts, pooler and head of each task train apart (paper, 4.3)."""
 
-    epochs: float = Field(2.0, gt=0)
+    epochs: float = Field(2.0, gt=0, le=_MAX_EPOCHS)
     """Passes over the examples of each task."""
     batch_size: int = Field(32, ge=1)
     """Examples per step."""
@@ -122,7 +217,7 @@ class WarmStartConfig(ScheduleConfig):
 class TrainConfig(OptimizerConfig):
     """The multi-task phase."""
 
-    epochs: float = Field(5.0, gt=0)
+    epochs: float = Field(5.0, gt=0, le=_MAX_EPOCHS)
     """One epoch is as many examples as all tasks have together."""
     batch_size: int = Field(16, ge=1)
     """Examples per step over all workers together; all of one task."""
@@ -136,8 +231,51 @@ class TrainConfig(OptimizerConfig):
     """Ray Train workers; each holds the whole model and takes its part of every batch."""
     freeze_word_embeddings: bool = False
     """Leave the word-embedding table as pretrained; on a CPU and with a small backbone that is faster."""
+    freeze_layers: int = Field(0, ge=0)
+    """Leave so many of the lowest layers as pretrained; the embeddings train."""
+    freeze_backbone: bool = False
+    """Leave the whole backbone as pretrained."""
     warm_start: WarmStartConfig = WarmStartConfig()  # type: ignore[call-arg]
     """The single-task phase."""
+
+
+class UnlabelledConfig(_Section):
+    """Texts that `mtop train` also learns from. Teachers, trained first, label them for all tasks; every step takes
+    some of them beside its examples.
+
+    The examples' own texts are among them, for each has one task's label; texts of evaluations and tests
+    are not.
+    """
+
+    corpus: Address = ""
+    """Parquet file or directory (local or object storage) of further texts; none if empty."""
+    text: tuple[str, ...] = Field((), max_length=2)
+    """Its text columns; those of the first task if left out."""
+    max_texts: int = Field(100_000, ge=1)
+    """Most texts, those of examples included; of a larger corpus a random part is taken."""
+    teachers: tuple[Address, ...] | int = 2
+    """How many teachers to train on the examples, with `[train]` and seeds of their own; or bundles that are there."""
+    teacher_kind: str = "mt-dnn"
+    """`model.kind` of teachers to train."""
+    batch_size: int = Field(16, ge=1)
+    """Texts per step over all workers together."""
+    weight: float = Field(3.0, gt=0, le=100)
+    """Of their loss, the mean over texts and tasks, beside that of the examples."""
+
+    @field_validator("teachers")
+    @classmethod
+    def _some_teacher(cls, value: tuple[str, ...] | int) -> tuple[str, ...] | int:
+        if value in (0, ()) or (isinstance(value, int) and value < 0):
+            raise ValueError("no teacher; give how many to train, or the bundles of some")
+        return value
+
+    @field_validator("teacher_kind")
+    @classmethod
+    def _teaches_all_tasks(cls, value: str) -> str:
+        kinds = [kind for kind in MODEL_SECTIONS if kind != SingleTaskModelConfig.model_fields["kind"].default]
+        if value not in kinds:
+            raise ValueError(f"{value!r} is not one of {', '.join(kinds)}")
+        return value
 
 
 class AddTasksConfig(OptimizerConfig):
@@ -146,7 +284,7 @@ class AddTasksConfig(OptimizerConfig):
     Of this section a task that reads the vector takes seed, precision and max_failures only.
     """
 
-    epochs: float = Field(10.0, gt=0)
+    epochs: float = Field(10.0, gt=0, le=_MAX_EPOCHS)
     """The weights of the best one are taken."""
     batch_size: int = Field(32, ge=1)
     """Examples per step."""
@@ -169,8 +307,8 @@ class TaskConfig(_Section):
     kind: TaskKind | Literal["probe"] = "classification"
     """"classification" or "regression"; "probe" is short for a classification that reads the vector."""
     reads: Reader | None = None
-    """"prompts", or "vector": the document vector, without prompts; only `mtop add-tasks` learns that. Without it, what
-    the kind of model gives."""
+    """"prompts"; "pooled", the first token; or "vector", the document vector, which only `mtop add-tasks` learns to
+    read. The kind of model says which it has; without this key it chooses."""
     labels: tuple[str, ...] = ()
     """Two or more; none for a regression."""
     metric: Metric | None = None
@@ -179,12 +317,17 @@ class TaskConfig(_Section):
     """One column, or two for a pair."""
     label: str = "label"
     """The label column."""
+    label_by: LabelBy | None = None
+    """What numbers in it are: "name", labels written as numbers, or "index", places in `labels` from 0; true and false
+    are 1 and 0 then. Without it the values decide, and what can be both is refused."""
     prompt_group: str | None = Field(None, pattern="^[A-Za-z][A-Za-z0-9_-]*$")
     """The task shares the prompts of this group, whatever `model.prompt_groups` says; not in `mtop add-tasks`."""
-    train: str
+    train: Address
     """Parquet file or directory (local or object storage), or `hub:<data set>?config=...&split=...`."""
-    eval: str
-    """Evaluation examples, as for `train`."""
+    eval: Address
+    """Evaluation examples, as for `train`: they choose the checkpoint."""
+    test: Address | None = None
+    """Test examples, as for `train`: no training looks at them, `mtop reproduce` reports them."""
 
     @model_validator(mode="after")
     def _definition_fits(self) -> Self:
@@ -200,10 +343,28 @@ class TaskConfig(_Section):
         return Task(self.name, self.kind, self.labels, self.text, self.metric or "", self.reads or default_reader)
 
 
+class GateConfig(_Section):
+    """What `mtop label --config` and `mtop publish --config` let readers see; a file may hold nothing else. A rule
+    closes the gate only where chance does not explain what it sees."""
+
+    max_label_share_change: float = Field(0.2, ge=0, le=1)
+    """Largest change of a label's share, over the articles whose labels are replaced."""
+    max_new_share_change: float = Field(0.5, ge=0, le=1)
+    """Largest change of a label's share, of the articles that are new, from what the last seven runs published."""
+    max_flips: float = Field(0.3, ge=0, le=1)
+    """Largest share of articles whose label is replaced by another one."""
+    max_error_fraction: float = Field(0.1, ge=0, le=1)
+    """Largest share of articles that cannot be labelled, those aside that are published with an error already."""
+    min_articles: int = Field(0, ge=0)
+    """Fewest articles that a run publishes, if it publishes any."""
+    max_metric_drop: float = Field(0.05, ge=0, le=2)
+    """Largest drop of a task's metric, on the development data that the bundles record."""
+
+
 class Config(_Section):
     """A whole configuration file."""
 
-    output: str
+    output: Address
     """Where the bundle goes: a local directory or an object-storage prefix."""
     backbone: BackboneConfig
     """The pretrained encoder."""
@@ -211,9 +372,13 @@ class Config(_Section):
     """The model on top of it."""
     train: TrainConfig = TrainConfig()  # type: ignore[call-arg]
     """How `mtop train` trains."""
+    unlabelled: UnlabelledConfig | None = None
+    """Texts that `mtop train` also learns from, by what teachers say of them."""
     add_tasks: AddTasksConfig = AddTasksConfig()  # type: ignore[call-arg]
     """How `mtop add-tasks` trains."""
-    task: tuple[TaskConfig, ...] = Field(min_length=1)
+    gate: GateConfig = GateConfig()  # type: ignore[call-arg]
+    """Which labels readers may see."""
+    task: tuple[TaskConfig, ...]
     """The tasks, one table each; or `tasks = "FILE.toml"`, a file that holds nothing but these tables."""
 
     @field_validator("model", mode="before")
@@ -228,15 +393,36 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _tasks_fit(self) -> Self:
+        if not self.task:  # a constraint of the field would also complain of a list whose tasks have mistakes
+            raise TaskError("there is no task; add at least one [[task]]")
         check_task_names(task.name for task in self.task)
         grouped = [task.name for task in self.task if task.prompt_group is not None]
         if grouped and not isinstance(self.model, MTOPModelConfig):
             raise TaskError(f"task {grouped[0]!r}: model.kind = {self.model.kind!r} has no prompt_group; remove it")
+        if self.unlabelled is not None and isinstance(self.model, SingleTaskModelConfig):
+            raise ValueError(f"unlabelled texts teach all tasks at once, which model.kind = {self.model.kind!r} cannot")
         return self
 
     def tasks(self) -> list[Task]:
         """The definitions of all tasks, in the order of the file."""
         return [task.definition(self.model.default_reader) for task in self.task]
+
+    def teacher(self, number: int) -> Config:
+        """How teacher `number`, from 0 on, is trained: on the same examples, by a seed of its own, without teachers.
+
+        Args:
+            number: Of the `unlabelled.teachers`.
+        """
+        kind = "mt-dnn" if self.unlabelled is None else self.unlabelled.teacher_kind
+        free = [task.model_copy(update={"reads": None, "prompt_group": None}) for task in self.task]
+        return self.model_copy(
+            update={
+                "model": MODEL_SECTIONS[kind].model_validate({"kind": kind}),
+                "train": self.train.model_copy(update={"seed": self.train.seed + 1000 * (number + 1)}),
+                "unlabelled": None,
+                "task": tuple(free),
+            }
+        )
 
     def prompt_groups(self) -> dict[str, str]:
         """Task -> prompt group, of the tasks that share prompts.

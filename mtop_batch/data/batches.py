@@ -1,4 +1,4 @@
-"""Ragged tokens to padded batches. B rows, T tokens of the longest of them."""
+"""Ragged tokens to padded batches, where they are wanted. B rows, T tokens of the longest of them."""
 
 from __future__ import annotations
 
@@ -9,28 +9,35 @@ import torch
 from mtop_batch.data.tokens import Tokens
 
 
-def pad_batch(tokens: Tokens, rows: npt.NDArray[np.integer]) -> dict[str, torch.Tensor]:
+def pad_batch(
+    tokens: Tokens, rows: npt.NDArray[np.integer], device: torch.device | None = None
+) -> dict[str, torch.Tensor]:
     """The model's inputs for these rows.
+
+    They are written where a GPU can copy them from by itself (pinned memory), and go there by one copy, which queues up
+    behind the GPU's work; a copy from other memory may wait for that work.
 
     Args:
         tokens: Tokens of all rows.
         rows: (B,) indices into `tokens`.
+        device: Where the inputs are wanted; None for the CPU.
 
     Returns:
         `input_ids`, `attention_mask` (1 where there is a token) and `token_type_ids` (1 in the second text of a pair),
         each (B, T) int64. Ids after a row's end are 0, whatever the tokenizer pads with, for nothing reads them.
     """
+    device = device or torch.device("cpu")
     lengths = tokens.lengths[rows]
     position = np.arange(lengths.max(initial=0))
-    mask = position < lengths[:, None]
-    second = mask & (position >= tokens.first_lengths[rows][:, None])
-    input_ids = np.zeros(mask.shape, dtype=np.int64)
-    input_ids[mask] = tokens.values[tokens.positions(rows)]
-    return {
-        "input_ids": torch.from_numpy(input_ids),
-        "attention_mask": torch.from_numpy(mask.astype(np.int64)),
-        "token_type_ids": torch.from_numpy(second.astype(np.int64)),
-    }
+    is_token = position < lengths[:, None]
+    inputs = torch.empty(3, *is_token.shape, dtype=torch.int64, pin_memory=device.type == "cuda")
+    input_ids, attention_mask, token_type_ids = inputs.numpy()
+    input_ids[:] = 0
+    input_ids[is_token] = tokens.values[tokens.positions(rows)]
+    attention_mask[:] = is_token
+    token_type_ids[:] = is_token & (position >= tokens.first_lengths[rows][:, None])
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return dict(zip(names, inputs.to(device, non_blocking=True).unbind(), strict=True))
 
 
 def length_sorted_batches(

@@ -10,11 +10,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from mtop_batch.data.char_cuts import find_cut, safe_cuts
+from mtop_batch.data.silence import SilenceDetector
 from mtop_batch.errors import ConfigError
 
 # Characters per token to try first; English news has about 4.6, so nearly every article is done in one go.
@@ -32,7 +34,11 @@ class Encoder(Protocol):
         """Whether long texts are cut before they are tokenised."""
 
     def encode(self, texts: Sequence[str | None], seconds: Sequence[str | None]) -> tuple[list[TokenIds], list[int]]:
-        """The ids of each row and how many leading ones have token type 0; a row whose text is None has none."""
+        """The ids of each row and how many leading ones have token type 0.
+
+        A row whose text is None has none, and so has one of which no text says anything (`data.silence`). One text of
+        two that says nothing is left out of its pair.
+        """
 
 
 def make_encoder(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Encoder:
@@ -57,6 +63,7 @@ class RustEncoder:
         self._max_tokens = max_tokens
         self._keeps_end = tokenizer.truncation_side == "left"
         self._cuts = None if self._keeps_end else safe_cuts(self._backend)
+        self._silence = SilenceDetector(tokenizer)
         self._single = Template.probe(self._backend, pair=False)
         self._pair = Template.probe(self._backend, pair=True)
 
@@ -74,8 +81,15 @@ class RustEncoder:
         while pending:
             beginnings = self._read([text for row in pending for text in (texts[row], seconds[row])], limit)
             unsettled = []
-            for row, first, second in zip(pending, beginnings[::2], beginnings[1::2], strict=True):
-                template = self._single if seconds[row] is None else self._pair
+            for row, *pair in zip(pending, beginnings[::2], beginnings[1::2], strict=True):
+                said = [self._said(*each) for each in zip(pair, (texts[row], seconds[row]), strict=True)]
+                if None in said:
+                    unsettled.append(row)
+                    continue
+                if not any(said):
+                    continue
+                template = self._pair if all(said) else self._single
+                first, second = [*compress(pair, said), _NOTHING][:2]
                 budget = self._max_tokens - template.num_special
                 if not is_settled(first, second, budget):
                     unsettled.append(row)
@@ -91,9 +105,16 @@ class RustEncoder:
         ends = [0 if text is None else self._end(text, limit) for text in texts]
         encodings = self._encode_batch([(text or "")[:end] for text, end in zip(texts, ends, strict=True)])
         return [
-            Beginning([], whole=True) if text is None else Beginning(encoding.ids, whole=end == len(text))
+            _NOTHING if text is None else Beginning(encoding.ids, whole=end == len(text))
             for text, end, encoding in zip(texts, ends, encodings, strict=True)
         ]
+
+    def _said(self, beginning: Beginning, text: str | None) -> bool | None:
+        """Whether a text says anything in the tokens that can count; None if more of it has to be read."""
+        ids, most = beginning.ids, self._max_tokens
+        if not self._silence.is_silent(ids[-most:] if self._keeps_end else ids[:most], text or ""):
+            return True
+        return False if beginning.whole or len(ids) >= most else None
 
     def _end(self, text: str, limit: int) -> int:
         return len(text) if self._cuts is None else find_cut(self._cuts, text, limit)
@@ -115,20 +136,22 @@ class PythonEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
+        self._silence = SilenceDetector(tokenizer)
 
     def encode(self, texts: Sequence[str | None], seconds: Sequence[str | None]) -> tuple[list[TokenIds], list[int]]:
         """See `Encoder.encode`."""
         rows: list[TokenIds] = []
         token_types: list[list[int]] = []
-        for text, second in zip(texts, seconds, strict=True):
-            if text is None:
+        for pair in zip(texts, seconds, strict=True):
+            said = [text for text in pair if text is not None and not self._is_silent(text)]
+            if pair[0] is None or not said:
                 rows.append([])
                 token_types.append([])
                 continue
             # As a batch of one: called with single texts, transformers takes an empty second text for none.
             encoded = self._tokenizer(
-                [text],
-                None if second is None else [second],
+                said[:1],
+                said[1:] or None,
                 truncation=True,
                 max_length=self._max_tokens,
                 return_token_type_ids=True,
@@ -136,6 +159,9 @@ class PythonEncoder:
             rows.append(encoded["input_ids"][0])
             token_types.append(encoded["token_type_ids"][0])
         return rows, [types.index(1) if 1 in types else len(types) for types in token_types]
+
+    def _is_silent(self, text: str) -> bool:
+        return self._silence.is_silent(self._tokenizer(text, add_special_tokens=False)["input_ids"], text)
 
 
 @dataclass(frozen=True)
@@ -203,6 +229,9 @@ class Template:
             first, second = first[: keep[0]], second[: keep[1]]
         row = [*self.before, *first, *self.between, *second, *self.after]
         return row, len(row) if self.second_is_zero else len(self.before) + len(first) + self.between_zeros
+
+
+_NOTHING = Beginning([], whole=True)
 
 
 def truncated_lengths(first: int, second: int, budget: int) -> tuple[int, int]:

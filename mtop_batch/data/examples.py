@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtop_batch.data.label_values import Labels, read_labels
+from mtop_batch.data.label_values import Labels, LabelValues, read_labels
 from mtop_batch.data.sources import Part, read_columns
-from mtop_batch.data.text_rows import text_rows
+from mtop_batch.data.text_rows import TEXT_SAYS_NOTHING, holds_no_text, text_rows
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import DataError
-from mtop_batch.tasks import Task
+from mtop_batch.lines import listed
+from mtop_batch.tasks import LabelBy, Task
 
 logger = logging.getLogger(__name__)
 
@@ -27,16 +28,24 @@ class RawExamples:
     """Labelled texts of one task.
 
     Args:
+        task: Whose they are.
+        source: Where they were read.
+        training: They are to learn from.
         texts: One per example.
         seconds: The second text of each example, None where it has one alone; None if the task has one text column.
         labels: (R,) int64 indices of labels, or float32 values of a regression.
         skipped: Rows that are no examples: their number in the source, over all its files, and the reason.
+        label_by: How numbers, or true and false, were read as labels; None where there was nothing to decide.
     """
 
+    task: Task
+    source: str
+    training: bool
     texts: list[str]
     seconds: list[str | None] | None
     labels: Labels
     skipped: list[tuple[int, str]]
+    label_by: LabelBy | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -58,8 +67,10 @@ class LabelledTokens:
         return len(self.tokens)
 
 
-def load_examples(task: Task, source: str, label_column: str, *, training: bool = True) -> RawExamples:
-    """Read the examples of a task.
+def load_examples(
+    task: Task, source: str, label_column: str, *, training: bool = True, label_by: LabelBy | None = None
+) -> RawExamples:
+    """Read the examples of a task from one source.
 
     A row without any text (`data.text_rows`), or without label, is skipped.
 
@@ -70,30 +81,48 @@ def load_examples(task: Task, source: str, label_column: str, *, training: bool 
         label_column: Where the labels are.
         training: The examples are to learn from, so that each label needs one; otherwise a label without example is
             only worth a warning in the log.
+        label_by: What numbers in the label column are; None decides by the values.
 
     Raises:
         DataError: The source does not exist or lacks a column, a column has the wrong type, a label is not one of the
             task's, no example is left, or a label has none to learn from.
         LabelTableError: The storage cannot be reached or refuses.
     """
-    parts = read_columns(source, [*task.text, label_column], default_split="train" if training else "validation")
-    labels, label_missing = read_labels(task, parts, label_column)
-    rows = text_rows([_read_texts(task, parts, column) for column in task.text])
-    reasons = pc.if_else(pa.array(label_missing), "label is null", rows.errors)
-    kept = reasons.is_null()
-    examples = RawExamples(
-        texts=rows.texts.filter(kept).to_pylist(),
-        seconds=rows.seconds.filter(kept).to_pylist() if len(task.text) == 2 else None,
-        labels=labels[kept.to_numpy(zero_copy_only=False)],
-        skipped=[(row, reason) for row, reason in enumerate(reasons.to_pylist()) if reason is not None],
-    )
-    _check(task, source, examples, training)
-    return examples
+    return _load(task, [(source, training)], label_column, label_by)[0]
+
+
+def load_train_and_eval(
+    task: Task, train: str, eval_: str, label_column: str, label_by: LabelBy | None = None
+) -> tuple[RawExamples, RawExamples]:
+    """Read the training and the evaluation examples of a task, whose labels are read in one way.
+
+    Arguments and errors are those of `load_examples`.
+    """
+    first, second = _load(task, [(train, True), (eval_, False)], label_column, label_by)
+    return first, second
 
 
 def tokenise_examples(raw: RawExamples, text_tokenizer: TextTokenizer) -> LabelledTokens:
-    """The same examples as tokens."""
-    return LabelledTokens(text_tokenizer.encode(raw.texts, raw.seconds), raw.labels)
+    """The same examples as tokens, but for those whose texts say nothing.
+
+    Raises:
+        DataError: No example is left, or a label has none to learn from.
+    """
+    tokens = text_tokenizer.encode(raw.texts, raw.seconds)
+    kept = np.flatnonzero(tokens.lengths)
+    if len(kept) == len(raw):
+        return LabelledTokens(tokens, raw.labels)
+    examples = LabelledTokens(tokens.take(kept), raw.labels[kept])
+    _check(raw, examples.labels, Counter({TEXT_SAYS_NOTHING: len(raw) - len(kept)}))
+    return examples
+
+
+def with_label_scale(task: Task, examples: LabelledTokens) -> Task:
+    """A regression with the mean and the standard deviation of what it learns from; any other task as it is."""
+    if task.kind != "regression":
+        return task
+    values = examples.labels.astype(np.float64)
+    return replace(task, mean=float(values.mean()), std=float(values.std()) or 1.0)
 
 
 def token_counts(tokens: Iterable[Tokens], vocab_size: int) -> npt.NDArray[np.int64]:
@@ -108,19 +137,63 @@ def token_counts(tokens: Iterable[Tokens], vocab_size: int) -> npt.NDArray[np.in
     return counts
 
 
+def _load(
+    task: Task, sources: Sequence[tuple[str, bool]], label_column: str, label_by: LabelBy | None
+) -> list[RawExamples]:
+    """The examples of each source, given with whether they are to learn from."""
+    parts = [
+        read_columns(source, [*task.text, label_column], default_split="train" if training else "validation")
+        for source, training in sources
+    ]
+    found = read_labels(task, [part for of_source in parts for part in of_source], label_column, label_by)
+    examples = []
+    start = 0
+    for (source, training), of_source in zip(sources, parts, strict=True):
+        rows = slice(start, start + sum(len(part.table) for part in of_source))
+        start = rows.stop
+        examples.append(_examples(task, source, training, of_source, found[rows]))
+        _check(examples[-1], examples[-1].labels, Counter(reason for _, reason in examples[-1].skipped))
+    return examples
+
+
+def _examples(
+    task: Task,
+    source: str,
+    training: bool,
+    parts: Sequence[Part],
+    found: LabelValues,
+) -> RawExamples:
+    rows = text_rows([_read_texts(task, parts, column) for column in task.text])
+    reasons = pc.if_else(pa.array(found.missing), "label is null", rows.errors)
+    kept = reasons.is_null()
+    return RawExamples(
+        task=task,
+        source=source,
+        training=training,
+        texts=rows.texts.filter(kept).to_pylist(),
+        seconds=rows.seconds.filter(kept).to_pylist() if len(task.text) == 2 else None,
+        labels=found.labels[kept.to_numpy(zero_copy_only=False)],
+        skipped=[(row, reason) for row, reason in enumerate(reasons.to_pylist()) if reason is not None],
+        label_by=found.label_by,
+    )
+
+
 def _read_texts(task: Task, parts: Sequence[Part], column: str) -> pa.Array:
     """A text column of all parts, one after the other, as large_string."""
     texts = []
     for part in parts:
         kind = part.table.schema.field(column).type
-        if not _is_text(kind.value_type if pa.types.is_dictionary(kind) else kind):
-            raise DataError(
-                f"task {task.name!r}: text column {column!r} of {part.name} has type {kind}, not string; "
-                "name another column, or write it as strings"
-            )
         for chunk in part.table[column].chunks:
             decoded = chunk.dictionary_decode() if pa.types.is_dictionary(kind) else chunk
-            texts.append(decoded.cast(pa.large_string()))
+            if _is_text(decoded.type):
+                texts.append(decoded.cast(pa.large_string()))
+            elif pc.any(holds_no_text(decoded)).as_py():
+                raise DataError(
+                    f"task {task.name!r}: text column {column!r} of {part.name} has type {kind}, not string; "
+                    "name another column, or write it as strings"
+                )
+            else:
+                texts.append(pa.nulls(len(decoded), pa.large_string()))
     return pa.concat_arrays([pa.nulls(0, pa.large_string()), *texts])
 
 
@@ -129,22 +202,29 @@ def _is_text(kind: pa.DataType) -> bool:
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_null(kind)
 
 
-def _check(task: Task, source: str, examples: RawExamples, training: bool) -> None:
-    """Refuse examples that nothing can be learned from, and tell the log what is left out."""
-    reasons = Counter(reason for _, reason in examples.skipped)
-    if not examples.texts:
+def _check(examples: RawExamples, labels: Labels, reasons: Counter[str]) -> None:
+    """Refuse examples that nothing can be learned from, and tell the log what is left out.
+
+    Args:
+        examples: Whose they are.
+        labels: Of those that are left.
+        reasons: How often an example was left out for what reason.
+    """
+    task, source, training = examples.task, examples.source, examples.training
+    if not len(labels):
         found = ", ".join(f"{count} times {reason}" for reason, count in reasons.items()) or "there are no rows"
         raise DataError(f"task {task.name!r}: {source} has no example: {found}; give rows with a text and a label")
     if reasons:
         logger.warning("task %r: %s: %s", task.name, source, dict(reasons))
     if task.kind == "regression":
         return
-    counts = np.bincount(examples.labels.astype(np.int64), minlength=len(task.labels))
+    counts = np.bincount(labels.astype(np.int64), minlength=len(task.labels))
     without = [label for label, count in zip(task.labels, counts, strict=True) if not count]
+    missing = listed([repr(label) for label in without])
     if without and training:
         raise DataError(
-            f"task {task.name!r}: {source} has no example of {', '.join(map(repr, without))}, so the task cannot be "
+            f"task {task.name!r}: {source} has no example of {missing}, so the task cannot be "
             "learned; add examples, or remove the label from the task"
         )
     if without:
-        logger.warning("task %r: %s has no example of %s", task.name, source, ", ".join(map(repr, without)))
+        logger.warning("task %r: %s has no example of %s", task.name, source, missing)

@@ -1,14 +1,17 @@
 """Label columns to indices of a task's labels, or to the values of a regression.
 
-Strings are labels. Integers, and floats without a fraction (what pandas makes of integers with gaps), are indices into
-the task's labels, unless the labels themselves are those numbers. Booleans are the labels "true" and "false" where the
-task has them, otherwise the indices 1 and 0. The integers of a hub data set's `ClassLabel` column stand for its names
-where these are the task's labels; -1 is how such data sets mark a missing label.
+Strings are labels, and so are the names that come with whole numbers: the `ClassLabel` columns of data sets, also of
+those written to Parquet. Other numbers are labels written as numbers (`labels = ["1", "2", "3"]`) or indices into the
+task's labels; true and false are the labels that mean these ("yes", "no", ...). Which of the two it is, is decided once
+for all values of all files of a task; `label_by` says it where both can be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,56 +20,82 @@ import pyarrow.compute as pc
 
 from mtop_batch.data.sources import Part
 from mtop_batch.errors import DataError
-from mtop_batch.tasks import Task
+from mtop_batch.tasks import LabelBy, Task
 
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 
+_TRUE, _FALSE = ("true", "yes", "1", "t", "y", "on"), ("false", "no", "0", "f", "n", "off")
+_CHOOSE = 'set label_by = "name" or label_by = "index" of the task, or write the labels as strings'
+# The share of the labels' spread that rounding to float32 may cost.
+_MAX_ROUNDING = 1e-3
+_MAX_NAMED = 10
 
-def read_labels(task: Task, parts: Sequence[Part], column: str) -> tuple[Labels, npt.NDArray[np.bool_]]:
-    """The labels of all rows of all parts, and which are missing (null or NaN).
+
+@dataclass(frozen=True)
+class LabelValues:
+    """The labels of R rows.
+
+    Args:
+        labels: (R,) int64 indices of labels, or float32 values of a regression; what stands at missing ones means
+            nothing.
+        missing: (R,) Those that are null, NaN, or -1 beside names.
+        label_by: How numbers, or true and false, were read; None where there was nothing to decide.
+    """
+
+    labels: Labels
+    missing: npt.NDArray[np.bool_]
+    label_by: LabelBy | None = None
+
+    def __getitem__(self, rows: slice) -> LabelValues:
+        """Those of some rows."""
+        return LabelValues(self.labels[rows], self.missing[rows], self.label_by)
+
+
+def read_labels(task: Task, parts: Sequence[Part], column: str, label_by: LabelBy | None = None) -> LabelValues:
+    """The labels of all rows of all parts.
 
     Args:
         task: Decides what is allowed.
-        parts: In order; each has the column.
+        parts: All that the task has, in order; each has the column.
         column: The label column.
-
-    Returns:
-        (R,) int64 indices of labels, or float32 values of a regression; what stands at missing ones means nothing.
-        (R,) bool.
+        label_by: What numbers, true and false are; None decides by the values. Names that come with the data, and are
+            the task's, count before it.
 
     Raises:
-        DataError: A label is not allowed, or the column's type is not, or differs between files.
+        DataError: A label is not allowed, two readings are possible, or the column's type is not allowed, or differs
+            between files.
     """
-    values = _same_kind(task, parts, [_plain(task, part, column) for part in parts])
+    values = _same_kind(task, parts, [_plain(task, part, column, label_by) for part in parts])
     missing = values.is_null(nan_is_null=True)
+    found: LabelBy | None = None
     if task.kind == "regression":
-        labels, bad, allowed = values, pc.is_inf(_numbers(task, values)), "finite numbers"
+        labels, allowed = _regression_values(task, values), "finite numbers, no larger than float32 has"
     else:
-        labels, allowed = _label_indices(task, values), ", ".join(map(repr, task.labels))
-        bad = pc.and_(pc.invert(missing), labels.is_null())
-        if not pa.types.is_string(values.type):
-            allowed += f", or their indices 0 to {len(task.labels) - 1}"
+        labels, found, allowed = _label_indices(task, values, column, label_by)
+    bad = pc.and_(pc.invert(missing), labels.is_null())
     if pc.any(bad).as_py():
         raise _refusal(task, parts, values, bad, allowed)
     labels = labels.fill_null(0).to_numpy(zero_copy_only=False)
     dtype = np.float32 if task.kind == "regression" else np.int64
-    return labels.astype(dtype), missing.to_numpy(zero_copy_only=False)
+    return LabelValues(labels.astype(dtype), missing.to_numpy(zero_copy_only=False), found)
 
 
-def _plain(task: Task, part: Part, column: str) -> pa.Array:
+def _plain(task: Task, part: Part, column: str, label_by: LabelBy | None) -> pa.Array:
     """A part's label column as strings, booleans, int64, float64, or nulls."""
     values = part.table[column].combine_chunks()
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     kind = values.type
-    if values.null_count == len(values):
+    if pc.all(values.is_null(nan_is_null=True)).as_py() is not False:
         return pa.nulls(len(values))
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return values.cast(pa.string())
     if pa.types.is_boolean(kind):
         return values
-    if pa.types.is_integer(kind):
-        return _named(task, values.cast(pa.int64(), safe=False), part.label_names.get(column))
+    names = part.label_names.get(column)
+    if pa.types.is_integer(kind) or (pa.types.is_floating(kind) and names is not None):
+        numbers = _whole_numbers(task, part, column, values)
+        return numbers if names is None else _named(task, part, column, numbers, names, label_by)
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return values.cast(pa.float64())
     raise DataError(
@@ -75,12 +104,39 @@ def _plain(task: Task, part: Part, column: str) -> pa.Array:
     )
 
 
-def _named(task: Task, values: pa.Array, names: list[str] | None) -> pa.Array:
-    """The integers of a `ClassLabel` column as its names, where these are the task's labels; -1 as null."""
-    if names is None:
+def _whole_numbers(task: Task, part: Part, column: str, values: pa.Array) -> pa.Array:
+    """Numbers as int64; NaN is how pandas writes that there is none."""
+    try:
+        return pc.if_else(values.is_null(nan_is_null=True), pa.scalar(None, values.type), values).cast(pa.int64())
+    except pa.ArrowInvalid as error:
+        raise DataError(f"task {task.name!r}: label column {column!r} of {part.name}: {error}") from error
+
+
+def _named(
+    task: Task, part: Part, column: str, values: pa.Array, names: Sequence[str], label_by: LabelBy | None
+) -> pa.Array:
+    """The integers of a `ClassLabel` column as its names, those of a regression as the numbers that these are.
+
+    -1 is how such data sets mark a missing label. Names "0", "1", "2" ... are none: who gives no names gets these.
+    """
+    values = pc.if_else(pc.equal(values, -1), pa.scalar(None, pa.int64()), values)
+    if list(names) == list(map(str, range(len(names)))):
         return values
-    values = pc.if_else(pc.less(values, 0), pa.scalar(None, pa.int64()), values)
-    return pa.array(names).take(values) if set(names) <= set(task.labels) else values
+    used = pc.unique(values.drop_null()).to_pylist()
+    occurring = [names[value] for value in used if 0 <= value < len(names)]
+    fits = len(occurring) == len(used)
+    if fits and task.kind == "regression" and all(_number(name) is not None for name in occurring):
+        return pa.array([_number(name) for name in names], pa.float64()).take(values)
+    if fits and task.kind != "regression" and set(occurring) <= set(task.labels):
+        return pa.array(names, pa.string()).take(values)
+    if label_by == "index":
+        return values
+    wanted = f"labels = {list(task.labels)}" if task.labels else "a regression, which needs numbers"
+    raise DataError(
+        f"task {task.name!r}: label column {column!r} of {part.name} comes with the names {_listed(names)} for its "
+        f"whole numbers {_listed(sorted(used))}, and the task has {wanted}; give the labels the same names, or set "
+        'label_by = "index" of the task to take the numbers as they are'
+    )
 
 
 def _same_kind(task: Task, parts: Sequence[Part], columns: Sequence[pa.Array]) -> pa.Array:
@@ -96,32 +152,114 @@ def _same_kind(task: Task, parts: Sequence[Part], columns: Sequence[pa.Array]) -
     return pa.concat_arrays([column.cast(kind) for column in columns])
 
 
-def _numbers(task: Task, values: pa.Array) -> pa.Array:
+def _regression_values(task: Task, values: pa.Array) -> pa.Array:
+    """The values of a regression, null where they are missing or more than float32 can hold."""
     if pa.types.is_string(values.type) or pa.types.is_boolean(values.type):
         raise DataError(
             f"task {task.name!r}: its labels have type {values.type}, and a regression needs numbers; "
             'write numbers, or set kind = "classification"'
         )
-    return values.cast(pa.float64())
+    exact = values.cast(pa.float64())
+    with np.errstate(over="ignore"):
+        rounded = exact.to_numpy(zero_copy_only=False).astype(np.float32).astype(np.float64)
+    finite = np.isfinite(rounded)
+    given = exact.to_numpy(zero_copy_only=False)[finite]
+    rounding = np.abs(given - rounded[finite]).max(initial=0.0)
+    if rounding > _MAX_ROUNDING * given.std() and np.ptp(given):
+        raise DataError(
+            f"task {task.name!r}: its labels, from {given.min()!r} to {given.max()!r}, differ by less than float32, "
+            "which models compute in, can tell apart; subtract their mean, or use another unit"
+        )
+    return pa.array(rounded, mask=~finite)
 
 
-def _label_indices(task: Task, values: pa.Array) -> pa.Array:
-    """The index of each label, null where it is missing or not allowed."""
+def _label_indices(
+    task: Task, values: pa.Array, column: str, label_by: LabelBy | None
+) -> tuple[pa.Array, LabelBy | None, str]:
+    """The index of each label, null where it is missing or not allowed; how it was read, and what is allowed."""
+    allowed = _listed(task.labels, len(task.labels))
     if pa.types.is_string(values.type):
-        return pc.index_in(values, pa.array(task.labels)).cast(pa.int64())
+        return pc.index_in(values, pa.array(task.labels, pa.string())).cast(pa.int64()), None, allowed
     if pa.types.is_boolean(values.type):
-        folded = [label.casefold() for label in task.labels]
-        if {"true", "false"} <= set(folded):
-            return pc.index_in(values.cast(pa.string()), pa.array(folded)).cast(pa.int64())
-        return values.cast(pa.int64())
-    if pa.types.is_floating(values.type):
-        is_whole = pc.and_(pc.equal(pc.floor(values), values), pc.less(pc.abs(values), 2.0**53))
-        values = pc.if_else(is_whole, values, None).cast(pa.int64())
-    numbers_as_labels = pc.index_in(values.cast(pa.string()), pa.array(task.labels)).cast(pa.int64())
-    if numbers_as_labels.null_count == values.null_count:
-        return numbers_as_labels
-    is_index = pc.and_(pc.greater_equal(values, 0), pc.less(values, len(task.labels)))
-    return pc.if_else(is_index, values, pa.scalar(None, pa.int64()))
+        places = _places_of_booleans(task, column, label_by)
+        return pc.if_else(values, pa.scalar(places[True]), pa.scalar(places[False])), label_by, allowed
+    different = pc.unique(values.drop_null()).to_pylist()
+    different = [value for value in different if value == value]  # without NaN
+    label_by = label_by or _reading(task, column, different)
+    if label_by == "name":
+        indices: Mapping[Any, int] = _numbers_among(task.labels)
+    else:
+        indices = {index: index for index in range(len(task.labels))}
+        allowed += f", or their indices 0 to {len(task.labels) - 1}"
+    known = [value for value in different if value in indices]
+    found = pc.index_in(values, pa.array(known, values.type))
+    return pa.array([indices[value] for value in known], pa.int64()).take(found), label_by, allowed
+
+
+def _reading(task: Task, column: str, different: Sequence[float]) -> LabelBy:
+    """Whether numbers are labels or indices of labels.
+
+    Raises:
+        DataError: Both can be, and would mean different labels.
+    """
+    names = _numbers_among(task.labels)
+    by_name = {value: names.get(value) for value in different}
+    by_index = {value: int(value) if value in range(len(task.labels)) else None for value in different}
+    if None in by_name.values():
+        truth = _truth(task.labels)
+        if not names and truth is not None and set(different) <= {0, 1} and (truth[False], truth[True]) != (0, 1):
+            raise DataError(
+                f"task {task.name!r}: 1 in label column {column!r} may mean {task.labels[truth[True]]!r}, or the label "
+                f"at index 1 of labels = {list(task.labels)}, which is {task.labels[1]!r}; write the labels as "
+                'strings, or set label_by = "index" of the task for the latter'
+            )
+        return "name" if names and None in by_index.values() else "index"
+    if None not in by_index.values() and by_name != by_index:
+        raise DataError(
+            f"task {task.name!r}: the numbers {_listed(sorted(different))} in label column {column!r} may be labels, "
+            f"or indices into labels = {list(task.labels)}; {_CHOOSE}"
+        )
+    return "name"
+
+
+def _places_of_booleans(task: Task, column: str, label_by: LabelBy | None) -> Mapping[bool, int]:
+    """The indices of the labels that false and true are."""
+    truth = _truth(task.labels)
+    if label_by == "index" and len(task.labels) == 2:
+        return {False: 0, True: 1}
+    if truth is not None and label_by != "index":
+        return truth
+    way_out = f'label_by = "index" of the task for false = {task.labels[0]!r} and true = {task.labels[1]!r}'
+    raise DataError(
+        f"task {task.name!r}: label column {column!r} has true and false, and labels = {list(task.labels)} do not say "
+        f"which is which; write the labels as strings{f', or set {way_out}' if len(task.labels) == 2 else ''}"
+    )
+
+
+def _truth(labels: Sequence[str]) -> Mapping[bool, int] | None:
+    """The indices of the one label that means false and of the one that means true."""
+    folded = [label.strip().casefold() for label in labels]
+    places = [[index for index, label in enumerate(folded) if label in words] for words in (_FALSE, _TRUE)]
+    return {False: places[0][0], True: places[1][0]} if [len(found) for found in places] == [1, 1] else None
+
+
+def _numbers_among(labels: Sequence[str]) -> dict[float, int]:
+    """The labels that are numbers, with their indices; of "1" and "1.0" the one that stands first."""
+    numbers: dict[float, int] = {}
+    for index, label in enumerate(labels):
+        number = _number(label)
+        if number is not None:
+            numbers.setdefault(number, index)
+    return numbers
+
+
+def _number(text: str) -> float | None:
+    """What a text is as a finite number; a whole one exactly."""
+    with suppress(ValueError):
+        return int(text)
+    with suppress(ValueError):
+        return float(text) if np.isfinite(float(text)) else None
+    return None
 
 
 def _refusal(task: Task, parts: Sequence[Part], values: pa.Array, bad: pa.Array, allowed: str) -> DataError:
@@ -131,8 +269,15 @@ def _refusal(task: Task, parts: Sequence[Part], values: pa.Array, bad: pa.Array,
             break
         row -= len(part.table)
     more = pc.sum(bad).as_py() - 1
+    others = [value for value in pc.unique(values.filter(bad)).to_pylist() if value != values[first].as_py()]
     return DataError(
         f"task {task.name!r}: {part.name}, row {row}: label {values[first].as_py()!r}"
         f"{f' (and those of {more} more rows)' if more else ''} cannot be used; allowed: {allowed}; "
-        "correct the data or the labels of the task"
+        f"{f'not allowed either: {_listed(others)}; ' if others else ''}correct the data or the labels of the task"
     )
+
+
+def _listed(values: Sequence[Any], most: int = _MAX_NAMED) -> str:
+    """Values as a message names them, not too many."""
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(map(repr, values[:most])) + more

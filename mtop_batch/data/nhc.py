@@ -1,15 +1,18 @@
 """The paper's news set, NHC (section 5): binary topic tasks from the headlines of the News Category Dataset.
 
 For each of seven topics up to 2,000 headlines of its category are the positives, and as many drawn from all other
-categories the negatives; a random 80 % is for training, the rest for evaluation. The paper's eighth task, opinion, was
-labelled by its authors and is not public: a further task can be made of any labelled Parquet.
+categories the negatives. The paper's eighth task, opinion, was labelled by its authors and is not public: a further
+task can be made of any labelled Parquet.
+
+There are three parts: training, evaluation (development), and test. Each headline belongs to one of them before tasks
+are drawn (`mtop_batch.data.parts`), so that what one task is tested on is no negative that another learns from.
 
 Draws depend on the seed, the task's name and the set of headlines, not on the order of files and rows.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +23,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pa_json
-import pyarrow.parquet as pq
 
 from mtop_batch import storage
-from mtop_batch.data.sources import read_parquet
+from mtop_batch.data.parts import PARTS, Part, Shares
+from mtop_batch.data.sources import noted_label_names, read_parquet
+from mtop_batch.data.task_files import NO_YES, TaskExamples, check_parts, write_table, write_tasks
 from mtop_batch.errors import DataError
+from mtop_batch.lines import listed
 from mtop_batch.tasks import Task, check_task_names
 
 TOPICS: Mapping[str, str] = {
@@ -36,7 +41,6 @@ TOPICS: Mapping[str, str] = {
     "parenting": "PARENTING",
     "healthy_living": "HEALTHY LIVING",
 }
-NO_YES = ("no", "yes")
 
 # Where there are several, the first of them is taken.
 _HEADLINE_COLUMNS = ("headline_norm", "headline")
@@ -44,23 +48,6 @@ _TEXT_COLUMNS = (*_HEADLINE_COLUMNS, "text", "sentence")
 _POSITIVE = "?positive="
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 _JSON_BLOCK_BYTES = 16 << 20
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How many examples a task has."""
-
-    train: int
-    eval: int
-
-
-@dataclass(frozen=True)
-class _LabelledTask:
-    """A task and its examples in random order; the first `num_train` are for training."""
-
-    task: Task
-    examples: pa.Table
-    num_train: int
 
 
 def build_nhc(
@@ -71,15 +58,18 @@ def build_nhc(
     topics: Mapping[str, str] = TOPICS,
     seed: int = 0,
     positives: int = 2000,
-    eval_fraction: float = 0.2,
-) -> dict[str, Counts]:
+    eval_fraction: float = 0.1,
+    test_fraction: float = 0.15,
+    unlabelled: bool = True,
+) -> dict[str, dict[Part, int]]:
     """Make the NHC tasks.
 
-    Writes `<output>/<task>/train.parquet` and `eval.parquet`, columns `headline` and `label`, and, last,
-    `<output>/tasks.toml`, which a configuration names as its `tasks`. Nothing is written if the data does not fit.
+    Writes `<output>/<task>/train.parquet`, `eval.parquet` and `test.parquet`, columns `headline` and `label`, and,
+    last, `<output>/tasks.toml`, which a configuration names as its `tasks`. Nothing is written if the data does not
+    fit.
 
     A headline that is null or blank, marked `ambiguous`, or found in several categories is left out; of repeated ones
-    one is kept. So no headline is in both the training and the evaluation set of a task.
+    one is kept. No headline is in the training part of one task and in the evaluation or test part of any other.
 
     Args:
         source: The News Category Dataset: its published JSON lines (`.json`, `.jsonl`), or Parquet (a file or a
@@ -93,41 +83,53 @@ def build_nhc(
         topics: Task -> its category in capitals; the paper's by default.
         seed: Of all draws.
         positives: Most positives of a topic.
-        eval_fraction: Share of the evaluation set.
+        eval_fraction: Share of the headlines that are for evaluation.
+        test_fraction: Share of the headlines that are for test; 0 for no test part.
+        unlabelled: Write all headlines of the source that are of no evaluation or test part, whatever their category,
+            to `<output>/unlabelled/headlines.parquet`, with the columns `id` and `headline`.
 
     Returns:
-        The number of examples of every task, in the order of `tasks.toml`.
+        The number of examples in each part of every task, in the order of `tasks.toml`.
 
     Raises:
-        DataError: A column, a topic, or a label is missing, or a file is of another format.
+        DataError: A column, a topic, or a label is missing, a part is left without, or a file is of another format.
         TaskError: The name of a further task is not allowed, or taken.
         LabelTableError: The storage cannot be reached or refuses; files already written stay.
     """
     extra = extra or {}
     check_task_names([*topics, *extra])
-    headlines = _unique(_read_headlines(source))
-    tasks = [_topic_task(name, category, headlines, source, seed, positives) for name, category in topics.items()]
-    tasks += [_extra_task(name, location, seed) for name, location in extra.items()]
-    split = [_LabelledTask(task, table, round(len(table) * (1 - eval_fraction))) for task, table in tasks]
-    for item in split:
-        _write_parquet(_path(output, item.task, "train"), item.examples[: item.num_train])
-        _write_parquet(_path(output, item.task, "eval"), item.examples[item.num_train :])
-    toml = "# Made by `mtop build-nhc`.\n" + "".join(_toml(output, item.task) for item in split)
-    storage.write_bytes(storage.join(output, "tasks.toml"), toml.encode())
-    return {item.task.name: Counts(item.num_train, len(item.examples) - item.num_train) for item in split}
+    shares = Shares(eval_fraction, test_fraction, seed)
+    found = _read_headlines(source)
+    usable = _unique(found.filter(pc.invert(found["ambiguous"])))
+    headlines = _Headlines(usable, shares.parts(usable["headline"].to_pylist()))
+    tasks = [_topic_task(name, category, headlines, source, shares, positives) for name, category in topics.items()]
+    tasks += [_extra_task(name, location, shares) for name, location in extra.items()]
+    for task in tasks:
+        check_parts(task, shares)
+    if unlabelled:
+        write_table(storage.join(output, "unlabelled", "headlines.parquet"), _unlabelled(found, shares))
+    return write_tasks(output, tasks, "mtop build-nhc")
+
+
+@dataclass(frozen=True)
+class _Headlines:
+    """The headlines that tasks are drawn from, with their categories as `label`, and the part of each."""
+
+    table: pa.Table
+    parts: npt.NDArray[np.str_]
 
 
 def _read_headlines(source: str) -> pa.Table:
-    """The columns `headline` and `label` (the category, in capitals) of all rows that may be used."""
+    """The columns `headline`, `label` (the category, in capitals) and `ambiguous` of all rows."""
     parts = []
     tables = [(source, _read_json(source))] if source.endswith(_JSON_SUFFIXES) else read_parquet(source, _news_columns)
     for name, table in tables:
         columns = _news_columns(name, table.column_names)
         category = pc.utf8_upper(pc.utf8_trim_whitespace(table["category"].cast(pa.string())))
-        usable = pa.table({"headline": table[columns[1]].cast(pa.string()), "label": category})
-        if "ambiguous" in columns:
-            usable = usable.filter(pc.invert(pc.fill_null(table["ambiguous"].cast(pa.bool_()), False)))
-        parts.append(usable)
+        marked = table["ambiguous"].cast(pa.bool_()) if "ambiguous" in columns else pa.nulls(len(table), pa.bool_())
+        ambiguous = pc.fill_null(marked, False)
+        headline = table[columns[1]].cast(pa.string())
+        parts.append(pa.table({"headline": headline, "label": category, "ambiguous": ambiguous}))
     return pa.concat_tables(parts)
 
 
@@ -136,7 +138,7 @@ def _news_columns(name: str, present: Sequence[str]) -> list[str]:
     if headline is None or "category" not in present:
         missing = "category" if headline else "headline"
         raise DataError(
-            f"{name} has no column {missing!r}; columns: {', '.join(present) or 'none'}; give the News Category "
+            f"{name} has no column {missing!r}; columns: {listed(present)}; give the News Category "
             "Dataset as JSON lines or Parquet with 'category' and 'headline'"
         )
     return ["category", headline, *(["ambiguous"] if "ambiguous" in present else [])]
@@ -144,6 +146,7 @@ def _news_columns(name: str, present: Sequence[str]) -> list[str]:
 
 def _read_json(source: str) -> pa.Table:
     """The columns of interest of a file of JSON lines, those that are there."""
+    source = storage.absolute(source)
     if not storage.is_file(source):
         raise DataError(f"there is no file {source!r}; give the News Category Dataset as JSON lines or Parquet")
     strings = [(name, pa.string()) for name in ("category", *_HEADLINE_COLUMNS)]
@@ -161,50 +164,70 @@ def _read_json(source: str) -> pa.Table:
 
 def _unique(rows: pa.Table) -> pa.Table:
     """Each headline once, in order of the alphabet; without those that are blank or have several labels."""
-    rows = rows.filter(pc.and_kleene(rows["label"].is_valid(), pc.invert(pc.utf8_is_space(rows["headline"]))))
-    rows = rows.filter(pc.not_equal(rows["headline"], ""))
+    rows = _with_text(rows.filter(rows["label"].is_valid()))
     grouped = rows.group_by("headline").aggregate([("label", "min"), ("label", "count_distinct")])
     grouped = grouped.filter(pc.equal(grouped["label_count_distinct"], 1)).sort_by("headline")
     return pa.table({"headline": grouped["headline"], "label": grouped["label_min"]})
 
 
+def _with_text(rows: pa.Table) -> pa.Table:
+    """The rows with a headline that is neither null nor blank."""
+    rows = rows.filter(pc.invert(pc.utf8_is_space(rows["headline"])))
+    return rows.filter(pc.not_equal(rows["headline"], ""))
+
+
+def _unlabelled(found: pa.Table, shares: Shares) -> pa.Table:
+    headlines = sorted(pc.unique(_with_text(found)["headline"]).to_pylist())
+    parts = shares.parts(headlines)
+    kept = [headline for headline, part in zip(headlines, parts, strict=True) if part == "train"]
+    ids = [hashlib.blake2b(headline.encode(), digest_size=8).hexdigest() for headline in kept]
+    return pa.table({"id": pa.array(ids, pa.string()), "headline": pa.array(kept, pa.string())})
+
+
 def _topic_task(
-    name: str, category: str, headlines: pa.Table, source: str, seed: int, positives: int
-) -> tuple[Task, pa.Table]:
-    is_topic = pc.equal(headlines["label"], category).to_numpy()
-    own, others = np.flatnonzero(is_topic), np.flatnonzero(~is_topic)
-    if not len(own) or not len(others):
-        found = ", ".join(sorted(pc.unique(headlines["label"]).to_pylist())) or "none"
-        which = f"category {category!r}" if not len(own) else f"any category but {category!r}"
+    name: str, category: str, headlines: _Headlines, source: str, shares: Shares, positives: int
+) -> TaskExamples:
+    is_topic = pc.equal(headlines.table["label"], category).to_numpy()
+    if is_topic.all() or not is_topic.any():
+        found = ", ".join(sorted(pc.unique(headlines.table["label"]).to_pylist())) or "none"
+        which = f"category {category!r}" if not is_topic.any() else f"any category but {category!r}"
         raise DataError(f"{source} has no headline of {which}; categories: {found}; give the News Category Dataset")
-    rng = _generator(seed, name)
-    own = rng.choice(own, min(positives, len(own)), replace=False)
-    others = rng.choice(others, min(len(own), len(others)), replace=False)
-    labels = np.repeat([NO_YES[1], NO_YES[0]], [len(own), len(others)])
-    rows = np.concatenate([own, others])
-    order = rng.permutation(len(rows))
-    return _task(name, NO_YES), _examples(headlines["headline"].take(rows[order]), labels[order])
+    rng = _generator(shares.seed, name)
+    parts: dict[Part, pa.Table] = {}
+    for part in PARTS:
+        own, others = (np.flatnonzero((headlines.parts == part) & wanted) for wanted in (is_topic, ~is_topic))
+        own = rng.choice(own, min(round(positives * shares.of(part)), len(own)), replace=False)
+        others = rng.choice(others, min(len(own), len(others)), replace=False)
+        labels = np.repeat([NO_YES[1], NO_YES[0]], [len(own), len(others)])
+        rows = np.concatenate([own, others])
+        order = rng.permutation(len(rows))
+        parts[part] = _examples(headlines.table["headline"].take(rows[order]), labels[order])
+    return TaskExamples(_task(name, NO_YES), parts)
 
 
-def _extra_task(name: str, location: str, seed: int) -> tuple[Task, pa.Table]:
-    path, has_positives, listed = location.partition(_POSITIVE)
+def _extra_task(name: str, location: str, shares: Shares) -> TaskExamples:
+    path, has_positives, given = location.partition(_POSITIVE)
     parts = []
     for file, table in read_parquet(path, lambda file, present: _extra_columns(name, file, present)):
         text, label = _extra_columns(name, file, table.column_names)
-        parts.append(pa.table({"headline": table[text].cast(pa.string()), "label": _as_strings(table[label], file)}))
+        labels = _as_strings(table[label], noted_label_names(table.schema).get(label), file)
+        parts.append(pa.table({"headline": table[text].cast(pa.string()), "label": labels}))
     rows = _unique(pa.concat_tables(parts))
     values = sorted(pc.unique(rows["label"]).to_pylist())
     if has_positives:
-        positives = _checked_positives(name, path, listed.split(","), values)
+        positives = _checked_positives(name, path, given.split(","), values)
     else:
         positives = values[1:] if values in (["0", "1"], ["false", "true"]) else []
     if positives:
         is_positive = pc.is_in(rows["label"], pa.array(positives))
         rows = rows.set_column(1, "label", pc.if_else(is_positive, NO_YES[1], NO_YES[0]))
     if len(pc.unique(rows["label"])) < 2:
-        raise DataError(f"{path} has not two labels for task {name!r}; labels: {', '.join(values) or 'none'}")
-    order = _generator(seed, name).permutation(len(rows))
-    return _task(name, NO_YES if positives else tuple(values)), rows.take(order)
+        raise DataError(f"{path} has not two labels for task {name!r}; labels: {listed(values)}")
+    rows = rows.take(_generator(shares.seed, name).permutation(len(rows)))
+    part_of = shares.parts(rows["headline"].to_pylist())
+    return TaskExamples(
+        _task(name, NO_YES if positives else tuple(values)), {part: rows.filter(part_of == part) for part in PARTS}
+    )
 
 
 def _extra_columns(name: str, file: str, present: Sequence[str]) -> list[str]:
@@ -212,15 +235,23 @@ def _extra_columns(name: str, file: str, present: Sequence[str]) -> list[str]:
     label = next((column for column in ("label", name) if column in present), None)
     if text is None or label is None:
         wanted = f"text column ({', '.join(_TEXT_COLUMNS)})" if text is None else f"label column (label, {name})"
-        raise DataError(f"{file} has no {wanted} for task {name!r}; columns: {', '.join(present)}; rename one")
+        raise DataError(f"{file} has no {wanted} for task {name!r}; columns: {listed(present)}; rename one")
     return [text, label]
 
 
-def _as_strings(labels: pa.ChunkedArray, file: str) -> pa.ChunkedArray:
+def _as_strings(labels: pa.ChunkedArray, names: Sequence[str] | None, file: str) -> pa.ChunkedArray:
+    """Labels as strings: by the names that come with whole numbers, where there are some; -1 is none then."""
     kind = labels.type.value_type if pa.types.is_dictionary(labels.type) else labels.type
     if pa.types.is_floating(kind) or pa.types.is_nested(kind):
         raise DataError(f"the labels of {file} have type {kind}; allowed are strings, integers and booleans")
-    return labels.cast(pa.string())
+    if names is None or not pa.types.is_integer(kind):
+        return labels.cast(pa.string())
+    known = [str(number) for number in range(len(names))]
+    labels = pc.if_else(pc.equal(labels, -1), None, labels).cast(pa.string())
+    places = pc.index_in(labels, pa.array(known))
+    if places.null_count > labels.null_count:
+        raise DataError(f"{file} has labels without a name; those with one: {', '.join(names)}; correct the file")
+    return pa.chunked_array([pa.array(names, pa.string()).take(chunk) for chunk in places.chunks], pa.string())
 
 
 def _checked_positives(name: str, path: str, positives: list[str], values: Sequence[str]) -> list[str]:
@@ -228,7 +259,7 @@ def _checked_positives(name: str, path: str, positives: list[str], values: Seque
         if positive not in values:
             raise DataError(
                 f"{path} has no label {positive!r}, which is to be a positive of task {name!r}; "
-                f"labels: {', '.join(values) or 'none'}"
+                f"labels: {listed(values)}"
             )
     return positives
 
@@ -244,29 +275,3 @@ def _examples(headlines: Any, labels: npt.NDArray[np.str_]) -> pa.Table:
 def _generator(seed: int, name: str) -> np.random.Generator:
     """Draws of a task, whichever other tasks there are."""
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
-
-
-def _path(output: str, task: Task, split: str) -> str:
-    return storage.join(output, task.name, f"{split}.parquet")
-
-
-def _write_parquet(uri: str, table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    storage.write_bytes(uri, sink.getvalue())
-
-
-def _toml(output: str, task: Task) -> str:
-    values = {
-        "name": task.name,
-        "kind": task.kind,
-        "labels": list(task.labels),
-        "metric": task.metric,
-        "text": list(task.text),
-        "label": "label",
-        "train": _path(output, task, "train"),
-        "eval": _path(output, task, "eval"),
-    }
-    # Strings and lists of them are written alike in JSON and TOML.
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()]
-    return "\n[[task]]\n" + "".join(lines)

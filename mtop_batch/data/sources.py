@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mtop_batch import storage
 from mtop_batch.errors import DataError
+from mtop_batch.lines import did_you_mean, listed
+from mtop_batch.storage.parquet import is_parquet_name, open_parquet
+from mtop_batch.storage.table_formats import check_plain_files
 
 _HUB_PREFIX = "hub:"
 _HUB_OPTIONS = ("config", "split")
+_FEATURES_KEY = b"huggingface"
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Part:
     Args:
         name: What a message calls it.
         table: The wanted columns.
-        label_names: Column -> what its integers stand for, where a hub data set says so.
+        label_names: Column -> what its integers stand for, where the data set says so (`ClassLabel`).
     """
 
     name: str
@@ -54,14 +58,14 @@ def read_columns(source: str, columns: Sequence[str], *, default_split: str = "t
         check_columns(name, columns, present)
         return columns
 
-    return [Part(name, table, {}) for name, table in read_parquet(source, wanted)]
+    return [Part(name, table, noted_label_names(table.schema)) for name, table in read_parquet(source, wanted)]
 
 
 def read_parquet(source: str, wanted: Callable[[str, list[str]], Sequence[str]]) -> Iterator[tuple[str, pa.Table]]:
     """The Parquet files of a source, by name, in the order of their paths.
 
     Args:
-        source: A file, or a directory or prefix with files that end in `.parquet` anywhere below.
+        source: A file, or a directory or prefix with files that end in `.parquet`, `.parq` or `.pq` anywhere below.
         wanted: Given the name of a file and its columns, returns those to read; may raise a DataError.
 
     Raises:
@@ -72,7 +76,7 @@ def read_parquet(source: str, wanted: Callable[[str, list[str]], Sequence[str]])
         fs, path = storage.filesystem(uri)
         try:
             with fs.open_input_file(path) as stream:
-                file = pq.ParquetFile(stream)
+                file = open_parquet(stream, partial(wanted, uri))
                 columns = list(dict.fromkeys(wanted(uri, file.schema_arrow.names)))
                 table = file.read(columns)
         except (pa.ArrowException, OSError) as error:
@@ -91,18 +95,32 @@ def check_columns(name: str, columns: Sequence[str], present: Sequence[str]) -> 
     """
     for column in columns:
         if column not in present:
-            close = get_close_matches(column, present, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
             raise DataError(
-                f"{name} has no column {column!r}; {hint}columns: {', '.join(present)}; "
+                f"{name} has no column {column!r}; {did_you_mean(column, present)}columns: {listed(present)}; "
                 "set `text` and `label` of the task to columns of its data"
             )
 
 
+def noted_label_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Column -> the names of its integers, as `datasets` notes those of `ClassLabel` columns in Parquet files."""
+    try:
+        features = json.loads((schema.metadata or {})[_FEATURES_KEY])["info"]["features"]
+        return {
+            column: list(map(str, feature["names"]))
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):  # no such note
+        return {}
+
+
 def _parquet_files(source: str) -> list[str]:
+    source = storage.absolute(source)
     if storage.is_file(source):
         return [source]
-    files = [storage.join(source, info.path) for info in storage.list_files(source, suffix=".parquet")]
+    listed = [info.path for info in storage.list_files(source, hidden=True)]
+    check_plain_files(source, listed)
+    files = [storage.join(source, path) for path in listed if is_parquet_name(path) and not storage.is_hidden(path)]
     if not files:
         what = "no file below it ends in .parquet" if storage.exists(source) else "it does not exist"
         raise DataError(

@@ -1,7 +1,8 @@
 """Which texts a row has: one rule for examples, for a corpus and for texts that are given in Python.
 
 A row's text is what its text columns hold, first to last. A text that is null or blank (empty, or white space only) is
-left out of its pair; with one left of two, it is a single text. A row without any text gets the reason.
+left out of its pair; with one left of two, it is a single text. A row without any text gets the reason. Whether a text
+that is not blank says anything is decided where it is tokenised (`data.silence`), and it is left out likewise.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 MAX_CHARS = 100_000
 TEXT_IS_NULL = "text is null"
 TEXT_IS_EMPTY = "text is empty"
+TEXT_SAYS_NOTHING = "text has no visible character"
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,19 @@ def text_rows(columns: Sequence[pa.Array], max_chars: int | None = None) -> Text
     >>> rows.texts.to_pylist(), rows.seconds.to_pylist(), rows.errors.to_pylist()
     (['a', 'c', None], ['b', None, None], [None, None, 'text is empty'])
     """
+    return joined_texts([usable_texts(column, max_chars) for column in columns])
+
+
+def usable_texts(texts: pa.Array, max_chars: int | None = None) -> pa.Array:
+    """What the rule takes of each text of a column: "" of a blank one, and the beginning of a long one."""
+    beginnings = texts if max_chars is None else pc.utf8_slice_codeunits(texts, 0, max_chars)
+    return pc.if_else(_is_blank(texts), pa.scalar("", pa.large_string()), beginnings)
+
+
+def joined_texts(columns: Sequence[pa.Array]) -> TextRows:
+    """The rule for one or two columns of `usable_texts`."""
     none = pa.scalar(None, pa.large_string())
-    present = [pc.if_else(_is_blank(column), none, column) for column in columns]
-    if max_chars is not None:
-        present = [pc.utf8_slice_codeunits(column, 0, max_chars) for column in present]
+    present = [pc.if_else(pc.equal(pc.binary_length(column), 0), none, column) for column in columns]
     first, second = present[0], present[-1]
     texts = pc.coalesce(first, second)
     is_single = first.is_null() if len(columns) == 2 else pa.scalar(True)
@@ -57,6 +68,14 @@ def text_rows(columns: Sequence[pa.Array], max_chars: int | None = None) -> Text
         seconds=pc.if_else(is_single, none, second),
         errors=pc.if_else(texts.is_valid(), pa.scalar(None, pa.string()), reasons),
     )
+
+
+def holds_no_text(column: pa.Array) -> pa.Array:
+    """Of a column whose type is none of texts: (R,) bool, where it has a value.
+
+    A column without any value may have any type: pandas writes such text columns as double, bool or timestamp.
+    """
+    return pc.invert(column.is_null(nan_is_null=True))
 
 
 def _is_blank(texts: pa.Array) -> pa.Array:

@@ -19,6 +19,7 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from mtop_batch.data.encoders import make_encoder
+from mtop_batch.data.text_rows import TEXT_SAYS_NOTHING
 from mtop_batch.errors import ConfigError, DataError
 
 _ROWS_AT_ONCE = 1024
@@ -127,9 +128,10 @@ class TextTokenizer:
     """Texts to `Tokens` of at most `max_tokens` tokens, special tokens included.
 
     Ids are the same as `tokenizer(text, second, truncation=True, max_length=max_tokens)`; of a pair, tokens are taken
-    from the longer text first ("longest_first"). The tokenizer is copied, so its truncation and padding stay as they
-    are. Threads are those of the `tokenizers` library: set `TOKENIZERS_PARALLELISM=false` or `RAYON_NUM_THREADS`
-    where other processes share the cores.
+    from the longer text first ("longest_first"). A text that says nothing (`data.silence`) is no text: it is left out
+    of its pair, and alone has no tokens. The tokenizer is copied, so its truncation and padding stay as they are.
+    Threads are those of the `tokenizers` library: set `TOKENIZERS_PARALLELISM=false` or `RAYON_NUM_THREADS` where other
+    processes share the cores.
 
     Args:
         tokenizer: Any Hugging Face tokenizer. One without a Rust backend, or whose pieces may reach over white space,
@@ -156,16 +158,27 @@ class TextTokenizer:
         return self._encoder.cuts_early
 
     def encode(self, texts: Sequence[str | None], seconds: Sequence[str | None] | None = None) -> Tokens:
-        """Tokens of each text, or of each pair where `seconds` has a text.
+        """Tokens of each text, or of each pair where `seconds` has a text; `reasons_without` says why a row has none.
 
         Args:
-            texts: One per row; None gives a row without tokens.
+            texts: One per row; None gives a row without tokens, and so does a text that says nothing.
             seconds: The second text of each row; None, for a row or for all, means that there is none.
         """
         if seconds is None:
             seconds = [None] * len(texts)
         slices = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(texts), _ROWS_AT_ONCE)]
         return Tokens.concat(Tokens.from_rows(*self._encoder.encode(texts[rows], seconds[rows])) for rows in slices)
+
+
+def reasons_without(tokens: Tokens, errors: Iterable[str | None]) -> list[str | None]:
+    """Why each row has no tokens; None where it has.
+
+    Args:
+        tokens: Of R rows.
+        errors: Why a row has no text; None where it has (`data.text_rows`).
+    """
+    lengths = tokens.lengths.tolist()
+    return [None if length else error or TEXT_SAYS_NOTHING for length, error in zip(lengths, errors, strict=True)]
 
 
 def _offsets(lengths: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:

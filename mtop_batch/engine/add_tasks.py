@@ -14,23 +14,24 @@ from typing import Any
 
 from mtop_batch import storage
 from mtop_batch.config.load import load_config
-from mtop_batch.config.sections import Config
+from mtop_batch.config.sections import BackboneConfig, Config
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.events import EventQueue
 from mtop_batch.engine.monitor import TrainingMonitor
-from mtop_batch.engine.phases import train_settings
 from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.run_directory import RunDirectory, run_digest
 from mtop_batch.engine.session import ray_session
 from mtop_batch.engine.single_tasks import SingleTasks
-from mtop_batch.engine.train import check_output, load_task, versions
+from mtop_batch.engine.train import as_read, check_output, load_task, versions
 from mtop_batch.engine.workers import ADD_PHASE
 from mtop_batch.errors import BundleError, ConfigError, TaskError
+from mtop_batch.lines import counted
 from mtop_batch.model.bundle.bundle import Bundle, load_bundle, save_bundle
 from mtop_batch.model.bundle.fingerprints import task_fingerprints, tokenizer_digest
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task, check_task_names
 from mtop_batch.training.checkpoint import TaskMetrics
+from mtop_batch.training.start import train_settings
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def add_tasks(
     data = []
     for task in config.task:
         data.append(load_task(task, task.definition(config.model.default_reader), tokenizer))
-        progress.advance(1, f"{task.name}: {len(data[-1].train):,} examples")
+        progress.advance(1, f"{task.name}: {counted(len(data[-1].train), 'example')}")
     run = RunDirectory(output, run_digest(config, data, bundle.digest))
     monitor = TrainingMonitor(run, progress)
     settings = config.add_tasks
@@ -102,18 +103,17 @@ def add_tasks(
         "lora_rank": settings.lora_rank,
         "seed": settings.seed,
     }
-    tasks = SingleTasks(ADD_PHASE, data, train_settings(settings), settings, new_task, prompt_groups={})
+    tasks = SingleTasks(ADD_PHASE, data, train_settings(settings), settings, new_task)
     with ray_session() as resources:
         if found := run.begin(config):
             progress.note(found)
         monitor.record({"event": "run", "resources": str(resources), "versions": versions()})
         learned = tasks.learn(model, resources, run, monitor, EventQueue())
-    model.add_tasks(config.tasks(), replace=True, **new_task)
+    model.add_tasks([item.task for item in data], replace=True, **new_task)
     for name in names:
         model.load_task(name, learned[name].tensors)
-    result = _write(
-        bundle, output, _described(bundle, config), {name: learned[name].metrics for name in names}, started
-    )
+    described = _described(bundle, as_read(config, data))
+    result = _write(bundle, output, described, {name: learned[name].metrics for name in names}, started)
     run.discard()
     return result
 
@@ -135,7 +135,7 @@ def drop_tasks(model_uri: str, names: Sequence[str], output: str) -> ChangeResul
 
 
 def _check_apart(model_uri: str, output: str) -> None:
-    if storage.absolute(model_uri) == storage.absolute(output):
+    if storage.path_below(output, model_uri) == "":
         raise ConfigError(
             f"--output {output} is the bundle itself; name another place, so that the one that made the labels "
             "stays and a failure costs nothing"
@@ -143,7 +143,8 @@ def _check_apart(model_uri: str, output: str) -> None:
 
 
 def _load_config(path: str, overrides: Sequence[str], bundle: Bundle, output: str) -> Config:
-    backbone = {"name": bundle.backbone_name, "max_tokens": bundle.model.config.max_tokens}
+    section = BackboneConfig(name=bundle.backbone_name, max_tokens=bundle.model.config.max_tokens)
+    backbone = section.model_dump()
     config = load_config(path, overrides, {"output": output, "backbone": backbone})
     if config.backbone.model_dump() != backbone:
         raise ConfigError(
@@ -161,8 +162,8 @@ def _changeable(bundle: Bundle) -> MTOPModel:
     """
     if not isinstance(bundle.model, MTOPModel):
         raise BundleError(
-            f"the bundle {bundle.uri} has a {bundle.model.config.model_type!r} model, whose tasks train together; "
-            "train it again with the other tasks"
+            f"the bundle {bundle.uri} has a {bundle.model.config.model_type!r} model; tasks can be added to "
+            "and dropped from 'mtop' models only: train it again with the tasks that you want"
         )
     return bundle.model
 

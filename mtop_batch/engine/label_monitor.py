@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from mtop_batch.engine.events import Event, EventQueue
+from mtop_batch.engine.metrics import RunMetrics
 from mtop_batch.engine.progress import Progress
 from mtop_batch.labelling.report.run_report import RunReport
 from mtop_batch.labelling.run.stages import UnitResult
-from mtop_batch.storage.retry import ACTOR_STARTED, ANSWERED, GAVE_UP, WAITING
+from mtop_batch.storage.retry import ACTOR_STARTED, ANSWERED, GAVE_UP, TRIED_ALONE, WAITING
 
 _POLL_S = 1.0
 # Storage that fails again and again is logged once a minute.
@@ -25,16 +26,23 @@ class LabelMonitor:
         progress: Where the lines go; nobody else may use it while a queue is followed.
         report: Adds up the results.
         num_actors: How many labelling actors there are to be; whoever starts beyond that replaces one.
+        metrics: Told what the log tells.
         clock: Seconds that pass; tests give their own.
     """
 
     def __init__(
-        self, progress: Progress, report: RunReport, num_actors: int, clock: Callable[[], float] = time.monotonic
+        self,
+        progress: Progress,
+        report: RunReport,
+        num_actors: int,
+        clock: Callable[[], float] = time.monotonic,
+        metrics: RunMetrics | None = None,
     ) -> None:
         self._progress = progress
         self._report = report
         self._actors_to_come = num_actors
         self._clock = clock
+        self._metrics = metrics
         self._outage = _Outage()
         self._logged_at = -_BETWEEN_OUTAGES_S
         self._lock = threading.Lock()
@@ -61,6 +69,8 @@ class LabelMonitor:
         """Count a unit, and log what is remarkable about it."""
         with self._lock:
             is_straggler = self._report.add(result)
+            if self._metrics is not None:
+                self._metrics.unit_done(result)
             if result.unreadable:
                 self._progress.note(f"cannot read {result.unit}: {result.unreadable}")
             if is_straggler:
@@ -76,6 +86,13 @@ class LabelMonitor:
                 self._actors_to_come -= 1
                 if self._actors_to_come < 0:
                     self._progress.note("a labelling actor was lost; another one took its place")
+                    if self._metrics is not None:
+                        self._metrics.actor_lost()
+            elif event["event"] == TRIED_ALONE:
+                self._progress.note(
+                    f"the processes that worked on these were killed twice, so each is tried alone: "
+                    f"{', '.join(event['units'])}"
+                )
             elif event["event"] == WAITING:
                 self._begin_waiting(event["unit"], event["reason"])
             elif event["event"] == ANSWERED:
@@ -119,6 +136,8 @@ class LabelMonitor:
         )
 
     def _advance(self, rows: int) -> None:
+        if self._metrics is not None:
+            self._metrics.waiting(len(self._outage.waiting))
         details = f"{self._report.documents_per_s:,.1f} documents/s, {self._report.errors:,} errors"
         if self._outage.waiting:
             details += f", {len(self._outage.waiting)} units wait for storage"

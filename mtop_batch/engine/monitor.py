@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from statistics import median
 
@@ -10,6 +10,7 @@ from mtop_batch.engine.events import Event, EventQueue
 from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.run_directory import RunDirectory
 from mtop_batch.errors import MtopError
+from mtop_batch.lines import counted
 
 
 class TrainingMonitor:
@@ -29,7 +30,7 @@ class TrainingMonitor:
         self._steps: dict[str, int] = {}
         self._num_steps: dict[str, int] = {}
         self._mean: float | None = None
-        self._started = False
+        self._started = self._failed = False
 
     def begin_single_tasks(self, phase: str, num_steps: Mapping[str, int], done: Collection[str]) -> None:
         """A phase begins in which tasks train alone, with this many steps each; an earlier run has done these tasks.
@@ -69,9 +70,12 @@ class TrainingMonitor:
         if self._on_event is not None:
             self._on_event(event)
 
-    def examples_per_s(self) -> float:
-        """How fast the multi-task phase was, most of the time; 0 where it was over before anyone looked."""
-        speeds = [e["examples_per_s"] for e in self._run.events if e["event"] == "step" and e.get("phase") == "train"]
+    def examples_per_s(self, phase: str = "train") -> float:
+        """How fast a phase was, most of the time; 0 where it was over before anyone looked.
+
+        Where tasks train side by side, that of one of them.
+        """
+        speeds = [e["examples_per_s"] for e in self._run.events if e["event"] == "step" and e.get("phase") == phase]
         return median(speeds) if speeds else 0.0
 
     def _show_single_task(self, event: Event) -> None:
@@ -91,10 +95,15 @@ class TrainingMonitor:
         if event["event"] == "start":
             self._show_start(event)
         elif event["event"] == "step":
-            details = f"epoch {event['epoch']:.2f}, loss {event['loss']:.3f}, {event['examples_per_s']:,.0f} examples/s"
+            task = event["task"]  # that of the last step; the losses of others say nothing about it
+            loss = f"loss {event['losses'][task]:.3f} ({task})"
+            details = f"epoch {event['epoch']:.2f}, {loss}, {event['examples_per_s']:,.0f} examples/s"
             if self._mean is not None:
                 details += f", last mean {self._mean:.4f}"
             self._progress.update(event["step"], details)
+        elif event["event"] == "error":
+            self._failed = True
+            self._progress.note(f"a worker failed: {event['error']}")
         elif event["event"] == "evaluation":
             self._mean = event["mean"]
             best = ", the best so far" if event["best"] else ""
@@ -109,9 +118,21 @@ class TrainingMonitor:
 
     def _show_start(self, event: Event) -> None:
         if self._started:
-            self._progress.note(f"a worker was lost; training resumes from step {event['step']:,}")
+            lost = "" if self._failed else "a worker was lost; "
+            self._failed = False
+            self._progress.note(f"{lost}training resumes from step {event['step']:,}")
         else:
-            workers = f"{event['num_workers']} worker{'s' if event['num_workers'] > 1 else ''}"
+            workers = counted(event["num_workers"], "worker")
             self._progress.phase("train", event["num_steps"], completed=event["step"])
             self._progress.note(f"training on {workers} ({event['device']}, {event['precision']})")
+            if event["left_out"]:
+                self._progress.note(untrained(event["left_out"], event["num_steps"]))
         self._started = True
+
+
+def untrained(tasks: Sequence[str], num_steps: int) -> str:
+    """A warning about tasks that no step trains."""
+    return (
+        f"warning: no step trains {', '.join(tasks)}: the run has {num_steps:,} steps and more tasks than that; raise "
+        "train.epochs or lower train.batch_size, or expect nothing of these tasks"
+    )

@@ -1,10 +1,13 @@
-"""The two phases of a training on Ray: each task alone on the frozen backbone, then all tasks together."""
+"""The phases of a training on Ray: each task alone on the frozen backbone, then all tasks together; or, in place of
+both, a model of its own for each task.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, fields
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar, cast
@@ -13,26 +16,38 @@ import ray
 
 # `ray.train` exports the same, but tells type checkers that it is the first version.
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.train.v2.api.result import Result
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 from torch import Tensor
 
-from mtop_batch.config.sections import Config, OptimizerConfig, TrainConfig
+from mtop_batch.config.sections import Config
 from mtop_batch.engine import single_tasks
 from mtop_batch.engine.events import EventQueue
+from mtop_batch.engine.failures import Failures
 from mtop_batch.engine.memory import KEEP_FREED_MEMORY
 from mtop_batch.engine.monitor import TrainingMonitor
 from mtop_batch.engine.run_directory import RunDirectory
 from mtop_batch.engine.session import Resources
 from mtop_batch.engine.single_tasks import SingleTasks, max_threads
-from mtop_batch.engine.workers import WARM_START_PHASE, MultiTaskJob, train_worker
+from mtop_batch.engine.workers import (
+    OWN_MODELS_PHASE,
+    TRAIN_PHASE,
+    WARM_START_PHASE,
+    MultiTaskJob,
+    train_own_model,
+    train_worker,
+)
 from mtop_batch.errors import JobError, MtopError
+from mtop_batch.lines import counted
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.kinds.mtop import MTOPModel
-from mtop_batch.training.checkpoint import read_final_weights
+from mtop_batch.model.kinds.single_task import SingleTaskModel
+from mtop_batch.training.checkpoint import TaskMetrics, read_final_weights
 from mtop_batch.training.loop import FitResult
-from mtop_batch.training.settings import TaskData, TrainSettings
+from mtop_batch.training.settings import TaskData
+from mtop_batch.training.soft_labels import SoftLabels
+from mtop_batch.training.start import train_settings, warm_start_settings
 
 T = TypeVar("T")
 
@@ -41,8 +56,27 @@ _KEEP_MEMORY = {"env_vars": dict(KEEP_FREED_MEMORY)}
 
 
 @dataclass(frozen=True)
+class Trained:
+    """What a training came to.
+
+    Args:
+        metrics: Of each task, at the chosen weights.
+        best_step: The steps after which these were taken.
+        num_steps: Steps of the whole training. Where each task has a model of its own, both are sums over the tasks.
+        phase: The last phase; events carry it.
+        left_out: Tasks that no step trained, for want of steps.
+    """
+
+    metrics: dict[str, TaskMetrics]
+    best_step: int
+    num_steps: int
+    phase: str
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Phases:
-    """What both phases need.
+    """What the phases need.
 
     Args:
         config: Of the training.
@@ -51,6 +85,7 @@ class Phases:
         run: Where the phases leave what they have done.
         monitor: Where their events go.
         events: What carries them there.
+        soft: Texts with soft labels that all tasks also learn from.
     """
 
     config: Config
@@ -59,6 +94,7 @@ class Phases:
     run: RunDirectory
     monitor: TrainingMonitor
     events: EventQueue
+    soft: SoftLabels | None = None
 
     def single_tasks(self, start: MTOPModel, new_task: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
         """Each task's prompts, pooler and head from a training of its own (paper, section 4.3), side by side.
@@ -83,25 +119,55 @@ class Phases:
         learned = tasks.learn(start, self.resources, self.run, self.monitor, self.events)
         return {name: task.tensors for name, task in learned.items()}
 
-    def all_tasks(self, model: MultiTaskModel) -> tuple[FitResult, dict[str, Tensor]]:
+    def own_models(self, model: SingleTaskModel) -> Trained:
+        """Train each task's model by itself, side by side; each ends with weights of its own choice.
+
+        What an interrupted run has finished is taken from the run's directory, and what it was at resumes from its last
+        checkpoint.
+
+        Args:
+            model: What to begin with; it ends with the weights that were chosen.
+
+        Raises:
+            MtopError: A task cannot be trained.
+        """
+        train = self.config.train
+        settings = {"dropout": model.config.dropout, "max_tokens": model.config.max_tokens, "seed": train.seed}
+        tasks = SingleTasks(OWN_MODELS_PHASE, self.data, train_settings(train), train, settings, train=train_own_model)
+        learned = tasks.learn(model.backbone, self.resources, self.run, self.monitor, self.events)
+        for name, task in learned.items():
+            model.load_task(name, task.tensors)
+        return Trained(
+            {item.task.name: learned[item.task.name].metrics for item in self.data},
+            sum(task.best_step for task in learned.values()),
+            sum(task.num_steps for task in learned.values()),
+            OWN_MODELS_PHASE,
+        )
+
+    def all_tasks(self, model: MultiTaskModel) -> Trained:
         """Train all tasks together, from the last checkpoint of this run if there is one.
 
         Args:
-            model: What to begin with; not changed.
-
-        Returns:
-            How the run went, and the weights that it chose.
+            model: What to begin with; it ends with the weights that were chosen.
 
         Raises:
             MtopError: The settings cannot work together, training diverged, or (`JobError`) workers failed too often.
         """
+        fitted, weights = self._train(model)
+        model.load_state_dict(weights)
+        return Trained(fitted.best_metrics, fitted.best_step, fitted.num_steps, TRAIN_PHASE, fitted.left_out)
+
+    def _train(self, model: MultiTaskModel) -> tuple[FitResult, dict[str, Tensor]]:
+        """How the run went, and the weights that it chose."""
         train = self.config.train
         job = MultiTaskJob(
             settings=train_settings(train),
             precision=train.precision,
             model=ray.put(model),
             data=[ray.put(item) for item in self.data],
+            soft=None if self.soft is None else ray.put(self.soft),
             events=self.events,
+            failures=Failures(self.run.uri),
             run_uri=self.run.uri,
             max_threads=max_threads(),
         )
@@ -122,10 +188,15 @@ class Phases:
             ),
         )
         self.monitor.begin_training()
-        result = self._fit(trainer)
-        outcome = cast(FitResult | MtopError, result.return_value)
-        if isinstance(outcome, MtopError):
-            raise outcome
+        try:
+            result = self._fit(trainer)
+            outcome = cast(FitResult | MtopError, result.return_value)
+            if isinstance(outcome, MtopError):
+                raise outcome
+        except MtopError:
+            with suppress(MtopError):  # what failed is the news; the next run removes them too
+                self.run.remove_unfinished_checkpoints()
+            raise
         if result.checkpoint is None:
             raise JobError("training ended without a checkpoint; run the same command again")
         with result.checkpoint.as_directory() as directory:
@@ -140,22 +211,11 @@ class Phases:
             return cast(Result, _in_thread(trainer.fit, lambda: self.monitor.poll(self.events)))
         except TrainingFailedError as error:
             failures = self.config.train.max_failures
+            how = f"more than {counted(failures, 'time')} (train.max_failures = {failures}), at last "
             raise JobError(
-                f"training failed more than {failures} times (train.max_failures = {failures}), at last with "
-                f"{_last_line(error)}; the same command resumes from the last checkpoint"
+                f"training failed {how if isinstance(error, WorkerGroupError) else ''}with {_last_line(error)}; the "
+                "same command resumes from the last checkpoint"
             ) from error
-
-
-def warm_start_settings(train: TrainConfig) -> TrainSettings:
-    """Those of the single-task phase; it ends with its last weights, and is short, so it takes no checkpoints."""
-    return train_settings(train, **train.warm_start.model_dump(), head_learning_rate=None, alpha=1.0, evaluate=False)
-
-
-def train_settings(section: OptimizerConfig, **changes: Any) -> TrainSettings:
-    """How a section of the configuration says to train, but for some changes."""
-    known = {field.name for field in fields(TrainSettings)}
-    values = {key: value for key, value in section.model_dump().items() if key in known}
-    return TrainSettings(**{**values, **changes})
 
 
 def _in_thread(function: Callable[[], T], meanwhile: Callable[[], None]) -> T:

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +20,24 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 
 from mtop_batch.data.tokens import TextTokenizer
+from mtop_batch.engine.attempts import Attempts
 from mtop_batch.engine.session import Resources
 from mtop_batch.labelling.plan.work import Unit, decode_units, encode_units
 from mtop_batch.labelling.run.probes import ProbePredictor
-from mtop_batch.labelling.run.stages import LabelJob, UnitResult, label, label_from_vectors, read_and_tokenise, write
+from mtop_batch.labelling.run.stages import (
+    KILLED,
+    LabelJob,
+    UnitResult,
+    killed_units,
+    label,
+    label_from_vectors,
+    read_and_tokenise,
+    units_of,
+    write,
+)
+from mtop_batch.lines import counted
 from mtop_batch.model.bundle.files import load_bundle_tokenizer, read_bundle_info
-from mtop_batch.storage.retry import ACTOR_STARTED, with_retries
+from mtop_batch.storage.retry import ACTOR_STARTED, TRIED_ALONE, with_retries
 from mtop_batch.table.definition import VECTOR
 
 if TYPE_CHECKING:
@@ -64,8 +76,8 @@ class ActorPool:
     def __str__(self) -> str:
         if not self.size:
             return "no labelling actors: everything is computed from stored vectors"
-        actors = "1 labelling actor" if self.size == 1 else f"{self.size} labelling actors"
-        return f"{actors}, each with {'a GPU' if self.num_gpus else 'a CPU'}"
+        each = "each " if self.size > 1 else ""
+        return f"{counted(self.size, 'labelling actor')}, {each}with {'a GPU' if self.num_gpus else 'a CPU'}"
 
 
 def most_actors(resources: Resources, num_actors: int | None) -> int:
@@ -111,32 +123,55 @@ def run_pieces(
         Exception: What a stage raised, wrapped by Ray, when it failed for good.
     """
     _configure_ray_data()
+    killed: list[Unit] = []
+    for unit, result in _run_all(job, bundle_uri, pieces, pool):
+        if result.unreadable == KILLED:
+            killed.append(unit)
+        else:
+            yield result
+    if killed:
+        job.event_sink({"event": TRIED_ALONE, "units": list(map(str, killed))})
+        one_at_a_time = replace(pool, size=min(pool.size, 1), num_storage_tasks=1)
+        for _, result in _run_all(job, bundle_uri, [[unit] for unit in killed], one_at_a_time):
+            yield result
+
+
+def _run_all(
+    job: LabelJob, bundle_uri: str, pieces: Sequence[Sequence[Unit]], pool: ActorPool
+) -> Generator[tuple[Unit, UnitResult]]:
     from_vectors = [piece for piece in pieces if piece[0].vectors is not None]
     if from_vectors:
-        yield from _results(_from_vectors(_work(from_vectors), job, bundle_uri))
+        yield from _results(from_vectors, _from_vectors(_work(from_vectors), job, bundle_uri))
     from_texts = [piece for piece in pieces if piece[0].vectors is None]
     if from_texts:
-        yield from _results(_from_texts(_work(from_texts), job, bundle_uri, pool))
+        yield from _results(from_texts, _from_texts(_work(from_texts), job, bundle_uri, pool))
 
 
 def _work(pieces: Sequence[Sequence[Unit]]) -> Dataset:
-    rows = [{"work": encode_units(piece)} for piece in pieces]
+    rows = [{"piece": number, "work": encode_units(piece)} for number, piece in enumerate(pieces)]
     return ray.data.from_items(rows, override_num_blocks=len(rows))
 
 
 def _from_texts(work: Dataset, job: LabelJob, bundle_uri: str, pool: ActorPool) -> Dataset:
-    storage_stage = _storage_stage(pool)
+    storage_stage, attempts = _storage_stage(pool), Attempts()
     return (
-        work.map_batches(partial(_read_piece, job=job, bundle_uri=bundle_uri), **storage_stage, **_ONE_PIECE)
+        work.map_batches(
+            partial(_read_piece, job=job, bundle_uri=bundle_uri, attempts=attempts), **storage_stage, **_ONE_PIECE
+        )
         .map_batches(
             _Labeller,
-            fn_constructor_kwargs={"job": job, "bundle_uri": bundle_uri, "threads": pool.num_cpus or None},
+            fn_constructor_kwargs={
+                "job": job,
+                "bundle_uri": bundle_uri,
+                "threads": pool.num_cpus or None,
+                "attempts": attempts,
+            },
             compute=ActorPoolStrategy(size=pool.size, max_tasks_in_flight_per_actor=pool.pieces_per_actor),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus,
             **_ONE_PIECE,
         )
-        .map_batches(partial(_write_piece, job=job), **storage_stage, **_ONE_PIECE)
+        .map_batches(partial(_write_piece, job=job, attempts=attempts), **storage_stage, **_ONE_PIECE)
     )
 
 
@@ -144,13 +179,14 @@ def _from_vectors(work: Dataset, job: LabelJob, bundle_uri: str) -> Dataset:
     probes = [task for task in job.definition.tasks if task.reads_vector]
     # A few kilobytes each: all go along, a piece takes those that it wants.
     predictor = ProbePredictor.load(bundle_uri, probes)
-    return work.map_batches(partial(_label_and_write, job=job, predictor=predictor), num_cpus=1, **_ONE_PIECE)
+    label_and_write = partial(_label_and_write, job=job, predictor=predictor, attempts=Attempts())
+    return work.map_batches(label_and_write, num_cpus=1, **_ONE_PIECE)
 
 
-def _results(written: Dataset) -> Generator[UnitResult]:
+def _results(pieces: Sequence[Sequence[Unit]], written: Dataset) -> Generator[tuple[Unit, UnitResult]]:
     for row in written.iter_rows():
-        for values in json.loads(row["results"]):
-            yield UnitResult(**values)
+        results = [UnitResult(**values) for values in json.loads(row["results"])]
+        yield from zip(pieces[row["piece"]], results, strict=True)
 
 
 def _configure_ray_data() -> None:
@@ -165,16 +201,21 @@ def _configure_ray_data() -> None:
             handler.setLevel(logging.CRITICAL)
 
 
-def _read_piece(block: pa.Table, job: LabelJob, bundle_uri: str) -> pa.Table:
+def _read_piece(block: pa.Table, job: LabelJob, bundle_uri: str, attempts: Attempts) -> pa.Table:
     units = _units(block)
-    load = partial(_text_tokenizer, bundle_uri)
-    tokenizer, _ = with_retries(load, f"the tokenizer for {units[0]}", job.event_sink, job.retry_timeout_s)
-    return _block(units[0].tasks, read_and_tokenise(job, units, tokenizer))
+    with attempts.attempt(f"read {_number(block)}") as may_begin:
+        if not may_begin:
+            return _block(block, units[0].tasks, killed_units(units))
+        load = partial(_text_tokenizer, bundle_uri)
+        tokenizer, _ = with_retries(load, f"the tokenizer for {units[0]}", job.event_sink, job.retry_timeout_s)
+        return _block(block, units[0].tasks, read_and_tokenise(job, units, tokenizer))
 
 
-def _label_and_write(block: pa.Table, job: LabelJob, predictor: ProbePredictor) -> pa.Table:
-    streams = label_from_vectors(job, _units(block), predictor)
-    return _results_block(write(job, streams))
+def _label_and_write(block: pa.Table, job: LabelJob, predictor: ProbePredictor, attempts: Attempts) -> pa.Table:
+    units = _units(block)
+    with attempts.attempt(f"label from vectors {_number(block)}") as may_begin:
+        streams = label_from_vectors(job, units, predictor) if may_begin else killed_units(units)
+        return _results_block(block, write(job, streams))
 
 
 class _Labeller:
@@ -183,7 +224,7 @@ class _Labeller:
     It alone imports torch: the processes that read and write, and the driver, start in a fraction of the time without.
     """
 
-    def __init__(self, job: LabelJob, bundle_uri: str, threads: int | None) -> None:
+    def __init__(self, job: LabelJob, bundle_uri: str, threads: int | None, attempts: Attempts) -> None:
         import torch
 
         from mtop_batch.model.bundle.bundle import load_bundle
@@ -193,6 +234,7 @@ class _Labeller:
         load = partial(load_bundle, bundle_uri)
         self._bundle, _ = with_retries(load, f"the bundle for actor {os.getpid()}", job.event_sink, job.retry_timeout_s)
         self._precision = job.precision
+        self._attempts = attempts
         self._predictors: dict[tuple[str, ...], Predictor] = {}
         job.event_sink({"event": ACTOR_STARTED})
 
@@ -209,25 +251,36 @@ class _Labeller:
                 tasks=names,
                 vectors=VECTOR in tasks,
             )
-        return _block(tasks, label(_streams(block), self._predictors[tasks]))
+        streams = _streams(block)
+        with self._attempts.attempt(f"label {_number(block)}") as may_begin:
+            labelled = label(streams, self._predictors[tasks]) if may_begin else killed_units(units_of(streams))
+            return _block(block, tasks, labelled)
 
 
-def _write_piece(block: pa.Table, job: LabelJob) -> pa.Table:
-    return _results_block(write(job, _streams(block)))
+def _write_piece(block: pa.Table, job: LabelJob, attempts: Attempts) -> pa.Table:
+    streams = _streams(block)
+    with attempts.attempt(f"write {_number(block)}") as may_begin:
+        return _results_block(block, write(job, streams if may_begin else killed_units(units_of(streams))))
+
+
+def _number(block: pa.Table) -> int:
+    """Which piece it is."""
+    return int(block["piece"][0].as_py())
 
 
 def _units(block: pa.Table) -> list[Unit]:
     return decode_units(block["work"][0].as_py())
 
 
-def _results_block(results: Sequence[UnitResult]) -> pa.Table:
-    return pa.table({"results": [json.dumps([asdict(result) for result in results])]})
+def _results_block(block: pa.Table, results: Sequence[UnitResult]) -> pa.Table:
+    return pa.table({"piece": block["piece"], "results": [json.dumps([asdict(result) for result in results])]})
 
 
-def _block(tasks: Sequence[str], streams: Sequence[bytes]) -> pa.Table:
-    """A block of one row: the tasks that the piece wants, and one stream per unit."""
+def _block(block: pa.Table, tasks: Sequence[str], streams: Sequence[bytes]) -> pa.Table:
+    """A block of one row: the number of the piece, the tasks that it wants, and one stream per unit."""
     return pa.table(
         {
+            "piece": block["piece"],
             "tasks": pa.array([list(tasks)], pa.list_(pa.string())),
             "streams": pa.array([list(streams)], pa.list_(pa.large_binary())),
         }

@@ -6,13 +6,19 @@ Progress goes to stderr, so that stdout holds results only. Lines in a log begin
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
+from rich.text import Text
+
+from mtop_batch.lines import for_people
+
+_WIDEST_BAR = 120
 
 
 class Progress:
@@ -42,7 +48,7 @@ class Progress:
         self._interval_s = interval_s
         self._clock = clock
         self._now = now
-        self._bar = _make_bar(self._console) if self._console.is_terminal else None
+        self._bar = _Bar(self._console) if self._console.is_terminal else None
         self._phase: _Phase | None = None
 
     def __enter__(self) -> Self:
@@ -99,13 +105,17 @@ class Progress:
         if phase is None:
             return
         if self._bar is not None:
-            self._bar.stop_task(self._bar.task_ids[-1])
+            task_id = self._bar.task_ids[-1]
+            if phase.total is None:  # else the bar would look as if something were going on
+                self._bar.update(task_id, total=1, completed=1)
+            self._bar.update(task_id, details="")
+            self._bar.stop_task(task_id)
         else:
             self._line(f"{phase.line(self._clock())}, took {_duration(self._clock() - phase.started_at)}")
 
     def _line(self, text: str) -> None:
         at = "" if self._bar is not None else f"{self._now():%H:%M:%SZ} "
-        self._console.print(at + text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(at + for_people(text), markup=False, highlight=False, soft_wrap=True)
 
 
 class _Phase:
@@ -133,15 +143,24 @@ class _Phase:
         return ", ".join(parts)
 
 
-def _make_bar(console: Console) -> Bar:
-    return Bar(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[amount]}"),
-        TextColumn("{task.fields[details]}"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        console=console,
-    )
+class _Bar(Bar):
+    """A line with a bar for each phase, and the details of the running one below them, as far as they fit."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=30)),
+            BarColumn(bar_width=None, table_column=Column(min_width=8, max_width=40, ratio=1)),
+            TextColumn("{task.fields[amount]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            TimeRemainingColumn(elapsed_when_finished=True, table_column=Column(no_wrap=True)),
+            console=console,
+            expand=console.width < _WIDEST_BAR,
+        )
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What is drawn."""
+        yield from super().get_renderables()
+        if self.tasks and (details := self.tasks[-1].fields["details"]):
+            yield Text(f"  {details}", no_wrap=True, overflow="ellipsis")
 
 
 def _duration(seconds: float) -> str:

@@ -8,47 +8,90 @@ from typing import Any
 
 from mtop_batch import storage
 from mtop_batch.corpus.files import SourceFile
-from mtop_batch.errors import DamagedLabelFile, LabelTableError
+from mtop_batch.engine.gate import ask_gate, published_by
+from mtop_batch.errors import DamagedLabelFile, NotInTable
+from mtop_batch.labelling.report.run_report import write_report_files
+from mtop_batch.lines import counted
 from mtop_batch.model.bundle.files import read_bundle_info
 from mtop_batch.table.definition import ViewDefinition
+from mtop_batch.table.gate.rules import DEFAULT_RULES, Rules
 from mtop_batch.table.lease.lease import hold_lease
-from mtop_batch.table.names import published_path
-from mtop_batch.table.published import list_published, read_published
-from mtop_batch.table.publisher import publish
-from mtop_batch.table.runs import RunRecord, list_runs, new_run_id, read_run, record_run
+from mtop_batch.table.names import STORE, displaced, published_path
+from mtop_batch.table.published import list_published, near_tables, read_published
+from mtop_batch.table.publisher import Published, publish
+from mtop_batch.table.runs import RunRecord, current_definitions, list_runs, new_run_id, read_run, record_run
 from mtop_batch.table.store import StoreListing, list_store, read_footer
 from mtop_batch.table.vacuum import KEEP_RUNS, find_garbage, remove_garbage
 from mtop_batch.tasks import select_tasks
 
 
-def publish_table(labels: str, model: str | None = None, tasks: Sequence[str] = ()) -> dict[str, Any]:
+def publish_table(
+    labels: str,
+    model: str | None = None,
+    tasks: Sequence[str] = (),
+    *,
+    rules: Rules = DEFAULT_RULES,
+    force: bool = False,
+) -> dict[str, Any]:
     """Make the published table what the store has for a bundle, also an older one; nothing is computed.
 
-    Articles of which the store lacks a label of a task keep the one they have.
+    Articles of which the store lacks a label of a task keep the one they have. The gate lets labels pass that readers
+    have had before: going back is never held up.
 
     Args:
         labels: The label table.
         model: The bundle; the one of the newest run by default.
         tasks: Only these tasks; all by default.
+        rules: Which labels readers may see.
+        force: Publish whatever the rules say.
 
     Returns:
-        What was published, JSON-ready.
+        What was published, and what the gate says, JSON-ready; it is the run's report too. Where the gate is closed,
+        nothing was published.
 
     Raises:
         BundleError, TaskError: There is no such bundle, or it lacks one of the tasks.
-        LabelTableError: There is no label table, another run holds it, or the storage does not answer.
+        NotInTable: There is no label table.
+        LabelTableError: Another run holds it, or the storage does not answer.
     """
     labels = storage.absolute(labels)
     record = _newest_run(labels)
-    wanted, kinds, task_labels, bundle = _wanted(record, model)
+    wanted, kinds, task_labels, bundle = _wanted(labels, record, model)
     names = select_tasks(tasks or list(wanted.fingerprints), list(wanted.fingerprints))
     wanted = replace(wanted, fingerprints={name: wanted.fingerprints[name] for name in names})
+    opened_by = "--force" if force else ""
+    if not force and (earlier := published_by(labels, wanted)):
+        opened_by = f"run {earlier}, which has published these labels before"
     run = new_run_id()
+    done = Published()
     with hold_lease(labels, run) as lease:
         record_run(labels, replace(record, run=run, wanted=wanted, task_labels=task_labels, bundle=bundle))
         sources = stored_sources(labels)
-        done = publish(labels, wanted, kinds, sources, run, require_all=False, check=lease.check)
-    return {"run": run, "bundle": bundle, "tasks": names, **done.to_dict()}
+        gate = ask_gate(
+            labels,
+            wanted,
+            kinds,
+            sources,
+            bundle,
+            rules,
+            require_all=False,
+            opened_by=opened_by,
+            corpus=record.corpus,
+        )
+        if gate.is_open:
+            done = publish(labels, wanted, kinds, sources, run, require_all=False, check=lease.check)
+        report = {
+            "run": run,
+            "status": "done" if gate.is_open else "gate closed",
+            "labels": labels,
+            "bundle": bundle,
+            "tasks": names,
+            "published": done.to_dict() if gate.is_open else None,
+            "gate": gate.to_dict(),
+            **done.to_dict(),
+        }
+        write_report_files(labels, report)
+    return report
 
 
 def vacuum_table(labels: str, *, plan_only: bool = False, force: bool = False, keep_runs: int = KEEP_RUNS) -> str:
@@ -56,15 +99,18 @@ def vacuum_table(labels: str, *, plan_only: bool = False, force: bool = False, k
 
     Raises:
         ConfigError: It is most of the store, and not forced.
+        NotInTable: There is no label table.
         LabelTableError: Another run holds the table, or the storage does not answer.
     """
     labels = storage.absolute(labels)
+    if not storage.exists(storage.join(labels, STORE)):
+        raise _no_table(labels)
     if plan_only:
         return str(find_garbage(labels, keep_runs=keep_runs))
     with hold_lease(labels, new_run_id()) as lease:
         garbage = find_garbage(labels, keep_runs=keep_runs)
         removed = remove_garbage(labels, garbage, force=force, check=lease.check)
-    return f"{removed:,} label files removed, {garbage.bytes_to_free / 1e6:,.1f} MB"
+    return f"{counted(removed, 'label file')} removed, {garbage.bytes_to_free / 1e6:,.1f} MB"
 
 
 def stored_sources(labels: str) -> list[SourceFile]:
@@ -76,8 +122,13 @@ def stored_sources(labels: str) -> list[SourceFile]:
     listing = list_store(labels)
     infos = list_published(labels)
     found: list[SourceFile] = []
-    for path in sorted({name.source_path for name in listing.names.values()}):
+    paths = sorted({name.source_path for name in listing.names.values()})
+    # What the store still has of a source file that made way for one which is published.
+    made_way = set(displaced(list(map(published_path, paths)), infos))
+    for path in paths:
         target = published_path(path)
+        if target in made_way:
+            continue
         footer = read_published(labels, target, infos[target]).footer if target in infos else None
         source = footer.source if footer is not None and footer.has_rows else _newest_content(labels, listing, path)
         if source is not None:
@@ -102,16 +153,26 @@ def _newest_content(labels: str, listing: StoreListing, path: str) -> SourceFile
 def _newest_run(labels: str) -> RunRecord:
     runs = list_runs(labels)
     if not runs:
-        raise LabelTableError(f"there is no label table in {labels}; check the path, or run `mtop label` first")
+        raise _no_table(labels)
     return read_run(labels, runs[0])
 
 
+def _no_table(labels: str) -> NotInTable:
+    hint = near_tables(labels)
+    return NotInTable(f"there is no label table in {labels}; {hint}check the path, or run `mtop label` first")
+
+
 def _wanted(
-    record: RunRecord, model: str | None
+    labels: str, record: RunRecord, model: str | None
 ) -> tuple[ViewDefinition, Mapping[str, str], Mapping[str, Sequence[str]], str]:
     """The definition to publish, the kinds and labels of its tasks, and the bundle."""
-    bundle = read_bundle_info(model or record.bundle)
+    bundle = read_bundle_info(storage.absolute(model) if model else record.bundle)
     fingerprints = {task.name: bundle.fingerprints[task.name] for task in bundle.tasks}
-    view = ViewDefinition(fingerprints, record.wanted.text_columns, record.wanted.id_column)
+    known = current_definitions(labels, list(fingerprints))
+    text_columns = {
+        task.name: known[task.name].text_columns[task.name] if task.name in known else task.text
+        for task in bundle.tasks
+    }
+    view = ViewDefinition(fingerprints, text_columns, record.wanted.id_column)
     kinds = {task.name: task.kind for task in bundle.tasks}
     return view, kinds, {task.name: task.labels for task in bundle.tasks}, bundle.uri

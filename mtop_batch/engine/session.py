@@ -16,13 +16,19 @@ import threading
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private.utils import get_num_cpus
 
-from mtop_batch.errors import ConfigError, one_line
+from mtop_batch.errors import ConfigError, JobError, one_line
+from mtop_batch.lines import counted
 
 _CONNECT_TIMEOUT_S = 10.0
+# Ray puts sockets into <temporary directory>/session_2026-11-26_18-31-31_123456_1234567/sockets/plasma_store.
+_LONGEST_TEMP_DIR = 107 - len("/session_2026-11-26_18-31-31_123456_1234567/sockets/plasma_store")
+_SHORT_TEMP_DIR = "/tmp/ray"
 
 
 @dataclass(frozen=True)
@@ -35,11 +41,12 @@ class Resources:
     num_nodes: int
     may_grow: bool
     """Nodes may join: a cluster, whose autoscaler could add what is missing; not so for a local Ray."""
+    num_cores: int = 0
+    """CPU cores of the machine, where a local Ray offers more logical CPUs than there are; else 0."""
 
     def __str__(self) -> str:
-        nodes = "1 node" if self.num_nodes == 1 else f"{self.num_nodes} nodes"
-        gpus = {0: "no GPU", 1: "1 GPU"}.get(self.num_gpus, f"{self.num_gpus} GPUs")
-        return f"{nodes}, {self.num_cpus} CPUs, {gpus}"
+        gpus = counted(self.num_gpus, "GPU") if self.num_gpus else "no GPU"
+        return f"{counted(self.num_nodes, 'node')}, {counted(self.num_cores or self.num_cpus, 'CPU')}, {gpus}"
 
 
 @contextmanager
@@ -56,6 +63,7 @@ def ray_session(*, spare_cpus: int = 0) -> Iterator[Resources]:
 
     Raises:
         ConfigError: RAY_ADDRESS is not the address of a cluster that this process can join, or nobody answers there.
+        JobError: A local Ray cannot start.
     """
     if ray.is_initialized():
         yield _resources(may_grow=False)
@@ -112,17 +120,45 @@ def _check_reachable(address: str) -> None:
 
 def _start_local(num_cpus: int) -> None:
     _set_local_defaults(os.environ)
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    try:
+        ray.init(
+            address="local",
+            _metrics_export_port=_metrics_port(os.environ.get("MTOP_METRICS_PORT")),
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **_directories(get_default_ray_temp_dir()),
+        )
+    except OSError as error:
+        raise JobError(
+            f"Ray cannot start on this machine: {one_line(error)}; set RAY_TMPDIR to a directory with a short path and "
+            "some room"
+        ) from error
+
+
+def _directories(default: str) -> dict[str, Any]:
+    """Where a local Ray keeps its sockets and what does not fit into memory, if its default cannot be.
+
+    The paths of sockets are limited to about a hundred bytes; TMPDIR may be longer than what is left of these.
+    """
+    if len(os.fsencode(default)) <= _LONGEST_TEMP_DIR:
+        return {}
+    return {"_temp_dir": _SHORT_TEMP_DIR, "object_spilling_directory": default}
+
+
+def _metrics_port(value: str | None) -> int | None:
+    if not value:
+        return None
+    if not value.isdecimal() or not 1024 <= int(value) < 65536:
+        raise ConfigError(f"MTOP_METRICS_PORT = {value!r} is not a port; use a number from 1024 to 65535")
+    return int(value)
 
 
 def _set_local_defaults(environ: MutableMapping[str, str]) -> None:
     environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's exporter listens on every interface, and asks for no token: only where somebody wants it.
+    environ.setdefault("RAY_enable_metrics_collection", "1" if environ.get("MTOP_METRICS_PORT") else "0")
     # Ray turns authentication on by itself, and takes this token in place of writing one to ~/.ray.
     if "RAY_AUTH_MODE" not in environ and "RAY_AUTH_TOKEN_PATH" not in environ:
         environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -131,4 +167,6 @@ def _set_local_defaults(environ: MutableMapping[str, str]) -> None:
 def _resources(*, may_grow: bool) -> Resources:
     totals = ray.cluster_resources()
     num_nodes = sum(node["Alive"] for node in ray.nodes())
-    return Resources(int(totals.get("CPU", 0)), int(totals.get("GPU", 0)), num_nodes, may_grow)
+    num_cpus = int(totals.get("CPU", 0))
+    cores = num_cores() if not may_grow and num_nodes == 1 and num_cpus > num_cores() else 0
+    return Resources(num_cpus, int(totals.get("GPU", 0)), num_nodes, may_grow, cores)

@@ -1,15 +1,18 @@
-"""Training of single tasks on Ray, side by side: for the warm start of a model and for tasks that are added to one."""
+"""Training of single tasks on Ray, side by side: for the warm start of a model, for tasks that are added to one, and
+for models of one task each.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
+from transformers import PreTrainedModel
 
 from mtop_batch.config.sections import OptimizerConfig
 from mtop_batch.engine.events import EventQueue
@@ -18,8 +21,7 @@ from mtop_batch.engine.monitor import TrainingMonitor
 from mtop_batch.engine.run_directory import RunDirectory
 from mtop_batch.engine.session import Resources
 from mtop_batch.engine.workers import SingleTaskJob, train_task
-from mtop_batch.errors import MtopError
-from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.errors import JobError, MtopError, one_line
 from mtop_batch.training.sampling import num_steps
 from mtop_batch.training.settings import TaskData, TrainSettings
 from mtop_batch.training.single_task import LearnedTask
@@ -39,8 +41,9 @@ class SingleTasks:
         data: Of every task.
         settings: How each trains.
         optimizer: The section of the configuration with their precision and tolerated failures.
-        new_task: How a task begins: arguments of `MTOPModel.add_tasks`.
+        new_task: How a task begins, as in `SingleTaskJob`.
         prompt_groups: Task -> prompt group, of the tasks that share prompts.
+        train: What trains each, as a Ray task.
     """
 
     phase: str
@@ -48,11 +51,12 @@ class SingleTasks:
     settings: TrainSettings
     optimizer: OptimizerConfig
     new_task: Mapping[str, Any]
-    prompt_groups: Mapping[str, str]
+    prompt_groups: Mapping[str, str] = field(default_factory=dict)
+    train: Callable[[Any, TaskData, SingleTaskJob], LearnedTask] = train_task
 
     def learn(
         self,
-        model: MTOPModel,
+        model: PreTrainedModel,
         resources: Resources,
         run: RunDirectory,
         monitor: TrainingMonitor,
@@ -61,7 +65,8 @@ class SingleTasks:
         """Every task from a training of its own; what an interrupted run has learned is taken from its directory.
 
         Args:
-            model: What each begins with: none of the tasks, or those that the new ones replace.
+            model: What each begins with: a model with none of the tasks, or with those that the new ones replace; or
+                the backbone of models of their own.
             resources: Of the connected Ray.
             run: Keeps what was learned.
             monitor: Shows how they get on.
@@ -80,18 +85,20 @@ class SingleTasks:
             new_task=self.new_task,
             prompt_groups=self.prompt_groups,
             events=events,
+            run_uri=run.uri,
             processes=math.ceil(len(self.data) / resources.num_nodes),
             max_threads=max_threads(),
         )
-        options = _ray_options(len(self.data), resources, self.optimizer.max_failures)
-        train_one, model_ref = ray.remote(train_task).options(**options), ray.put(model)
+        options = ray_options(len(self.data), resources, self.optimizer.max_failures)
+        train_one, model_ref = ray.remote(self.train).options(**options), ray.put(model)
         refs = {
             item.task.name: train_one.remote(model_ref, item, job) for item in self.data if item.task.name not in done
         }
 
         def keep(name: str, task: LearnedTask) -> None:
             done[name] = task
-            run.keep_task(name, task.tensors, {key: value for key, value in asdict(task).items() if key != "tensors"})
+            results = {item.name: getattr(task, item.name) for item in fields(task) if item.name != "tensors"}
+            run.keep_task(name, task.tensors, results)
 
         _side_by_side(refs, monitor, events, keep)
         return done
@@ -129,15 +136,15 @@ def _side_by_side(
             monitor.poll(events)
             for ref in finished:
                 name = running.pop(ref)
-                keep(name, _result(ref))
+                keep(name, _result(name, ref))
                 monitor.end_single_task(name)
     finally:
         for ref in running:
             ray.cancel(ref, force=True)
 
 
-def _ray_options(num_tasks: int, resources: Resources, max_failures: int) -> dict[str, Any]:
-    """What Ray gives to each of so many trainings of single tasks: a CPU, or a share of a GPU."""
+def ray_options(num_tasks: int, resources: Resources, max_failures: int) -> dict[str, Any]:
+    """What Ray gives to each of so many small trainings: a CPU, or a share of a GPU."""
     options: dict[str, Any] = {
         "num_cpus": 1,
         "max_retries": max_failures,
@@ -149,11 +156,19 @@ def _ray_options(num_tasks: int, resources: Resources, max_failures: int) -> dic
     return options
 
 
-def _result(ref: ray.ObjectRef[T]) -> T:
+def _result(name: str, ref: ray.ObjectRef[T]) -> T:
     try:
         return ray.get(ref)
     except RayTaskError as error:
-        raise error.cause if isinstance(error.cause, MtopError) else error from error
+        if isinstance(error.cause, MtopError):
+            raise error.cause from error
+        reason = one_line(error.cause, with_type=True)
+        raise JobError(f"the training of task {name!r} failed: {reason}; the same command does what is left") from error
+    except RayError as error:
+        raise JobError(
+            f"the training of task {name!r} lost its worker too often (max_failures): {one_line(error)}; the same "
+            "command does what is left"
+        ) from error
 
 
 def max_threads() -> int | None:

@@ -11,35 +11,39 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtop_batch import storage
-from mtop_batch.config.sections import Config, MTOPModelConfig, TaskConfig
-from mtop_batch.data.examples import load_examples, token_counts, tokenise_examples
+from mtop_batch.config.sections import Config, TaskConfig
+from mtop_batch.data.examples import load_train_and_eval, tokenise_examples, with_label_scale
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.events import Event, EventQueue
 from mtop_batch.engine.monitor import TrainingMonitor
-from mtop_batch.engine.phases import Phases, train_settings
+from mtop_batch.engine.phases import Phases
 from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.run_directory import RunDirectory, interrupted_runs, run_digest
 from mtop_batch.engine.session import Resources, ray_session
-from mtop_batch.errors import ConfigError
-from mtop_batch.model.bundle.bundle import save_bundle
-from mtop_batch.model.encoder.backbone import check_backbone, load_backbone, load_tokenizer
+from mtop_batch.engine.teachers import check_teachers, learn_soft_labels, read_unlabelled
+from mtop_batch.errors import BundleError, ConfigError
+from mtop_batch.lines import counted
+from mtop_batch.model.bundle.bundle import parse_metrics, save_bundle
+from mtop_batch.model.bundle.files import CONFIG, check_bundle, read_bundle_info
+from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
+from mtop_batch.model.encoder.whole import check_fit
 from mtop_batch.model.kinds.base import MultiTaskModel
-from mtop_batch.model.kinds.by_name import KINDS, model_class
-from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.model.kinds.by_name import KINDS
+from mtop_batch.model.kinds.single_task import SingleTaskModel
 from mtop_batch.tasks import Task
 from mtop_batch.training.checkpoint import TaskMetrics
-from mtop_batch.training.optimizer import freeze_word_embeddings
+from mtop_batch.training.evaluation import mean_metric
 from mtop_batch.training.settings import TaskData
-from mtop_batch.training.warm_start import initialise
+from mtop_batch.training.start import check_encoder, check_readers, first_model, train_settings
 
+_LOG = "training.jsonl"
 _PACKAGES = ("mtop-batch", "ray", "torch", "transformers")
 
 
@@ -49,65 +53,130 @@ class TrainResult:
 
     Args:
         output: URI of the bundle.
+        tasks: Its tasks, in order.
         metrics: Task -> metric -> value on its evaluation data, at the chosen weights.
         mean: Of the tasks' own metrics: what chose those weights.
-        best_step: The steps after which they were taken.
+        best_step: The steps after which they were taken; where each task has a model of its own, the sum over them.
         num_steps: Steps of the whole run.
-        examples_per_s: Of the multi-task phase.
+        examples_per_s: Of the training after any warm start; of one task where each has a model of its own, for these
+            train side by side.
         seconds: Of this command; what an interrupted one did before is not counted.
+        left_out: Tasks that no step trained, for want of steps.
+        was_there: The bundle is that of an earlier call; nothing was trained.
     """
 
     output: str
+    tasks: tuple[Task, ...]
     metrics: dict[str, TaskMetrics]
     mean: float
     best_step: int
     num_steps: int
     examples_per_s: float
     seconds: float
+    left_out: tuple[str, ...] = ()
+    was_there: bool = False
 
 
-def train(config: Config, *, progress: Progress, on_event: Callable[[Event], None] | None = None) -> TrainResult:
+def train(
+    config: Config,
+    *,
+    progress: Progress,
+    on_event: Callable[[Event], None] | None = None,
+    overwrite: bool = False,
+) -> TrainResult:
     """Train what the configuration says and write the bundle to its `output`.
 
     If it fails or is killed, `<output>.training` holds what was done, and the same call resumes from there: finished
     warm starts are kept, and training resumes from its last checkpoint and ends with the very weights that it would
-    have ended with undisturbed. A bundle that was at `output` before stays until the new one is written.
+    have ended with undisturbed. If `output` holds the bundle of the same configuration and examples, nothing is done.
 
     Args:
         config: As `load_config` returns it.
         progress: Where to show how it gets on; it is entered already.
         on_event: Called with every event (start, step, evaluation, ...); they also go to `training.jsonl` beside the
             bundle's files.
+        overwrite: Train whatever bundle `output` holds; it stays until the new one is written.
 
     Raises:
-        MtopError: The configuration, the backbone or the examples cannot work, or storage fails; `JobError` where
-            workers failed more often than `train.max_failures`.
+        MtopError: The configuration, the backbone or the examples cannot work, `output` holds another bundle and is not
+            to be overwritten, or storage fails; `JobError` where workers failed more often than `train.max_failures`.
     """
     started = time.monotonic()
     parts = _prepare(config, progress)
-    run = RunDirectory(config.output, run_digest(config, parts.data))
+    texts = read_unlabelled(config, parts.text_tokenizer, progress) if config.unlabelled else None
+    run = RunDirectory(config.output, run_digest(config, parts.data, "" if texts is None else texts.digest()))
+    if not overwrite and _is_finished(config.output, run.name):
+        return _finished(config, run, started)
     monitor = TrainingMonitor(run, progress, on_event)
     with ray_session() as resources:
         _check_workers(config, resources, progress)
         if found := run.begin(config):
             progress.note(found)
         monitor.record({"event": "run", "resources": str(resources), "versions": versions()})
-        phases = Phases(config, parts.data, resources, run, monitor, EventQueue())
-        model = _first_model(config, parts, phases)
-        fitted, weights = phases.all_tasks(model)
-    model.load_state_dict(weights)
-    best = next(evaluation for evaluation in fitted.history if evaluation.step == fitted.best_step)
+        soft = None
+        if texts is not None:
+            soft = learn_soft_labels(config, texts, parts.data, parts.tokenizer, resources, run, progress)
+        phases = Phases(config, parts.data, resources, run, monitor, EventQueue(), soft)
+        model = first_model(config, parts.backbone, parts.tokenizer, parts.data, phases.single_tasks)
+        trained = phases.own_models(model) if isinstance(model, SingleTaskModel) else phases.all_tasks(model)
     result = TrainResult(
         output=config.output,
-        metrics=fitted.best_metrics,
-        mean=best.mean,
-        best_step=fitted.best_step,
-        num_steps=fitted.num_steps,
-        examples_per_s=monitor.examples_per_s(),
+        tasks=tuple(config.tasks()),
+        metrics=trained.metrics,
+        mean=mean_metric(trained.metrics, config.tasks()),
+        best_step=trained.best_step,
+        num_steps=trained.num_steps,
+        examples_per_s=monitor.examples_per_s(trained.phase),
         seconds=time.monotonic() - started,
+        left_out=trained.left_out,
     )
-    _write(config, model, parts.tokenizer, result, run, monitor)
+    _write(as_read(config, parts.data), model, parts.tokenizer, result, run, monitor)
     return result
+
+
+def _is_finished(output: str, run: str) -> bool:
+    """Whether `output` holds the bundle of this very run.
+
+    Raises:
+        ConfigError: It holds another one, or one that is damaged or of another version.
+    """
+    if not storage.is_file(storage.join(storage.absolute(output), CONFIG)):
+        return False
+    try:
+        is_same = read_bundle_info(output).run == run
+        if is_same:
+            check_bundle(output)
+    except BundleError as error:
+        raise ConfigError(f"output = {output!r}: {error}; pass --overwrite to train it again") from error
+    if not is_same:
+        raise ConfigError(
+            f"output = {output!r} holds the bundle of another configuration or of other examples; name another output, "
+            "or pass --overwrite to replace it"
+        )
+    return True
+
+
+def _finished(config: Config, run: RunDirectory, started: float) -> TrainResult:
+    """What an earlier call left at the output; it may have been killed before it removed the run's directory."""
+    output = storage.absolute(config.output)
+    if storage.list_files(run.uri):
+        run.discard()
+    metrics = parse_metrics(storage.read_bytes(storage.join(output, "metrics.json")))
+    end: Event = {}
+    if storage.is_file(log := storage.join(output, _LOG)):
+        end = json.loads(storage.read_bytes(log).splitlines()[-1])
+    return TrainResult(
+        output=config.output,
+        tasks=tuple(config.tasks()),
+        metrics=metrics,
+        mean=mean_metric(metrics, config.tasks()),
+        best_step=end.get("best_step", 0),
+        num_steps=end.get("num_steps", 0),
+        examples_per_s=end.get("examples_per_s", 0.0),
+        seconds=time.monotonic() - started,
+        left_out=tuple(end.get("left_out", ())),
+        was_there=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -115,44 +184,36 @@ class _Parts:
     """What training is made of, checked."""
 
     tokenizer: PreTrainedTokenizerBase
+    text_tokenizer: TextTokenizer
     backbone: PreTrainedModel
     data: list[TaskData]
 
 
 def _prepare(config: Config, progress: Progress) -> _Parts:
     """Load everything and check all that can be checked before work starts."""
-    _check_readers(config)
+    check_readers(config)
     train_settings(config.train).check_workers(config.train.num_workers)
+    check_teachers(config)
     check_output(config.output)
     progress.phase("read and tokenise the examples", len(config.task), "tasks")
     tokenizer = load_tokenizer(config.backbone.name)
     backbone = load_backbone(config.backbone.name)
-    check_backbone(backbone, config.backbone.max_tokens, config.model.settings().get("pooler_rank", 0))
+    check_fit(config.backbone.name, tokenizer, backbone)
+    check_encoder(config, backbone)
     text_tokenizer = TextTokenizer(tokenizer, config.backbone.max_tokens)
     data = []
     for task in config.task:
         data.append(load_task(task, task.definition(config.model.default_reader), text_tokenizer))
-        progress.advance(1, f"{task.name}: {len(data[-1].train.tokens):,} examples")
-    return _Parts(tokenizer, backbone, data)
-
-
-def _check_readers(config: Config) -> None:
-    """Refuse tasks that the model cannot have, and those that read the vector: they need a trained encoder."""
-    model_class(config.model.kind).check_readers(config.tasks())
-    probes = [task.name for task in config.tasks() if task.reads_vector]
-    if probes:
-        raise ConfigError(
-            f"task {probes[0]!r} reads the vector of a trained encoder, so it cannot be trained together with other "
-            "tasks; train these first, then add it with `mtop add-tasks`"
-        )
+        progress.advance(1, f"{task.name}: {counted(len(data[-1].train.tokens), 'example')}")
+    return _Parts(tokenizer, text_tokenizer, backbone, data)
 
 
 def check_output(output: str) -> None:
     """Refuse an output that holds something else: a bundle has a README.md, and would replace the one there."""
+    output = storage.absolute(output)
+    storage.check_directory(output, "output")
     if not storage.exists(output) or storage.list_files(interrupted_runs(output)):
         return
-    if storage.is_file(output):
-        raise ConfigError(f"output = {output!r} is a file; name a directory for the bundle")
     try:
         described = json.loads(storage.read_bytes(storage.join(output, "config.json")))
         is_ours = described["model_type"] in KINDS
@@ -174,13 +235,18 @@ def load_task(config: TaskConfig, task: Task, text_tokenizer: TextTokenizer) -> 
         text_tokenizer: Of the model.
 
     Raises:
-        DataError, LabelTableError: As `load_examples`.
+        DataError, LabelTableError: As `load_train_and_eval`.
     """
-    train, eval_ = (
-        tokenise_examples(load_examples(task, source, config.label, training=training), text_tokenizer)
-        for source, training in ((config.train, True), (config.eval, False))
-    )
-    return TaskData(task, train, eval_)
+    raw_train, raw_eval = load_train_and_eval(task, config.train, config.eval, config.label, config.label_by)
+    train, eval_ = (tokenise_examples(raw, text_tokenizer) for raw in (raw_train, raw_eval))
+    return TaskData(with_label_scale(task, train), train, eval_, raw_train.label_by)
+
+
+def as_read(config: Config, data: Sequence[TaskData]) -> Config:
+    """The configuration with how label columns were read, so that an evaluation alone reads them in the same way."""
+    read = {item.task.name: item.label_by for item in data}
+    tasks = tuple(task.model_copy(update={"label_by": read[task.name] or task.label_by}) for task in config.task)
+    return config.model_copy(update={"task": tasks})
 
 
 def _check_workers(config: Config, resources: Resources, progress: Progress) -> None:
@@ -191,52 +257,12 @@ def _check_workers(config: Config, resources: Resources, progress: Progress) -> 
         return
     if not resources.may_grow:
         raise ConfigError(
-            f"train.num_workers = {wanted} needs {wanted} {kind}s, one each, and this machine has {available}; pass "
-            f"--set train.num_workers={available}, or name a cluster by RAY_ADDRESS"
+            f"train.num_workers = {wanted} needs {counted(wanted, kind)}, one each, and this machine has {available}; "
+            f"pass --set train.num_workers={available}, or name a cluster by RAY_ADDRESS"
         )
-    progress.note(f"train.num_workers = {wanted} needs {wanted} {kind}s; the cluster has {resources}: waiting for more")
-
-
-def _first_model(config: Config, parts: _Parts, phases: Phases) -> MultiTaskModel:
-    """What the multi-task phase begins with."""
-    section = config.model
-    settings = {"max_tokens": config.backbone.max_tokens, "seed": config.train.seed, **section.settings()}
-    warm = {}
-    if isinstance(section, MTOPModelConfig):
-        if section.needs_warm_start:
-            warm = _warm_start(config, section, parts, phases)
-        settings["prompt_groups"] = config.prompt_groups()
-    model = model_class(section.kind).from_backbone(parts.backbone, config.tasks(), **settings)
-    if isinstance(section, MTOPModelConfig) and isinstance(model, MTOPModel):
-        counts = None
-        if section.prompt_init == "token":
-            counts = token_counts((item.train.tokens for item in parts.data), model.word_embeddings.num_embeddings)
-        initialise(
-            model,
-            prompt_init=section.prompt_init,
-            pooler_init=section.pooler_init,
-            warm=warm,
-            token_counts=counts,
-            special_ids=tuple(parts.tokenizer.all_special_ids),
-            seed=config.train.seed,
-        )
-    if config.train.freeze_word_embeddings:
-        freeze_word_embeddings(model)
-    return model
-
-
-def _warm_start(
-    config: Config, section: MTOPModelConfig, parts: _Parts, phases: Phases
-) -> dict[str, dict[str, Tensor]]:
-    """What each task learns alone (paper, section 4.3), without shared prompts: those belong to no single task."""
-    start = MTOPModel.without_tasks(
-        parts.backbone,
-        prompt_attention=section.prompt_attention,
-        pooler_rank=section.pooler_rank,
-        max_tokens=config.backbone.max_tokens,
+    progress.note(
+        f"train.num_workers = {wanted} needs {counted(wanted, kind)}; the cluster has {resources}: waiting for more"
     )
-    new_task = {"prompts_per_task": section.prompts_per_task, "seed": config.train.seed}
-    return phases.single_tasks(start, new_task)
 
 
 def _write(
@@ -248,9 +274,10 @@ def _write(
     monitor: TrainingMonitor,
 ) -> None:
     """Write the bundle and the log beside it; then the run's directory is no longer needed."""
-    summary = {key: value for key, value in asdict(result).items() if key not in ("output", "metrics")}
-    monitor.record({"event": "end", **summary})
-    storage.write_bytes(storage.join(config.output, "training.jsonl"), run.event_lines())
+    elsewhere = ("output", "tasks", "metrics", "was_there")
+    summary = {key: value for key, value in asdict(result).items() if key not in elsewhere}
+    monitor.record({"event": "end", **summary, "left_out": list(result.left_out)})
+    storage.write_bytes(storage.join(storage.absolute(config.output), _LOG), run.event_lines())
     save_bundle(
         config.output,
         model,
@@ -258,6 +285,7 @@ def _write(
         metrics=result.metrics,
         training_config=config.model_dump(mode="json"),
         backbone_name=config.backbone.name,
+        run=run.name,
     )
     run.discard()
 

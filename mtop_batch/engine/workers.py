@@ -14,19 +14,25 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from transformers import PreTrainedModel
 
 from mtop_batch import storage
 from mtop_batch.engine.events import Event, EventQueue
+from mtop_batch.engine.failures import Failures
 from mtop_batch.engine.session import num_cores
-from mtop_batch.errors import ConfigError, MtopError
+from mtop_batch.errors import ConfigError, MtopError, one_line
+from mtop_batch.model.kinds.mt_dnn import MTDNNModel
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.precision import PrecisionChoice, resolve_precision
 from mtop_batch.training.loop import FitResult, WriteCheckpoint, fit
 from mtop_batch.training.settings import EventSink, TaskData, TrainSettings, Worker, ignore_event
 from mtop_batch.training.single_task import LearnedTask, train_single_task
+from mtop_batch.training.task_checkpoints import TaskCheckpoints
 
 WARM_START_PHASE = "warm start"
 ADD_PHASE = "learn the new tasks"
+TRAIN_PHASE = "train"
+OWN_MODELS_PHASE = "train a model for each task"
 
 
 @dataclass(frozen=True)
@@ -34,12 +40,13 @@ class SingleTaskJob:
     """Trainings of single tasks, as every task's worker is told of them.
 
     Args:
-        phase: "warm start" or "learn the new tasks"; events carry it.
+        phase: What they are for; events carry it.
         settings: How to train.
         precision: As in the configuration.
-        new_task: How a task begins: arguments of `MTOPModel.add_tasks`.
+        new_task: How a task begins: arguments of `MTOPModel.add_tasks`, or of `MTDNNModel.from_backbone`.
         prompt_groups: Task -> prompt group, of the tasks that share prompts.
         events: Where events go.
+        run_uri: The run's directory.
         processes: How many of these share a node.
         max_threads: None for as many as there are cores.
     """
@@ -50,6 +57,7 @@ class SingleTaskJob:
     new_task: Mapping[str, Any]
     prompt_groups: Mapping[str, str]
     events: EventQueue
+    run_uri: str
     processes: int
     max_threads: int | None
 
@@ -63,7 +71,9 @@ class MultiTaskJob:
         precision: As in the configuration.
         model: Reference to the model to begin with, frozen where it is to stay as it is.
         data: References to the `TaskData`, in the model's order.
+        soft: Reference to the `SoftLabels` that all tasks also learn from, if there are any.
         events: Where events go.
+        failures: Where what workers raise is noted.
         run_uri: The run's directory.
         max_threads: None for as many as there are cores.
     """
@@ -72,7 +82,9 @@ class MultiTaskJob:
     precision: PrecisionChoice
     model: ray.ObjectRef[Any]
     data: Sequence[ray.ObjectRef[Any]]
+    soft: ray.ObjectRef[Any] | None
     events: EventQueue
+    failures: Failures
     run_uri: str
     max_threads: int | None
 
@@ -89,15 +101,44 @@ def train_task(model: MTOPModel, data: TaskData, job: SingleTaskJob) -> LearnedT
     Raises:
         MtopError: As `train_single_task`.
     """
-    _use_threads(job.processes, job.max_threads)
+    name = data.task.name
+    groups = {name: job.prompt_groups[name]} if name in job.prompt_groups else {}
+    model.add_tasks([data.task], prompt_groups=groups, replace=True, **job.new_task)
+    return train_single_task(model, data, job.settings, worker=_alone(data, job))
+
+
+def train_own_model(backbone: PreTrainedModel, data: TaskData, job: SingleTaskJob) -> LearnedTask:
+    """A Ray task: a model of its own for one task, all of which trains, from its last checkpoint if there is one.
+
+    Args:
+        backbone: What the model begins with.
+        data: The task and its examples.
+        job: How to train.
+
+    Returns:
+        The weights of an `MTDNNModel`, and how it did.
+
+    Raises:
+        MtopError: As `fit`.
+    """
+    name, worker = data.task.name, _alone(data, job)
+    model = MTDNNModel.from_backbone(backbone, [data.task], **job.new_task)
+    checkpoints = TaskCheckpoints(job.run_uri, name)
+    with tempfile.TemporaryDirectory(prefix="mtop_checkpoint-") as directory:
+        last = checkpoints.read(Path(directory))
+        result = fit(model, [data], job.settings, worker=worker, checkpoint=last, save=checkpoints.save)
+    tensors = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
+    return LearnedTask(tensors, result.best_metrics.get(name, {}), result.best_step, result.num_steps)
+
+
+def _alone(data: TaskData, job: SingleTaskJob) -> Worker:
+    """This process, which shares its node with other trainings of single tasks."""
+    use_threads(job.processes, job.max_threads)
 
     def send(event: Event) -> None:
         job.events.emit({**event, "phase": job.phase, "task": data.task.name})
 
-    name = data.task.name
-    groups = {name: job.prompt_groups[name]} if name in job.prompt_groups else {}
-    model.add_tasks([data.task], prompt_groups=groups, replace=True, **job.new_task)
-    return train_single_task(model, data, job.settings, worker=single_worker(job.precision, send))
+    return single_worker(job.precision, send)
 
 
 def single_worker(precision: PrecisionChoice, event_sink: EventSink = ignore_event) -> Worker:
@@ -114,15 +155,16 @@ def train_worker(config: dict[str, Any]) -> FitResult | MtopError:
 
     Returns:
         How the run went, or what makes it impossible. The latter is the same on all workers and would be the same
-        the next time, so it is returned and not raised: Ray Train would try again.
+        the next time, so it is returned and not raised: Ray Train would try again. What one worker alone cannot get
+        over it raises, so that the others end too; on the next attempt all return it.
     """
     job: MultiTaskJob = ray.get(config["job"])
     context = ray.train.get_context()
-    _use_threads(context.get_local_world_size(), job.max_threads)
+    use_threads(context.get_local_world_size(), job.max_threads)
     device = ray.train.torch.get_device()
 
     def send(event: Event) -> None:
-        job.events.emit({**event, "phase": "train"})
+        job.events.emit({**event, "phase": TRAIN_PHASE})
 
     worker = Worker(
         rank=context.get_world_rank(),
@@ -133,11 +175,19 @@ def train_worker(config: dict[str, Any]) -> FitResult | MtopError:
     )
     node = ray.util.get_node_ip_address()
     send({"event": "worker", "rank": worker.rank, "pid": os.getpid(), "node": node})
+    if last_word := job.failures.last_word():
+        return last_word
     try:
         _check_visible(job.run_uri, node, worker)
         return _fit(job, worker)
     except MtopError as error:
         return error
+    except Exception as error:
+        send({"event": "error", "rank": worker.rank, "error": one_line(error, with_type=True)})
+        last_word = job.failures.add(error, worker.rank)
+        if last_word and worker.world_size == 1:
+            return last_word
+        raise
 
 
 def _fit(job: MultiTaskJob, worker: Worker) -> FitResult:
@@ -148,6 +198,7 @@ def _fit(job: MultiTaskJob, worker: Worker) -> FitResult:
             model,
             data,
             job.settings,
+            soft=None if job.soft is None else ray.get(job.soft),
             worker=worker,
             checkpoint=None if directory is None else Path(directory),
             save=_report,
@@ -164,8 +215,8 @@ def _report(write: WriteCheckpoint | None, metrics: dict[str, Any]) -> None:
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
 
 
-def _use_threads(processes: int, max_threads: int | None) -> None:
-    """Share the node's cores between the processes that train on it."""
+def use_threads(processes: int, max_threads: int | None) -> None:
+    """Share the node's cores between the processes that compute on it."""
     threads = max(1, num_cores() // processes)
     torch.set_num_threads(min(threads, max_threads or threads))
 

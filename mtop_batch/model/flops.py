@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mtop_batch.model.encoder.encode import encode, encode_kv_cache
-from mtop_batch.model.encoder.inputs import embedding_size, hidden_size, num_layers, word_embeddings
+from mtop_batch.model.encoder.inputs import hidden_size, no_prompts, num_layers
 
 _SIDE, _GPU_SIDE = 1024, 8192
 _ATTEMPTS = 3
@@ -40,6 +40,7 @@ class ForwardFlops:
         num_context_prompts: Prompts that the text sees.
         num_reading_prompts: Isolated ones, which read the context; what they see of each other is left out.
         num_passes: How often the text goes through the encoder.
+        num_prefix: Keys and values that the text sees in every layer besides its own.
     """
 
     per_position: float
@@ -50,6 +51,7 @@ class ForwardFlops:
     num_context_prompts: int
     num_reading_prompts: int
     num_passes: int
+    num_prefix: int = 0
 
     @classmethod
     def of_encoder(
@@ -72,10 +74,10 @@ class ForwardFlops:
             num_passes: How often the text goes through the encoder.
             ends_early: Nobody reads its outputs at the context, and it has a KV cache.
         """
-        size = _weights_in_pass(backbone, lambda no_prompts, token: encode(backbone, no_prompts, token))
+        size = _weights_in_pass(backbone, lambda nothing, token: encode(backbone, nothing, token))
         context = size
         if ends_early:
-            context = _weights_in_pass(backbone, lambda no_prompts, token: encode_kv_cache(backbone, no_prompts, token))
+            context = _weights_in_pass(backbone, lambda nothing, token: encode_kv_cache(backbone, nothing, token))
         return cls(
             per_position=2.0 * size,
             per_pair=4.0 * hidden_size(backbone) * num_layers(backbone),
@@ -93,7 +95,7 @@ class ForwardFlops:
         tokens = tokens[tokens > 0]
         context = tokens + self.num_context_prompts
         positions = context * self.share_of_context + self.num_reading_prompts
-        pairs = context * (context * self.share_of_pairs + self.num_reading_prompts)
+        pairs = context * (context * self.share_of_pairs + self.num_reading_prompts + self.num_prefix)
         per_text = self.per_text * len(tokens)
         per_pass = self.per_position * positions.sum() + self.per_pair * pairs.sum()
         return float(self.num_passes * per_pass + per_text)
@@ -109,8 +111,7 @@ def _weights_in_pass(backbone: PreTrainedModel, run: Callable[[Tensor, Tensor], 
     ]
     try:
         with torch.inference_mode():
-            no_prompts = word_embeddings(backbone).weight.new_empty(0, embedding_size(backbone))
-            run(no_prompts, torch.ones(1, 1, dtype=torch.long, device=backbone.device))
+            run(no_prompts(backbone), torch.ones(1, 1, dtype=torch.long, device=backbone.device))
     finally:
         for hook in hooks:
             hook.remove()

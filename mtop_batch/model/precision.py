@@ -15,6 +15,7 @@ def with_bf16_encoder(model: MultiTaskModel) -> MultiTaskModel:
     bf16 would spoil.
     """
     model = copy.deepcopy(model)
-    for parameter in model.backbone.parameters():
-        parameter.data = parameter.data.bfloat16()
+    for encoder in model.encoders:
+        for parameter in encoder.parameters():
+            parameter.data = parameter.data.bfloat16()
     return model

@@ -1,5 +1,7 @@
 """Files by URI: a local path, `s3://...`, or any other URL that fsspec knows.
 
+What a person types becomes an address by `absolute`; all other functions take addresses.
+
 A write is atomic: a reader sees the old file or the whole new one. `FileNotFoundError` means that the file is not
 there; storage that does not answer, or refuses, is a `StorageError`.
 """
@@ -10,22 +12,16 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from mtop_batch.errors import LabelTableError
-from mtop_batch.storage.clients import (
-    error_code,
-    explained,
-    filesystem,
-    fsspec_filesystem,
-    is_refusal,
-    is_remote,
-    local_path_of,
-)
+from mtop_batch.errors import ConfigError, LabelTableError
+from mtop_batch.storage.addresses import absolute, check_address, is_remote, local_path_of, path_below
+from mtop_batch.storage.clients import error_code, explained, filesystem, fsspec_filesystem, is_disk_full, is_refusal
 from mtop_batch.storage.local import DANGLING_LINK, FileInfo, is_hidden, list_local, local_info, replacing
 
 _COPY_BYTES = 8 << 20
@@ -37,6 +33,9 @@ __all__ = [
     "DANGLING_LINK",
     "FileInfo",
     "absolute",
+    "check_address",
+    "check_directory",
+    "check_file",
     "delete",
     "download",
     "error_code",
@@ -45,12 +44,14 @@ __all__ = [
     "filesystem",
     "fsspec_filesystem",
     "in_threads",
+    "is_disk_full",
     "is_file",
     "is_hidden",
     "is_refusal",
     "is_remote",
     "join",
     "list_files",
+    "path_below",
     "read_bytes",
     "stat",
     "upload",
@@ -59,11 +60,6 @@ __all__ = [
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-def absolute(uri: str) -> str:
-    """The URI in the form that means the same file in every process: local paths made absolute, no `/` at the end."""
-    return uri.rstrip("/") if is_remote(uri) else os.path.abspath(local_path_of(uri))
 
 
 def join(uri: str, *parts: str) -> str:
@@ -78,18 +74,20 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
-def list_files(root: str, suffix: str = "") -> list[FileInfo]:
+def list_files(root: str, suffix: str = "", *, hidden: bool = False) -> list[FileInfo]:
     """All files below `root`, or `root` itself if it is a file, sorted by path.
 
-    Files and directories whose names start with `_` or `.` are left out: they are not data. A root that does not
-    exist has no files.
+    Args:
+        root: A directory, a prefix or a file; one that does not exist has no files.
+        suffix: Only files whose path ends so.
+        hidden: Also those whose names say that they are not data (`is_hidden`).
 
     Raises:
         StorageError: The storage cannot be reached or refuses, or the bucket does not exist.
     """
-    found = _list_remote(root) if is_remote(root) else list_local(local_path_of(root))
-    visible = (info for info in found if info.path.endswith(suffix) and not is_hidden(info.path))
-    return sorted(visible, key=lambda info: info.path)
+    found = _list_remote(root) if is_remote(root) else list_local(local_path_of(root), hidden=hidden)
+    wanted = (info for info in found if info.path.endswith(suffix) and (hidden or not is_hidden(info.path)))
+    return sorted(wanted, key=lambda info: info.path)
 
 
 def stat(uri: str) -> FileInfo:
@@ -101,15 +99,12 @@ def stat(uri: str) -> FileInfo:
     """
     with explained(uri):
         if not is_remote(uri):
-            info = local_info(local_path_of(uri), _name(uri))
-            is_directory = os.path.isdir(local_path_of(uri))
-        else:
-            fs, path = fsspec_filesystem(uri)
-            found = fs.info(path)
-            info, is_directory = _remote_info(found, _name(uri)), found["type"] == "directory"
-    if is_directory:
+            return local_info(local_path_of(uri), _name(uri))
+        fs, path = fsspec_filesystem(uri)
+        found = fs.info(path)
+    if found["type"] == "directory":
         raise FileNotFoundError(f"{uri} is a directory, not a file")
-    return info
+    return _remote_info(found, _name(uri))
 
 
 def is_file(uri: str) -> bool:
@@ -144,6 +139,31 @@ def exists(uri: str) -> bool:
     return True
 
 
+def check_directory(uri: str, option: str) -> None:
+    """Make sure that files can lie below `uri`, before work starts.
+
+    Args:
+        uri: The address of a directory, which need not exist.
+        option: Who names it, for the message.
+
+    Raises:
+        ConfigError: It is a file, or lies below one.
+        StorageError: The storage cannot be reached or refuses.
+    """
+    places = [uri] if is_remote(uri) else [uri, *map(str, Path(uri).parents)]
+    for place in places:
+        if is_file(place):
+            raise ConfigError(f"{option} {uri}: {place} is a file; name a directory")
+
+
+def check_file(uri: str, option: str) -> None:
+    """Make sure that `uri` can be written as a file, before work starts; arguments and errors as `check_directory`."""
+    if not is_remote(uri):
+        if os.path.isdir(uri):
+            raise ConfigError(f"{option} {uri} is a directory; name a file")
+        check_directory(str(Path(uri).parent), option)
+
+
 def read_bytes(uri: str) -> bytes:
     """The content of a file.
 
@@ -152,7 +172,7 @@ def read_bytes(uri: str) -> bytes:
         StorageError: The storage cannot be reached or refuses.
     """
     fs, path = filesystem(uri)
-    with explained(uri), fs.open_input_file(path) as file:
+    with _reading(uri), fs.open_input_file(path) as file:
         return bytes(file.read())
 
 
@@ -221,7 +241,7 @@ def download(uri: str, local_path: str | Path) -> None:
     """
     fs, path = filesystem(uri)
     with (
-        explained(uri),
+        _reading(uri),
         fs.open_input_file(path) as source,
         replacing(str(local_path)) as temporary,
         open(temporary, "wb") as target,
@@ -253,6 +273,15 @@ def in_threads(
         finally:
             for future in running:
                 future.cancel()
+
+
+@contextmanager
+def _reading(uri: str) -> Iterator[None]:
+    with explained(uri):
+        try:
+            yield
+        except NotADirectoryError as error:  # what should be a directory above it is a file
+            raise FileNotFoundError(*error.args) from error
 
 
 def _name(uri: str) -> str:

@@ -8,6 +8,7 @@ that a server cannot be reached. Endpoint, region and credentials come from the 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -19,10 +20,22 @@ from urllib.parse import urlsplit
 import fsspec
 import pyarrow.fs as pafs
 
-from mtop_batch.errors import AccessRefused, ConfigError, MtopError, StorageError, one_line
+from mtop_batch.errors import (
+    AccessRefused,
+    ConfigError,
+    LabelTableError,
+    MtopError,
+    PathTaken,
+    StorageError,
+    StorageFull,
+    one_line,
+)
+from mtop_batch.storage.addresses import check_address, is_remote, local_path_of
 
 # Attempts wait 25 ms, 50 ms, ...: 11 of them give a server about 50 seconds to come back.
 _S3_ATTEMPTS = 11
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_PATH_TAKEN = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY)
 # What S3 answers where credentials are missing, wrong, expired or not enough.
 _REFUSALS = {
     "401",
@@ -36,16 +49,6 @@ _REFUSALS = {
 }
 
 
-def is_remote(uri: str) -> bool:
-    """Whether `uri` is a URL of a storage service, not a path on this machine."""
-    return "://" in uri and not uri.startswith("file://")
-
-
-def local_path_of(uri: str) -> str:
-    """The path of a local URI."""
-    return uri.removeprefix("file://")
-
-
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow file system of `uri` and its path there: what reads and writes bulk data.
 
@@ -54,6 +57,7 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """
     if not is_remote(uri):
         return pafs.LocalFileSystem(), local_path_of(uri)
+    check_address(uri)
     if _scheme(uri) == "s3":
         return _pyarrow_s3(_s3_settings()), _s3_path(uri)
     fs, path = fsspec_filesystem(uri)
@@ -66,12 +70,7 @@ def _scheme(uri: str) -> str:
 
 
 def _s3_path(uri: str) -> str:
-    path = uri.split("://", 1)[1].rstrip("/")
-    if "@" in path.split("/", 1)[0]:
-        raise ConfigError(
-            "an s3:// URI must not carry credentials; give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        )
-    return path
+    return uri.split("://", 1)[1].rstrip("/")
 
 
 def _s3_settings() -> tuple[tuple[str, str], ...]:
@@ -112,13 +111,9 @@ def fsspec_filesystem(uri: str) -> tuple[Any, str]:
     Raises:
         ConfigError: The URL's scheme is not known here, or it carries credentials.
     """
+    check_address(uri)
     if _scheme(uri) == "s3":
         return _s3fs(_s3_settings()), _s3_path(uri)
-    if urlsplit(uri).password:
-        raise ConfigError(
-            f"a {_scheme(uri)}:// URI must not carry a password; give it by fsspec's environment variables or "
-            "configuration files (FSSPEC_...)"
-        )
     try:
         fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
     except (ImportError, ValueError) as error:
@@ -141,9 +136,17 @@ def explained(uri: str) -> Iterator[None]:
         raise _failure(uri, error) from error
 
 
-def _failure(uri: str, error: Exception) -> StorageError:
-    reason = _without_secrets(one_line(error))
+def _failure(uri: str, error: Exception) -> LabelTableError:
+    reason = one_line(error)
     if not is_remote(uri):
+        number = error.errno if isinstance(error, OSError) else None
+        if is_disk_full(error):
+            return StorageFull(f"cannot write {uri}: {reason}; free some space, and run the same command again")
+        if number in _PATH_TAKEN:
+            return PathTaken(
+                f"cannot use {uri}: {reason}; a file is where a directory should be, or the other way round: move it, "
+                "or name another place"
+            )
         return StorageError(f"cannot use {uri}: {reason}; check that the path is right and may be used by this user")
     place = f"{uri} at {urlsplit(_s3_endpoint() or '').hostname or 'AWS'}" if _scheme(uri) == "s3" else uri
     if error_code(error) == "NoSuchBucket":
@@ -158,22 +161,32 @@ def _failure(uri: str, error: Exception) -> StorageError:
     )
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an exception, whoever raised it, says that a disk has no room."""
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return True
+    return bool(re.search("no space left on device|disk quota exceeded|disk is full", str(error), re.IGNORECASE))
+
+
 def is_refusal(error: Exception) -> bool:
     """Whether a storage client's exception means that the credentials are missing, wrong or not enough."""
-    if isinstance(error, PermissionError) or error_code(error) in _REFUSALS:
+    response = _response(error)
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    if isinstance(error, PermissionError) or status in (401, 403) or error_code(error) in _REFUSALS:
         return True
-    pattern = "ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|NoCredentials|PartialCredentials|EXPIRED_TOKEN"
+    pattern = (
+        "ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|NoCredentials|PartialCredentials|EXPIRED_TOKEN|"
+        r"HTTP status 40[13]\b"
+    )
     return bool(re.search(pattern, f"{type(error).__name__}: {error}"))
 
 
 def error_code(error: Exception) -> str:
     """The S3 error code behind an exception of s3fs, "" if there is none."""
+    return str(_response(error).get("Error", {}).get("Code", ""))
+
+
+def _response(error: Exception) -> dict[str, Any]:
+    """What S3 has answered, as botocore has it."""
     response = getattr(error.__cause__, "response", None)
-    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
-
-
-def _without_secrets(message: str) -> str:
-    for key in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        if secret := os.environ.get(key):
-            message = message.replace(secret, "***")
-    return re.sub(r"//[^/@\s]+@", "//", message)
+    return response if isinstance(response, dict) else {}

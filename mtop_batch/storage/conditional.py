@@ -23,7 +23,7 @@ from fsspec.asyn import sync
 
 from mtop_batch import storage
 from mtop_batch.errors import LabelTableError
-from mtop_batch.storage.local import create_local
+from mtop_batch.storage.local import create_local, remove_empty_directories
 
 # "It is not what you read", in the words of S3: changed, being changed at this moment, or gone.
 _CHANGED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey", "404"}
@@ -118,6 +118,7 @@ def replace_version(uri: str, version: str | None, data: bytes | pa.Buffer, *, l
     with storage.explained(uri), _locked(uri, lock):
         if _version(uri) != version:
             return False
+        remove_empty_directories(storage.absolute(uri))
         storage.write_bytes(uri, data, unfinished=unfinished)
         return True
 
@@ -133,6 +134,18 @@ def delete_version(uri: str, version: str, *, lock: str) -> bool:
         if found == version:
             storage.delete(uri)
         return found in (None, version)
+
+
+def delete_directory(uri: str) -> None:
+    """Remove what some object stores keep of a directory without files: it would pass for a file of its name.
+
+    Raises:
+        LabelTableError: The storage cannot be reached or refuses.
+    """
+    if _is_s3(uri):
+        fs, place = _client(uri)
+        with storage.explained(uri):
+            fs.call_s3("delete_object", Bucket=place["Bucket"], Key=f"{place['Key']}/")
 
 
 def can_compare(uri: str, *, unfinished: str) -> bool:
@@ -152,7 +165,7 @@ def can_compare(uri: str, *, unfinished: str) -> bool:
 def _version(uri: str) -> str | None:
     try:
         return storage.stat(uri).version
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return None
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -17,7 +18,7 @@ from mtop_batch.storage.clients import explained
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV}
 
 DANGLING_LINK = "dangling link"
-"""The version of a local link that leads nowhere; its size is 0."""
+"""The version of a local link that leads nowhere, to itself, or to what may not be read; its size is 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,17 @@ class FileInfo:
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a component of a relative path starts with `_` or `.`."""
-    return any(part.startswith(("_", ".")) for part in path.split("/"))
+    """Whether a file of a relative path is no data, because a component starts with `_` or `.`.
+
+    A directory `_year=2024` is a hive partition, and so is data. The path of a directory ends with `/`.
+
+    >>> is_hidden("a/_b.parquet"), is_hidden("_b/a.parquet"), is_hidden("_year=2024/a.parquet"), is_hidden("_year=2024")
+    (True, True, False, True)
+    """
+    *above, name = path.split("/")
+    return name.startswith(("_", ".")) or any(
+        part.startswith(".") or (part.startswith("_") and "=" not in part[2:]) for part in above
+    )
 
 
 @contextmanager
@@ -82,30 +92,49 @@ def create_local(path: str, data: bytes | pa.Buffer, unfinished: str) -> bool:
         Path(temporary).unlink(missing_ok=True)
 
 
+def remove_empty_directories(path: str) -> None:
+    """Remove a directory with nothing but empty directories in it: what is left where files were removed."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        for directory, _, _ in os.walk(path, topdown=False):
+            with suppress(OSError):  # not empty
+                os.rmdir(directory)
+
+
 def local_info(full_path: str, path: str) -> FileInfo:
     """The file at `full_path`, under the name `path`.
 
     Raises:
         FileNotFoundError: There is no such file.
     """
-    status = os.stat(full_path)
+    try:
+        status = os.stat(full_path)
+    except NotADirectoryError as error:  # what should be a directory above it is a file
+        raise FileNotFoundError(*error.args) from error
+    if stat.S_ISDIR(status.st_mode):
+        raise FileNotFoundError(f"{full_path} is a directory, not a file")
     return FileInfo(path, status.st_size, str(status.st_mtime_ns))
 
 
-def list_local(root: str) -> Iterator[FileInfo]:
+def list_local(root: str, *, hidden: bool = False) -> Iterator[FileInfo]:
     """All files below a directory, or the file that `root` is; none if it is not there.
+
+    What vanishes while it is listed is left out.
+
+    Args:
+        root: Where to begin.
+        hidden: Look into hidden directories too, as far as they can be read.
 
     Raises:
         StorageError: A directory cannot be read.
     """
-    with explained(root):
+    with explained(root), suppress(FileNotFoundError, NotADirectoryError):
         if os.path.isfile(root):
             yield local_info(root, os.path.basename(root))
-        elif os.path.exists(root):
-            yield from _walk(root, "", ())
+        else:
+            yield from _walk(root, "", (), hidden)
 
 
-def _walk(directory: str, prefix: str, above: tuple[str, ...]) -> Iterator[FileInfo]:
+def _walk(directory: str, prefix: str, above: tuple[str, ...], hidden: bool) -> Iterator[FileInfo]:
     """Files below a directory; links are followed, but not back up to a directory they lie in (`above`)."""
     real = os.path.realpath(directory)
     if real in above:
@@ -113,12 +142,16 @@ def _walk(directory: str, prefix: str, above: tuple[str, ...]) -> Iterator[FileI
     with os.scandir(directory) as entries:
         for entry in entries:
             path = prefix + entry.name
-            if is_hidden(entry.name):
-                continue
-            if entry.is_dir():
-                yield from _walk(entry.path, path + "/", (*above, real))
-            elif entry.is_file():
-                status = entry.stat()
-                yield FileInfo(path, status.st_size, str(status.st_mtime_ns))
-            elif entry.is_symlink():  # It leads nowhere: list it, so that reading it gives the reason.
-                yield FileInfo(path, 0, DANGLING_LINK)
+            try:
+                if entry.is_dir():
+                    if hidden or not is_hidden(entry.name + "/"):
+                        yield from _walk(entry.path, path + "/", (*above, real), hidden)
+                else:
+                    status = entry.stat()
+                    if stat.S_ISREG(status.st_mode):
+                        yield FileInfo(path, status.st_size, str(status.st_mtime_ns))
+            except OSError as error:
+                if entry.is_symlink():  # One bad link: list it, so that reading it gives the reason.
+                    yield FileInfo(path, 0, DANGLING_LINK)
+                elif not isinstance(error, FileNotFoundError | NotADirectoryError) and not is_hidden(path + "/"):
+                    raise

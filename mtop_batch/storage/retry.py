@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import chain, repeat
 from typing import Any, TypeVar
 
-from mtop_batch.errors import StorageError
+from mtop_batch.errors import StorageError, StorageFull
 
 # Pauses between attempts, until the retry timeout ends. An attempt at S3 takes most of a minute by itself.
 RETRY_PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0)
@@ -16,8 +16,9 @@ DEFAULT_RETRY_TIMEOUT_S = 120.0
 EventSink = Callable[[dict[str, Any]], None]
 """Takes the events of a unit while a stage is still at work on it."""
 WAITING, ANSWERED, GAVE_UP, ACTOR_STARTED = "waiting", "answered", "gave up", "actor started"
-"""The events: storage fails a unit for the first time; it works again; it did not until the retry timeout ended; and
-a labelling actor has loaded its bundle."""
+TRIED_ALONE = "tried alone"
+"""The events: storage fails a unit for the first time; it works again; it did not until the retry timeout ended; a
+labelling actor has loaded its bundle; and units that have killed their processes are tried again, one by one."""
 
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ def with_retries(action: Callable[[], T], unit: str, event_sink: EventSink, retr
         What the action returned, and the number of retries.
 
     Raises:
-        StorageError: Storage did not answer for `retry_timeout_s`.
+        StorageError: Storage did not answer for `retry_timeout_s`, or is full.
         LabelTableError: Another error of the label table; a retry would not help.
     """
     started = time.monotonic()
@@ -54,6 +55,8 @@ def with_retries(action: Callable[[], T], unit: str, event_sink: EventSink, retr
         try:
             value = action()
             break
+        except StorageFull:
+            raise
         except StorageError as error:
             gives_up = time.monotonic() - started >= retry_timeout_s
             if gives_up or not retries:

@@ -12,14 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from mtop_batch.errors import ConfigError
 from mtop_batch.tasks import Task
 
-DEFAULT_TEXT_COLUMNS = ("title", "body")
 VECTOR = "_vector"
 """What document vectors are called among tasks; no task can have the name."""
 
@@ -30,29 +29,35 @@ class ViewDefinition:
 
     Args:
         fingerprints: Each task's fingerprint.
-        text_columns: One column, or two that are read as a pair.
+        text_columns: What each task is asked about: one column, or two that are read as a pair.
         id_column: The column that identifies an article.
     """
 
     fingerprints: Mapping[str, str]
-    text_columns: tuple[str, ...]
+    text_columns: Mapping[str, tuple[str, ...]]
     id_column: str
 
-    @property
-    def columns(self) -> tuple[tuple[str, ...], str]:
-        """The part that says what is read."""
-        return self.text_columns, self.id_column
+    @classmethod
+    def of_one_input(
+        cls, fingerprints: Mapping[str, str], text_columns: tuple[str, ...], id_column: str
+    ) -> ViewDefinition:
+        """That of tasks which are all asked about the same columns, as those of a label set are."""
+        return cls(fingerprints, dict.fromkeys(fingerprints, text_columns), id_column)
+
+    def columns(self, task: str) -> tuple[tuple[str, ...], str]:
+        """What is read for a task: text columns and id column."""
+        return self.text_columns.get(task, ()), self.id_column
 
     def matches(self, other: ViewDefinition, task: str) -> bool:
         """Whether labels of `task` by the other definition are those that this one would compute."""
         own = self.fingerprints.get(task)
-        return own is not None and (own, self.columns) == (other.fingerprints.get(task), other.columns)
+        return own is not None and (own, self.columns(task)) == (other.fingerprints.get(task), other.columns(task))
 
-    def digest(self, tasks: Iterable[str]) -> str:
+    def digest(self, tasks: Collection[str]) -> str:
         """12 hexadecimal digits that depend on the definition of these tasks."""
         content = {
             "tasks": sorted((name, self.fingerprints[name]) for name in tasks),
-            "text_columns": self.text_columns,
+            "text_columns": sorted({self.text_columns[name] for name in tasks}),
             "id_column": self.id_column,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
@@ -68,8 +73,10 @@ class Definition:
         tasks: The wanted tasks, in the bundle's order.
         fingerprints: Each wanted task's fingerprint, by name and in the same order; then that of `VECTOR`, if vectors
             are wanted.
+        text_columns: What each wanted task is asked about: one column, or two that are read as a pair; by default what
+            it was trained on. That of `VECTOR`, wanted or not, is by default the first task's.
         vector: The fingerprint of the bundle's vectors, wanted or not; empty if it has none.
-        text_columns: One column, or two that are read as a pair.
+        pass_per_task: Whether a text goes through the bundle's model once for each task.
         text_columns_required: False lets a file lack some of the text columns (not all of them).
         id_column: The column that identifies an article.
 
@@ -81,8 +88,9 @@ class Definition:
     bundle_uri: str
     tasks: tuple[Task, ...]
     fingerprints: Mapping[str, str]
+    text_columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     vector: str = ""
-    text_columns: tuple[str, ...] = DEFAULT_TEXT_COLUMNS
+    pass_per_task: bool = False
     text_columns_required: bool = False
     id_column: str = "id"
 
@@ -90,20 +98,33 @@ class Definition:
         names = [task.name for task in self.tasks]
         if not self.fingerprints or names != [name for name in self.fingerprints if name != VECTOR]:
             raise ConfigError(f"bundle {self.bundle_uri}: no tasks, or tasks without fingerprints; train it again")
-        if not 1 <= len(self.text_columns) <= 2 or len(set(self.text_columns)) < len(self.text_columns):
-            raise ConfigError(
-                f"--text-columns {','.join(self.text_columns)}: give one column, or two different ones for a pair"
-            )
+        trained_on = {task.name: task.text for task in self.tasks}
+        of_vectors = {VECTOR: next(iter(trained_on.values()))} if trained_on else {}
+        object.__setattr__(self, "text_columns", {**trained_on, **of_vectors, **self.text_columns})
+        for columns in self.text_columns.values():
+            if not 1 <= len(columns) <= 2 or len(set(columns)) < len(columns):
+                raise ConfigError(
+                    f"--text-columns {','.join(columns)}: give one column, or two different ones for a pair"
+                )
 
     @cached_property
     def view(self) -> ViewDefinition:
         """What determines the wanted labels."""
-        return ViewDefinition(self.fingerprints, self.text_columns, self.id_column)
+        text_columns = {task: self.text_columns[task] for task in self.fingerprints}
+        return ViewDefinition(self.fingerprints, text_columns, self.id_column)
 
     @cached_property
-    def vector_view(self) -> ViewDefinition:
-        """What determines the bundle's vectors, wanted or not."""
-        return ViewDefinition({VECTOR: self.vector} if self.vector else {}, self.text_columns, self.id_column)
+    def inputs(self) -> Mapping[tuple[str, ...], tuple[str, ...]]:
+        """The different text columns that are read, each with the wanted tasks that are asked about them."""
+        tasks: dict[tuple[str, ...], list[str]] = {}
+        for task in self.fingerprints:
+            tasks.setdefault(self.text_columns[task], []).append(task)
+        return {columns: tuple(names) for columns, names in tasks.items()}
+
+    def vector_view(self, text_columns: tuple[str, ...]) -> ViewDefinition:
+        """What determines the bundle's vectors, wanted or not, of these columns."""
+        fingerprints = {VECTOR: self.vector} if self.vector else {}
+        return ViewDefinition.of_one_input(fingerprints, text_columns, self.id_column)
 
     @property
     def label_tasks(self) -> tuple[str, ...]:
@@ -120,7 +141,7 @@ class Definition:
         """The wanted tasks that can be computed from vectors."""
         return frozenset(task.name for task in self.tasks if task.reads_vector)
 
-    def label_set_name(self, tasks: Iterable[str]) -> str:
+    def label_set_name(self, tasks: Collection[str]) -> str:
         """The name of the label set for these of the definition's tasks: the same for the same definition."""
         # "=" would read as a hive partition, a leading "_" or "." would hide the directory from readers.
         safe_name = re.sub(r"[^A-Za-z0-9._-]", "-", self.bundle_name).lstrip("._-")

@@ -121,7 +121,7 @@ class LabelFooter:
     @property
     def view(self) -> ViewDefinition:
         """The definition that the labels were computed by."""
-        return ViewDefinition(self.fingerprints, self.text_columns, self.id_column)
+        return ViewDefinition.of_one_input(self.fingerprints, self.text_columns, self.id_column)
 
     def label_set(self, name: str) -> LabelSet:
         """The label set `name` that this footer was found in."""
@@ -198,8 +198,8 @@ class PublishedFooter:
         """The definition that a task's labels were computed by."""
         found = self.tasks.get(task)
         if found is None:
-            return ViewDefinition({}, (), "")
-        return ViewDefinition({task: found.fingerprint}, found.text_columns, found.id_column)
+            return ViewDefinition({}, {}, "")
+        return ViewDefinition.of_one_input({task: found.fingerprint}, found.text_columns, found.id_column)
 
     @cached_property
     def has_rows(self) -> bool:

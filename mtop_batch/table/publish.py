@@ -70,11 +70,35 @@ def read_stored_content(labels: str, listing: StoreListing, source: SourceFile) 
                 footer = read_footer(labels, file, listing.sizes[file])
             except DamagedLabelFile:
                 continue
-            id_type = read_metadata(
-                file.uri(labels), listing.sizes[file], lambda found: found.schema.to_arrow_schema().field("id").type
-            )
-            return StoredContent(footer.source, footer.num_rows, files, id_type)
+            return StoredContent(footer.source, footer.num_rows, files, _id_type(labels, listing, of_set.values()))
     return None
+
+
+def _id_type(labels: str, listing: StoreListing, files: Iterable[LabelFile]) -> pa.DataType:
+    """The type of a source file's ids; null where it has none, whatever type that column has."""
+    for file in files:
+        with suppress(DamagedLabelFile):
+            id_type = read_metadata(file.uri(labels), listing.sizes[file], _type_of_ids)
+            if not pa.types.is_null(id_type):
+                return id_type
+    return pa.null()
+
+
+def _type_of_ids(metadata: pq.FileMetaData) -> pa.DataType:
+    id_type = metadata.schema.to_arrow_schema().field("id").type
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    columns = [group.column(index) for group in groups for index in range(group.num_columns)]
+    own = [column for column in columns if column.path_in_schema.split(".")[0] == "id"]
+    return id_type if any(_has_values(column, id_type) for column in own) else pa.null()
+
+
+def _has_values(column: pq.ColumnChunkMetaData, id_type: pa.DataType) -> bool:
+    """Whether a column chunk may hold anything but null and NaN."""
+    statistics = column.statistics
+    if statistics is None or not statistics.has_null_count:
+        return bool(column.num_values)
+    only_nan = pa.types.is_floating(id_type) and not statistics.has_min_max
+    return statistics.null_count < column.num_values and not only_nan
 
 
 def choose_label_sets(
@@ -214,17 +238,31 @@ def _merged(tables: Sequence[pa.Table], schema: TableSchema, path: str) -> pa.Ta
 
 
 def _cast(values: pa.ChunkedArray, column: pa.Field, path: str) -> pa.ChunkedArray:
-    if column.name == "id" and pa.types.is_string(column.type) and pa.types.is_floating(values.type):
-        with suppress(pa.ArrowInvalid):  # 7.0 and 7 are the same id
-            values = values.cast(pa.int64())
+    if pa.types.is_dictionary(values.type) and not pa.types.is_dictionary(column.type):
+        values = values.cast(values.type.value_type)
+    if pa.types.is_floating(values.type):  # NaN is how pandas writes that there is none
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
+    if values.null_count == len(values):
+        return pa.chunked_array([pa.nulls(len(values), column.type)])
     try:
-        return values.cast(column.type)
+        return _as_strings(values) if pa.types.is_string(column.type) else values.cast(column.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         if pa.types.is_string(column.type):  # bytes, lists and what else Arrow does not turn into strings
             return pa.chunked_array(
                 [[None if value is None else str(value) for value in values.to_pylist()]], pa.string()
             )
         raise IdsDoNotFit(f"{path}: {column.name} of type {values.type} is not {column.type}: {error}") from error
+
+
+def _as_strings(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Ids as strings; a whole number has the same one whatever type it has."""
+    if not (pa.types.is_floating(values.type) or pa.types.is_decimal(values.type)):
+        return values.cast(pa.string())
+    is_whole = pc.equal(pc.floor(values), values)
+    if pa.types.is_floating(values.type):
+        is_whole = pc.and_(is_whole, pc.less(pc.abs(values), 2.0**63))
+    whole = pc.if_else(is_whole, values, pa.scalar(None, values.type)).cast(pa.int64())
+    return pc.coalesce(whole.cast(pa.string()), values.cast(pa.string()))
 
 
 class IdsDoNotFit(LabelTableError):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,15 +19,17 @@ import pyarrow.parquet as pq
 from mtop_batch import storage
 from mtop_batch.corpus.files import SourceFile
 from mtop_batch.errors import DamagedLabelFile, LabelTableError
+from mtop_batch.lines import did_you_mean
 from mtop_batch.storage import conditional
 from mtop_batch.storage.local import FileInfo
 from mtop_batch.table.columns import kinds_of, label_schema
 from mtop_batch.table.definition import ViewDefinition
 from mtop_batch.table.footer import FOOTER_KEY, PublishedFooter
-from mtop_batch.table.names import PUBLISHED
+from mtop_batch.table.names import PUBLISHED, directories
 from mtop_batch.table.store import read_metadata, record_of, unfinished
 
 _TABLE_FORMAT = 1
+_SCHEMA = "_table.json"
 
 
 @dataclass(frozen=True)
@@ -90,17 +93,20 @@ class TableSchema:
 def common_id_type(first: pa.DataType, second: pa.DataType) -> pa.DataType:
     """The type for ids of files that have them in different types.
 
-    Whole numbers stay whole numbers, also those that a file has as floating-point ones; what does not go together
-    becomes strings; a file that has no id at all has no say.
+    Whole numbers stay whole numbers, also those that a file has as floating-point or decimal ones; what does not go
+    together becomes strings; a file that has no id at all has no say.
     """
     if first == second or pa.types.is_null(second):
         return first
     if pa.types.is_null(first):
         return second
-    numbers = [pa.types.is_integer(each) or pa.types.is_floating(each) for each in (first, second)]
-    if all(numbers) and any(map(pa.types.is_integer, (first, second))):
-        return pa.int64()
-    return pa.float64() if all(numbers) else pa.string()
+    kinds = [each.value_type if pa.types.is_dictionary(each) else each for each in (first, second)]
+    if all(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) for kind in kinds):
+        if any(map(pa.types.is_integer, kinds)):
+            return pa.int64()
+        if all(map(pa.types.is_floating, kinds)):
+            return pa.float64()
+    return pa.string()
 
 
 @dataclass(frozen=True)
@@ -184,8 +190,16 @@ def replace_table_schema(labels: str, before: TableSchema | None, schema: TableS
     return now == before and conditional.replace(uri, seen, schema.encode())
 
 
+def near_tables(labels: str) -> str:
+    """The beginning of a hint for who has asked for a label table that is not there; on disks only."""
+    place = Path(labels)
+    if storage.is_remote(labels) or not place.parent.is_dir():
+        return ""
+    return did_you_mean(place.name, [found.parent.name for found in place.parent.glob(f"*/{_SCHEMA}")])
+
+
 def _schema_uri(labels: str) -> str:
-    return storage.join(labels, "_table.json")
+    return storage.join(labels, _SCHEMA)
 
 
 def unpublish(labels: str, before: PublishedFile, schema: TableSchema, run: str) -> bool:
@@ -207,6 +221,24 @@ def unpublish(labels: str, before: PublishedFile, schema: TableSchema, run: str)
     return replace_published(labels, before, sink.getvalue())
 
 
+def remove_published(labels: str, before: PublishedFile, targets: Collection[str]) -> None:
+    """Remove a published file for good, because a published file is to be where a directory above it is, or below it.
+
+    Where the removal cannot be made on condition, one that arrives late may take away rows that have come back: the
+    next run publishes them again.
+    """
+    if before.info is None:
+        return
+    uri = storage.join(labels, PUBLISHED, before.path)
+    if not storage.is_remote(uri):
+        conditional.delete_version(uri, before.info.version, lock=_lock(labels))
+        return
+    storage.delete(uri)
+    for directory in reversed(directories(before.path)):
+        if directory in targets or not set(targets).isdisjoint(directories(directory)):
+            conditional.delete_directory(storage.join(labels, PUBLISHED, directory))
+
+
 def replace_published(labels: str, before: PublishedFile, data: pa.Buffer) -> bool:
     """Write a published file if the one before it is still there; whether it was written."""
     return conditional.replace_version(
@@ -219,4 +251,4 @@ def replace_published(labels: str, before: PublishedFile, data: pa.Buffer) -> bo
 
 
 def _lock(labels: str) -> str:
-    return storage.join(labels, "_publish.lock").removeprefix("file://")
+    return storage.join(labels, "_publish.lock")

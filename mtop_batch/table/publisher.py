@@ -16,9 +16,10 @@ import pyarrow as pa
 from mtop_batch import storage
 from mtop_batch.corpus.files import SourceFile
 from mtop_batch.errors import DamagedLabelFile, LabelTableError
+from mtop_batch.lines import counted
 from mtop_batch.storage.local import FileInfo
 from mtop_batch.table.definition import VECTOR, LabelSet, ViewDefinition
-from mtop_batch.table.names import published_path
+from mtop_batch.table.names import displaced, published_path
 from mtop_batch.table.publish import (
     IdsDoNotFit,
     StoredContent,
@@ -33,6 +34,7 @@ from mtop_batch.table.published import (
     list_published,
     read_published,
     read_table_schema,
+    remove_published,
     replace_table_schema,
     unpublish,
 )
@@ -81,7 +83,7 @@ class Published:
 
     def summary(self) -> str:
         """What was done, as part of a line."""
-        parts = [f"{len(self.files):,} files published"]
+        parts = [f"{counted(len(self.files), 'file')} published"]
         counts = {
             "only got columns": self.columns_only,
             "removed": self.removed,
@@ -152,6 +154,7 @@ class _Publishing:
         schema = (self._table or TableSchema()).with_tasks(self._kinds)
         for content in contents.values():
             schema = schema.with_id_type(content.id_type)
+        made_way = self._make_way(contents.values())
         for _ in range(_ATTEMPTS):
             try:
                 self._publish_all(sources, contents, schema)
@@ -169,6 +172,7 @@ class _Publishing:
             raise LabelTableError(f"the columns of {self._labels} change all the time; find out what else writes it")
         for path in orphans:
             self._unpublish(path, schema)
+        self._result.removed = [*made_way, *self._result.removed]
         return self._result
 
     def _look(self) -> None:
@@ -281,6 +285,19 @@ class _Publishing:
 
         for _ in storage.in_threads(one, sorted(before.keys() - set(orphans)), _THREADS):
             pass
+
+    def _make_way(self, contents: Iterable[StoredContent]) -> list[str]:
+        """Remove published files where a path is to be a directory that is a file's now, or the other way round.
+
+        Their source files are gone: on the corpus' storage, too, a path is one of the two.
+        """
+        targets = [published_path(content.source.path) for content in contents if content.complete_sets]
+        paths = displaced(list_published(self._labels), targets)
+        for path in paths:
+            self._check()
+            before = read_published(self._labels, path, list_one(self._labels, path))
+            remove_published(self._labels, before, targets)
+        return paths
 
     def _unpublish(self, path: str, schema: TableSchema) -> None:
         now = read_published(self._labels, path, list_one(self._labels, path))

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtop_batch import storage
-from mtop_batch.corpus.paths import in_partition, partition_keys, partition_values
-from mtop_batch.errors import DamagedLabelFile, LabelTableError
+from mtop_batch.corpus.paths import empty_partition, in_partition, other_keys, partition_keys, partition_values
+from mtop_batch.errors import DamagedLabelFile, LabelTableError, NotInTable
 from mtop_batch.table.columns import VECTOR_COLUMN, task_columns, task_fields
 from mtop_batch.table.definition import VECTOR
 from mtop_batch.table.footer import LabelFooter, PublishedFooter
 from mtop_batch.table.names import PUBLISHED, content_id
-from mtop_batch.table.published import TableSchema, list_published, read_table_schema
+from mtop_batch.table.published import TableSchema, list_published, near_tables, read_table_schema
 from mtop_batch.table.row_ranges import is_tiling
 from mtop_batch.table.runs import current_definitions
 from mtop_batch.table.store import StoreListing, list_store, read_label_file, read_label_sets, read_metadata, record_of
@@ -34,6 +34,7 @@ def iter_labels(
     tasks: Sequence[str] | None = None,
     *,
     partition: Mapping[str, str] | None = None,
+    allow_empty: bool = False,
     provenance: bool = False,
     vectors: bool = False,
 ) -> Iterator[pa.Table]:
@@ -43,6 +44,7 @@ def iter_labels(
         labels: The label table.
         tasks: Only these; all by default.
         partition: Only articles of this hive partition, such as `{"date": "2026-11-20"}`.
+        allow_empty: No article need be in the partition.
         provenance: Also say what computed each label.
         vectors: Also the document vectors.
 
@@ -51,11 +53,11 @@ def iter_labels(
         of `read_labels`: by the path of the source file, then as there.
 
     Raises:
-        LabelTableError: Nothing is published, there are no vectors, a partition key is unknown, or a file cannot be
-            read (then while it is read from).
+        NotInTable: Nothing is published, there are no vectors, or no file is in the partition.
+        LabelTableError: A file cannot be read (then while it is read from).
         TaskError: The table does not have one of the tasks.
     """
-    table = open_table(labels, tasks, partition, provenance=provenance, vectors=vectors)
+    table = open_table(labels, tasks, partition, allow_empty=allow_empty, provenance=provenance, vectors=vectors)
     return (rows for _, rows in table.files())
 
 
@@ -64,6 +66,7 @@ def read_labels(
     tasks: Sequence[str] | None = None,
     *,
     partition: Mapping[str, str] | None = None,
+    allow_empty: bool = False,
     provenance: bool = False,
     vectors: bool = False,
 ) -> pa.Table:
@@ -73,6 +76,7 @@ def read_labels(
         labels: The label table.
         tasks: Only these; all by default.
         partition: Only articles of this hive partition, such as `{"date": "2026-11-20"}`.
+        allow_empty: No article need be in the partition.
         provenance: Also say what computed each label: per task `<task>_bundle` and `<task>_fingerprint`.
         vectors: Also the document vectors, float16, of the definition that the newest run which wanted vectors asked
             for; those of other definitions, which cannot be compared with them, are left out.
@@ -82,11 +86,11 @@ def read_labels(
         of the source files' paths and of their rows.
 
     Raises:
-        LabelTableError: Nothing is published, there are no vectors, a partition key is unknown, or a file cannot be
-            read.
+        NotInTable: Nothing is published, there are no vectors, or no file is in the partition.
+        LabelTableError: A file cannot be read.
         TaskError: The table does not have one of the tasks.
     """
-    table = open_table(labels, tasks, partition, provenance=provenance, vectors=vectors)
+    table = open_table(labels, tasks, partition, allow_empty=allow_empty, provenance=provenance, vectors=vectors)
     tables = [rows for _, rows in table.files()]
     return pa.concat_tables(tables).unify_dictionaries() if tables else table.schema.empty_table()
 
@@ -95,7 +99,7 @@ def view_sql(labels: str) -> str:
     """SQL that makes a view of the published table in DuckDB.
 
     Raises:
-        LabelTableError: Nothing is published.
+        NotInTable: Nothing is published.
     """
     table = open_table(labels, None, None)
     place = storage.join(table.labels, PUBLISHED, "**", "*.parquet").replace("'", "''")
@@ -182,6 +186,7 @@ def open_table(
     tasks: Sequence[str] | None,
     partition: Mapping[str, str] | None,
     *,
+    allow_empty: bool = False,
     provenance: bool = False,
     vectors: bool = False,
 ) -> PublishedTable:
@@ -189,14 +194,17 @@ def open_table(
     labels = storage.absolute(labels)
     columns = read_table_schema(labels)
     if columns is None:
-        raise LabelTableError(f"no labels are published in {labels}; check the path, or run `mtop label` first")
+        raise NotInTable(
+            f"no labels are published in {labels}; {near_tables(labels)}check the path, or run `mtop label` first"
+        )
     wanted = tuple(columns.kinds) if tasks is None else tuple(select_tasks(tasks, list(columns.kinds)))
     paths = sorted(list_published(labels))
     keys = partition_keys(paths)
     for key in partition or ():
         if key not in keys:
-            known = f"partition keys: {', '.join(keys)}" if keys else "it is not partitioned"
-            raise LabelTableError(f"the label table {labels} has no partition key {key!r}; {known}")
+            raise NotInTable(f"the label table {labels} has no partition key {key!r}; {other_keys(key, keys)}")
+    if not allow_empty and (problem := empty_partition(paths, partition or {})):
+        raise NotInTable(f"the label table {labels} has {problem}; correct it, or allow an empty result")
     in_scope = tuple(path for path in paths if in_partition(path, partition or {}))
     shown_keys = tuple(key for key in keys if key != "id")
     lookup = VectorLookup.open(labels) if vectors else None
@@ -243,14 +251,14 @@ class VectorLookup:
         """Find the vectors.
 
         Raises:
-            LabelTableError: There are none.
+            NotInTable: There are none.
         """
         listing = list_store(labels)
         wanted = current_definitions(labels, [VECTOR]).get(VECTOR)
         sets = [found for found in read_label_sets(labels, listing) if VECTOR in found.fingerprints]
         chosen = [found.name for found in sets if wanted is not None and wanted.matches(found.view, VECTOR)]
         if not chosen:
-            raise LabelTableError(f"there are no vectors in {labels}; run `mtop label --vectors` first")
+            raise NotInTable(f"there are no vectors in {labels}; run `mtop label --vectors` first")
         file = listing.files_of(chosen[0])[0]
         schema = read_metadata(
             file.uri(labels), listing.sizes[file], lambda metadata: metadata.schema.to_arrow_schema()

@@ -17,9 +17,10 @@ from itertools import islice
 
 from mtop_batch import storage
 from mtop_batch.errors import LabelTableError, TaskError
+from mtop_batch.lines import listed
 from mtop_batch.table.definition import Definition, ViewDefinition
 
-_FORMAT = 1
+_FORMAT = 2
 _RUNS_LOOKED_AT = 10
 
 
@@ -83,7 +84,7 @@ def record_run(labels: str, record: RunRecord) -> None:
         "bundle": record.bundle,
         "tasks": dict(record.wanted.fingerprints),
         "task_labels": {task: list(names) for task, names in record.task_labels.items()},
-        "text_columns": record.wanted.text_columns,
+        "text_columns": dict(record.wanted.text_columns),
         "id_column": record.wanted.id_column,
     }
     storage.write_bytes(run_uri(labels, record.run, "run.json"), json.dumps(content, indent=2).encode())
@@ -104,9 +105,12 @@ def read_run(labels: str, run: str) -> RunRecord:
     uri = run_uri(labels, run, "run.json")
     try:
         content = json.loads(storage.read_bytes(uri))
+        if content["format"] != _FORMAT:
+            raise ValueError(f"it has format {content['format']}, this version reads {_FORMAT}")
+        text_columns = {task: tuple(columns) for task, columns in content["text_columns"].items()}
         return RunRecord(
             run=run,
-            wanted=ViewDefinition(content["tasks"], tuple(content["text_columns"]), content["id_column"]),
+            wanted=ViewDefinition(content["tasks"], text_columns, content["id_column"]),
             task_labels=content.get("task_labels", {}),
             bundle=content["bundle"],
             corpus=content["corpus"],
@@ -160,7 +164,7 @@ def check_same_tasks(labels: str, definition: Definition) -> None:
 
 
 def _labels(labels: Sequence[str]) -> str:
-    return f"the labels {', '.join(labels)}" if labels else "a value and no labels"
+    return f"the labels {listed(labels)}" if labels else "a value and no labels"
 
 
 def _newest_first(labels: str) -> Iterator[RunRecord]:

@@ -128,7 +128,11 @@ class TableStats:
 
 
 def table_stats(
-    labels: str, tasks: Sequence[str] | None = None, partition: Mapping[str, str] | None = None
+    labels: str,
+    tasks: Sequence[str] | None = None,
+    partition: Mapping[str, str] | None = None,
+    *,
+    allow_empty: bool = False,
 ) -> TableStats:
     """Count what a label table shows, a few published files in memory at a time.
 
@@ -136,12 +140,13 @@ def table_stats(
         labels: The label table.
         tasks: Only these; all by default.
         partition: Only articles of this hive partition.
+        allow_empty: No article need be in the partition.
 
     Raises:
         LabelTableError: Nothing is published, or it cannot be read.
         TaskError: The table does not have one of the tasks.
     """
-    table = open_table(labels, tasks, partition)
+    table = open_table(labels, tasks, partition, allow_empty=allow_empty)
     current = current_definitions(table.labels, table.tasks)
     found = {task: TaskStats(table.columns.kinds[task]) for task in table.tasks}
     articles = source_files = 0

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from mtop_batch import storage
 from mtop_batch.corpus.files import AccessDenied, SourceChanged, UnreadableSource, decoding
-from mtop_batch.errors import DamagedLabelFile, LabelTableError, StorageError
+from mtop_batch.errors import DamagedLabelFile, LabelTableError
 from mtop_batch.storage import conditional
 from mtop_batch.table.columns import VECTOR_COLUMN, dictionary_columns, label_schema
 from mtop_batch.table.definition import VECTOR, LabelSet
@@ -160,7 +160,7 @@ def remove_unfinished(labels: str) -> None:
 
 def unfinished(labels: str) -> str:
     """Where files of the table are written on a local disk until they are whole."""
-    return storage.join(labels, "_unfinished").removeprefix("file://")
+    return storage.join(labels, "_unfinished")
 
 
 def read_footer(labels: str, file: LabelFile, size: int | None = None) -> LabelFooter:
@@ -218,9 +218,7 @@ def open_table_file(uri: str) -> Iterator[pq.ParquetFile]:
             with fs.open_input_file(path) as file:
                 yield pq.ParquetFile(file)
     except AccessDenied as error:
-        raise StorageError(
-            f"access to {uri} was refused; check the credentials and what they are allowed to do"
-        ) from error
+        raise error.as_storage_error(uri) from error
     except SourceChanged as error:
         raise LabelTableError(f"{uri} was removed while it was read; run the same command again") from error
     except UnreadableSource as error:

@@ -99,10 +99,10 @@ class CachedContexts:
 
     def _compute(self, examples: LabelledTokens, rows: npt.NDArray[np.integer]) -> KVCache:
         worker = self._worker
-        inputs = pad_batch(examples.tokens, rows)
+        inputs = pad_batch(examples.tokens, rows, worker.device)
         # Not inference mode: what the backward pass keeps must be ordinary tensors.
         with torch.no_grad(), worker.autocast(), _without_dropout(self._model):
-            return self._model.cache(**{key: worker.to_device(value) for key, value in inputs.items()})
+            return self._model.cache(**inputs)
 
 
 @dataclass(frozen=True)
@@ -176,8 +176,7 @@ def model_inputs(
     """What the model takes of B rows: their KV cache where it is kept, else their tokens."""
     if contexts is not None:
         return {"kv_cache": contexts.batch(examples, rows)}
-    inputs = pad_batch(examples.tokens, rows)
-    return {key: worker.to_device(value) for key, value in inputs.items()}
+    return pad_batch(examples.tokens, rows, worker.device)
 
 
 def _tensors(kv_cache: KVCache) -> Iterator[Tensor]:

@@ -13,6 +13,7 @@ It holds tensors and JSON only, so that reading one runs no code.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,13 +24,14 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from mtop_batch.errors import BundleError, ConfigError
+from mtop_batch.json_text import to_json
 
 TaskMetrics = dict[str, float]
 
 _MODEL = "model.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
 _BEST = "best.safetensors"
-_STATE = "state.json"
+WRITTEN_LAST = _STATE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class TrainingState:
             "best": None if self.best is None else asdict(self.best),
             "history": [asdict(evaluation) for evaluation in self.history],
         }
-        (directory / _STATE).write_text(json.dumps(values, indent=1))
+        (directory / _STATE).write_text(to_json(values, indent=1))
 
     def read(self, directory: Path) -> None:
         """Take everything from a checkpoint of the same run.
@@ -113,13 +115,13 @@ class TrainingState:
             ConfigError: It is of a run with other settings or tasks.
         """
         values = _read_json(directory)
-        _check_same_run(values["run"], json.loads(json.dumps(dict(self.run))), directory)
+        _check_same_run(values["run"], json.loads(to_json(dict(self.run))), directory)
         self.model.load_state_dict(load_file(directory / _MODEL))
         self._load_optimizer(load_file(directory / _OPTIMIZER))
         self.step = values["step"]
-        self.history = [Evaluation(**evaluation) for evaluation in values["history"]]
+        self.history = [_evaluation(evaluation) for evaluation in values["history"]]
         if values["best"] is not None:
-            self.best = Evaluation(**values["best"])
+            self.best = _evaluation(values["best"])
             self.best_weights = load_file(directory / _BEST)
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
@@ -146,6 +148,16 @@ def read_final_weights(directory: Path) -> dict[str, Tensor]:
     """
     values = _read_json(directory)
     return load_file(directory / (_MODEL if values["best"] is None else _BEST))
+
+
+def _evaluation(values: Mapping[str, Any]) -> Evaluation:
+    """An evaluation; null stands for a value that is no number."""
+    mean = math.nan if values["mean"] is None else values["mean"]
+    metrics = {
+        task: {name: math.nan if value is None else value for name, value in found.items()}
+        for task, found in values["metrics"].items()
+    }
+    return Evaluation(values["step"], values["epoch"], mean, metrics)
 
 
 def _copy_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +18,25 @@ from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.tasks import Metric, Task
 from mtop_batch.training.cached_contexts import CachedContexts, model_inputs
 from mtop_batch.training.checkpoint import TaskMetrics
-from mtop_batch.training.metrics import compute_metric
+from mtop_batch.training.metrics import compute_metric, mae, rmse
 from mtop_batch.training.settings import TaskData, Worker
 
 MAX_BATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class TaskPredictions:
+    """What a model says of R examples of a task.
+
+    Args:
+        values: (R,) Label ids, or values of a regression, as floats.
+        scores: (R,) The probability of the label; NaN for a regression.
+        loss: The sum of the losses.
+    """
+
+    values: npt.NDArray[np.float64]
+    scores: npt.NDArray[np.float64]
+    loss: float
 
 
 def evaluate(
@@ -72,19 +88,44 @@ def evaluate_task(
         contexts: The KV caches of the examples, where the backbone is frozen and the task isolated.
 
     Returns:
-        The task's own metric under its name, "accuracy" for classification, "loss", and "num_examples".
+        The task's own metric under its name, "accuracy" for classification, "rmse" and "mae" for regression, "loss",
+        and "num_examples".
     """
+    predictions = task_predictions(
+        model, examples, task, max_batch_tokens=max_batch_tokens, worker=worker, contexts=contexts
+    )
+    return task_metrics(task, predictions, examples)
+
+
+def task_predictions(
+    model: MultiTaskModel,
+    examples: LabelledTokens,
+    task: Task,
+    *,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+    worker: Worker | None = None,
+    contexts: CachedContexts | None = None,
+) -> TaskPredictions:
+    """What the model says of each example of a task; arguments as for `evaluate_task`."""
     worker = worker or Worker()
     rows = np.arange(worker.rank, len(examples), worker.world_size)
     lengths = examples.tokens.lengths[rows] + model.num_positions([task.name])
     batches = [rows[batch] for batch in length_sorted_batches(lengths, max_batch_tokens)]
-    with _evaluating(model), worker.autocast():
-        own_predictions, own_loss = _predict(model, examples, task, batches, worker, contexts)
+    with evaluating(model), worker.autocast():
+        own = _predict(model, examples, task, batches, worker, contexts)
     order = np.concatenate([np.empty(0, np.int64), *batches])
-    predictions, loss = _gather(order, own_predictions, own_loss, worker)
-    metrics: TaskMetrics = {"loss": loss / len(predictions), "num_examples": len(predictions)}
+    return _gather(order, own, worker)
+
+
+def task_metrics(task: Task, predictions: TaskPredictions, examples: LabelledTokens) -> TaskMetrics:
+    """The metrics of what `task_predictions` returned."""
+    num_examples = len(predictions.values)
+    metrics: TaskMetrics = {"loss": predictions.loss / num_examples, "num_examples": num_examples}
     for name in _metric_names(task):
-        metrics[name] = compute_metric(name, predictions, examples.labels, task.num_outputs)
+        metrics[name] = compute_metric(name, predictions.values, examples.labels, task.num_outputs)
+    if task.kind == "regression":
+        values = predictions.values
+        metrics |= {"rmse": rmse(values, examples.labels), "mae": mae(values, examples.labels)}
     return metrics
 
 
@@ -99,7 +140,8 @@ def _metric_names(task: Task) -> list[Metric]:
 
 
 @contextmanager
-def _evaluating(model: MultiTaskModel) -> Iterator[None]:
+def evaluating(model: MultiTaskModel) -> Iterator[None]:
+    """Evaluation and inference mode; the model is left in the mode it was in."""
     was_training = model.training
     model.eval()
     try:
@@ -116,29 +158,35 @@ def _predict(
     batches: Sequence[npt.NDArray[np.int64]],
     worker: Worker,
     contexts: CachedContexts | None,
-) -> tuple[npt.NDArray[Any], float]:
-    """Label ids, or values, of the rows of all batches one after the other, and the sum of their losses."""
-    predictions = [torch.empty(0, device=worker.device)]
+) -> TaskPredictions:
+    """The same for the rows of all batches, one after the other."""
+    found = [torch.empty(2, 0, device=worker.device)]
     losses = [torch.zeros((), device=worker.device)]
     for rows in batches:
         inputs = model_inputs(examples, rows, worker, contexts)
         labels = worker.to_device(torch.from_numpy(examples.labels[rows]))
         output = model(**inputs, task=task.name, labels=labels)
-        predictions.append(output.logits[:, 0] if task.kind == "regression" else output.logits.argmax(dim=1))
+        logits = output.logits.float()
+        if task.kind == "regression":
+            values, scores = logits[:, 0], torch.full_like(logits[:, 0], torch.nan)
+        else:
+            values, scores = logits.argmax(dim=1), logits.softmax(dim=1).amax(dim=1)
+        found.append(torch.stack([values.float(), scores]))
         losses.append(output.loss * len(rows))
     # Read once, after the last batch: reading makes the device wait.
-    return torch.cat(predictions).double().cpu().numpy(), torch.stack(losses).sum().item()
+    values, scores = torch.cat(found, dim=1).double().cpu().numpy()
+    return TaskPredictions(values, scores, torch.stack(losses).sum().item())
 
 
-def _gather(
-    order: npt.NDArray[np.int64], predictions: npt.NDArray[Any], loss: float, worker: Worker
-) -> tuple[npt.NDArray[Any], float]:
+def _gather(order: npt.NDArray[np.int64], own: TaskPredictions, worker: Worker) -> TaskPredictions:
     """All workers' predictions in the order of the examples, and their summed loss."""
-    parts: list[Any] = [(order, predictions, loss)]
+    parts = [(order, own)]
     if worker.world_size > 1:
         parts *= worker.world_size
-        distributed.all_gather_object(parts, (order, predictions, loss))
-    orders, all_predictions, losses = zip(*parts, strict=True)
-    in_order = np.empty(sum(map(len, all_predictions)))
-    in_order[np.concatenate(orders)] = np.concatenate(all_predictions)
-    return in_order, sum(losses)
+        distributed.all_gather_object(parts, (order, own))
+    places = np.argsort(np.concatenate([of_worker for of_worker, _ in parts]))
+    return TaskPredictions(
+        np.concatenate([part.values for _, part in parts])[places],
+        np.concatenate([part.scores for _, part in parts])[places],
+        sum(part.loss for _, part in parts),
+    )

@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from mtop_batch.errors import ConfigError, DataError
+from mtop_batch.model.encoder.inputs import Text
 from mtop_batch.model.kinds.base import MultiTaskModel
+from mtop_batch.tasks import Task
 from mtop_batch.training.cached_contexts import cached_contexts, model_inputs
 from mtop_batch.training.checkpoint import Evaluation, TaskMetrics, TrainingState
 from mtop_batch.training.evaluation import evaluate, mean_metric
@@ -28,6 +30,7 @@ from mtop_batch.training.optimizer import make_optimizer, set_learning_rate
 from mtop_batch.training.sampling import BatchPlan, evaluation_steps
 from mtop_batch.training.schedules import linear_warmup_decay
 from mtop_batch.training.settings import TaskData, TrainSettings, Worker, ignore_event
+from mtop_batch.training.soft_labels import SoftLabels, identity, soft_loss, text_of
 
 WriteCheckpoint = Callable[[Path], None]
 Save = Callable[[WriteCheckpoint | None, dict[str, Any]], None]
@@ -44,12 +47,14 @@ class FitResult:
         best_metrics: The metrics of each task at the chosen weights; empty if nothing was evaluated.
         best_step: The steps after which the chosen weights were taken.
         num_steps: Steps of the whole run.
+        left_out: Tasks that no step trained, for want of steps.
     """
 
     history: list[Evaluation]
     best_metrics: dict[str, TaskMetrics]
     best_step: int
     num_steps: int
+    left_out: tuple[str, ...] = ()
 
 
 def fit(
@@ -57,22 +62,25 @@ def fit(
     data: Sequence[TaskData],
     settings: TrainSettings,
     *,
+    soft: SoftLabels | None = None,
     worker: Worker | None = None,
     checkpoint: Path | None = None,
     save: Save | None = None,
 ) -> FitResult:
     """Train all parameters that require gradients; the model ends with the weights of its best evaluation.
 
-    Every step draws a task and takes the next `batch_size` of its examples; with w workers, worker r computes on rows
-    r, r + w, r + 2w ... of them, and their mean gradient is that of the whole batch. What a step does depends on the
-    settings, its number and the weights only: a run that resumes from a checkpoint ends with the very same weights. The
-    best evaluation is the one with the highest mean of the tasks' own metrics; of equal ones, the one with the lowest
-    loss.
+    Every step draws a task, each at least once an epoch if that has so many steps, and takes the next `batch_size` of
+    its examples; with w workers, worker r computes on rows r, r + w, r + 2w ... of them, and their mean gradient is
+    that of the whole batch. What a step does depends on the settings, its number and the weights only: a run that
+    resumes from a checkpoint ends with the very same weights. The best evaluation is the one with the highest mean of
+    the tasks' own metrics; of equal ones, the one with the lowest loss.
 
     Args:
         model: Moved to the worker's device, trained in place, and left in evaluation mode.
         data: At least one task, each of the model's.
         settings: How to train.
+        soft: Texts with soft labels for all tasks of `data`, in its order. Every step also takes some of these, so one
+            task's examples and all tasks' soft labels move the weights together.
         worker: This process; None for a single one on the CPU. All workers call `fit` with the same arguments, and
             models with the same weights. Rank 0 sends events: {"event": "start" | "step" | "evaluation", ...}, "step"
             every few seconds.
@@ -90,7 +98,7 @@ def fit(
     settings.check_workers(worker.world_size)
     _check_data(data, settings)
     model.to(worker.device)  # type: ignore[arg-type]  # transformers wraps it without its types
-    run = _Run(model, data, settings, worker)
+    run = _Run(model, data, settings, soft, worker)
     if checkpoint is not None:
         run.state.read(checkpoint)
     run.train(save)
@@ -102,6 +110,7 @@ def fit(
         best_metrics=best.metrics if best else {},
         best_step=best.step if best else run.state.step,
         num_steps=len(run.plan),
+        left_out=run.left_out,
     )
 
 
@@ -113,24 +122,27 @@ class _Run:
         model: MultiTaskModel,
         data: Sequence[TaskData],
         settings: TrainSettings,
+        soft: SoftLabels | None,
         worker: Worker,
     ) -> None:
-        self.model, self.data, self.settings, self.worker = model, data, settings, worker
+        self.model, self.data, self.settings, self.soft, self.worker = model, data, settings, soft, worker
         self.emit = worker.event_sink if worker.rank == 0 else ignore_event
         sizes = [len(item.train) for item in data]
         self.examples_per_epoch = sum(sizes)
         self.plan = BatchPlan.draw(sizes, settings.batch_size, settings.epochs, settings.alpha, settings.seed)
+        self.left_out = tuple(data[index].task.name for index in self.plan.left_out())
         self.optimizer = make_optimizer(model, settings)
         self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        self.state = TrainingState(model, self.optimizer, run=_identity(data, settings))
-        self.meter = StepMeter(worker.device)
+        self.state = TrainingState(model, self.optimizer, run={**_identity(data, settings), **identity(soft)})
         names = [item.task.name for item in data]
+        self.meter = StepMeter(names, worker.device)
         self.contexts = cached_contexts(model, names, worker=worker, dropout=settings.context_dropout)
 
     def train(self, save: Save | None) -> None:
         """Do the steps that are left."""
         steps, evaluation_after = len(self.plan), self._evaluation_steps()
-        parallel = _distribute(self.model.train(), self.worker)
+        losses = _Losses(self.model.train(), [item.task for item in self.data])
+        parallel = _distribute(losses, self.worker)
         self._emit_start()
         self._keep_contexts()
         self.meter.restart()
@@ -159,20 +171,40 @@ class _Run:
 
         _seed_dropout(settings.seed, step, worker.rank)
         with worker.autocast():
-            output = parallel(
-                **model_inputs(examples, rows, worker, self.contexts),
-                labels=worker.to_device(labels),
-                task=self.data[index].task.name,
+            loss, soft_loss_ = parallel(
+                {
+                    **model_inputs(examples, rows, worker, self.contexts),
+                    "labels": worker.to_device(labels),
+                    "task": self.data[index].task.name,
+                },
+                self._soft_batch(step),
             )
         # DDP takes the mean over workers, whose shares of the batch may differ by a row.
-        (output.loss * (len(rows) * worker.world_size / settings.batch_size)).backward()
+        total = loss * (len(rows) * worker.world_size / settings.batch_size)
+        if soft_loss_ is not None:
+            total = total + soft_loss_
+        total.backward()
         if settings.max_grad_norm:
             clip_grad_norm_(self.trained, settings.max_grad_norm)
         set_learning_rate(self.optimizer, self._rate_factor(step))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.state.step += 1
-        self.meter.add(output.loss, settings.batch_size)
+        self.meter.add(index, loss, settings.batch_size)
+
+    def _soft_batch(self, step: int) -> _SoftBatch | None:
+        """This worker's share of the texts with soft labels of a step."""
+        soft, worker = self.soft, self.worker
+        if soft is None:
+            return None
+        # The tasks' examples have the streams 1 to N, and the places of the tasks that were not drawn have N + 1.
+        rows = soft.rows(step, self.settings.seed, len(self.data) + 2)[worker.rank :: worker.world_size]
+        share = len(rows) * worker.world_size / soft.batch_size
+        return _SoftBatch(
+            text_of(soft.tokens, rows, worker),
+            worker.to_device(torch.from_numpy(soft.targets[rows])),
+            soft.weight * share,
+        )
 
     def _keep_contexts(self) -> None:
         """Run all texts through a backbone that does not train, once for all epochs."""
@@ -225,6 +257,7 @@ class _Run:
                 "num_steps": len(self.plan),
                 "num_tasks": len(self.data),
                 "num_examples": self.examples_per_epoch,
+                "left_out": list(self.left_out),
                 "num_workers": self.worker.world_size,
                 "num_parameters": sum(parameter.numel() for parameter in self.trained),
                 "device": str(self.worker.device),
@@ -247,6 +280,36 @@ class _Run:
         )
 
 
+class _SoftBatch(NamedTuple):
+    """B texts, (B, N, C) targets, and the weight of their loss."""
+
+    text: Text
+    targets: Tensor
+    weight: float
+
+
+class _Losses(nn.Module):
+    """The losses of a step as one module, so that DDP sees one forward pass.
+
+    Args:
+        model: Trains.
+        tasks: Those that soft labels are of.
+    """
+
+    def __init__(self, model: MultiTaskModel, tasks: Sequence[Task]) -> None:
+        super().__init__()
+        self.model, self.tasks = model, tasks
+        self.names = tuple(task.name for task in tasks)
+
+    def forward(self, labelled: Mapping[str, Any], soft: _SoftBatch | None) -> tuple[Tensor, Tensor | None]:
+        """The loss of a batch of one task, and the weighted one of a batch with soft labels, if there is one."""
+        loss: Tensor = self.model(**labelled).loss
+        if soft is None:
+            return loss, None
+        logits, _ = self.model.outputs(self.names, soft.text, vectors=False)
+        return loss, soft.weight * soft_loss(self.tasks, logits, soft.targets)
+
+
 def _check_data(data: Sequence[TaskData], settings: TrainSettings) -> None:
     for item in data:
         if not len(item.train):
@@ -261,7 +324,7 @@ def _identity(data: Sequence[TaskData], settings: TrainSettings) -> Mapping[str,
     return {**values, "tasks": {item.task.name: len(item.train) for item in data}}
 
 
-def _distribute(model: MultiTaskModel, worker: Worker) -> nn.Module:
+def _distribute(model: nn.Module, worker: Worker) -> nn.Module:
     if worker.world_size == 1:
         return model
     # A step uses the parameters of one task only; DDP leaves the gradients that no worker used at None.

@@ -1,7 +1,8 @@
-"""The metrics that judge tasks, in numpy.
+"""The metrics that judge tasks, and the errors shown beside them: those of scikit-learn and SciPy.
 
-All take predictions and labels of shape (rows,) and return a float, larger being better. A correlation that is
-not defined, because predictions or labels are constant, is 0: who says the same of every text has learned nothing.
+All take predictions and labels of shape (rows,) and return a float; a larger metric is better. One that is not defined,
+because predictions or labels are constant, is 0 where a checkpoint is chosen: who says the same of every text has
+learned nothing. `undefined` says so to people.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import sklearn.metrics
+from scipy import stats
 
 from mtop_batch.tasks import Metric
 
@@ -18,7 +21,7 @@ Values = npt.NDArray[Any]
 
 def accuracy(predictions: Values, labels: Values) -> float:
     """The share of rows whose predicted label is right."""
-    return float(np.mean(predictions == labels))
+    return float(sklearn.metrics.accuracy_score(labels, predictions))
 
 
 def f1(predictions: Values, labels: Values, num_labels: int = 2) -> float:
@@ -26,39 +29,43 @@ def f1(predictions: Values, labels: Values, num_labels: int = 2) -> float:
 
     Labels that neither occur nor are predicted are left out of the mean.
     """
-    confusion = _confusion(predictions, labels, num_labels)
-    hits = np.diagonal(confusion)
-    sizes = confusion.sum(axis=0) + confusion.sum(axis=1)
-    scores = 2 * hits / np.maximum(sizes, 1)
-    return float(scores[1] if num_labels == 2 else scores[sizes > 0].mean())
+    average = "binary" if num_labels == 2 else "macro"
+    wanted = [0, 1] if num_labels == 2 else np.union1d(predictions, labels)
+    return float(sklearn.metrics.f1_score(labels, predictions, labels=wanted, average=average, zero_division=0))
 
 
-def matthews(predictions: Values, labels: Values, num_labels: int = 2) -> float:
+def matthews(predictions: Values, labels: Values) -> float:
     """Matthews correlation; for more than two labels its generalisation R_K (Gorodkin, 2004)."""
-    confusion = _confusion(predictions, labels, num_labels).astype(np.float64)
-    total, hits = confusion.sum(), np.trace(confusion)
-    true, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
-    scale = np.sqrt((total**2 - true @ true) * (total**2 - predicted @ predicted))
-    return float((hits * total - true @ predicted) / scale) if scale > 0 else 0.0
+    return float(sklearn.metrics.matthews_corrcoef(labels, predictions))
 
 
 def pearson(predictions: Values, labels: Values) -> float:
     """Pearson correlation."""
-    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+    if _is_constant(predictions) or _is_constant(labels):
         return 0.0
-    first = predictions.astype(np.float64) - predictions.mean(dtype=np.float64)
-    second = labels.astype(np.float64) - labels.mean(dtype=np.float64)
-    return float((first / np.linalg.norm(first)) @ (second / np.linalg.norm(second)))
+    return float(stats.pearsonr(predictions.astype(np.float64), labels.astype(np.float64)).statistic)
 
 
 def spearman(predictions: Values, labels: Values) -> float:
     """Spearman rank correlation; ties share the mean of their ranks."""
-    return pearson(_ranks(predictions), _ranks(labels))
+    if _is_constant(predictions) or _is_constant(labels):
+        return 0.0
+    return float(stats.spearmanr(predictions, labels).statistic)
 
 
 def pearson_spearman(predictions: Values, labels: Values) -> float:
     """The mean of Pearson's and Spearman's correlations (STS-B in the paper)."""
     return (pearson(predictions, labels) + spearman(predictions, labels)) / 2
+
+
+def rmse(predictions: Values, labels: Values) -> float:
+    """The root of the mean squared error, in the unit of the labels: what a correlation does not show."""
+    return float(sklearn.metrics.root_mean_squared_error(labels, predictions))
+
+
+def mae(predictions: Values, labels: Values) -> float:
+    """The mean absolute error, in the unit of the labels."""
+    return float(sklearn.metrics.mean_absolute_error(labels, predictions))
 
 
 def compute_metric(name: Metric, predictions: Values, labels: Values, num_labels: int = 2) -> float:
@@ -68,7 +75,7 @@ def compute_metric(name: Metric, predictions: Values, labels: Values, num_labels
         name: One of `mtop_batch.tasks.METRICS`.
         predictions: Label ids, or values for regression (rows,), at least one.
         labels: The same for the truth (rows,).
-        num_labels: How many labels the task has; of use to "f1" and "matthews".
+        num_labels: How many labels the task has; of use to "f1".
     """
     match name:
         case "accuracy":
@@ -76,7 +83,7 @@ def compute_metric(name: Metric, predictions: Values, labels: Values, num_labels
         case "f1":
             return f1(predictions, labels, num_labels)
         case "matthews":
-            return matthews(predictions, labels, num_labels)
+            return matthews(predictions, labels)
         case "pearson":
             return pearson(predictions, labels)
         case "spearman":
@@ -85,13 +92,20 @@ def compute_metric(name: Metric, predictions: Values, labels: Values, num_labels
             return pearson_spearman(predictions, labels)
 
 
-def _confusion(predictions: Values, labels: Values, num_labels: int) -> Values:
-    """Row counts by true and predicted label (num_labels, num_labels)."""
-    pairs = labels.astype(np.int64) * num_labels + predictions.astype(np.int64)
-    return np.bincount(pairs, minlength=num_labels**2).reshape(num_labels, num_labels)
+def undefined(name: Metric, predictions: Values, labels: Values) -> str:
+    """Why a metric means nothing here; empty if it does mean something.
+
+    >>> undefined("matthews", np.array([0, 1]), np.array([1, 1]))
+    'all examples have the same label'
+    """
+    if name == "accuracy":
+        return ""
+    if name == "f1":
+        return "" if labels.any() or predictions.any() else "no example has, and none is given, the second label"
+    if _is_constant(labels):
+        return "all examples have the same label"
+    return "the same is predicted of all examples" if _is_constant(predictions) else ""
 
 
-def _ranks(values: Values) -> Values:
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last_ranks = np.cumsum(counts)
-    return (last_ranks - (counts - 1) / 2)[group]
+def _is_constant(values: Values) -> bool:
+    return bool(np.ptp(values) == 0)

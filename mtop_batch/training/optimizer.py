@@ -5,19 +5,44 @@ from __future__ import annotations
 from typing import Any
 
 from torch.optim import AdamW
+from transformers import PreTrainedModel
 
+from mtop_batch.errors import ConfigError
+from mtop_batch.model.encoder.inputs import encoder_layers, word_embeddings
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.training.settings import TrainSettings
 
 
 def freeze_backbone(model: MultiTaskModel) -> None:
     """Train prompts, poolers and heads only (section 4.3)."""
-    model.backbone.requires_grad_(False)
+    for encoder in model.encoders:
+        encoder.requires_grad_(False)
 
 
 def freeze_word_embeddings(model: MultiTaskModel) -> None:
     """Leave the word-embedding table as pretrained; its dense gradient takes time in a step on a small backbone."""
-    model.word_embeddings.requires_grad_(False)
+    for encoder in model.encoders:
+        word_embeddings(encoder).requires_grad_(False)
+
+
+def check_num_layers(backbone: PreTrainedModel, num_layers: int) -> None:
+    """Refuse to freeze more layers than there are.
+
+    Raises:
+        ConfigError: They are more.
+    """
+    if num_layers > (most := len(encoder_layers(backbone))):
+        raise ConfigError(
+            f"train.freeze_layers = {num_layers} is more than the layers of {type(backbone).__name__}; "
+            f"allowed: up to {most}"
+        )
+
+
+def freeze_layers(model: MultiTaskModel, num_layers: int) -> None:
+    """Leave the lowest layers of the encoder as pretrained; its embeddings train."""
+    for encoder in model.encoders:
+        for layer in encoder_layers(encoder)[:num_layers]:
+            layer.requires_grad_(False)
 
 
 def make_optimizer(model: MultiTaskModel, settings: TrainSettings) -> AdamW:
@@ -41,7 +66,7 @@ def set_learning_rate(optimizer: AdamW, factor: float) -> None:
 def _parameter_groups(model: MultiTaskModel, settings: TrainSettings) -> list[dict[str, Any]]:
     """Groups by rate and decay: backbone or head rate, and no decay for biases, layer norms and prompts."""
     rates = {True: settings.learning_rate, False: settings.head_learning_rate or settings.learning_rate}
-    in_backbone = {id(parameter) for parameter in model.backbone.parameters()}
+    in_backbone = {id(parameter) for encoder in model.encoders for parameter in encoder.parameters()}
     groups: dict[tuple[bool, bool], list[Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.numel():

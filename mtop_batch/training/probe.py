@@ -2,10 +2,11 @@
 
     minimise over W, b    mean loss of (W z + b, label)  +  L2 penalty / 2 |W|^2
 
-The loss is cross-entropy for a classification and the squared error for a regression. z is the vector, centred and
-divided by one number such that its features have variance 1 on average, so that the same penalties do for every
-backbone; this is folded into the weights in the end. The L2 penalty is the one that gives the smallest loss on examples
-held out. Nothing but their choice is random: the problem has one minimum, which is found in float64 on the CPU.
+The loss is cross-entropy for a classification and the squared error, in standard deviations, for a regression. z is the
+vector, centred and divided by one number such that its features have variance 1 on average, so that the same penalties
+do for every backbone; this is folded into the weights in the end. The L2 penalty is the one that gives the smallest
+loss on examples held out. Nothing but their choice is random: the problem has one minimum, which is found in float64 on
+the CPU.
 
 Shapes: R examples, D hidden width, C outputs (labels, or 1).
 """
@@ -77,7 +78,7 @@ def example_vectors(model: MultiTaskModel, examples: LabelledTokens, *, worker: 
     vectors = torch.empty(len(tokens), hidden_size(model.backbone), dtype=torch.float16)
     done = 0
     for rows in length_sorted_batches(tokens.lengths, _MAX_BATCH_TOKENS):
-        batch = {key: worker.to_device(value) for key, value in pad_batch(tokens, rows).items()}
+        batch = pad_batch(tokens, rows, worker.device)
         text = batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
         with torch.inference_mode(), worker.autocast():
             _, found = model.all_tasks_and_vectors(*text, tasks=())
@@ -99,6 +100,8 @@ def fit_probe(
         seed: Of the choice of examples held out.
         l2_penalties: To choose from, from strong to weak.
     """
+    if task.kind == "regression":
+        labels = (labels.double() - task.mean) / task.std
     vectors = vectors.double()
     mean = vectors.mean(dim=0)
     scale = (vectors - mean).square().mean().sqrt().clamp(min=1e-12)
@@ -133,7 +136,7 @@ def _held_out(labels: Tensor, seed: int) -> list[Tensor]:
 def _loss(task: Task, outputs: Tensor, labels: Tensor) -> Tensor:
     """() As `task_loss`, in float64."""
     if task.kind == "regression":
-        return F.mse_loss(outputs[:, 0], labels.double())
+        return F.mse_loss(outputs[:, 0], labels)
     return F.cross_entropy(outputs, labels)
 
 

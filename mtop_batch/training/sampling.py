@@ -73,6 +73,46 @@ def draw_tasks(rates: FloatArray, num_steps: int, seed: int) -> IntArray:
     return np.random.default_rng(seed).choice(len(rates), size=num_steps, p=rates)
 
 
+def with_every_task(tasks: IntArray, num_tasks: int, epoch_ends: Sequence[int], seed: int) -> IntArray:
+    """The same steps, but with one of every task in every epoch, as far as an epoch has so many steps.
+
+    A task of five examples beside thousands would often be drawn in no epoch at all. A task that was not drawn takes a
+    step of the task with the most. Where an epoch has fewer steps than there are tasks, those that had fewer before
+    take the steps of those that had more.
+
+    Args:
+        tasks: The task of each step, as drawn.
+        num_tasks: N
+        epoch_ends: The number of finished steps at the end of each epoch.
+        seed: Of the places.
+
+    Returns:
+        Task indices, as many.
+
+    >>> with_every_task(np.array([0, 0, 0, 2, 0, 0]), 3, epoch_ends=[4, 6], seed=0).tolist()
+    [0, 1, 0, 2, 0, 1]
+    """
+    tasks = tasks.copy()
+    so_far = np.zeros(num_tasks, dtype=np.int64)
+    start = 0
+    for epoch, end in enumerate(epoch_ends):
+        steps = tasks[start:end]
+        counts = np.bincount(steps, minlength=num_tasks)
+        # The streams 1 to N are those of the tasks' examples.
+        rng = np.random.default_rng((seed, num_tasks + 1, epoch))
+        missing = np.flatnonzero(counts == 0)
+        for task in missing[np.argsort(so_far[missing], kind="stable")]:
+            giver = np.lexsort((so_far, counts))[-1]
+            if counts[giver] < 2 and so_far[giver] <= so_far[task]:
+                break
+            steps[rng.choice(np.flatnonzero(steps == giver))] = task
+            counts[giver] -= 1
+            counts[task] = 1
+        so_far += counts
+        start = end
+    return tasks
+
+
 def occurrences(tasks: IntArray) -> IntArray:
     """For each step, how many earlier steps drew the same task.
 
@@ -146,8 +186,13 @@ class BatchPlan:
     ) -> BatchPlan:
         """The plan of a run; the same arguments give the same plan."""
         steps = num_steps(sum(sizes), batch_size, epochs)
-        tasks = draw_tasks(task_rates(sizes, alpha), steps, seed)
+        drawn = draw_tasks(task_rates(sizes, alpha), steps, seed)
+        tasks = with_every_task(drawn, len(sizes), evaluation_steps(sum(sizes), batch_size, epochs), seed)
         return cls(sizes, batch_size, seed, tasks, occurrences(tasks))
+
+    def left_out(self) -> list[int]:
+        """The tasks that no step trains: there are fewer steps than tasks."""
+        return np.flatnonzero(np.bincount(self.tasks, minlength=len(self.sizes)) == 0).tolist()
 
     def __len__(self) -> int:
         return len(self.tasks)

@@ -13,7 +13,7 @@ from torch import Tensor
 from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.errors import ConfigError, DataError
 from mtop_batch.precision import Precision
-from mtop_batch.tasks import Task
+from mtop_batch.tasks import LabelBy, Task
 
 Event = dict[str, Any]
 EventSink = Callable[[Event], None]
@@ -101,11 +101,19 @@ class Worker:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task and its examples; `eval` may be None where nothing is evaluated."""
+    """A task and its examples.
+
+    Args:
+        task: Its definition.
+        train: Examples to learn from.
+        eval: Examples to evaluate on; None where nothing is evaluated.
+        label_by: How numbers in its label column were read; None where there was nothing to decide.
+    """
 
     task: Task
     train: LabelledTokens
     eval: LabelledTokens | None = None
+    label_by: LabelBy | None = None
 
     def evaluation_examples(self) -> LabelledTokens:
         """What the task is evaluated on.

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from mtop_batch.errors import ConfigError
+from mtop_batch.lines import listed
 from mtop_batch.model.kinds.mtop import MTOPModel
-from mtop_batch.model.parts.prompts import token_prompts
+from mtop_batch.model.kinds.p_tuning import PromptedModel
+from mtop_batch.model.parts.prompts import common_tokens, token_prompts
 
 PromptInit = Literal["random", "token", "single-task"]
 PoolerInit = Literal["random", "single-task"]
@@ -67,6 +69,27 @@ def initialise(
         model.load_task(name, tensors)
 
 
+def start_from_tokens(
+    model: PromptedModel, token_counts: npt.NDArray[np.int64], special_ids: tuple[int, ...] = (), seed: int = 0
+) -> None:
+    """Begin the prompts of every task as frequent tokens of the data.
+
+    Args:
+        model: Its prompts are changed in place.
+        token_counts: (V,) how often each token occurs in the training data.
+        special_ids: Tokens that never become prompts.
+        seed: Of the draws.
+
+    Raises:
+        DataError: The training data has no tokens to begin prompts from.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.from_numpy(token_counts)
+    for name in model.task_names:
+        num_prompts = len(model.prompts(name))
+        model.start_from_tokens(name, common_tokens(counts, num_prompts, generator, special_ids=special_ids))
+
+
 def _token_prompts(
     model: MTOPModel,
     name: str,
@@ -83,6 +106,6 @@ def _check_warm(model: MTOPModel, warm: Mapping[str, Mapping[str, Tensor]]) -> N
     missing = [name for name in model.task_names if name not in warm]
     if missing:
         raise ConfigError(
-            f"the single-task initialisation lacks a warm start of tasks {', '.join(missing)}; train them with "
+            f"the single-task initialisation lacks a warm start of tasks {listed(missing)}; train them with "
             'train_single_task first, or set model.prompt_init and model.pooler_init to "random"'
         )

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from mtop_batch.cli.commands import main
+from mtop_batch.cli.commands import _comma_separated, main
 from mtop_batch.model.bundle.bundle import save_bundle
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
@@ -59,9 +61,16 @@ def test_predictions_of_standard_input_are_json_lines(bundle: str) -> None:
         (["predict", "--model", "nowhere", "text"], "there is no bundle at"),
         (["label", "--model", "m", "--corpus", "c", "--labels", "l", "--tasks", "a,,b"], "has an empty name"),
         (["label", "--model", "nowhere", "--corpus", "c", "--labels", "l"], "there is no bundle at"),
+        (["evaluate", "--model", "nowhere"], "there is no bundle at"),
+        (["evaluate", "--model", "nowhere", "--set", "train.seed=1"], "name one with --config"),
         (["build-nhc", "--source", "s", "--extra", "opinion"], "is not of the form NAME=LABELLED.parquet"),
         (["label", "--corpus", "c"], "Missing option"),
         (["lable"], "No such command"),
+        (["label", "--model", "m", "--corpus", "c", "--labels", "l", "--text-columns", '"a'], "quotes that do not fit"),
+        (["labels", "--labels", "l", "--json", "/tmp"], "--json /tmp is a directory; name a file"),
+        (["labels", "--labels", ""], "a path or URL is empty"),
+        (["evaluate", "--model", "s3:/models/x", "--config", "f"], "there is no configuration file"),
+        (["predict", "--model", "s3:/models/x", "text"], "write s3://bucket/path"),
     ],
 )
 def test_a_mistake_ends_with_code_2_and_one_message(
@@ -71,6 +80,35 @@ def test_a_mistake_ends_with_code_2_and_one_message(
     error = capsys.readouterr().err
     assert message in " ".join(error.replace("│", " ").split())
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("typed", "names"),
+    [
+        ("a, b ,c", ["a", "b", "c"]),
+        ('"a, b",c', ["a, b", "c"]),
+        ('" a ","say ""hi"""', [" a ", 'say "hi"']),
+        ("it's", ["it's"]),
+    ],
+)
+def test_names_with_commas_or_spaces_at_an_end_go_in_quotes(typed: str, names: list[str]) -> None:
+    assert _comma_separated(typed, "--text-columns") == names
+
+
+def test_evaluation_takes_a_file_of_added_tasks_and_asks_for_one_where_the_bundle_names_no_data(
+    bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pa.table({"text": ["bank profit", "film star"], "label": ["good", "bad"]})
+    pq.write_table(table, tmp_path / "mood.parquet")
+    data = f'train = "{tmp_path}/mood.parquet"\neval = "{tmp_path}/mood.parquet"\n'
+    config = tmp_path / "later.toml"
+    config.write_text(f'[add_tasks]\nepochs = 2\n[[task]]\nname = "mood"\nlabels = ["bad", "good"]\n{data}')
+    assert exit_code(["evaluate", "--model", bundle, "--config", str(config)]) == 0
+    shown = capsys.readouterr()
+    assert "mood" in shown.out
+    assert "not evaluated, for no evaluation data is named for them: politics" in shown.err
+    assert exit_code(["evaluate", "--model", bundle]) == 2
+    assert "names no evaluation data; name some with --config" in capsys.readouterr().err
 
 
 def test_help_answers_without_loading_torch() -> None:

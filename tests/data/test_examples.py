@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import BertTokenizer
 
-from mtop_batch.data.examples import load_examples, token_counts, tokenise_examples
+from mtop_batch.data.examples import load_examples, load_train_and_eval, token_counts, tokenise_examples
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import DataError
-from mtop_batch.tasks import Task
+from mtop_batch.tasks import LabelBy, Task
 
 POLITICS = Task("politics", text=("headline",))
 GRADE = Task("grade", kind="regression", labels=(), text=("headline",))
@@ -52,15 +52,125 @@ def test_labels_may_be_strings_indices_or_booleans(tmp_path: Path, labels: pa.Ar
     assert labels_of(tmp_path, POLITICS, labels) == [1, 0]
 
 
+STARS = Task("stars", labels=("3", "2", "1"), text=("headline",))
+ANSWER = Task("answer", labels=("yes", "no"), text=("headline",))
+
+
 def test_numbers_that_are_the_labels_themselves_are_not_indices(tmp_path: Path) -> None:
-    stars = Task("stars", labels=("3", "2", "1"), text=("headline",))
-    assert labels_of(tmp_path, stars, [1, 2, 3, 1]) == [2, 1, 0, 2]
-    assert labels_of(tmp_path, stars, [1.0, 3.0]) == [2, 0]
-    assert labels_of(tmp_path, stars, [0, 1, 2]) == [0, 1, 2]
+    assert labels_of(tmp_path, STARS, [1, 2, 3, 1]) == [2, 1, 0, 2]
+    assert labels_of(tmp_path, STARS, [1.0, 3.0]) == [2, 0]
+    assert labels_of(tmp_path, STARS, [0, 1, 2]) == [0, 1, 2]
+    halves = Task("halves", labels=("1.0", "0.50", "02"), text=("headline",))
+    assert labels_of(tmp_path, halves, [0.5, 1.0, 2.0, 0.5]) == [1, 0, 2, 1]
 
 
-def test_booleans_mean_true_and_false_where_the_task_has_them(tmp_path: Path) -> None:
-    assert labels_of(tmp_path, Task("t", labels=("True", "False"), text=("headline",)), [True, False]) == [0, 1]
+def read_both(tmp_path: Path, task: Task, train: Any, evaluation: Any, label_by: LabelBy | None = None) -> list[Any]:
+    """The labels of the training and of the evaluation examples."""
+    sources = [
+        write(tmp_path / f"{name}.parquet", headline=["bank"] * len(labels), label=labels)
+        for name, labels in (("train", train), ("eval", evaluation))
+    ]
+    both = load_train_and_eval(task, sources[0], sources[1], "label", label_by)
+    return [raw.labels.tolist() for raw in both]
+
+
+def test_one_reading_of_numbers_holds_for_all_files_of_a_task(tmp_path: Path) -> None:
+    assert read_both(tmp_path, STARS, [1, 2, 3], [1, 2]) == [[2, 1, 0], [2, 1]]
+    assert read_both(tmp_path, STARS, [0, 1, 2], [1.0, float("nan"), 2.0]) == [[0, 1, 2], [1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "readings"),
+    [
+        (STARS, [1, 2], {"name": [2, 1], "index": [1, 2]}),
+        (Task("flag", labels=("1", "0"), text=("headline",)), [0, 1], {"name": [1, 0], "index": [0, 1]}),
+        (ANSWER, [0, 1], {"index": [0, 1]}),
+        (ANSWER, [1.0, 0.0], {"index": [1, 0]}),
+        (Task("mood", labels=("bad", "good"), text=("headline",)), [True, False], {"index": [1, 0]}),
+    ],
+)
+def test_what_can_be_read_in_two_ways_is_refused_until_label_by_says_which(
+    tmp_path: Path, task: Task, labels: list[Any], readings: dict[LabelBy, list[int]]
+) -> None:
+    source = write(tmp_path / "data.parquet", headline=["bank"] * len(labels), label=labels)
+    with pytest.raises(DataError, match=f"task '{task.name}': .*label_by = \"index\""):
+        load_examples(task, source, "label", training=False)
+    for label_by, expected in readings.items():
+        assert load_examples(task, source, "label", training=False, label_by=label_by).labels.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [(("True", "False"), [0, 1]), (("yes", "no"), [0, 1]), (("no", "Yes"), [1, 0]), (("0", "1", "unsure"), [1, 0])],
+)
+def test_booleans_are_the_labels_that_mean_true_and_false(
+    tmp_path: Path, labels: tuple[str, ...], expected: list[int]
+) -> None:
+    assert labels_of(tmp_path, Task("t", labels=labels, text=("headline",)), [True, False]) == expected
+
+
+def write_named(path: Path, names: list[str], labels: list[int]) -> str:
+    """A Parquet file of a data set whose labels are a `ClassLabel`."""
+    features = datasets.Features({"headline": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+    rows = {"headline": ["bank"] * len(labels), "label": labels}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+    return str(path)
+
+
+def test_whole_numbers_are_read_by_the_names_that_a_parquet_file_notes(tmp_path: Path) -> None:
+    source = write_named(tmp_path / "a.parquet", ["yes", "unsure", "no"], [0, 2, -1, 0])
+    examples = load_examples(POLITICS, source, "label")
+    assert (examples.labels.tolist(), examples.skipped) == ([1, 0, 1], [(2, "label is null")])
+    with_gaps = pq.read_table(source)
+    gaps = pa.array([0.0, 2.0, float("nan"), 0.0])
+    pq.write_table(with_gaps.set_column(1, "label", gaps).replace_schema_metadata(with_gaps.schema.metadata), source)
+    assert load_examples(POLITICS, source, "label").labels.tolist() == [1, 0, 1]
+    numbered = write_named(tmp_path / "numbered.parquet", ["0", "1"], [1, 0])
+    assert load_examples(POLITICS, numbered, "label").labels.tolist() == [1, 0]
+    grades = write_named(tmp_path / "grades.parquet", ["1", "2.5", "10"], [2, 0, 1])
+    assert load_examples(GRADE, grades, "label").labels.tolist() == [10.0, 1.0, 2.5]
+
+
+def test_named_numbers_and_strings_are_labels_of_one_kind(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.parquet", headline=["bank"] * 2, label=pa.array(["no", "yes"]).dictionary_encode())
+    named = write_named(tmp_path / "eval.parquet", ["yes", "no"], [0, 1])
+    both = load_train_and_eval(POLITICS, train, named, "label")
+    assert [raw.labels.tolist() for raw in both] == [[0, 1], [1, 0]]
+    plain = write(tmp_path / "plain.parquet", headline=["bank"] * 2, label=[0, 1])
+    with pytest.raises(DataError, match=r"different types: string in .*train\.parquet; int64 in .*plain\.parquet"):
+        load_train_and_eval(POLITICS, train, plain, "label")
+
+
+@pytest.mark.parametrize(
+    ("task", "names", "message"),
+    [
+        (POLITICS, ["No", "Yes"], r"comes with the names 'No', 'Yes' .* labels = \['no', 'yes'\]"),
+        (POLITICS, ["yes", "unsure", "no"], r"the names 'yes', 'unsure', 'no' .* labels = \['no', 'yes'\]"),
+        (GRADE, ["one star", "two stars"], "the names 'one star', 'two stars' .* a regression, which needs numbers"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused_with_both_lists(
+    tmp_path: Path, task: Task, names: list[str], message: str
+) -> None:
+    source = write_named(tmp_path / "a.parquet", names, list(range(len(names))))
+    with pytest.raises(DataError, match=message):
+        load_examples(task, source, "label")
+
+
+@pytest.mark.parametrize("labels", [[float("nan")] * 2, [None, None], pa.array([None, None], pa.timestamp("us"))])
+def test_a_file_without_any_label_has_no_say_in_their_type(tmp_path: Path, labels: Any) -> None:
+    write(tmp_path / "a.parquet", headline=["x", "y"], label=["yes", "no"])
+    write(tmp_path / "b.parquet", headline=["x", "y"], label=labels)
+    assert load_examples(POLITICS, str(tmp_path), "label").labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "nothing", [[float("nan")] * 2, pa.nulls(2, pa.bool_()), pa.nulls(2, pa.timestamp("us"))], ids=str
+)
+def test_a_text_column_without_values_may_have_any_type(tmp_path: Path, nothing: Any) -> None:
+    source = write(tmp_path / "d.parquet", premise=["bank", "cup"], claim=nothing, label=["yes", "no"])
+    examples = load_examples(PAIR, source, "label")
+    assert (examples.texts, examples.seconds) == (["bank", "cup"], [None, None])
 
 
 def test_a_directory_is_read_in_the_order_of_its_files(tmp_path: Path) -> None:
@@ -106,6 +216,20 @@ def test_regression_takes_any_finite_number(tmp_path: Path) -> None:
     assert examples.labels.tolist() == [2.5, -1.0]
     assert examples.skipped == [(1, "label is null")]
     assert labels_of(tmp_path, GRADE, [1, 2]) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([1.0, 1e39], r"row 1: label 1e\+39 cannot be used; allowed: finite numbers, no larger than float32 has"),
+        ([1_700_000_000, 1_700_000_050, 1_700_000_100], r"differ by less than float32, .* can tell apart"),
+        ([1e-50, 2e-50], "differ by less than float32"),
+    ],
+)
+def test_values_that_float32_cannot_hold_are_refused(tmp_path: Path, labels: list[Any], message: str) -> None:
+    source = write(tmp_path / "data.parquet", headline=["bank"] * len(labels), label=labels)
+    with pytest.raises(DataError, match=message):
+        load_examples(GRADE, source, "label")
 
 
 def test_gaps_that_made_floats_of_integers_do_no_harm(tmp_path: Path) -> None:
@@ -196,7 +320,10 @@ def test_a_hub_data_set_is_read_by_its_own_label_names(hub: str) -> None:
     evaluation = load_examples(POLITICS, hub, "label", training=False)
     assert (evaluation.labels.tolist(), evaluation.skipped) == ([0], [(1, "label is null")])
     renamed = Task("politics", labels=("politics", "rest"), text=("headline",))
-    assert load_examples(renamed, f"{hub}?config=default&split=train", "label").labels.tolist() == [0, 1, 1]
+    train = f"{hub}?config=default&split=train"
+    with pytest.raises(DataError, match=r"the names 'yes', 'no' .* labels = \['politics', 'rest'\]"):
+        load_examples(renamed, train, "label")
+    assert load_examples(renamed, train, "label", label_by="index").labels.tolist() == [0, 1, 1]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -217,6 +344,22 @@ def test_examples_become_tokens_with_their_labels(tmp_path: Path, tokenizer: Ber
     assert (len(examples), examples.tokens.first_lengths.tolist()) == (2, [3, 3])
     assert examples.tokens.row(0).tolist() == tokenizer("bank", "law")["input_ids"]
     assert examples.labels.tolist() == [0, 1]
+
+
+def test_examples_whose_texts_say_nothing_are_left_out(
+    tmp_path: Path, tokenizer: BertTokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts, labels = ["\u200b", "bank", "\x00", "cup"], ["yes", "yes", "no", "no"]
+    source = write(tmp_path / "d.parquet", headline=texts, label=labels)
+    with caplog.at_level(logging.WARNING):
+        examples = tokenise_examples(load_examples(POLITICS, source, "label"), TextTokenizer(tokenizer, 8))
+    assert (examples.tokens.lengths.tolist(), examples.labels.tolist()) == ([3, 3], [1, 0])
+    assert "{'text has no visible character': 2}" in caplog.text
+    for chosen, message in ((slice(0, 3), "has no example of 'no'"), (slice(0, 4, 2), "2 times text has no visible")):
+        source = write(tmp_path / "d.parquet", headline=texts[chosen], label=labels[chosen])
+        raw = load_examples(POLITICS, source, "label")
+        with pytest.raises(DataError, match=message):
+            tokenise_examples(raw, TextTokenizer(tokenizer, 8))
 
 
 def test_token_counts_add_up() -> None:

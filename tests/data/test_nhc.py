@@ -13,12 +13,13 @@ import pytest
 from mtop_batch.config.load import load_config
 from mtop_batch.data.examples import load_examples
 from mtop_batch.data.nhc import TOPICS, build_nhc
+from mtop_batch.data.parts import PARTS, Shares, words
 from mtop_batch.errors import DataError, TaskError
 
 OTHERS = ("SPORTS", "CRIME")
 
 
-def news(per_category: int = 10) -> list[dict[str, Any]]:
+def news(per_category: int = 30) -> list[dict[str, Any]]:
     return [
         {"category": category, "headline": f"{category} headline {number}", "date": "2018-05-26", "authors": ""}
         for category in [*TOPICS.values(), *OTHERS]
@@ -37,31 +38,62 @@ def write_json(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def read(output: Path, task: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """The training and the evaluation rows of a task."""
-    train, evaluation = (pq.read_table(output / task / f"{split}.parquet").to_pylist() for split in ("train", "eval"))
-    return train, evaluation
+def read(output: Path, task: str) -> dict[str, list[dict[str, str]]]:
+    """The rows of each part of a task."""
+    return {part: pq.read_table(output / task / f"{part}.parquet").to_pylist() for part in PARTS}
 
 
-def test_topics_have_as_many_negatives_as_positives_and_a_fifth_for_evaluation(tmp_path: Path) -> None:
+def read_all(output: Path, task: str) -> list[dict[str, str]]:
+    """The rows of all parts of a task."""
+    return [row for rows in read(output, task).values() for row in rows]
+
+
+def test_topics_have_as_many_negatives_as_positives_in_every_part(tmp_path: Path) -> None:
     output = tmp_path / "nhc"
-    counts = build_nhc(write_json(tmp_path / "news.json", news()), str(output), positives=5)
+    counts = build_nhc(write_json(tmp_path / "news.json", news(60)), str(output), positives=20)
     assert list(counts) == list(TOPICS)
     for task, category in TOPICS.items():
-        train, evaluation = read(output, task)
-        assert (len(train), len(evaluation)) == (counts[task].train, counts[task].eval) == (8, 2)
-        rows = train + evaluation
-        assert sum(row["label"] == "yes" for row in rows) == 5
-        assert all((row["label"] == "yes") == row["headline"].startswith(f"{category} ") for row in rows)
-        assert len({row["headline"] for row in rows}) == 10
+        parts = read(output, task)
+        assert counts[task] == {part: len(rows) for part, rows in parts.items()} == {"train": 30, "eval": 4, "test": 6}
+        for rows in parts.values():
+            assert sum(row["label"] == "yes" for row in rows) == len(rows) / 2
+            assert all((row["label"] == "yes") == row["headline"].startswith(f"{category} ") for row in rows)
+        assert len({row["headline"] for row in read_all(output, task)}) == 40
+
+
+def test_no_headline_is_in_different_parts_of_any_two_tasks(tmp_path: Path) -> None:
+    """Also where it is written otherwise, and where another source has it too."""
+    source = write_json(tmp_path / "news.json", news())
+    again = [{"text": f"  {row['headline'].lower()}!", "label": number % 2} for number, row in enumerate(news()[::3])]
+    extra = {name: write_parquet(tmp_path / f"{name}.parquet", again) for name in ("style", "tone")}
+    build_nhc(source, str(tmp_path / "nhc"), extra, unlabelled=True)
+    parts_of: dict[str, set[str]] = {}
+    for task in (*TOPICS, *extra):
+        for part, rows in read(tmp_path / "nhc", task).items():
+            for row in rows:
+                parts_of.setdefault(words(row["headline"]), set()).add(part)
+    assert {len(parts) for parts in parts_of.values()} == {1}
+    corpus = pq.read_table(tmp_path / "nhc/unlabelled/headlines.parquet").to_pylist()
+    assert {part for row in corpus for part in parts_of.get(words(row["headline"]), set())} == {"train"}
+    assert len({row["id"] for row in corpus}) == len(corpus)
+    held_out = {headline for headline, parts in parts_of.items() if parts != {"train"}}
+    assert {words(row["headline"]) for row in news()} - {words(row["headline"]) for row in corpus} >= held_out
+
+
+def test_the_unlabelled_corpus_has_headlines_of_any_category_and_of_several(tmp_path: Path) -> None:
+    rows = [*news(), {"category": "POLITICS", "headline": "in two"}, {"category": "CRIME", "headline": "in two"}]
+    build_nhc(write_json(tmp_path / "news.json", rows), str(tmp_path / "nhc"), unlabelled=True)
+    headlines = pq.read_table(tmp_path / "nhc/unlabelled/headlines.parquet")["headline"].to_pylist()
+    assert {headline.split()[0] for headline in headlines} > {"SPORTS", "CRIME", "POLITICS"}
+    assert ("in two" in headlines) == (Shares(0.1, 0.15).parts(["in two"]).tolist() == ["train"])
 
 
 def test_other_categories_make_other_tasks(tmp_path: Path) -> None:
     source = write_json(tmp_path / "news.json", news())
     counts = build_nhc(source, str(tmp_path / "topics"), topics={"sport": "SPORTS"}, eval_fraction=0.5)
     assert list(counts) == ["sport"]
-    train, evaluation = read(tmp_path / "topics", "sport")
-    assert all((row["label"] == "yes") == row["headline"].startswith("SPORTS ") for row in train + evaluation)
+    rows = read_all(tmp_path / "topics", "sport")
+    assert all((row["label"] == "yes") == row["headline"].startswith("SPORTS ") for row in rows)
 
 
 def test_json_and_parquet_in_any_order_make_the_same_files(tmp_path: Path) -> None:
@@ -89,17 +121,16 @@ def test_doubtful_headlines_are_left_out_and_repeated_ones_kept_once(tmp_path: P
         {"category": "politics ", "headline": "repeated"},
         {"category": "POLITICS", "headline": "repeated"},
     ]
-    rows = [{"ambiguous": None, **row} for row in news(3) + doubtful]
+    rows = [{"ambiguous": None, **row} for row in news() + doubtful]
     build_nhc(write_parquet(tmp_path / "news.parquet", rows), str(tmp_path / "nhc"))
-    train, evaluation = read(tmp_path / "nhc", "politics")
-    positives = sorted(row["headline"] for row in train + evaluation if row["label"] == "yes")
-    assert positives == ["POLITICS headline 0", "POLITICS headline 1", "POLITICS headline 2", "repeated"]
+    positives = [row["headline"] for row in read_all(tmp_path / "nhc", "politics") if row["label"] == "yes"]
+    assert sorted(positives) == sorted([*(f"POLITICS headline {number}" for number in range(30)), "repeated"])
 
 
 def test_the_normalised_headline_is_preferred(tmp_path: Path) -> None:
     rows = [{**row, "headline_norm": row["headline"].lower()} for row in news()]
     build_nhc(write_parquet(tmp_path / "news.parquet", rows), str(tmp_path / "nhc"))
-    assert all(row["headline"].islower() for row in read(tmp_path / "nhc", "travel")[0])
+    assert all(row["headline"].islower() for row in read_all(tmp_path / "nhc", "travel"))
 
 
 def test_the_tasks_file_is_a_configuration_relative_to_the_working_directory(
@@ -112,7 +143,8 @@ def test_the_tasks_file_is_a_configuration_relative_to_the_working_directory(
     assert [task.name for task in config.task] == list(TOPICS)
     for item in config.task:
         assert item.train == f"data/nhc/{item.name}/train.parquet"
-        assert len(load_examples(item.definition(), item.train, item.label)) == counts[item.name].train
+        assert item.test == f"data/nhc/{item.name}/test.parquet"
+        assert len(load_examples(item.definition(), item.train, item.label)) == counts[item.name]["train"]
 
 
 @pytest.mark.parametrize(
@@ -130,15 +162,31 @@ def test_a_further_task_comes_from_any_labelled_parquet(
     tmp_path: Path, columns: dict[str, Any], spec: str, labels: tuple[str, ...]
 ) -> None:
     path = tmp_path / "extra.parquet"
-    pq.write_table(pa.table(columns), path)
+    text, label = columns
+    texts = [f"{letter} {number}" for number in range(20) for letter in columns[text]]
+    pq.write_table(pa.table({text: texts, label: columns[label] * 20}), path)
     source = write_json(tmp_path / "news.json", news())
-    counts = build_nhc(source, str(tmp_path / "nhc"), {"opinion": f"{path}{spec}"}, eval_fraction=0.3)
-    assert (counts["opinion"].train, counts["opinion"].eval) == (2, 1)
-    train, evaluation = read(tmp_path / "nhc", "opinion")
-    by_text = {row["headline"]: row["label"] for row in train + evaluation}
-    assert by_text == dict(zip("abc", labels if len(labels) == 3 else ("no", "yes", "yes"), strict=True))
+    counts = build_nhc(source, str(tmp_path / "nhc"), {"opinion": f"{path}{spec}"}, eval_fraction=0.2)
+    assert sum(counts["opinion"].values()) == 60
+    by_text = {(row["headline"][0], row["label"]) for row in read_all(tmp_path / "nhc", "opinion")}
+    assert by_text == set(zip("abc", labels if len(labels) == 3 else ("no", "yes", "yes"), strict=True))
     (tmp_path / "c.toml").write_text(f'output = "m"\ntasks = "{tmp_path}/nhc/tasks.toml"\n[backbone]\nname = "b"\n')
     assert load_config(tmp_path / "c.toml").task[-1].labels == labels
+
+
+def test_a_further_task_has_the_label_names_that_come_with_its_file(tmp_path: Path) -> None:
+    features = {"label": {"names": ["opinion", "fact"], "_type": "ClassLabel"}}
+    note = {"huggingface": json.dumps({"info": {"features": features}})}
+    texts = [f"text {number}" for number in range(60)]
+    labels = [-1 if number == 7 else number % 2 for number in range(60)]
+    table = pa.table({"text": texts, "label": labels}).replace_schema_metadata(note)
+    pq.write_table(table, tmp_path / "extra.parquet")
+    source = write_json(tmp_path / "news.json", news())
+    build_nhc(source, str(tmp_path / "nhc"), {"opinion": f"{tmp_path}/extra.parquet"}, eval_fraction=0.3)
+    rows = read_all(tmp_path / "nhc", "opinion")
+    for row in rows:
+        assert row["label"] == ("opinion", "fact")[int(row["headline"].split()[1]) % 2]
+    assert "text 7" not in {row["headline"] for row in rows}
 
 
 def test_wrong_sources_say_what_is_missing_and_leave_nothing_behind(tmp_path: Path) -> None:
@@ -179,3 +227,6 @@ def test_wrong_further_tasks_say_what_is_missing(tmp_path: Path) -> None:
         build("opinion", text=["a", "b"], label=[0.5, 1.0])
     with pytest.raises(TaskError, match="names must differ"):
         build("Politics", text=["a", "b"], label=["x", "y"])
+    with pytest.raises(DataError, match=r"task 'opinion' has no example in its .* part; give more data"):
+        build("opinion", text=["a", "b"], label=["x", "y"])
+    assert not (tmp_path / "nhc").exists()

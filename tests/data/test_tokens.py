@@ -15,7 +15,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mtop_batch.data.char_cuts import safe_cuts
 from mtop_batch.data.encoders import PythonEncoder, RustEncoder
-from mtop_batch.data.tokens import TextTokenizer, Tokens
+from mtop_batch.data.silence import is_seen
+from mtop_batch.data.text_rows import TEXT_SAYS_NOTHING
+from mtop_batch.data.tokens import TextTokenizer, Tokens, reasons_without
 from mtop_batch.errors import ConfigError
 
 # Pieces that tokenizers treat specially; texts are built from runs of them.
@@ -52,10 +54,24 @@ _LONG_TEXTS = {
 }
 
 
+def says_something(tokenizer: PreTrainedTokenizerBase, max_tokens: int, text: str) -> bool:
+    """The rule by hand: of the tokens that can count, one that is known and seen, or else what is seen in the text."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = ids[:max_tokens] if tokenizer.truncation_side == "right" else ids[-max_tokens:]
+    ids = [token for token in ids if token not in tokenizer.all_special_ids or token == tokenizer.unk_token_id]
+    known = [str(tokenizer.decode([token])).removeprefix("##") for token in ids if token != tokenizer.unk_token_id]
+    unclear = any("\ufffd" in token for token in known) or tokenizer.unk_token_id in ids
+    return any(map(is_seen, known)) or (unclear and is_seen(text))
+
+
 def reference(
     tokenizer: PreTrainedTokenizerBase, max_tokens: int, text: str, second: str | None = None
 ) -> tuple[list[int], int]:
-    """Ids and first length from the whole text, truncated by transformers."""
+    """Ids and first length from the whole text, truncated by transformers; texts that say nothing are left out."""
+    said = [each for each in (text, second) if each is not None and says_something(tokenizer, max_tokens, each)]
+    if not said:
+        return [], 0
+    text, second = [*said, None][:2]  # type: ignore[assignment]
     seconds = None if second is None else [second]
     encoded: Any = tokenizer([text], seconds, truncation=True, max_length=max_tokens, return_token_type_ids=True)
     types = encoded["token_type_ids"][0]
@@ -173,6 +189,43 @@ def test_a_tokenizer_without_rust_backend_tokenises_whole_texts(minilm_tokenizer
     expected = reference(minilm_tokenizer, 8, "shares " * 40, "fell " * 40)
     assert (rows[0], first_lengths[0]) == expected
     assert (rows[1], first_lengths[1]) == ([], 0)
+
+
+NOTHING = {
+    "zero width": "\u200b\u200d\ufeff",
+    "soft hyphen": "\u00ad",
+    "combining": "\u0301\u0308\ufe0f",
+    "private use": "\ue000\uf8ff",
+    "NUL": "\x00\x01",
+    "blanks of scripts": "\u2800\u3164",
+    "no character": "\ufffd",
+    "white space": " \u3000\u2028",
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_a_text_of_nothing_has_no_tokens_and_leaves_its_pair(any_tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    encoder, nothing = text_tokenizer(any_tokenizer, 32), NOTHING[name]
+    tokens = encoder.encode([nothing, nothing, "shares", nothing * 300 + "shares"], [None, "shares", nothing, None])
+    alone = reference(any_tokenizer, 32, "shares")
+    assert tokens.lengths[0] == 0
+    for row in (1, 2):
+        assert (tokens.row(row).tolist(), tokens.first_lengths[row]) == alone
+    assert reasons_without(tokens, [None] * 4)[:3] == [TEXT_SAYS_NOTHING, None, None]
+    assert reasons_without(tokens, ["text is null"] + [None] * 3)[0] == "text is null"
+
+
+@pytest.mark.parametrize("text", ["?", "😀", "ภาษาไทย", "q" * 150, "日本", "½"])
+def test_a_text_that_people_see_says_something_though_its_tokens_may_be_unknown(
+    any_tokenizer: PreTrainedTokenizerBase, text: str
+) -> None:
+    assert text_tokenizer(any_tokenizer, 32).encode([text]).lengths[0] > 0
+
+
+def test_a_tokenizer_in_python_leaves_texts_of_nothing_out_too(minilm_tokenizer: PreTrainedTokenizerBase) -> None:
+    encoder = PythonEncoder(minilm_tokenizer, 8)
+    rows, _ = encoder.encode(["\u200b", "shares", "\x00"], [None, "\u00ad", "shares"])
+    assert rows == [[], *[minilm_tokenizer("shares")["input_ids"]] * 2]
 
 
 def test_missing_texts_have_no_tokens_and_half_surrogates_are_read(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 
-NULL, EMPTY = "text is null", "text is empty"
+NULL, EMPTY, UNSEEN = "text is null", "text is empty", "text has no visible character"
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,14 @@ class Unreadable:
     reason: str
 
 
+def _repeated(count: int) -> pa.Array:
+    """One text of 10 MB in every row, of which a file has one copy."""
+    return pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array(["bank " * 2_000_000]))
+
+
+_AS_DICTIONARY = {"store_schema": False, "compression": "zstd"}
+
+
 def articles(count: int = 3, **columns: Any) -> pa.Table:
     """A few articles with ids from 0 and a body; what is given replaces or adds columns."""
     return pa.table({"id": range(count), "body": [f"bank profit {n % 7}" for n in range(count)], **columns})
@@ -75,7 +83,8 @@ def _texts() -> dict[str, Readable]:
     files = {
         "null and empty": Readable(articles(5, body=strings), [None, NULL, EMPTY, EMPTY, None]),
         "10 MB": Readable(articles(4, body=huge), [None, None, EMPTY, None]),
-        "emoji": Readable(articles(7, body=nothing_but)),
+        "emoji": Readable(articles(7, body=nothing_but), [None, None, UNSEEN, UNSEEN, UNSEEN, None, None]),
+        "double without values": Readable(articles(2, body=[float("nan"), None]), [NULL, NULL]),
         "null type": Readable(articles(2, body=pa.nulls(2)), [NULL, NULL]),
         "invalid UTF-8 string": Readable(
             articles(5, body=pa.Array.from_buffers(pa.string(), 5, raw.buffers())), [None, invalid, EMPTY, NULL, None]
@@ -96,7 +105,7 @@ def _texts() -> dict[str, Readable]:
         "uuid": pa.array([uuid.UUID(int=1).bytes, None], pa.uuid()),
         "dictionary of int": pa.array([1, None]).dictionary_encode(),
     }.items():
-        files[f"text {name}"] = Readable(articles(2, body=values), ["text column 'body' has type"] * 2)
+        files[f"text {name}"] = Readable(articles(2, body=values), ["text column 'body' has type", NULL])
     return files
 
 
@@ -157,6 +166,7 @@ def _layouts() -> dict[str, Readable]:
         "one row": Readable(articles(1)),
         "no rows": Readable(articles(0)),
         "no row groups": Readable(articles(0), options={"row_group_size": 1}),
+        "3 GB of one text": Readable(articles(300, body=_repeated(300)), options=_AS_DICTIONARY),
         "one huge row group": Readable(articles(long), options={"row_group_size": long}),
         "10000 row groups": Readable(articles(10_000), options={"row_group_size": 1}),
         "uncompressed v1": Readable(articles(9), options={"compression": "none", "version": "1.0"}),
@@ -221,6 +231,9 @@ def unreadable_files() -> dict[str, Unreadable]:
         "huge-footer": Unreadable(b"PAR1" + b"\x00" * 60 + b"\xff\xff\xff\x7fPAR1", not_parquet),
         "damaged-page": Unreadable(_damage(good), not_parquet),
         "damaged-value": Unreadable(_damage(with_checksums), not_parquet),
+        "gigabytes-of-ids": Unreadable(
+            Readable(articles(300, id=_repeated(300)), options=_AS_DICTIONARY).content(), "take more than 64 MB"
+        ),
         "no-id": Unreadable(Readable(pa.table({"key": [1], "body": ["t"]})).content(), "no id column 'id'"),
         "no-text": Unreadable(Readable(pa.table({"id": [1], "text": ["t"]})).content(), "no text column"),
         "no-columns": Unreadable(Readable(pa.table({})).content(), "no id column 'id'"),

@@ -10,10 +10,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, Self
 
 import pyarrow as pa
@@ -162,13 +163,22 @@ class World:
         """Where the bundle, the corpus and the label tables lie."""
         return str(self._root / "disk") if where == "disk" else f"s3://{self.server.bucket}/kills"
 
-    def start(self, where: Storage, ray: RayKind, labels: str, *options: str) -> Run:
-        """Start `mtop label` on the cluster, or with a Ray of its own."""
+    def start(
+        self,
+        where: Storage,
+        ray: RayKind,
+        labels: str,
+        *options: str,
+        with_lease: bool = True,
+        keys: Mapping[str, str] = MappingProxyType({}),
+    ) -> Run:
+        """Start `mtop label` on the cluster, or with a Ray of its own, and perhaps with other keys of the S3 server."""
         base = self.base(where)
-        command = [sys.executable, "-m", "mtop_batch.cli", "label", "--model", f"{base}/model"]
+        module = "mtop_batch.cli" if with_lease else "tests.engine.label_without_lease"
+        command = [sys.executable, "-m", module, "label", "--model", f"{base}/model"]
         command += ["--corpus", f"{base}/corpus", "--labels", labels, "--unit-rows", str(UNIT_ROWS)]
         command += ["--num-actors", "2", *options]
-        environment = {**os.environ, **(self.cluster.environment if ray == "cluster" else {})}
+        environment = {**os.environ, **(self.cluster.environment if ray == "cluster" else {}), **keys}
         descriptor, log = tempfile.mkstemp(".log", "run-", self._root)
         with os.fdopen(descriptor, "wb") as output:
             process = subprocess.Popen(

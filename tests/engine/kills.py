@@ -15,11 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from cluster.local_cluster import Process
 from mtop_batch import storage
 from tests.engine.kill_world import TASKS, RayKind, Run, RunEnded, Storage, World, open_world
-from tests.engine.label_readers import TableReader, contents, label_files, num_rows, reports
+from tests.engine.label_readers import TableReader, contents, label_files, num_rows, published_files, reports
+
+GUEST = "guest"
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Moments:
     """Moments of a run: before its first label file for numbers below 0, else when this part of the files is there."""
 
     def __init__(self, world: World, case: Case, run: Run) -> None:
+        self.case = case
         self.rng = random.Random(str(case))
         self._run = run
         self._undisturbed = world.undisturbed(case.where)
@@ -97,6 +101,35 @@ def stop_driver(_: World, run: Run, moments: Moments) -> int:
     moments.wait(moments.rng.uniform(0.1, 0.8))
     run.process.terminate()
     return 1
+
+
+def kill_publisher(_: World, run: Run, moments: Moments) -> int:
+    """The driver dies between its first published file and its last; that is soon over, and may be missed."""
+    num_files = moments.rng.randint(1, 5)
+    try:
+        run.wait_for(lambda: len(published_files(run.labels)) >= num_files)
+        run.process.kill()
+    except RunEnded:
+        return 0
+    return 1
+
+
+def kill_one_of_two(world: World, run: Run, moments: Moments) -> int:
+    """Two runs write one table at once, without the lease; one of the drivers dies, and the other goes on."""
+    case = moments.case
+    with world.start(case.where, case.ray, run.labels, with_lease=False) as other:
+        moments.wait(moments.rng.uniform(-0.3, 0.8))
+        run.process.kill()
+        assert other.end() == 0, other.output
+    return 1
+
+
+def let_two_write(world: World, run: Run, moments: Moments) -> int:
+    """Two runs write one table at once, without the lease, and nothing dies."""
+    case = moments.case
+    with world.start(case.where, case.ray, run.labels, with_lease=False) as other:
+        assert other.end() == 0, other.output
+    return 0
 
 
 def kill_actors(_: World, run: Run, moments: Moments) -> int:
@@ -147,12 +180,23 @@ def stop_server(down_s: float) -> Callable[[World, Run, Moments], int]:
     return stop
 
 
+def take_rights_away(world: World, run: Run, moments: Moments) -> int:
+    """The run's user may not write to the bucket any more, from one moment to the next."""
+    moments.wait(moments.rng.uniform(0, 0.8))
+    world.server.configure_user(GUEST, "Write", remove=True)
+    return 1
+
+
 TARGETS: dict[str, Callable[[World, Run, Moments], int]] = {
     "driver": kill_driver,
     "driver, SIGTERM": stop_driver,
+    "driver, publishing": kill_publisher,
+    "driver, one of two": kill_one_of_two,
+    "nothing, but two write at once": let_two_write,
     "labelling actor": kill_actors,
     "reading and writing worker": kill_workers,
     "raylet of a node": kill_raylet,
+    "right to write": take_rights_away,
     "S3 server, down 4 s": stop_server(4),
     "S3 server, down 30 s": stop_server(30),
     "S3 server, down until the run gives up": stop_server(600),
@@ -165,8 +209,11 @@ def cases() -> list[Case]:
     for target, ray in (("driver", "own"), ("driver, SIGTERM", "own"), ("driver", "cluster")):
         number = 2 if target == "driver" else 1
         found += [Case(target, where, ray, seed) for where in ("disk", "s3") for seed in range(number)]  # type: ignore[arg-type]
+    for target in ("driver, publishing", "driver, one of two", "nothing, but two write at once"):
+        found += [Case(target, where, "cluster", 0) for where in ("disk", "s3")]
     for target in ("labelling actor", "reading and writing worker", "raylet of a node"):
         found += [Case(target, where, "cluster", seed) for where in ("disk", "s3") for seed in range(2)]
+    found.append(Case("right to write", "s3", "own", 0))
     outages = {"S3 server, down 4 s": 2, "S3 server, down 30 s": 2, "S3 server, down until the run gives up": 1}
     found += [Case(target, "s3", "cluster", seed) for target, number in outages.items() for seed in range(number)]
     return found
@@ -182,7 +229,11 @@ def run_case(world: World, case: Case) -> Outcome:
     labels = storage.join(world.base(case.where), f"labels-{abs(hash(case)):x}")
     started = time.monotonic()
     reader = TableReader(labels, sources, through_outages=case.target.startswith("S3"))
-    with world.start(case.where, case.ray, labels) as run, reader:
+    options: dict[str, Any] = {"with_lease": "two" not in case.target}
+    if case.target == "right to write":
+        options["keys"] = world.server.configure_user(GUEST, "Read,Write,List")
+    arguments = ["--retry-timeout", "5"] if case.target == "right to write" else []
+    with world.start(case.where, case.ray, labels, *arguments, **options) as run, reader:
         try:
             num_kills = TARGETS[case.target](world, run, Moments(world, case, run))
             code = run.end()
@@ -219,8 +270,13 @@ def _resume(world: World, case: Case, labels: str) -> int:
 
 def _check_end(case: Case, code: int, run: Run) -> None:
     """A run goes on to the end, or says in its last line that it failed; one that is killed outright cannot."""
-    if case.target == "driver":
+    if case.target in ("driver", "driver, one of two"):
         assert code == -signal.SIGKILL
+    elif case.target == "right to write":
+        assert code == 1, run.output
+        assert "was refused" in run.last_line, run.output
+    elif case.target == "driver, publishing":
+        assert code in (0, -signal.SIGKILL), run.output
     else:
         assert code in (0, 1), run.output
         assert code == 0 or run.last_line.startswith(("error: ", "stopped")), run.output

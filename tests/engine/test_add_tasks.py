@@ -57,7 +57,8 @@ def add(model: str, config: str, output: Path, **options: Any) -> ChangeResult:
 
 
 def label(model: str, root: Path) -> dict[str, Any]:
-    return label_corpus(LabelOptions(model=model, corpus=f"{root}/corpus", labels=f"{root}/labels"))
+    options = LabelOptions(model, f"{root}/corpus", f"{root}/labels", text_columns=("title", "body"))
+    return label_corpus(options)
 
 
 @pytest.mark.parametrize(("attention", "groups"), [("joint", None), ("isolated", None), ("joint", GROUP)])
@@ -216,7 +217,7 @@ def test_bundles_that_cannot_work_are_refused(tmp_path: Path, task_tables: list[
     values = json.loads((tmp_path / "m" / "config.json").read_text())
     values["bundle"]["format"] = 99
     (tmp_path / "m" / "config.json").write_text(json.dumps(values))
-    with pytest.raises(BundleError, match="has format 99, this version reads 2"):
+    with pytest.raises(BundleError, match="has format 99, this version reads 3"):
         add(model, config, tmp_path / "m2")
 
 

@@ -20,8 +20,17 @@ from mtop_batch import Predictor, Task, read_labels, storage
 from mtop_batch.engine.label import LabelOptions, label_corpus
 from mtop_batch.engine.pipeline import plan_actors
 from mtop_batch.engine.session import Resources
-from mtop_batch.errors import BundleError, ConfigError, DataError, JobError, LabelTableError, TaskError
+from mtop_batch.errors import (
+    BundleError,
+    ConfigError,
+    DataError,
+    JobError,
+    LabelTableError,
+    StorageError,
+    TaskError,
+)
 from mtop_batch.labelling.plan import staleness
+from mtop_batch.labelling.report.run_report import RunReport
 from mtop_batch.model.bundle.bundle import load_bundle, save_bundle
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.table.lease.lease import hold_lease
@@ -238,6 +247,97 @@ def test_labels_of_removed_source_files_stay_until_a_run_prunes_them(
     assert (report["orphaned_files"], report["removed_files"]) == ([orphan], [orphan])
     assert files_of(tmp_path / "labels", "current").keys() == before.keys() - {orphan}
     assert label_corpus(options(bundle, str(tmp_path), prune=True))["orphaned_files"] == []
+
+
+def test_tasks_read_what_they_were_trained_on_in_one_pass_for_each_input(
+    tmp_path: Path, make_texts: Texts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = [Task("politics", text=("body",)), Task("mood", text=("headline", "body")), Task("tone", text=("body",))]
+    bundle, texts = save_model(f"{tmp_path}/mixed", tasks), make_texts(6, 0)
+    write_articles(f"{tmp_path}/corpus/a.parquet", texts, headline=[*texts[:-2][::-1], None, None])
+    bodies: list[str | None] = [*texts[:-1], None]
+    table = pq.read_table(f"{tmp_path}/corpus/a.parquet").set_column(2, "body", pa.array(bodies))
+    pq.write_table(table, f"{tmp_path}/corpus/a.parquet")
+    report = label_corpus(options(bundle, str(tmp_path)))
+    line = "texts: body (politics, tone) and headline + body (mood): 2 passes, one for each"
+    assert line in capsys.readouterr().out
+    assert (report["cells_done"], report["units_done"], report["rows"], report["errors"]) == (18, 2, 12, 2)
+    labels = read_labels(f"{tmp_path}/labels").sort_by("id")
+    alone = Predictor.load(bundle, tasks=["politics", "tone"]).predict(bodies)
+    pairs = Predictor.load(bundle, tasks=["mood"]).predict([*texts[:-2][::-1], None, None], bodies)
+    for task, expected in (("politics", alone), ("tone", alone), ("mood", pairs)):
+        assert labels[f"{task}_label"].to_pylist() == expected[f"{task}_label"].to_pylist()
+    assert labels["error"].to_pylist() == [None] * 5 + ["text is null"]
+    assert label_corpus(options(bundle, str(tmp_path)), plan_only=True)["cells_planned"] == 0
+    fewer = label_corpus(options(bundle, str(tmp_path), tasks=("tone",)), plan_only=True)
+    assert (fewer["cells_planned"], fewer["inputs"]) == (0, [{"text_columns": ["body"], "tasks": ["tone"]}])
+
+
+@pytest.mark.parametrize(("trained_on", "given"), [(("body",), ("title", "body")), (("title", "body"), ("body",))])
+def test_other_texts_than_a_task_was_trained_on_are_worth_a_warning(
+    tmp_path: Path,
+    make_texts: Texts,
+    capsys: pytest.CaptureFixture[str],
+    trained_on: tuple[str, ...],
+    given: tuple[str, ...],
+) -> None:
+    bundle = save_model(f"{tmp_path}/model", [Task("politics", text=trained_on)])
+    write_articles(f"{tmp_path}/corpus/a.parquet", make_texts(3, 0))
+    label_corpus(options(bundle, str(tmp_path)), plan_only=True)
+    assert "warning" not in capsys.readouterr().err
+    plan = label_corpus(options(bundle, str(tmp_path), text_columns=given), plan_only=True)
+    assert plan["inputs"] == [{"text_columns": list(given), "tasks": ["politics"]}]
+    assert f"warning: --text-columns {','.join(given)} gives" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_corpus_without_the_columns_of_the_training_is_refused_with_the_way_out(
+    tmp_path: Path, make_texts: Texts
+) -> None:
+    bundle = save_model(f"{tmp_path}/model", [Task("politics", text=("headline",))])
+    write_articles(f"{tmp_path}/corpus/a.parquet", make_texts(3, 0))
+    with pytest.raises(DataError, match=r"no text column 'headline'; columns: id, title, body; .*--text-columns"):
+        label_corpus(options(bundle, str(tmp_path)), plan_only=True)
+
+
+def test_most_of_the_table_is_not_removed_without_force(bundle: str, tmp_path: Path, make_texts: Texts) -> None:
+    for name in "abc":
+        write_articles(f"{tmp_path}/corpus/{name}.parquet", make_texts(3, 0))
+    label_corpus(options(bundle, str(tmp_path)))
+    for name in "ab":
+        (tmp_path / "corpus" / f"{name}.parquet").unlink()
+    assert len(label_corpus(options(bundle, str(tmp_path), prune=True), plan_only=True)["files_to_remove"]) == 2
+    with pytest.raises(ConfigError, match=r"remove 2 of 3 published files, such as a.parquet.*50%.*--force"):
+        label_corpus(options(bundle, str(tmp_path), prune=True))
+    assert read_labels(f"{tmp_path}/labels").num_rows == 9
+    report = label_corpus(options(bundle, str(tmp_path), prune=True, force=True))
+    assert report["removed_files"] == ["a.parquet", "b.parquet"]
+
+
+def test_a_report_that_cannot_be_written_ends_the_run_with_1(
+    bundle: str, tmp_path: Path, make_texts: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_articles(f"{tmp_path}/corpus/good.parquet", make_texts(5, 0))
+    (tmp_path / "corpus" / "empty.parquet").write_bytes(b"")
+
+    def fail(report: RunReport) -> str:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr("mtop_batch.engine.label.write_report", fail)
+    for _ in range(2):  # with and without anything to do
+        with pytest.raises(LabelTableError, match=r"report of run .* could not be written: the disk is full") as caught:
+            label_corpus(options(bundle, str(tmp_path)))
+        assert caught.value.exit_code == 1
+    assert read_labels(f"{tmp_path}/labels").num_rows == 5
+
+
+def test_storage_without_conditional_writes_is_told_at_the_start(
+    bundle: str, tmp_path: Path, make_texts: Texts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_articles(f"{tmp_path}/corpus/a.parquet", make_texts(5, 0))
+    monkeypatch.setattr("mtop_batch.storage.conditional.create", lambda *_, **__: True)
+    with hold_lease(f"{tmp_path}/labels", "other"), pytest.raises(LabelTableError, match="written by run other"):
+        label_corpus(options(bundle, str(tmp_path)))
+    assert "this storage has no conditional writes; see that one run at a time" in capsys.readouterr().err
 
 
 def test_too_many_bad_rows_stop_the_run(bundle: str, tmp_path: Path, make_texts: Texts) -> None:

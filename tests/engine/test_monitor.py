@@ -14,7 +14,7 @@ from mtop_batch.engine.monitor import TrainingMonitor
 from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.run_directory import RunDirectory
 
-START = {"num_steps": 40, "num_workers": 2, "device": "cpu", "precision": "fp32"}
+START = {"num_steps": 40, "num_workers": 2, "device": "cpu", "precision": "fp32", "left_out": ("tiny", "rare")}
 
 
 def event(kind: str, phase: str, **values: Any) -> Event:
@@ -36,7 +36,8 @@ def watch(output: io.StringIO, run: RunDirectory, events: list[Event]) -> Traini
 
 
 def test_steps_evaluations_and_lost_workers_are_told(output: io.StringIO, tmp_path: Path) -> None:
-    step = {"step": 10, "num_steps": 40, "epoch": 0.5, "loss": 0.25, "examples_per_s": 81.2}
+    losses = {"task": "sport", "losses": {"mood": 0.75, "sport": 0.125}}
+    step = {"step": 10, "num_steps": 40, "epoch": 0.5, "loss": 0.25, **losses, "examples_per_s": 81.2}
     events = [
         event("start", "train", step=0, **START),
         event("step", "train", **step),
@@ -48,7 +49,8 @@ def test_steps_evaluations_and_lost_workers_are_told(output: io.StringIO, tmp_pa
     monitor = watch(output, run, events)
     lines = output.getvalue()
     assert "training on 2 workers (cpu, fp32)" in lines
-    assert "train: 10/40 steps, epoch 0.50, loss 0.250, 81 examples/s" in lines
+    assert "warning: no step trains tiny, rare: the run has 40 steps and more tasks than that; raise" in lines
+    assert "train: 10/40 steps, epoch 0.50, loss 0.125 (sport), 81 examples/s" in lines
     assert "epoch 1.00: mean 0.7500, the best so far" in lines
     assert "a worker was lost; training resumes from step 8" in lines
     assert "81 examples/s, last mean 0.7500" in lines

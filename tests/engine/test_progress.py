@@ -6,6 +6,7 @@ import io
 import re
 from datetime import UTC, datetime
 
+import pytest
 from rich.console import Console
 
 from mtop_batch.engine.progress import Progress
@@ -56,8 +57,39 @@ def test_a_terminal_gets_a_bar() -> None:
         progress.advance(2)
         progress.phase("train", total=None)
         progress.advance(7, "loss 0.5")
+        assert "loss 0.5" in drawn(progress)
     assert "2/2 tasks" in output.getvalue()
-    assert re.search(r"7 steps +loss 0\.5", output.getvalue())
+    assert "7 steps" in output.getvalue()
+
+
+def drawn(progress: Progress) -> str:
+    """What the bar draws now."""
+    bar, output = progress._bar, io.StringIO()
+    assert bar is not None
+    Console(file=output, width=bar.console.width, force_terminal=True, color_system=None).print(bar.get_renderable())
+    return output.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_narrow_terminal_shows_bar_amount_and_time_left_whole(width: int) -> None:
+    with Progress(Console(file=io.StringIO(), force_terminal=True, width=width)) as progress:
+        progress.phase("learn the new tasks", total=12_000)
+        progress.update(3_000, "epoch 12.34, technology: loss 0.123, 12,345 examples/s, last mean 0.9012")
+        line, details = drawn(progress).splitlines()
+    assert len(line.rstrip()) <= width
+    assert re.search(r"━{2,}.* 3,000/12,000 steps -:--:--", line)
+    assert details.startswith("  epoch 12.34, technology: loss 0.123")
+    assert "…" in details or details.endswith("0.9012")
+
+
+def test_a_phase_of_unknown_length_is_full_when_it_is_over() -> None:
+    with Progress(Console(file=io.StringIO(), force_terminal=True, width=80)) as progress:
+        progress.phase("start the training workers")
+        progress.phase("train", total=10)
+        assert progress._bar is not None
+        over, running = progress._bar.tasks
+        assert over.finished
+        assert not running.finished
 
 
 def test_progress_without_a_phase_is_no_error() -> None:

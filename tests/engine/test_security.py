@@ -84,6 +84,64 @@ def test_a_tampered_bundle_is_refused_before_anything_is_written(
     assert not (tmp_path / "labels").exists()
 
 
+ADDRESSES = ["s3://AKIA:hunter2/x@bucket/x", "https://host/x?X-Amz-Signature=hunter2"]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "label --model {} --corpus corpus --labels labels",
+        "label --model model --corpus {} --labels labels",
+        "label --model model --corpus corpus --labels {}",
+        "labels --labels {}",
+        "publish --labels {}",
+        "vacuum --labels {}",
+        "predict --model {} text",
+        "evaluate --model model --config {}",
+        "train --config train.toml --set output={}",
+        "train --config train.toml",
+        "drop-tasks --model model --tasks a --output {}",
+    ],
+)
+def test_addresses_with_secrets_are_refused_and_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], command: str, address: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.toml").write_text(
+        f'output = "out"\nbackbone.name = "x"\n[[task]]\nname = "a"\nlabels = ["n", "y"]\n'
+        f'train = "{address}"\neval = "b"\n'
+    )
+    save_model("model")
+    write_articles("corpus/a.parquet")
+    assert run(*command.format(address).split()) == 2
+    output = "".join(capfd.readouterr())
+    assert "must not carry credentials or a signature" in output
+    assert "hunter2" not in output
+    assert not any("hunter2" in path.read_text(errors="replace") for path in tmp_path.rglob("*.json"))
+
+
+def test_names_from_files_cannot_write_on_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    hostile = "\x1b[2J\u202eevil\r\nerror: none"
+    save_model(f"{tmp_path}/model")
+    write_articles(f"{tmp_path}/corpus/{hostile}/{hostile}.parquet")
+    write_articles(f"{tmp_path}/corpus/a.parquet")
+    (tmp_path / "corpus" / f"{hostile}.pq").write_bytes(b"")
+    (tmp_path / "corpus" / f"{hostile}.txt").write_bytes(b"")
+    columns = {f"{number}{hostile}" + "x" * 99_000: [1] for number in range(30)}
+    pq.write_table(pa.table(columns), tmp_path / "corpus" / "columns.parquet")
+    pq.write_table(pa.table({"id": [1], "body": pa.array([{"y" * 99_000: 1}])}), tmp_path / "corpus" / "type.parquet")
+    places = ("--model", f"{tmp_path}/model", "--corpus", f"{tmp_path}/corpus", "--labels", f"{tmp_path}/labels")
+    assert run("label", *places, "--plan") == 3
+    only = ("--corpus", f"{tmp_path}/corpus/columns.parquet")
+    assert run("label", *places, *only, "--plan") == 2
+    output = "".join(capfd.readouterr())
+    lines = output.splitlines()
+    assert "columns.parquet: no id column 'id'; columns: 0\\x1b[2J" in output
+    assert all(line.isprintable() and len(line) < 5_000 for line in lines)
+    assert not any(line.startswith("error: none") for line in lines)
+
+
 def test_code_that_comes_with_a_backbone_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_backbone().save_pretrained(tmp_path / "backbone")
@@ -96,6 +154,17 @@ def test_code_that_comes_with_a_backbone_is_not_run(tmp_path: Path, monkeypatch:
     with pytest.raises(ConfigError):
         load_backbone(str(tmp_path / "backbone"))
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "setting", [{"attn_implementation": "evil/kernels"}, {"quantization_config": {"quant_method": "evil"}}]
+)
+def test_a_backbone_that_asks_for_other_code_or_weights_is_refused(tmp_path: Path, setting: dict[str, object]) -> None:
+    make_backbone().save_pretrained(tmp_path / "backbone")
+    path = tmp_path / "backbone" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **setting}))
+    with pytest.raises(ConfigError, match=f"{next(iter(setting))} = .* asks for other code or weights"):
+        load_backbone(str(tmp_path / "backbone"))
 
 
 def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import ray
 
+from mtop_batch.engine import session
 from mtop_batch.engine.session import Resources, num_cores, ray_session
-from mtop_batch.errors import ConfigError
+from mtop_batch.errors import ConfigError, JobError
 
 SCRIPT = """
 import os, ray
@@ -64,6 +65,27 @@ def test_a_local_ray_has_a_token_of_its_own_and_leaves_nothing_behind(tmp_path: 
     assert not (tmp_path / ".ray").exists()
 
 
+@pytest.mark.parametrize(("length", "is_long"), [(20, False), (200, True)])
+def test_a_long_temporary_directory_is_left_for_what_needs_no_sockets(length: int, is_long: bool) -> None:
+    default = "/" + "x" * length
+    expected = {"_temp_dir": "/tmp/ray", "object_spilling_directory": default} if is_long else {}
+    assert session._directories(default) == expected
+
+
+def test_a_ray_that_cannot_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise PermissionError(13, "Permission denied", "/tmp/ray")
+
+    monkeypatch.setattr(ray, "init", fail)
+    with (
+        pytest.raises(JobError, match=r"Ray cannot start on this machine: .*Permission denied.*RAY_TMPDIR"),
+        ray_session(),
+    ):
+        pass
+
+
 def test_resources_read_as_a_phrase() -> None:
+    assert str(Resources(3, num_gpus=0, num_nodes=1, may_grow=False, num_cores=2)) == "1 node, 2 CPUs, no GPU"
+    assert str(Resources(1, num_gpus=2, num_nodes=1, may_grow=False)) == "1 node, 1 CPU, 2 GPUs"
     assert str(Resources(num_cpus=8, num_gpus=1, num_nodes=2, may_grow=True)) == "2 nodes, 8 CPUs, 1 GPU"
     assert num_cores() >= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -9,21 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
 from mtop_batch.config.sections import Config
-from mtop_batch.engine.evaluate import evaluate_bundle
+from mtop_batch.engine.evaluate import evaluate_bundle, evaluate_in_detail, write_errors
 from mtop_batch.engine.events import Event, EventQueue
 from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.train import TrainResult, train
 from mtop_batch.errors import ConfigError, DataError, JobError, TaskError
 from mtop_batch.model.bundle.bundle import load_bundle
+from mtop_batch.training.label_report import ERROR_COLUMNS
 from tests.engine.conftest import MakeConfig
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -100,6 +102,33 @@ def test_the_log_beside_the_bundle_has_every_event(trained: tuple[Config, TrainR
     assert events[-1]["mean"] == result.mean == max(e["mean"] for e in events if e["event"] == "evaluation")
 
 
+def test_the_errors_of_a_bundle_are_written_with_their_texts(
+    trained: tuple[Config, TrainResult, list[Event]], tmp_path: Path
+) -> None:
+    config, result, _ = trained
+    evaluated = evaluate_in_detail(result.output, config)
+    count = write_errors(str(tmp_path / "errors.parquet"), evaluated)
+    table = pq.read_table(tmp_path / "errors.parquet")
+    assert table.schema == ERROR_COLUMNS
+    wrong = [round((1 - task.metrics["accuracy"]) * task.metrics["num_examples"]) for task in evaluated.values()]
+    assert len(table) == count == sum(wrong)
+    assert all(sum(scores.support for scores in task.report.labels) == 24 for task in evaluated.values())
+
+
+def test_the_same_training_again_does_nothing_and_another_needs_leave_to_overwrite(
+    trained: tuple[Config, TrainResult, list[Event]],
+) -> None:
+    config, result, _ = trained
+    before = {path.name: path.read_bytes() for path in Path(config.output).iterdir()}
+    again, events = run(config)
+    assert (again.was_there, events) == (True, [])
+    assert (again.metrics, again.mean, again.best_step) == (result.metrics, result.mean, result.best_step)
+    other = config.model_copy(update={"train": config.train.model_copy(update={"seed": 1})})
+    with pytest.raises(ConfigError, match=r"holds the bundle of another configuration .* pass --overwrite"):
+        run(other)
+    assert {path.name: path.read_bytes() for path in Path(config.output).iterdir()} == before
+
+
 def test_evaluating_the_bundle_gives_the_metrics_it_was_chosen_by(
     trained: tuple[Config, TrainResult, list[Event]],
 ) -> None:
@@ -108,6 +137,21 @@ def test_evaluating_the_bundle_gives_the_metrics_it_was_chosen_by(
     assert list(metrics) == ["sport", "business"]
     for name, values in metrics.items():
         assert values == pytest.approx(result.metrics[name], abs=1e-5)
+
+
+def test_a_bundle_is_evaluated_on_the_data_of_its_training_unless_a_configuration_names_other(
+    trained: tuple[Config, TrainResult, list[Event]],
+) -> None:
+    config = trained[0]
+    output = io.StringIO()
+    with Progress(Console(file=output, width=200), interval_s=0) as progress:
+        metrics = evaluate_bundle(config.output, progress=progress)
+        assert {name: values["num_examples"] for name, values in metrics.items()} == {"sport": 24, "business": 24}
+        assert "not evaluated" not in output.getvalue()
+        only = config.model_copy(update={"task": config.task[1:]})
+        assert list(evaluate_bundle(config.output, only, progress=progress)) == ["business"]
+    assert "not evaluated, for no evaluation data is named for them: sport" in output.getvalue()
+    assert "business: 24 examples" in output.getvalue()
 
 
 def test_a_task_that_means_something_else_in_the_bundle_is_not_evaluated(
@@ -232,7 +276,7 @@ def test_workers_that_fail_too_often_end_the_job_and_the_same_command_goes_on(
             os.kill(event["pid"], signal.SIGKILL)
 
     config = make_config(tmp_path / "bundle", train={"max_failures": 0})
-    with pytest.raises(JobError, match=r"training failed more than 0 times .* the same command goes on"):
+    with pytest.raises(JobError, match=r"training failed more than 0 times .* the same command resumes"):
         run(config, kill)
     _, events = run(config)
     assert not [event for event in events if event.get("phase") == "warm start"]
@@ -241,13 +285,11 @@ def test_workers_that_fail_too_often_end_the_job_and_the_same_command_goes_on(
 
 @pytest.mark.slow
 def test_diverged_training_is_not_tried_again(make_config: MakeConfig, tmp_path: Path) -> None:
-    path = str(tmp_path / "huge.parquet")
-    pq.write_table(pa.table({"text": ["bank", "team"], "label": [3e38, -3e38]}), path)
-    task = {"name": "huge", "kind": "regression", "train": path, "eval": path}
-    values = make_config(tmp_path / "bundle", model=COLD).model_dump() | {"task": [task]}
+    config = make_config(tmp_path / "bundle", model=COLD)
+    steep = config.train.model_copy(update={"learning_rate": 1e38})  # a file may not say so
     seen: list[Event] = []
     with pytest.raises(ConfigError, match="training diverged"):
-        run(Config.model_validate(values), seen.append)
+        run(config.model_copy(update={"train": steep}), seen.append)
     assert len(starts(seen, "train")) == 1
 
 

@@ -36,6 +36,7 @@ TITLES = [text[:10] for text in TEXTS]
 
 
 def label(model: str, root: Path, plan_only: bool = False, **options: Any) -> dict[str, Any]:
+    options = {"text_columns": ("title", "body"), **options}
     return label_corpus(LabelOptions(model, f"{root}/corpus", f"{root}/labels", **options), plan_only=plan_only)
 
 
@@ -231,5 +232,5 @@ def test_what_cannot_be_is_refused(
     older["bundle"]["format"] = 1  # that of versions without document vectors
     (tmp_path / "m" / "config.json").write_text(json.dumps(older))
     for vectors in (True, False):
-        with pytest.raises(BundleError, match=r"has format 1, this version reads 2; .*train again"):
+        with pytest.raises(BundleError, match=r"has format 1, this version reads 3; .*train again"):
             label(model, tmp_path, vectors=vectors)

@@ -30,7 +30,8 @@ from mtop_batch.tasks import Task
 def definition(fingerprints: Mapping[str, str], **options: Any) -> Definition:
     """A definition of yes-or-no tasks with these fingerprints; vectors come last, and have fingerprint 1 if not wanted.
 
-    Tasks whose name starts with "r" are regressions, those with "p" probes.
+    All read title and body unless `text_columns` names others, for all tasks or, as a mapping, for some. Tasks whose
+    name starts with "r" are regressions, those with "p" probes.
     """
     records = tuple(
         Task(name, kind="regression", labels=())
@@ -40,8 +41,11 @@ def definition(fingerprints: Mapping[str, str], **options: Any) -> Definition:
         if name != VECTOR
     )
     ordered = dict(sorted(fingerprints.items(), key=lambda item: item[0] == VECTOR))
+    given = options.pop("text_columns", {})
+    columns = dict.fromkeys([*ordered, VECTOR], ("title", "body"))
+    columns |= given if isinstance(given, Mapping) else dict.fromkeys(columns, given)
     options = {"bundle_name": "news", "bundle_uri": "models/news", "vector": ordered.get(VECTOR, "1"), **options}
-    return Definition(tasks=records, fingerprints=ordered, **options)
+    return Definition(tasks=records, fingerprints=ordered, text_columns=columns, **options)
 
 
 def write_corpus(root: Path, files: Mapping[str, Any], **options: Any) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
@@ -13,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtop_batch import storage
-from mtop_batch.corpus.files import SourceChanged
-from mtop_batch.errors import StorageError
+from mtop_batch.corpus.files import AccessDenied, Layout, SourceChanged, SourceFile, read_layout
+from mtop_batch.errors import AccessRefused, StorageError
+from mtop_batch.labelling.plan import layouts
 from mtop_batch.labelling.plan import staleness as why
 from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.labelling.plan.work import Unit
@@ -146,6 +148,69 @@ def test_wrong_credentials_and_missing_buckets_are_told_without_secrets(
         with pytest.raises(StorageError, match=r"was refused.*AWS_ACCESS_KEY_ID") as caught:
             call(storage.join(root, "x"))
         assert "wrong-secret" not in str(caught.value)
+
+
+@pytest.fixture
+def take_away(root: str, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], object]:
+    """Takes a right away from the test, which is a user that may read, write and list the bucket."""
+    name = f"guest{uuid4().hex[:6]}"
+    for variable, value in server.configure_user(name, "Read,Write,List").items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    return lambda action: server.configure_user(name, action, remove=True)
+
+
+def test_rights_that_are_taken_away_say_nothing_about_files(root: str, take_away: Callable[[str], object]) -> None:
+    corpus, labels = storage.join(root, "corpus"), storage.join(root, "labels")
+    put(storage.join(corpus, "x.parquet"), articles(5))
+    run_plan(plan_labels(corpus, labels, AB), AB)
+    put(storage.join(corpus, "y.parquet"), articles(4, start=5))
+    plan = plan_labels(corpus, labels, AB)
+    (unit,) = plan.units
+
+    take_away("Write")
+    with pytest.raises(StorageError, match="was refused"):
+        label_unit(corpus, labels, AB, unit, "r")
+    with pytest.raises(StorageError, match="was refused"):
+        run_plan(plan, AB, units=())
+    assert plan_labels(corpus, labels, AB) == plan
+
+    take_away("Read")
+    with pytest.raises(AccessRefused, match=r"access to s3://.*/corpus/y.parquet was refused; check the credentials"):
+        list(read_unit(corpus, unit, "id"))
+    for call in (lambda: plan_labels(corpus, labels, AB), lambda: read_labels(labels)):
+        with pytest.raises(StorageError, match="refused"):
+            call()
+
+
+def test_a_run_may_not_begin_where_no_source_file_may_be_read(root: str, take_away: Callable[[str], object]) -> None:
+    corpus = storage.join(root, "corpus")
+    for name in "xy":
+        put(storage.join(corpus, f"{name}.parquet"), articles(5))
+    take_away("Read")
+    with pytest.raises(AccessRefused, match=r"access to s3://.*/corpus/x.parquet was refused"):
+        bad_sources(corpus)
+
+
+def bad_sources(corpus: str) -> list[tuple[str, str]]:
+    sources = [SourceFile(info.path, info.size, info.version) for info in storage.list_files(corpus)]
+    return layouts.read_layouts(corpus, sources, AB, has_current=False)[1]
+
+
+def test_one_source_file_that_may_not_be_read_is_a_bad_one_among_others(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = storage.join(root, "corpus")
+    for name in "xyz":
+        put(storage.join(corpus, f"{name}.parquet"), articles(5))
+
+    def read(corpus: str, source: SourceFile, **options: Any) -> Layout:
+        if source.path == "y.parquet":
+            raise AccessDenied("access denied")
+        return read_layout(corpus, source, **options)
+
+    monkeypatch.setattr("mtop_batch.labelling.plan.layouts.read_layout", read)
+    assert bad_sources(corpus) == [("y.parquet", "access denied")]
 
 
 def test_a_server_that_is_down_is_an_outage_and_not_a_missing_or_bad_file(

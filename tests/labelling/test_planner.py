@@ -12,7 +12,7 @@ import pytest
 
 from mtop_batch import storage
 from mtop_batch.errors import ConfigError, DataError
-from mtop_batch.labelling.plan import planner
+from mtop_batch.labelling.plan import layouts
 from mtop_batch.labelling.plan import staleness as why
 from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.labelling.plan.work import Plan
@@ -46,7 +46,7 @@ def test_a_first_plan_has_every_cell_and_a_second_none(corpus: Path, labels: Pat
 
 def test_current_source_files_are_not_opened(corpus: Path, labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     label_corpus(corpus, labels, AB)
-    monkeypatch.setattr(planner, "read_layout", None)
+    monkeypatch.setattr(layouts, "read_layout", None)
     assert plan_labels(str(corpus), str(labels), AB).cells_current == 14
 
 
@@ -74,9 +74,21 @@ def test_a_partition_limits_the_plan(corpus: Path, labels: Path) -> None:
     plan = plan_labels(str(corpus), str(labels), retrained, partitions=["date=2026-11-20"])
     assert [unit.source.path for unit in plan.units] == ["date=2026-11-20/y z.parquet"]
     assert (plan.num_articles, plan.orphaned) == (3, ())
-    assert plan_labels(str(corpus), str(labels), AB, partitions=["date=1999-01-01"]).units == ()
     with pytest.raises(ConfigError, match=r"not partitioned by 'dat'; partition keys: date"):
         plan_labels(str(corpus), str(labels), AB, partitions=["dat=2026-11-20"])
+
+
+def test_a_partition_that_no_file_has_is_refused_unless_it_may_be_empty(corpus: Path, labels: Path) -> None:
+    label_corpus(corpus, labels, AB)
+    with pytest.raises(
+        ConfigError, match=r"no file of date=2025-11-20; the closest are date=2026-11-20, .*--allow-empty"
+    ):
+        plan_labels(str(corpus), str(labels), AB, partitions=["date=2025-11-20"])
+    assert not plan_labels(str(corpus), str(labels), AB, partitions=["date=2025-11-20"], allow_empty=True).has_work
+    # The files of a partition that is gone as a whole can be pruned.
+    (corpus / "date=2026-11-19" / "x.parquet").unlink()
+    plan = plan_labels(str(corpus), str(labels), AB, partitions=["date=2026-11-19"], prune=True)
+    assert plan.removals == ("date=2026-11-19/x.parquet",)
 
 
 def test_orphaned_files_are_named_in_scope_and_removed_by_pruning_runs_only(corpus: Path, labels: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,26 @@ def test_every_type_of_text_is_read(tmp_path: Path, column_type: pa.DataType) ->
     ],
     ids=["int", "list", "struct"],
 )
-def test_a_column_of_another_type_is_an_error_in_every_row(tmp_path: Path, column: pa.Array, found: str) -> None:
+def test_a_value_of_another_type_is_an_error_of_its_row(tmp_path: Path, column: pa.Array, found: str) -> None:
     _, rows = read_all(tmp_path, {"id": [1, 2], "title": ["t", "t"], "body": column})
-    assert rows == [(None, None, f"text column 'body' has type {found}, not string")] * 2
+    assert rows == [(None, None, f"text column 'body' has type {found}, not string"), ("t", None, None)]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([float("nan"), None]),
+        pa.nulls(2, pa.bool_()),
+        pa.nulls(2, pa.timestamp("us")),
+        pa.nulls(2, pa.list_(pa.string())),
+        pa.nulls(2, pa.uuid()),
+        pa.array([float("nan"), None]).dictionary_encode(),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_a_column_without_values_is_null_whatever_its_type(tmp_path: Path, column: pa.Array) -> None:
+    _, rows = read_all(tmp_path, {"id": [1, 2], "title": ["t", None], "body": column})
+    assert rows == [("t", None, None), (None, None, "text is null")]
 
 
 def test_a_column_of_nulls_is_null(tmp_path: Path) -> None:
@@ -193,6 +211,80 @@ def test_damaged_pages_behind_a_sound_footer_are_found_while_reading(tmp_path: P
     unit = plan_labels(str(tmp_path), str(tmp_path.parent / "labels"), WANTED).units[0]
     with pytest.raises(UnreadableSource, match="not readable as Parquet"):
         list(read_unit(str(tmp_path), unit, "id"))
+
+
+@contextmanager
+def arrow_memory() -> Iterator[pa.MemoryPool]:
+    """A memory pool that Arrow uses meanwhile, and nobody else does; it knows its peak."""
+    pool, before = pa.system_memory_pool(), pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        yield pool
+    finally:
+        pa.set_memory_pool(before)
+
+
+LONG = "bank " * 50_000
+AS_DICTIONARY = {"store_schema": False, "compression": "zstd"}
+BY_PREFIX = {"use_dictionary": False, "column_encoding": {"body": "DELTA_BYTE_ARRAY"}, "compression": "zstd"}
+
+
+def few_texts(dictionary: pa.Array) -> pa.Array:
+    """9,000 rows of two texts and nulls, without 2 GB of texts."""
+    return pa.DictionaryArray.from_arrays(pa.array([None, 0, 1] * 3_000, pa.int32()), dictionary)
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (lambda: few_texts(pa.array([LONG, "short"])), AS_DICTIONARY),
+        (lambda: few_texts(pa.array([LONG.encode(), b"short"])), AS_DICTIONARY),
+        (lambda: few_texts(pa.array([LONG, "short"])), {"compression": "zstd"}),
+        (lambda: pa.array([None, LONG, "short"] * 500), BY_PREFIX),
+        (lambda: pa.array([None, LONG, "short"] * 500), {"compression": "zstd", "row_group_size": 100}),
+    ],
+    ids=["dictionary", "dictionary of bytes", "type dictionary", "prefixes", "row groups"],
+)
+def test_a_small_file_that_decodes_to_much_is_read_in_little_memory(
+    tmp_path: Path, make: Callable[[], pa.Array], options: dict[str, Any]
+) -> None:
+    body = make()
+    write_corpus(tmp_path / "c", {"x.parquet": pa.table({"id": range(len(body)), "body": body})}, **options)
+    assert (tmp_path / "c" / "x.parquet").stat().st_size < 100_000
+    (unit,) = plan_labels(str(tmp_path / "c"), str(tmp_path / "l"), WANTED).units
+    texts: list[str | None] = []
+    with arrow_memory() as pool:
+        for batch in read_unit(str(tmp_path / "c"), unit, "id", max_chars=30_000):
+            assert sum(len(text or "") for text in batch.texts) < 40_000_000
+            texts += [text and text[-10_000:] for text in batch.texts]
+        assert pool.max_memory() < 150e6
+    assert texts == [None, LONG[20_000:30_000], "short"] * (len(body) // 3)
+
+
+@pytest.mark.parametrize("as_type", [pa.string(), pa.large_binary()], ids=str)
+def test_ids_that_take_gigabytes_make_their_file_unreadable(tmp_path: Path, as_type: pa.DataType) -> None:
+    ids = few_texts(pa.array([LONG, "short"]).cast(as_type))
+    write_corpus(tmp_path / "c", {"x.parquet": pa.table({"id": ids, "body": ["x"] * len(ids)})}, **AS_DICTIONARY)
+    (unit,) = plan_labels(str(tmp_path / "c"), str(tmp_path / "l"), WANTED).units
+    with (
+        arrow_memory() as pool,
+        pytest.raises(UnreadableSource, match=r"the ids of 9,000 rows take more than 64 MB; name another --id-column"),
+    ):
+        list(read_unit(str(tmp_path / "c"), unit, "id"))
+    assert pool.max_memory() < 150e6
+
+
+def test_columns_that_are_read_in_different_steps_stay_side_by_side(tmp_path: Path) -> None:
+    titles = pa.DictionaryArray.from_arrays(pa.array([n % 2 for n in range(5_000)], pa.int32()), pa.array(["t", LONG]))
+    bodies = [f"{n} " + "b" * (n % 300) for n in range(5_000)]
+    columns = pa.table({"id": range(5_000), "title": titles, "body": bodies})
+    write_corpus(tmp_path / "c", {"x.parquet": columns}, **AS_DICTIONARY, row_group_size=2_100)
+    with small_slices(1_800):
+        plan = plan_labels(str(tmp_path / "c"), str(tmp_path / "l"), WANTED)
+    batches = [batch for unit in plan.units for batch in read_unit(plan.corpus, unit, "id", max_chars=40)]
+    assert [value for batch in batches for value in batch.ids.to_pylist()] == list(range(5_000))
+    titles_cut = [["t", LONG[:40]][n % 2] for n in range(5_000)]
+    assert rows_of(batches) == [(titles_cut[n], bodies[n][:40], None) for n in range(5_000)]
 
 
 texts = st.none() | st.sampled_from(["", " ", "\n"]) | st.text(max_size=5)

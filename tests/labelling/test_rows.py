@@ -24,7 +24,8 @@ from mtop_batch.table.runs import new_run_id, write_run
 from tests.conftest import WORDS, make_backbone, make_tokenizer
 from tests.labelling.support import small_slices
 
-TASKS = (Task("mood", labels=("bad", "neutral", "good")), Task("length", kind="regression", labels=()))
+BOTH = ("title", "body")
+TASKS = (Task("mood", labels=("bad", "neutral", "good"), text=BOTH), Task("length", "regression", (), BOTH))
 WANTED = Definition("tiny", "models/tiny", TASKS, {"mood": "1", "length": "1"})
 
 TextRows = list[tuple[int | None, str | None, str | None]]
@@ -85,7 +86,8 @@ def test_every_row_of_any_corpus_is_in_the_table_once_in_order_with_labels_or_a_
     source = [row for _, (content, _, _) in sorted(files.items()) for row in content]
     table = read_labels(f"{root}/labels")
     assert table["id"].to_pylist() == [row_id for row_id, _, _ in source]
-    usable = [any(text and text.strip() for text in pair) for _, *pair in source]
+    tokenizer = TextTokenizer(make_tokenizer(), 16)
+    usable = [bool(tokenizer.encode(pair).lengths.any()) for _, *pair in source]
     assert table["error"].is_null().to_pylist() == usable
     for column in ("mood_label", "mood_score", "length_score"):
         assert table[column].is_valid().to_pylist() == usable

@@ -94,7 +94,7 @@ def test_the_summary_is_one_line_that_says_what_was_not_done(tmp_path: Path) -> 
     assert "\n" not in line
     for part in ("failed", "1,100 articles", "2,200 of 260 cells done", "20 already current", "3 rows with errors"):
         assert part in line
-    assert "1 source files not readable; 1 published files without a source file; the storage did not answer" in line
+    assert "1 source file not readable; 1 published file without a source file; the storage did not answer" in line
 
 
 def test_what_a_run_published_and_removed_is_told(tmp_path: Path) -> None:

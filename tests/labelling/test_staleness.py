@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,6 +24,7 @@ from mtop_batch.table.row_ranges import is_tiling
 from mtop_batch.table.store import LabelFile, StoreListing
 from tests.labelling.support import definition, small_slices
 
+view = ViewDefinition.of_one_input
 Corpus = Mapping[SourceFile, tuple[int, ...]]
 Cell = tuple[str, int, str]
 """Source path, row, task."""
@@ -51,7 +53,10 @@ class Store:
     def plan(self, wanted: Definition, corpus: Corpus) -> Plan:
         damaged = [file for file, footer in self.files.items() if footer is None]
         staleness = Staleness(wanted, self.label_sets(), self.listing, damaged)
-        stale = [(source, Layout(row_groups, wanted.text_columns)) for source, row_groups in corpus.items()]
+        stale = [
+            (source, Layout(row_groups, {columns: columns for columns in wanted.text_columns.values()}))
+            for source, row_groups in corpus.items()
+        ]
         return build_plan(staleness, wanted.fingerprints, [], stale)
 
     def do(self, wanted: Definition, units: Iterable[Unit], max_targets: int = 99) -> None:
@@ -94,8 +99,9 @@ def check_plan(plan: Plan, store: Store, wanted: Definition, corpus: Corpus) -> 
     assert (plan.cells_planned, plan.cells_current) == (planned.total(), plan.cells_total - planned.total())
     assert plan.reasons.total() == plan.cells_planned == sum(plan.planned_per_task.values())
     assert plan.num_articles * len(wanted.fingerprints) == plan.cells_total
-    with_vectors = store.rows_of(corpus, wanted.vector_view, VECTOR)
     for unit in plan.units:
+        with_vectors = store.rows_of(corpus, wanted.vector_view(unit.text_columns), VECTOR)
+        assert {wanted.text_columns[task] for task in unit.tasks} == {unit.text_columns}
         rows = {(unit.source.path, row) for row in range(*unit.rows)}
         from_vectors = rows <= with_vectors and wanted.probes.issuperset(unit.tasks)
         assert bool(unit.vectors) == from_vectors or not rows
@@ -107,6 +113,9 @@ def check_plan(plan: Plan, store: Store, wanted: Definition, corpus: Corpus) -> 
     assert all(store.files.get(file) is None for file in files), "a label file would be overwritten"
 
 
+inputs = st.sampled_from(
+    [("title",), ("title", "body"), {"a": ("title",), "p1": ("title",)}, {"b": ("body",), VECTOR: ("title",)}]
+)
 fingerprints = st.dictionaries(st.sampled_from(["a", "b", "p1", "p2", VECTOR]), st.sampled_from(["1", "2"]), min_size=1)
 row_groups = st.lists(st.integers(0, 12), max_size=4).map(tuple)
 corpora = st.dictionaries(
@@ -122,7 +131,7 @@ def histories(draw: st.DrawFn) -> tuple[Store, Corpus]:
     store = Store()
     layouts: dict[SourceFile, tuple[int, ...]] = {}
     for _ in range(draw(st.integers(0, 4))):
-        wanted = definition(draw(fingerprints), text_columns=draw(st.sampled_from([("title",), ("title", "body")])))
+        wanted = definition(draw(fingerprints), text_columns=draw(inputs))
         corpus = {source: layouts.setdefault(source, groups) for source, groups in draw(corpora).items()}
         units = [unit for unit in store.plan(wanted, corpus).units if draw(st.integers(0, 3))]
         store.do(wanted, units, max_targets=draw(st.sampled_from([1, 99])))
@@ -132,21 +141,21 @@ def histories(draw: st.DrawFn) -> tuple[Store, Corpus]:
     return store, corpus
 
 
-@given(histories(), fingerprints)
+@given(histories(), fingerprints, inputs)
 def test_a_plan_is_for_every_task_of_a_source_that_no_label_set_has_whole(
-    history: tuple[Store, Corpus], tasks: dict[str, str]
+    history: tuple[Store, Corpus], tasks: dict[str, str], columns: Any
 ) -> None:
     store, corpus = history
-    wanted = definition(tasks)
+    wanted = definition(tasks, text_columns=columns)
     check_plan(store.plan(wanted, corpus), store, wanted, corpus)
 
 
-@given(histories(), fingerprints, st.data())
+@given(histories(), fingerprints, inputs, st.data())
 def test_after_any_part_of_a_plan_the_next_plan_is_exactly_the_rest(
-    history: tuple[Store, Corpus], tasks: dict[str, str], data: st.DataObject
+    history: tuple[Store, Corpus], tasks: dict[str, str], columns: Any, data: st.DataObject
 ) -> None:
     store, corpus = history
-    wanted = definition(tasks)
+    wanted = definition(tasks, text_columns=columns)
     plan = store.plan(wanted, corpus)
     done = [unit for unit in plan.units if data.draw(st.booleans())]
     undisturbed = Store(dict(store.files))
@@ -174,12 +183,12 @@ def test_what_a_run_of_an_old_plan_writes_late_is_there_already_or_of_a_name_of_
             assert store.files.get(target.file) in (None, unit.footer(target, wanted, "run"))
 
 
-@given(histories(), fingerprints)
+@given(histories(), fingerprints, inputs)
 def test_whatever_was_before_one_label_set_has_each_wanted_task_whole_in_the_end(
-    history: tuple[Store, Corpus], tasks: dict[str, str]
+    history: tuple[Store, Corpus], tasks: dict[str, str], columns: Any
 ) -> None:
     store, corpus = history
-    wanted = definition(tasks)
+    wanted = definition(tasks, text_columns=columns)
     store.do(wanted, store.plan(wanted, corpus).units)
     assert store.whole(wanted, corpus) == {(source.path, task) for source in corpus for task in tasks}
 
@@ -204,6 +213,30 @@ def table_set(wanted: Definition, tasks: Sequence[str] = ()) -> str:
 
 def targets(unit: Unit) -> list[tuple[str, tuple[str, ...]]]:
     return [(target.file.label_set, target.tasks) for target in unit.targets]
+
+
+def test_tasks_that_read_other_columns_have_units_and_label_sets_of_their_own() -> None:
+    wanted = definition({"a": "1", "b": "1", "c": "1"}, text_columns={"b": ("headline",)})
+    plan = Store().plan(wanted, {X: (5,)})
+    assert [(unit.tasks, unit.text_columns) for unit in plan.units] == [
+        (("a", "c"), ("title", "body")),
+        (("b",), ("headline",)),
+    ]
+    assert [targets(unit) for unit in plan.units] == [
+        [(table_set(wanted, ("a", "c")), ("a", "c"))],
+        [(table_set(wanted, ("b",)), ("b",))],
+    ]
+    assert (plan.num_articles_planned, plan.num_rows_planned, plan.cells_planned) == (5, 10, 15)
+    moved = definition({"a": "1", "b": "1", "c": "1"}, text_columns={"b": ("teaser",)})
+    assert reasons(labelled(wanted, {X: (5,)}), moved, {X: (5,)}) == {why.COLUMNS_CHANGED: 5}
+
+
+def test_a_probe_takes_stored_vectors_of_its_own_columns_only() -> None:
+    stored = labelled(definition({"a": "1", VECTOR: "1"}), {X: (5,)})
+    wanted = definition({"a": "1", "p1": "1", "p2": "1", VECTOR: "1"}, text_columns={"p2": ("headline",)})
+    first, second = stored.plan(wanted, {X: (5,)}).units
+    assert (first.tasks, first.vectors is None) == (("p1",), False)
+    assert (second.tasks, second.vectors) == (("p2",), None)
 
 
 def test_every_reason_is_told_with_its_number_of_cells() -> None:
@@ -271,10 +304,10 @@ def test_a_kill_between_two_label_files_of_a_unit_leaves_only_the_second_to_do()
 def test_the_largest_fitting_sets_are_filled_and_sets_of_other_columns_are_not() -> None:
     wanted = definition({"a": "1", "b": "1", "c": "1", "d": "1"})
     sets = [
-        LabelSet("ab", ViewDefinition({"a": "1", "b": "1"}, *wanted.view.columns)),
-        LabelSet("bcd", ViewDefinition({"b": "1", "c": "1", "d": "1"}, *wanted.view.columns)),
-        LabelSet("a-other", ViewDefinition({"a": "1"}, ("body",), "id")),
-        LabelSet("abcd-old", ViewDefinition({"a": "1", "b": "1", "c": "1", "d": "0"}, *wanted.view.columns)),
+        LabelSet("ab", view({"a": "1", "b": "1"}, *wanted.view.columns("a"))),
+        LabelSet("bcd", view({"b": "1", "c": "1", "d": "1"}, *wanted.view.columns("a"))),
+        LabelSet("a-other", view({"a": "1"}, ("body",), "id")),
+        LabelSet("abcd-old", view({"a": "1", "b": "1", "c": "1", "d": "0"}, *wanted.view.columns("a"))),
     ]
     chosen = choose_label_sets(wanted, tuple(wanted.fingerprints), sets)
     assert chosen == [(table_set(wanted, "a"), ("a",)), ("bcd", ("b", "c", "d"))]

@@ -1,9 +1,11 @@
-"""The SQL of docs/label-table.md, run as it stands, finds the labels that `read_labels` finds."""
+"""The SQL of README, documentation and demo, run as it stands on a table that a task was added to."""
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ import pytest
 from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.table.definition import VECTOR
 from mtop_batch.table.read import read_labels, view_sql
+from tests.documents import blocks, commands
 from tests.labelling.support import articles, definition, label_corpus, run_plan, small_slices, write_corpus
 
-DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "label-table.md"
+ROOT = Path(__file__).parent.parent.parent
+DOCUMENT = ROOT / "docs" / "label-table.md"
 OLD = definition({"sports": "old", "b": "1"})
 NEW = definition({"sports": "new", "b": "1"}, bundle_name="news-2")
 
@@ -60,6 +64,38 @@ def test_the_view_shows_the_rows_and_columns_of_read_labels(project: Path) -> No
         return sorted(repr({name: str(value) for name, value in row.items()}) for row in rows)
 
     assert in_order(found.to_pylist()) == in_order(expected.to_pylist())
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    """Every query that people are shown, and where."""
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]:
+        text = page.read_text()
+        yield from ((page.name, query) for _, query in blocks(text, "sql"))
+        yield from ((page.name, words[words.index("-c") + 1]) for words in commands(text, "duckdb"))
+    for statement in ast.parse((ROOT / "demo" / "demo.py").read_text()).body:
+        if isinstance(statement, ast.Assign) and "QUERY" in ast.unparse(statement.targets[0]):
+            yield "demo.py", eval(compile(ast.Expression(statement.value), "demo.py", "eval"))
+
+
+@pytest.fixture
+def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A label table like the demo's, which got a fifth task later."""
+    topics = ["business", "entertainment", "politics", "sports"]
+    write_corpus(tmp_path / "demo" / "corpus", {"part-0.parquet": articles(40), "part-1.parquet": articles(30, 40)})
+    for tasks in (topics, [*topics, "tech"]):
+        wanted = definition(dict.fromkeys(tasks, "1"))
+        label_corpus(tmp_path / "demo" / "corpus", tmp_path / "demo" / "labels", wanted)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_page_with_queries_is_found() -> None:
+    assert {"README.md", "label-table.md", "demo.py"} <= {place for place, _ in queries()}
+
+
+@pytest.mark.parametrize(("place", "query"), list(queries()))
+def test_every_query_that_people_are_shown_runs(demo: Path, place: str, query: str) -> None:
+    assert rows_of(query)
 
 
 def test_labels_of_a_bundle_that_is_half_done_are_shown_file_by_file(project: Path) -> None:

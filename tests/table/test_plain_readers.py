@@ -78,6 +78,17 @@ def test_each_article_is_seen_once_with_the_labels_of_each_task(current: str, re
     assert rows == [expected(number) for number in range(12)]
 
 
+def test_readers_that_stumble_over_hives_null_read_the_table_without_partition_columns(tmp_path: Path) -> None:
+    corpus, labels = tmp_path / "corpus", tmp_path / "labels"
+    write_corpus(corpus, {"date=__HIVE_DEFAULT_PARTITION__/x.parquet": articles(5), "date=1/y.parquet": articles(2, 5)})
+    label_corpus(corpus, labels, AB)
+    current = str(labels / "current")
+    for found in (pd.read_parquet(current, partitioning=None), pq.read_table(current, partitioning=None).to_pandas()):
+        assert sorted(found["id"]) == [f"a{number}" for number in range(7)]
+    others = set(READERS) - {"pandas", "pyarrow"}
+    assert {reader: len(READERS[reader](current)) for reader in others} == dict.fromkeys(others, 7)
+
+
 def test_hive_partitions_are_columns_where_they_are_asked_for(current: str) -> None:
     query = f"select date, count(*) from read_parquet('{current}/**/*.parquet', hive_partitioning = true) group by all"
     assert sorted(n for _, n in duckdb.connect().sql(query).fetchall()) == [3, 4, 5]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,8 @@ def ids_of(tmp_path: Path, labels: Path, *columns: pa.Array) -> pa.ChunkedArray:
 
 
 WHOLE, FRACTIONS = pa.array([3.0, None]), pa.array([0.5])
+NAN, DECIMALS = float("nan"), ["x", "7", "8.50"]
+MOMENT = pa.array([0], pa.timestamp("us"))
 ID_CASES = {
     "integers": ([pa.array([1], pa.int8()), pa.array([2], pa.int32())], pa.int64(), [1, 2]),
     "whole": ([pa.array([1]), WHOLE], pa.int64(), [1, 3, None]),
@@ -279,6 +282,15 @@ ID_CASES = {
     "nulls": ([pa.array([1]), pa.nulls(2)], pa.int64(), [1, None, None]),
     "nulls first": ([pa.nulls(2), pa.array([1])], pa.int64(), [None, None, 1]),
     "nothing but nulls": ([pa.nulls(2)], pa.null(), [None, None]),
+    "gaps": ([pa.array([7]), pa.array([7.0, NAN, None]), pa.array(["x"])], pa.string(), ["7", "7", None, None, "x"]),
+    "gaps in whole numbers": ([pa.array([7]), pa.array([8.0, NAN])], pa.int64(), [7, 8, None]),
+    "decimals": ([pa.array([7]), pa.array([Decimal("8.00"), None])], pa.int64(), [7, 8, None]),
+    "decimals and strings": ([pa.array(["x"]), pa.array([Decimal("7.00"), Decimal("8.50")])], pa.string(), DECIMALS),
+    "dictionary of integers": ([pa.array([1]), pa.array([2]).dictionary_encode()], pa.int64(), [1, 2]),
+    "nulls of strings": ([pa.array([1]), pa.nulls(2, pa.string())], pa.int64(), [1, None, None]),
+    "nulls of booleans first": ([pa.nulls(1, pa.bool_()), pa.array([1])], pa.int64(), [None, 1]),
+    "NaN beside times": ([MOMENT, pa.array([NAN, NAN])], MOMENT.type, [*MOMENT.to_pylist(), None, None]),
+    "no rows": ([pa.array([], pa.string()), pa.array([1])], pa.int64(), [1]),
 }
 
 

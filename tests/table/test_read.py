@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtop_batch.errors import LabelTableError, TaskError
+from mtop_batch.engine.publish import publish_table, vacuum_table
+from mtop_batch.errors import LabelTableError, NotInTable, TaskError
 from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.table.read import iter_labels, read_labels
+from mtop_batch.table.stats import table_stats
 from tests.labelling.support import (
     articles,
     definition,
@@ -62,8 +65,20 @@ def test_tasks_and_partitions_can_be_chosen(corpus: Path, labels: str) -> None:
     table = read_labels(labels, ["b"], partition={"lang": "en", "date": "2026-11-20"})
     assert table.column_names == ["id", "lang", "date", "b_label", "b_score", "error"]
     assert table["id"].to_pylist() == [f"a{n}" for n in range(5, 9)]
-    nothing = read_labels(labels, ["b"], partition={"lang": "xx"})
-    assert (nothing.num_rows, nothing.schema) == (0, table.schema)
+
+
+def test_a_partition_that_no_file_has_is_an_error_unless_it_may_be_empty(corpus: Path, labels: str) -> None:
+    label_corpus(corpus, Path(labels), AB)
+    for read in (read_labels, iter_labels, table_stats):
+        with pytest.raises(LabelTableError, match=r"no file of lang=eng; the closest are lang=en"):
+            read(labels, ["b"], partition={"lang": "eng"})
+        with pytest.raises(
+            LabelTableError, match=r"no file of lang=en date=2026-12-20; the closest are date=2026-11-20"
+        ):
+            read(labels, ["b"], partition={"lang": "en", "date": "2026-12-20"})
+    nothing = read_labels(labels, ["b"], partition={"lang": "xx"}, allow_empty=True)
+    assert (nothing.num_rows, nothing.schema) == (0, read_labels(labels, ["b"]).schema)
+    assert table_stats(labels, partition={"lang": "xx"}, allow_empty=True).articles == 0
 
 
 def test_an_unknown_task_or_partition_key_is_an_error_that_names_the_known_ones(corpus: Path, labels: str) -> None:
@@ -194,6 +209,23 @@ def test_a_parquet_file_that_is_none_of_ours_is_an_error(corpus: Path, labels: s
     write_corpus(Path(labels) / "current", {"lang=de/date=1/mine.parquet": articles(2)})
     with pytest.raises(LabelTableError, match=r"mine\.parquet cannot be read: .*no key 'mtop_batch'"):
         read_labels(labels)
+
+
+def test_what_is_not_there_is_a_wrong_request_and_the_closest_is_named(corpus: Path, labels: str) -> None:
+    label_corpus(corpus, Path(labels), AB)
+    wrong = f"{labels[:-1]}z"
+    requests: list[Callable[[], object]] = [
+        lambda: read_labels(labels, partition={"dates": "1"}),
+        lambda: publish_table(wrong),
+        lambda: vacuum_table(wrong),
+        lambda: table_stats(wrong),
+        lambda: iter_labels(wrong),
+    ]
+    for request, close in zip(requests, ["date", *[Path(labels).name] * 4], strict=True):
+        with pytest.raises(NotInTable, match=f"did you mean '{close}'[?]") as caught:
+            request()
+        assert caught.value.exit_code == 2
+    assert not Path(wrong).exists()
 
 
 def test_a_place_without_labels_is_an_error(tmp_path: Path) -> None:

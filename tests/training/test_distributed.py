@@ -14,8 +14,9 @@ from torch import Tensor
 
 from mtop_batch.training.loop import FitResult, WriteCheckpoint, fit
 from mtop_batch.training.settings import Worker
+from mtop_batch.training.soft_labels import SoftLabels, label_softly
 from tests.training.distributed import run_distributed
-from tests.training.toy import make_data, make_model, make_settings
+from tests.training.toy import TASKS, make_data, make_examples, make_model, make_settings
 
 SETTINGS = make_settings(epochs=2, batch_size=5, checkpoint_steps=1, weight_decay=0.1)
 
@@ -30,7 +31,7 @@ class Outcome:
     tasks: list[str]
 
 
-def train(worker: Worker, prompt_groups: dict[str, str] | None = None) -> Outcome:
+def train(worker: Worker, prompt_groups: dict[str, str] | None = None, soft: SoftLabels | None = None) -> Outcome:
     """A short run that watches every step."""
     steps: list[dict[str, Tensor]] = []
     tasks: list[str] = []
@@ -49,13 +50,19 @@ def train(worker: Worker, prompt_groups: dict[str, str] | None = None) -> Outcom
     model = make_model(
         prompt_groups=prompt_groups
     ).double()  # in float32, Adam makes steps of rounding errors where gradients are zero
-    result = fit(model, make_data(), SETTINGS, worker=replace(worker, event_sink=emit), save=save)
+    result = fit(model, make_data(), SETTINGS, soft=soft, worker=replace(worker, event_sink=emit), save=save)
     return Outcome(result, dict(model.state_dict()), steps, tasks)
 
 
 def train_group(worker: Worker) -> Outcome:
     """The same with tasks that share their prompts."""
     return train(worker, {"sport": "a", "mood": "a"})
+
+
+def train_softly(worker: Worker) -> Outcome:
+    """The same with texts of soft labels, five a step: three for one worker and two for the other."""
+    tokens = make_examples(TASKS[0], 20, seed=5).tokens
+    return train(worker, soft=SoftLabels(tokens, label_softly(make_model(), tokens, TASKS), 5, weight=2.0))
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +76,17 @@ def test_two_workers_equal_one_with_the_joint_batch(pair: list[Outcome]) -> None
         torch.testing.assert_close(outcome.weights, alone.weights, rtol=0, atol=1e-8)
     for together, single in zip(pair[0].steps, alone.steps, strict=True):
         torch.testing.assert_close(together, single, rtol=0, atol=1e-8)
+
+
+def test_two_workers_learn_from_soft_labels_as_one_does() -> None:
+    pair, alone, without = run_distributed(train_softly, world_size=2), train_softly(Worker()), train(Worker())
+
+    def mean_difference(outcome: Outcome) -> float:
+        differences = [(value - alone.weights[name]).abs().flatten() for name, value in outcome.weights.items()]
+        return torch.cat(differences).mean().item()
+
+    # Heads are in float32, whose rounding errors Adam makes larger with every step where a gradient is nearly zero.
+    assert 50 * max(map(mean_difference, pair)) < mean_difference(without)
 
 
 def test_workers_agree_on_the_evaluation(pair: list[Outcome]) -> None:

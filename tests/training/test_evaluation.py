@@ -5,11 +5,14 @@ import pytest
 import torch
 
 from mtop_batch.data.batches import pad_batch
+from mtop_batch.data.examples import LabelledTokens, with_label_scale
+from mtop_batch.data.tokens import Tokens
 from mtop_batch.errors import DataError
 from mtop_batch.tasks import Task
 from mtop_batch.training.evaluation import evaluate, evaluate_task, mean_metric
+from mtop_batch.training.loop import fit
 from mtop_batch.training.settings import TaskData
-from tests.training.toy import TASKS, make_data, make_examples, make_model
+from tests.training.toy import TASKS, make_data, make_examples, make_model, make_settings
 
 SCORE = Task("score", kind="regression", labels=())
 
@@ -36,8 +39,29 @@ def test_the_tasks_own_metric_stands_beside_the_accuracy() -> None:
 def test_a_regression_is_judged_by_its_values() -> None:
     model, examples = make_model(tasks=(SCORE,)), make_examples(SCORE, 9, seed=1)
     metrics = evaluate_task(model, examples, SCORE)
-    assert set(metrics) == {"pearson_spearman", "loss", "num_examples"}
+    assert set(metrics) == {"pearson_spearman", "rmse", "mae", "loss", "num_examples"}
     assert -1 <= metrics["pearson_spearman"] <= 1
+
+
+def test_values_of_any_size_are_learned_and_judged_by_their_error() -> None:
+    def examples(count: int, seed: int) -> LabelledTokens:
+        labelled = make_examples(TASKS[1], count, seed)
+        return LabelledTokens(labelled.tokens, (5000.0 + 2000.0 * labelled.labels).astype(np.float32))
+
+    train = examples(60, seed=0)
+    task = with_label_scale(SCORE, train)
+    assert (task.mean, task.std) == pytest.approx((train.labels.mean(), train.labels.std()), rel=1e-6)
+    model = make_model(tasks=(task,))
+    metrics = fit(model, [TaskData(task, train, examples(30, seed=1))], make_settings(epochs=15)).best_metrics["score"]
+    assert metrics["rmse"] < 400
+    assert metrics["mae"] <= metrics["rmse"]
+    assert metrics["loss"] == pytest.approx((metrics["rmse"] / task.std) ** 2, rel=1e-3)
+
+
+def test_labels_that_are_all_the_same_have_a_scale_too() -> None:
+    examples = LabelledTokens(Tokens.from_rows([[2, 3]] * 3), np.full(3, 7.0, np.float32))
+    assert (with_label_scale(SCORE, examples).mean, with_label_scale(SCORE, examples).std) == (7.0, 1.0)
+    assert with_label_scale(TASKS[0], examples) == TASKS[0]
 
 
 def test_evaluation_leaves_the_models_mode_alone() -> None:

@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn import metrics as reference
 
 from mtop_batch.tasks import Metric
-from mtop_batch.training.metrics import compute_metric, f1, matthews, pearson, spearman
+from mtop_batch.training.metrics import compute_metric, f1, mae, matthews, pearson, rmse, spearman, undefined
 
 
 @pytest.mark.parametrize("num_labels", [2, 3, 5])
@@ -51,6 +51,30 @@ def test_constant_predictions_have_correlation_0() -> None:
     assert [metric(constant, varying) for metric in (pearson, spearman)] == [0.0, 0.0]
     assert [metric(varying, constant) for metric in (pearson, spearman)] == [0.0, 0.0]
     assert matthews(np.zeros(4), np.array([0, 1, 0, 1])) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "predictions", "labels", "reason"),
+    [
+        ("matthews", [0, 1], [1, 1], "all examples have the same label"),
+        ("matthews", [0, 0], [0, 1], "the same is predicted of all examples"),
+        ("spearman", [0.5, 0.7], [2.0, 2.0], "all examples have the same label"),
+        ("f1", [0, 0], [0, 0], "no example has, and none is given, the second label"),
+        ("f1", [0, 0], [0, 1], ""),
+        ("accuracy", [0, 0], [0, 0], ""),
+        ("pearson", [0.5, 0.7], [2.0, 3.0], ""),
+    ],
+)
+def test_a_metric_that_means_nothing_says_why(
+    name: Metric, predictions: list[float], labels: list[float], reason: str
+) -> None:
+    assert undefined(name, np.array(predictions), np.array(labels)) == reason
+
+
+def test_errors_are_in_the_unit_of_the_labels() -> None:
+    predictions, labels = np.array([5000.0, 7000.0, 9000.0]), np.array([5000, 7300, 8600], np.float32)
+    assert rmse(predictions, labels) == pytest.approx(reference.root_mean_squared_error(labels, predictions))
+    assert mae(predictions, labels) == pytest.approx(reference.mean_absolute_error(labels, predictions))
 
 
 def test_every_metric_of_a_task_is_known() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +67,9 @@ def test_a_regression_that_reads_the_vector_is_ridge_regression() -> None:
     found = vectors.double() @ fitted.weight.double().T + fitted.bias
     np.testing.assert_allclose(found[:, 0], reference.predict(features), rtol=1e-4, atol=1e-4)
     assert fit_probe(regression, vectors, values.float()).l2_penalty == min(L2_PENALTIES)
+    large = replace(regression, mean=7000.0, std=1000.0)
+    same = fit_probe(large, vectors, (values * 1000 + 7000).float(), l2_penalties=[0.03])
+    torch.testing.assert_close(same.weight, fitted.weight, rtol=1e-3, atol=1e-3)
 
 
 def test_noise_asks_for_a_stronger_penalty_than_clear_examples() -> None:

@@ -37,6 +37,32 @@ def test_tasks_are_drawn_at_their_rates() -> None:
     assert (drawn == draw_tasks(np.array([0.1, 0.6, 0.3]), num_steps=20_000, seed=0)).all()
 
 
+@given(
+    st.lists(st.sampled_from([1, 2, 5, 40, 3000]), min_size=1, max_size=12),
+    st.sampled_from([1, 2, 2.5]),
+    st.sampled_from([0.0, 0.5, 1.0]),
+    st.integers(0, 9),
+)
+def test_every_task_has_a_step_in_every_epoch_that_has_enough(
+    sizes: list[int], epochs: float, alpha: float, seed: int
+) -> None:
+    plan = BatchPlan.draw(sizes, 16, epochs, alpha, seed)
+    ends = evaluation_steps(sum(sizes), 16, epochs)
+    drawn = draw_tasks(task_rates(sizes, alpha), len(plan), seed)
+    for start, end in zip([0, *ends], ends, strict=False):
+        found, before = set(plan.tasks[start:end].tolist()), set(drawn[start:end].tolist())
+        assert len(found) == min(len(sizes), end - start)
+        if len(before) == len(sizes):
+            assert plan.tasks[start:end].tolist() == drawn[start:end].tolist()
+    assert len(plan.left_out()) == len(set(range(len(sizes))) - set(plan.tasks.tolist()))
+
+
+def test_tasks_that_had_no_step_come_first_where_steps_are_scarce() -> None:
+    plan = BatchPlan.draw([4] * 16, batch_size=16, epochs=4, alpha=1.0, seed=0)  # 16 steps in 4 epochs of 4
+    assert plan.left_out() == []
+    assert len(BatchPlan.draw([4] * 16, batch_size=16, epochs=1, alpha=1.0, seed=0).left_out()) == 12
+
+
 @given(st.integers(1, 30), st.integers(0, 5), st.integers(0, 9))
 def test_each_pass_sees_every_example_once(size: int, number: int, seed: int) -> None:
     assert sorted(example_rows(size, start=number * size, count=size, seed=seed)) == list(range(size))

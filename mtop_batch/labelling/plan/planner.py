@@ -6,22 +6,23 @@ finds nothing to do costs two listings, and one footer per published file in sco
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from mtop_batch import storage
-from mtop_batch.corpus.files import Layout, MissingColumns, SourceFile, UnreadableSource, read_layout
-from mtop_batch.corpus.paths import in_partition, is_source, parse_partitions, partition_keys
-from mtop_batch.errors import ConfigError, DamagedLabelFile, DataError
+from mtop_batch.corpus.files import Layout, SourceFile
+from mtop_batch.corpus.listing import Listing, list_corpus
+from mtop_batch.corpus.paths import in_partition, parse_partitions, partition_keys
+from mtop_batch.errors import ConfigError, DamagedLabelFile
+from mtop_batch.labelling.plan.layouts import read_layouts
+from mtop_batch.labelling.plan.removals import check_same_corpus, other_corpus
 from mtop_batch.labelling.plan.staleness import Staleness, relevant_sets
 from mtop_batch.labelling.plan.work import Plan, Unit
 from mtop_batch.storage.local import FileInfo
 from mtop_batch.table.definition import VECTOR, Definition
-from mtop_batch.table.names import content_id, published_path, source_path_of
+from mtop_batch.table.names import content_id, directories, displaced, published_path, source_path_of
 from mtop_batch.table.published import TableSchema, list_published, read_published, read_table_schema
-from mtop_batch.table.runs import list_runs, read_run
 from mtop_batch.table.store import LabelFile, StoreListing, list_store, read_footer, read_label_sets
 
 
@@ -31,6 +32,7 @@ def plan_labels(
     definition: Definition,
     *,
     partitions: Sequence[str] = (),
+    allow_empty: bool = False,
     prune: bool = False,
 ) -> Plan:
     """Compare a corpus with its label table, and plan what makes every wanted cell current. Writes nothing.
@@ -40,6 +42,7 @@ def plan_labels(
         labels: The label table; it need not exist yet.
         definition: What is wanted.
         partitions: `key=value` filters on hive partitions, all of which must hold.
+        allow_empty: No source file, nor one that is gone, need be in the partition.
         prune: The run is to remove published files whose source file is gone: in the partition, if one is given, and
             none where the corpus is a single file.
 
@@ -52,39 +55,51 @@ def plan_labels(
     wanted_partition = parse_partitions(partitions)
     corpus, labels = storage.absolute(corpus), storage.absolute(labels)
     _check_apart(corpus, labels)
-    listing = _list_corpus(corpus)
+    listing = list_corpus(corpus, labels)
     columns = read_table_schema(labels) or TableSchema()
     names = columns.with_tasks(definition.kinds).arrow.names
-    in_scope, shadowing = _without_shadowing(_filter(listing.sources, wanted_partition), names)
     published = list_published(labels)
-    shown = _shown(labels, definition, in_scope, published, columns)
+    known = map(source_path_of, published)
+    found = listing.in_partition(wanted_partition, known=known, allow_empty=allow_empty)
+    in_scope, bad = _without_bad_paths(found, listing.sources, names)
+    current_rows = _shown(labels, definition, in_scope, published, columns)
 
-    stale = [source for source in in_scope if source not in shown]
-    layouts, unreadable = _read_layouts(listing.root, stale, definition, has_current=bool(shown))
+    stale = [source for source in in_scope if source not in current_rows]
+    layouts, unreadable = read_layouts(listing.root, stale, definition, has_current=bool(current_rows))
     # Vectors are not published: the store is asked for them.
-    look = [*(source for source, _ in layouts), *(shown if VECTOR in definition.fingerprints else ())]
+    look = [*(source for source, _ in layouts), *(current_rows if VECTOR in definition.fingerprints else ())]
     staleness, damaged = _read_staleness(labels, definition, look)
     without_vectors = [
         source
-        for source, num_rows in shown.items()
+        for source, num_rows in current_rows.items()
         if VECTOR in definition.fingerprints and not staleness.has_vectors(source, num_rows)
     ]
-    more_layouts, more_unreadable = _read_layouts(listing.root, without_vectors, definition, has_current=True)
-    current = [(source, num_rows) for source, num_rows in shown.items() if source not in set(without_vectors)]
+    more_layouts, more_unreadable = read_layouts(listing.root, without_vectors, definition, has_current=True)
+    current = [(source, num_rows) for source, num_rows in current_rows.items() if source not in set(without_vectors)]
     readable = sorted([*layouts, *more_layouts], key=lambda item: item[0].path)
+    targets = {published_path(source.path) for source, _ in layouts}
+    gone = displaced(published, targets)
     plan = replace(
         build_plan(staleness, definition.fingerprints, current, readable),
         to_publish=tuple(source for source, _ in layouts),
         corpus=listing.root,
         labels=labels,
-        unreadable=(*shadowing, *unreadable, *more_unreadable),
+        pass_per_task=definition.pass_per_task,
+        unreadable=(*bad, *unreadable, *more_unreadable),
         ignored_files=tuple(listing.ignored),
+        hidden_files=tuple(listing.hidden),
         damaged=tuple(damaged),
-        orphaned=tuple(_orphaned(labels, published, listing, wanted_partition)),
+        displaced=tuple(gone),
+        orphaned=tuple(
+            path for path in _orphaned(labels, published, listing, wanted_partition) if path not in set(gone)
+        ),
+        num_published=len(published),
+        other_corpus=other_corpus(labels, listing.root) if gone or targets & published.keys() else "",
         prune=prune,
+        inputs=definition.inputs,
     )
     if plan.prune and plan.orphaned:
-        _check_same_corpus(plan, corpus)
+        check_same_corpus(plan)
     return plan
 
 
@@ -134,72 +149,34 @@ def build_plan(
 def _check_apart(corpus: str, labels: str) -> None:
     """The label table must not be listed as corpus, nor the corpus as label files."""
     for outer, inner in ((corpus, labels), (labels, corpus)):
-        outer_path, inner_path = (
-            (uri if storage.is_remote(uri) else os.path.realpath(uri)).rstrip("/") + "/" for uri in (outer, inner)
-        )
-        if inner_path.startswith(outer_path) and not storage.is_hidden(inner_path[len(outer_path) : -1]):
+        below = storage.path_below(inner, outer)
+        if below is not None and not storage.is_hidden(f"{below}/"):
             raise ConfigError(
                 f"--labels {labels} and --corpus {corpus} lie in each other, so one would be read as the other; "
                 "use separate directories, or keep the labels below one whose name starts with '_'"
             )
 
 
-@dataclass(frozen=True)
-class _Listing:
-    """What lies in a corpus.
-
-    Args:
-        root: The directory that paths start from.
-        sources: Its source files.
-        ignored: Files that are not taken for Parquet.
-        dangling: Links that lead nowhere: whether there are source files below them is unknown.
-        is_one_file: The corpus is one file of `root`.
-    """
-
-    root: str
-    sources: list[SourceFile]
-    ignored: list[str]
-    dangling: list[str]
-    is_one_file: bool
-
-
-def _list_corpus(corpus: str) -> _Listing:
-    listed = storage.list_files(corpus)
-    sources = [SourceFile(info.path, info.size, info.version) for info in listed if is_source(info.path)]
-    ignored = [info.path for info in listed if not is_source(info.path)]
-    if not sources:
-        found = f"none of its {len(ignored)} files, such as {ignored[0]}," if ignored else "nothing there"
-        raise DataError(f"--corpus {corpus}: {found} is a Parquet file by its name (.parquet); check the path")
-    dangling = [info.path for info in listed if info.version == storage.DANGLING_LINK]
-    is_one_file = len(listed) == 1 and storage.is_file(corpus)
-    return _Listing(corpus.rsplit("/", 1)[0] if is_one_file else corpus, sources, ignored, dangling, is_one_file)
-
-
-def _filter(sources: Sequence[SourceFile], wanted: Mapping[str, str]) -> list[SourceFile]:
-    keys = partition_keys(source.path for source in sources) if wanted else []
-    for key in wanted:
-        if key not in keys:
-            known = f"partition keys: {', '.join(keys)}" if keys else "its paths have no key=value directories"
-            raise ConfigError(f"--partition {key}={wanted[key]}: the corpus is not partitioned by {key!r}; {known}")
-    return [source for source in sources if in_partition(source.path, wanted)]
-
-
-def _without_shadowing(
-    sources: Sequence[SourceFile], columns: Collection[str]
+def _without_bad_paths(
+    sources: Sequence[SourceFile], all_sources: Sequence[SourceFile], columns: Collection[str]
 ) -> tuple[list[SourceFile], list[tuple[str, str]]]:
-    """The source files without a partition key that has the name of a column, and the others with that as the reason.
+    """The source files whose labels can be published, and the others with the reason.
 
-    Readers give a partition key a column of its name, and would see only one of the two.
+    Readers give a partition key a column of its name, and would see only one of the two. And what is a directory on one
+    storage may be a file as well on another, but not in the published table.
     """
+    all_paths = {published_path(source.path) for source in all_sources}
     good, bad = [], []
     for source in sources:
         key = next((key for key in partition_keys([source.path]) if key in columns), None)
-        if key is None:
-            good.append(source)
+        if key is not None:
+            reason = f"its partition key {key!r} is also a column of the label table; rename the directory"
+            bad.append((source.path, reason))
+        elif not all_paths.isdisjoint(directories(published_path(source.path))):
+            reason = "a directory above it has the name of another source file, whose labels are there; rename one"
+            bad.append((source.path, reason))
         else:
-            bad.append(
-                (source.path, f"its partition key {key!r} is also a column of the label table; rename the directory")
-            )
+            good.append(source)
     return good, bad
 
 
@@ -228,7 +205,7 @@ def _shown(
 
 
 def _orphaned(
-    labels: str, published: Mapping[str, FileInfo], listing: _Listing, partition: Mapping[str, str]
+    labels: str, published: Mapping[str, FileInfo], listing: Listing, partition: Mapping[str, str]
 ) -> list[str]:
     """Published files in scope whose source file is known to be gone, and whose rows are still there."""
     if listing.is_one_file:
@@ -242,18 +219,6 @@ def _orphaned(
     )
     files = storage.in_threads(lambda path: read_published(labels, path, published[path]), found)
     return [file.path for file in files if file.footer is None or file.footer.has_rows]
-
-
-def _check_same_corpus(plan: Plan, corpus: str) -> None:
-    """A mistyped corpus must not empty the table: to it, the labels of all other files are orphaned."""
-    newest = next(iter(list_runs(plan.labels)), None)
-    known = read_run(plan.labels, newest).corpus if newest else None
-    if known != corpus:
-        raise ConfigError(
-            f"--prune would remove {len(plan.orphaned):,} published files, such as {plan.orphaned[0]}, because "
-            f"--corpus {corpus} does not have their source files; but the newest run on {plan.labels} was for "
-            f"{known or 'an unknown corpus'}. If the corpus has moved, run once without --prune"
-        )
 
 
 def _read_staleness(
@@ -279,34 +244,3 @@ def _read_staleness(
 
     damaged = [file for file, bad in zip(files, storage.in_threads(is_damaged, files), strict=True) if bad]
     return Staleness(definition, label_sets, listing, damaged), damaged
-
-
-def _read_layouts(
-    root: str, stale: Iterable[SourceFile], definition: Definition, *, has_current: bool
-) -> tuple[list[tuple[SourceFile, Layout]], list[tuple[str, str]]]:
-    """Layouts of the readable files, and the reasons of the unreadable ones.
-
-    Raises:
-        DataError: No file is usable, and at least one for want of the columns: that is a wrong option, not bad files.
-    """
-
-    def read(source: SourceFile) -> tuple[SourceFile, Layout | UnreadableSource]:
-        try:
-            return source, read_layout(
-                root,
-                source,
-                id_column=definition.id_column,
-                text_columns=definition.text_columns,
-                text_columns_required=definition.text_columns_required,
-            )
-        except UnreadableSource as error:
-            return source, error
-
-    results = list(storage.in_threads(read, stale))
-    readable = [(source, found) for source, found in results if isinstance(found, Layout)]
-    bad = [(source.path, found) for source, found in results if isinstance(found, UnreadableSource)]
-    without_columns = [(path, reason) for path, reason in bad if isinstance(reason, MissingColumns)]
-    if without_columns and not readable and not has_current:
-        path, reason = without_columns[0]
-        raise DataError(f"{storage.join(root, path)} has {reason}; name others with --id-column and --text-columns")
-    return readable, [(path, str(reason)) for path, reason in bad]

@@ -30,7 +30,7 @@ DAMAGED = "damaged label file"
 
 @dataclass(frozen=True)
 class _TaskGroup:
-    """Wanted tasks that no label set tells apart: they are current, or not, in the same places."""
+    """Wanted tasks of one input that no label set tells apart: they are current, or not, in the same places."""
 
     tasks: tuple[str, ...]
     label_sets: frozenset[str]
@@ -61,19 +61,23 @@ class Staleness:
         self._listing = listing
         self._damaged = frozenset(damaged)
         self._groups = _group_tasks(definition, label_sets)
-        self._vector_sets = sorted(
-            label_set.name for label_set in label_sets if definition.vector_view.matches(label_set.view, VECTOR)
-        )
+        self._vector_sets = {
+            columns: sorted(
+                found.name for found in label_sets if definition.vector_view(columns).matches(found.view, VECTOR)
+            )
+            for columns in set(definition.text_columns.values())
+        }
         self._chosen: dict[frozenset[int], list[tuple[str, tuple[str, ...]]]] = {}
         self._tasks: dict[tuple[tuple[str, ...], ...], tuple[str, ...]] = {}
 
     def has_vectors(self, source: SourceFile, num_rows: int) -> bool:
         """Whether the vectors of a source file are stored, all of one label set."""
         stored = self._stored(source)
-        return any(is_tiling(stored.get(name, {}), num_rows) for name in self._vector_sets)
+        names = self._vector_sets[self._definition.text_columns[VECTOR]]
+        return any(is_tiling(stored.get(name, {}), num_rows) for name in names)
 
     def units(self, source: SourceFile, layout: Layout) -> list[Unit]:
-        """The units that make a source file current, one for each slice that lacks a label, in order.
+        """The units that make a source file current, in order: for each slice one per input of which it lacks a label.
 
         A published file takes each task from one label set. So a task is current where a set has it for all slices;
         else one set is chosen, which gets it for those that it lacks.
@@ -85,10 +89,13 @@ class Staleness:
             return []
         units = []
         for rows in slices:
-            missing = [(name, tasks) for name, tasks in self._chosen_sets(stale) if rows not in stored.get(name, {})]
-            if missing:
-                vectors = (stored[name][rows] for name in self._vector_sets if rows in stored.get(name, {}))
-                units.append(self._unit(source, layout, rows, missing, next(vectors, None)))
+            missing: dict[tuple[str, ...], list[tuple[str, tuple[str, ...]]]] = {}
+            for name, tasks in self._chosen_sets(stale):
+                if rows not in stored.get(name, {}):
+                    missing.setdefault(self._definition.text_columns[tasks[0]], []).append((name, tasks))
+            for columns, of_input in missing.items():
+                vectors = (stored[name][rows] for name in self._vector_sets[columns] if rows in stored.get(name, {}))
+                units.append(self._unit(source, layout, rows, columns, of_input, next(vectors, None)))
         return units
 
     def reasons(self, source: SourceFile, units: Iterable[Unit]) -> Counter[str]:
@@ -124,6 +131,7 @@ class Staleness:
         source: SourceFile,
         layout: Layout,
         rows: RowRange,
+        columns: tuple[str, ...],
         missing: Sequence[tuple[str, tuple[str, ...]]],
         vectors: LabelFile | None,
     ) -> Unit:
@@ -140,7 +148,7 @@ class Staleness:
             num_row_groups=len(layout.row_groups),
             row_groups=row_groups_of(layout.row_groups, rows),
             rows=rows,
-            text_columns=layout.text_columns,
+            text_columns=layout.text_columns[columns],
             tasks=tasks,
             targets=tuple(Target(LabelFile(label_set, path), of_set) for label_set, of_set in missing),
             vectors=vectors if from_vectors else None,
@@ -168,11 +176,12 @@ def relevant_sets(definition: Definition, label_sets: Iterable[LabelSet]) -> lis
 
     They hold at least one wanted task as it is wanted, or vectors that a wanted probe reads.
     """
+    views = [definition.vector_view(columns) for columns in {definition.text_columns[p] for p in definition.probes}]
     return [
         label_set
         for label_set in label_sets
         if any(definition.view.matches(label_set.view, task) for task in definition.fingerprints)
-        or (definition.probes and definition.vector_view.matches(label_set.view, VECTOR))
+        or any(view.matches(label_set.view, VECTOR) for view in views)
     ]
 
 
@@ -185,10 +194,10 @@ def _group_tasks(definition: Definition, label_sets: Iterable[LabelSet]) -> list
                 differing[task].append((label_set.name, difference))
             else:
                 same[task].append(label_set.name)
-    groups: dict[tuple[frozenset[str], tuple[tuple[str, str], ...]], list[str]] = defaultdict(list)
+    groups: dict[tuple[tuple[str, ...], frozenset[str], tuple[tuple[str, str], ...]], list[str]] = defaultdict(list)
     for task in definition.fingerprints:
-        groups[frozenset(same[task]), tuple(sorted(differing[task]))].append(task)
-    return [_TaskGroup(tuple(tasks), label_sets, others) for (label_sets, others), tasks in groups.items()]
+        groups[definition.text_columns[task], frozenset(same[task]), tuple(sorted(differing[task]))].append(task)
+    return [_TaskGroup(tuple(tasks), label_sets, others) for (_, label_sets, others), tasks in groups.items()]
 
 
 def _differences(definition: Definition, label_set: LabelSet) -> dict[str, str]:
@@ -196,5 +205,5 @@ def _differences(definition: Definition, label_set: LabelSet) -> dict[str, str]:
     common = [task for task in definition.fingerprints if task in label_set.fingerprints]
     unchanged = [task for task in common if label_set.fingerprints[task] == definition.fingerprints[task]]
     changed = TASK_CHANGED if unchanged or len(common) == 1 else BUNDLE_CHANGED
-    columns = "" if label_set.view.columns == definition.view.columns else COLUMNS_CHANGED
-    return {task: columns if task in unchanged else changed for task in common}
+    moved = {task for task in common if label_set.view.columns(task) != definition.view.columns(task)}
+    return {task: changed if task not in unchanged else COLUMNS_CHANGED if task in moved else "" for task in common}

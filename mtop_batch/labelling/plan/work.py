@@ -13,11 +13,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from mtop_batch.corpus.files import SourceFile
-from mtop_batch.corpus.paths import shown
+from mtop_batch.lines import shown
 from mtop_batch.table.definition import Definition
 from mtop_batch.table.footer import LabelFooter
 from mtop_batch.table.row_ranges import RowRange
 from mtop_batch.table.store import LabelFile
+
+_MAX_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Unit:
         num_row_groups: Row groups of the whole file.
         row_groups: The row groups that hold the unit: first, and the one after the last.
         rows: The unit's rows in the file: first, and the one after the last.
-        text_columns: The text columns to read.
+        text_columns: The text columns to read, all that the file has of those that the tasks are asked about.
         tasks: The tasks to compute, in the definition's order.
         targets: The label files to write; each task belongs to one.
         vectors: The label file with the vectors of these rows, if the tasks are computed from them; else the texts are
@@ -97,7 +99,7 @@ class Unit:
             kinds={task: definition.kinds[task] for task in target.tasks},
             bundles=dict.fromkeys(target.tasks, definition.bundle_name),
             bundle=definition.bundle_uri,
-            text_columns=definition.text_columns,
+            text_columns=definition.text_columns[target.tasks[0]],
             text_columns_used=self.text_columns,
             id_column=definition.id_column,
             run=run,
@@ -123,6 +125,20 @@ def decode_units(text: str) -> list[Unit]:
     return [Unit.from_dict(unit) for unit in content["units"]]
 
 
+def described_inputs(inputs: Mapping[tuple[str, ...], tuple[str, ...]]) -> str:
+    """The text columns that tasks are asked about, for people.
+
+    >>> described_inputs({("title", "body"): ("topic", "mood"), ("headline",): ("clickbait",)})
+    'title + body (topic, mood) and headline (clickbait)'
+    """
+    if len(inputs) == 1:
+        return " + ".join(next(iter(inputs)))
+    return " and ".join(
+        f"{' + '.join(columns)} ({', '.join(tasks) if len(tasks) <= _MAX_NAMED else f'{len(tasks):,} tasks'})"
+        for columns, tasks in inputs.items()
+    )
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a run is to do, and why.
@@ -138,11 +154,17 @@ class Plan:
         cells_planned: Those of them that the units compute.
         reasons: Planned cells by the reason why they are not current.
         planned_per_task: Articles to label, per wanted task.
+        inputs: The different text columns that are read, each with the wanted tasks that are asked about them.
         unreadable: Source files that cannot be read, each with the reason.
         ignored_files: Files of the corpus that are not Parquet by their name.
+        hidden_files: Parquet files that are passed over because a name on their path starts with `_` or `.`.
         damaged: Label files that were read and are not what their names say: removed before they are written anew.
-        orphaned: Published files (below `current`) in scope whose source file is gone from the corpus.
+        displaced: Published files that make way because their path is now that of a directory, or the other way round.
+        orphaned: Other published files (below `current`) in scope whose source file is gone from the corpus.
+        num_published: All published files.
         prune: Orphaned published files are removed; else they stay.
+        pass_per_task: A text goes through the model once for each task.
+        other_corpus: The corpus of the newest run, if it is another one and its published files are replaced.
     """
 
     units: tuple[Unit, ...]
@@ -155,11 +177,17 @@ class Plan:
     cells_planned: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     planned_per_task: Mapping[str, int] = field(default_factory=dict)
+    inputs: Mapping[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)
     unreadable: tuple[tuple[str, str], ...] = ()
     ignored_files: tuple[str, ...] = ()
+    hidden_files: tuple[str, ...] = ()
     damaged: tuple[LabelFile, ...] = ()
+    displaced: tuple[str, ...] = ()
     orphaned: tuple[str, ...] = ()
+    num_published: int = 0
     prune: bool = False
+    pass_per_task: bool = False
+    other_corpus: str = ""
 
     @property
     def removals(self) -> tuple[str, ...]:
@@ -179,12 +207,26 @@ class Plan:
     @property
     def num_articles_planned(self) -> int:
         """Articles that at least one task is to be computed for."""
+        slices = {(unit.source.path, unit.rows): unit.num_rows for unit in self.units}
+        return sum(slices.values())
+
+    @property
+    def num_rows_planned(self) -> int:
+        """Rows of all units: an article that tasks read by different columns counts once for each of these."""
         return sum(unit.num_rows for unit in self.units)
 
     @property
     def units_from_vectors(self) -> tuple[Unit, ...]:
         """The units for which no text is read."""
         return tuple(unit for unit in self.units if unit.vectors is not None)
+
+    @property
+    def passes_per_text(self) -> float:
+        """Forward passes of each text that is read, on average; 0 if none is."""
+        num_texts = self.num_articles_planned - sum(unit.num_rows for unit in self.units_from_vectors)
+        if not self.pass_per_task or not num_texts:
+            return float(num_texts > 0)
+        return (self.cells_planned - self.cells_from_vectors) / num_texts
 
     @property
     def cells_from_vectors(self) -> int:

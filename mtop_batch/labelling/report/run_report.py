@@ -1,6 +1,6 @@
 """The result of a run: counts that add up, and everything that was not done, with reasons.
 
-<labels>/_runs/<run>/report.json
+<labels>/_runs/<run>/report.json, and report.html for people
 """
 
 from __future__ import annotations
@@ -8,17 +8,22 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mtop_batch import storage
+from mtop_batch.json_text import to_json
 from mtop_batch.labelling.plan.work import Plan
+from mtop_batch.labelling.report.page import run_page
 from mtop_batch.labelling.report.stragglers import Stragglers
 from mtop_batch.labelling.report.throughput import Performance
+from mtop_batch.lines import counted
 from mtop_batch.table.definition import Definition
+from mtop_batch.table.gate.rules import Verdict
 from mtop_batch.table.publisher import Published
-from mtop_batch.table.runs import new_run_id, run_uri, write_run
+from mtop_batch.table.runs import list_runs, new_run_id, run_uri, write_run
 
 if TYPE_CHECKING:
     from mtop_batch.labelling.run.stages import UnitResult
@@ -39,11 +44,13 @@ class RunReport:
         run: The run's id.
         definition: What the run wants.
         plan: What it is to do.
-        status: "running", and in the end "done" or "failed".
+        status: "running", and in the end "done", "gate closed" or "failed".
         failure: Why it failed.
         num_actors: Labelling actors that there are to be.
         start_up_s: Seconds until the first of them was ready.
-        published: What it published; None before that.
+        gate: What the gate says of what is to be published; None if it was not asked.
+        price_per_hour: Of a device, if costs are to be told.
+        published: What it published; None before that, or where the gate is closed.
     """
 
     run: str
@@ -66,6 +73,8 @@ class RunReport:
     num_actors: int = 0
     start_up_s: float | None = None
     retries: int = 0
+    price_per_hour: float | None = None
+    gate: Verdict | None = None
     published: Published | None = None
     error_reasons: Counter[str] = field(default_factory=Counter)
     error_examples: list[dict[str, Any]] = field(default_factory=list)
@@ -115,13 +124,19 @@ class RunReport:
     def finish(self, failure: str | None = None) -> None:
         """Stop the clock; with a failure, say why the run did not do all it could."""
         self._seconds = self.seconds
-        self.status = "done" if failure is None else "failed"
+        is_closed = self.gate is not None and not self.gate.is_open
+        self.status = "failed" if failure is not None else "gate closed" if is_closed else "done"
         self.failure = failure
 
     @property
     def seconds(self) -> float:
         """Wall-clock seconds of the run, so far or in all."""
         return time.monotonic() - self._clock_s if self._seconds is None else self._seconds
+
+    @property
+    def device_hours(self) -> float:
+        """Hours of the run times devices: GPUs, or CPU cores where there are none; 0 if nothing was computed."""
+        return self.num_actors * self.seconds / 3600
 
     @property
     def documents_per_s(self) -> float:
@@ -171,11 +186,15 @@ class RunReport:
             "cells_already_current": plan.cells_current,
             "planned_reasons": dict(plan.reasons.most_common()),
             "units_planned": len(plan.units),
+            "passes_per_text": plan.passes_per_text,
             "units_done": self.units_done,
             "unreadable_files": [{"path": path, "reason": reason} for path, reason in sorted(self.unreadable.items())],
             "ignored_files": list(plan.ignored_files),
+            "hidden_files": list(plan.hidden_files),
+            "other_corpus": plan.other_corpus,
             "orphaned_files": list(plan.orphaned),
             "removed_files": list(self.published.removed) if self.published else [],
+            "gate": None if self.gate is None else self.gate.to_dict(),
             "published": None if self.published is None else self.published.to_dict(),
             "label_counts": {task: dict(counts.most_common()) for task, counts in sorted(self.label_counts.items())},
             "num_tokens": self.num_tokens,
@@ -184,6 +203,8 @@ class RunReport:
             "retries": self.retries,
             "seconds": round(self.seconds, 3),
             "stage_seconds": {stage: round(seconds, 3) for stage, seconds in sorted(self.stage_seconds.items())},
+            "device_hours": round(self.device_hours, 4),
+            "cost": None if self.price_per_hour is None else round(self.device_hours * self.price_per_hour, 2),
             "documents_per_s": round(self.documents_per_s, 2),
             "performance": None if self.performance is None else self.performance.to_dict(),
             "stragglers": self.stragglers.slowest(),
@@ -194,29 +215,57 @@ class RunReport:
         plan = self.plan
         parts = [
             f"run {self.run} {self.status}",
-            f"{self.rows:,} articles in {self.seconds:,.1f} s ({self.documents_per_s:,.1f} documents/s)",
+            f"{counted(self.rows, 'article')} in {self.seconds:,.1f} s ({self.documents_per_s:,.1f} documents/s)",
             f"{self.cells_done:,} of {plan.cells_planned:,} cells done, {plan.cells_current:,} already current",
-            f"{self.errors:,} rows with errors",
+            f"{counted(self.errors, 'row')} with errors",
         ]
+        if plan.passes_per_text > 1:
+            parts.append(f"{plan.passes_per_text:.3g} forward passes per text")
+        if self.price_per_hour is not None and self.num_actors:
+            cost = self.device_hours * self.price_per_hour
+            parts.append(f"{self.device_hours:.2f} device hours at {self.price_per_hour:g}: {cost:,.2f}")
         if self.cells_from_vectors:
-            parts.append(f"{self.cells_from_vectors:,} cells from stored vectors")
+            parts.append(f"{counted(self.cells_from_vectors, 'cell')} from stored vectors")
         if self.unreadable:
-            parts.append(f"{len(self.unreadable):,} source files not readable")
+            parts.append(f"{counted(len(self.unreadable), 'source file')} not readable")
+        if self.gate is not None and not self.gate.is_open:
+            parts.append("nothing published, for the gate is closed")
         if self.published is not None:
             parts.append(self.published.summary())
         if plan.orphaned and not plan.prune:
-            parts.append(f"{len(plan.orphaned):,} published files without a source file")
+            parts.append(f"{counted(len(plan.orphaned), 'published file')} without a source file")
         if self.failure:
             parts.append(self.failure)
         return "; ".join(parts)
 
 
 def write_report(report: RunReport) -> str:
-    """Write `report.json` into the label table; returns its URI.
+    """Write `report.json` into the label table, and `report.html` beside it; returns the URI of the first.
 
     Raises:
         StorageError: The storage cannot be reached or refuses; a report written earlier in the run is still there.
     """
-    uri = run_uri(report.plan.labels, report.run, "report.json")
-    storage.write_bytes(uri, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
+    return write_report_files(report.plan.labels, report.to_dict())
+
+
+def write_report_files(labels: str, report: Mapping[str, Any]) -> str:
+    """The same for a report's content."""
+    uri = run_uri(labels, report["run"], "report.json")
+    storage.write_bytes(uri, (to_json(report, indent=2) + "\n").encode())
+    page = run_page(report, earlier_reports(labels, report["run"]))
+    storage.write_bytes(run_uri(labels, report["run"], "report.html"), page.encode())
     return uri
+
+
+def earlier_reports(labels: str, run: str, most: int = 7) -> list[dict[str, Any]]:
+    """The reports of the last runs before this one that have any, the oldest first."""
+
+    def read(earlier: str) -> dict[str, Any] | None:
+        try:
+            found = json.loads(storage.read_bytes(run_uri(labels, earlier, "report.json")))
+        except (FileNotFoundError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    runs = [earlier for earlier in list_runs(labels) if earlier < run][:most]
+    return [found for found in storage.in_threads(read, reversed(runs)) if found is not None]

@@ -1,25 +1,16 @@
-"""Between host and device without waiting: a GPU copies inputs and results while it computes.
+"""From device to host without waiting: a GPU copies results while it computes.
 
-A copy to or from ordinary memory waits until the GPU has done all it was given, and so does reading a tensor's values.
-From pinned memory inputs queue up behind the batches before them, and results are waited for one batch at a time.
+A copy to ordinary memory waits until the GPU has done all it was given, and so does reading a tensor's values. Into
+pinned memory results are waited for one batch at a time. Inputs: `mtop_batch.data.batches.pad_batch`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
-
-
-def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """A batch on the device, or on its way there."""
-    if device.type == "cuda":
-        # The pinned copies go back to PyTorch's pool when the GPU has read them.
-        return {key: value.pin_memory().to(device, non_blocking=True) for key, value in batch.items()}
-    return {key: value.to(device) for key, value in batch.items()}
 
 
 class ToHost:

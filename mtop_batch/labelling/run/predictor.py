@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +22,9 @@ from transformers import PreTrainedTokenizerBase
 
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.text_rows import MAX_CHARS, TextRows, text_rows
-from mtop_batch.data.tokens import TextTokenizer, Tokens
+from mtop_batch.data.tokens import TextTokenizer, Tokens, reasons_without
 from mtop_batch.errors import BundleError, ConfigError, DataError
-from mtop_batch.labelling.run.device_copies import ToHost, to_device
+from mtop_batch.labelling.run.device_copies import ToHost
 from mtop_batch.model.bundle.bundle import load_bundle
 from mtop_batch.model.encoder.inputs import hidden_size
 from mtop_batch.model.flops import measure_peak_flops_per_s
@@ -43,6 +44,8 @@ _CPU_BATCH_TOKENS = 2_048
 # Poolers and heads are read once per batch. On a CPU that takes a while where they have more parameters than this.
 _MANY_TASK_PARAMETERS = 2**24
 _PEAK_EVERY_S = 10.0
+# A GPU waits while results are put in order, so many of them are by several threads.
+_MANY_RESULTS, _ORDERING_THREADS = 2**22, 4
 
 
 class Predictor:
@@ -80,6 +83,8 @@ class Predictor:
         names = select_tasks(model.task_names if tasks is None else tasks, model.task_names)
         if not names and not vectors:
             raise ConfigError(f"no task is wanted; name some of {', '.join(model.task_names)}")
+        if vectors and model.pass_per_task:
+            raise ConfigError(model.no_vectors(model.config.model_type))
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise ConfigError(f"max_batch_tokens = {max_batch_tokens} must be at least 1")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -131,8 +136,8 @@ class Predictor:
     def predict(self, texts: Sequence[str | None], seconds: Sequence[str | None] | None = None) -> pa.Table:
         """Label texts, or pairs of texts.
 
-        As in a corpus, a text that is null or blank is left out of its pair, and a row without any text gets the
-        reason instead of labels.
+        As in a corpus, a text that is null, blank or says nothing is left out of its pair, and a row without any text
+        gets the reason instead of labels.
 
         Args:
             texts: One per row.
@@ -146,9 +151,11 @@ class Predictor:
             DataError: A text is not a string, or there are not as many second texts as texts.
         """
         rows = _text_rows(texts, seconds)
-        outputs = self.predict_tokens(self._tokenizer.encode(rows.texts.to_pylist(), rows.seconds.to_pylist()))
-        columns = dict(label_columns(self.tasks, outputs, rows.errors.is_null().to_numpy(zero_copy_only=False)))
-        return pa.table({**columns, "error": rows.errors})
+        tokens = self._tokenizer.encode(rows.texts.to_pylist(), rows.seconds.to_pylist())
+        errors = pa.array(reasons_without(tokens, rows.errors.to_pylist()), pa.string())
+        outputs = self.predict_tokens(tokens)
+        columns = dict(label_columns(self.tasks, outputs, errors.is_null().to_numpy(zero_copy_only=False)))
+        return pa.table({**columns, "error": errors})
 
     def predict_tokens(self, tokens: Tokens) -> TaskOutputs:
         """Label R rows of tokens; rows without tokens get label -1 and score NaN.
@@ -213,7 +220,7 @@ class Predictor:
     def _launch(self, tokens: Tokens, rows: RowIndices) -> Packed | None:
         """Start a batch; None if there is no memory for it, but for a single row, where that is raised."""
         try:
-            batch = pad_batch(tokens, rows)
+            batch = pad_batch(tokens, rows, self.device)
             num_tokens = int(tokens.lengths[rows].sum())
             if num_tokens == batch["attention_mask"].numel():  # without a mask attention takes less time
                 del batch["attention_mask"]
@@ -227,8 +234,7 @@ class Predictor:
         return None
 
     @torch.inference_mode()
-    def _forward(self, batch: dict[str, Tensor], num_tokens: int) -> Packed:
-        inputs = to_device(batch, self.device)
+    def _forward(self, inputs: dict[str, Tensor], num_tokens: int) -> Packed:
         wanted = {"tasks": self._names, "num_tokens": num_tokens}
         vectors = None
         if self.gives_vectors:
@@ -258,37 +264,53 @@ class _Collected:
     """
 
     def __init__(self, num_tasks: int, vector_size: int | None, num_rows: int, num_labelled: int) -> None:
-        # The last column, and the last vector, are those of all rows without tokens.
-        self._packed = np.full((2, num_tasks, num_labelled + 1), -1, np.int32)
-        self._packed[1, :, -1:].view(np.float32)[:] = np.nan
-        self._vectors = None if vector_size is None else np.full((num_labelled + 1, vector_size), np.nan, np.float16)
-        self._columns = np.full(num_rows, num_labelled)
-        self._done = 0
+        # Rows without tokens come behind all others. The rest is written when it comes, so that a device is at work
+        # while a large piece of memory is used for the first time.
+        self._packed = np.empty((2, num_tasks, num_rows), np.int32)
+        self._packed[0, :, num_labelled:] = -1
+        self._packed[1, :, num_labelled:].view(np.float32)[:] = np.nan
+        self._vectors = None if vector_size is None else np.full((num_rows, vector_size), np.nan, np.float16)
+        self._columns = np.full(num_rows, -1)
+        self._num_labelled, self._done = num_labelled, 0
 
     def fetch(self, rows: RowIndices, packed: Packed) -> None:
-        """Take the results of these rows."""
+        """Take the results of these rows.
+
+        Raises:
+            BundleError: A score or a vector is not a number.
+        """
         labels_and_scores, vectors = packed
         columns = slice(self._done, self._done + len(rows))
         self._packed[..., columns] = labels_and_scores.numpy()
+        found: list[npt.NDArray[np.float16] | npt.NDArray[np.float32]] = [self._packed[1, :, columns].view(np.float32)]
         if self._vectors is not None and vectors is not None:
             self._vectors[columns] = vectors.numpy()
+            found.append(self._vectors[columns])
+        if any(np.isnan(values).any() for values in found):
+            raise BundleError(
+                "the model's output is not a number for some texts; its weights are damaged: train it again"
+            )
         self._columns[rows] = np.arange(columns.start, columns.stop)
         self._done += len(rows)
 
     def by_row(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.float16] | None]:
-        """(n, R) label ids and scores, and (R, D) vectors if they are wanted.
+        """(n, R) label ids and scores, and (R, D) vectors if they are wanted."""
+        empty = self._columns < 0
+        self._columns[empty] = np.arange(self._num_labelled, len(empty))
+        _, num_tasks, num_rows = self._packed.shape
+        results = self._packed.reshape(2 * num_tasks, num_rows)
+        if results.size < _MANY_RESULTS:
+            self._put_in_order(results)
+        else:
+            with ThreadPoolExecutor(_ORDERING_THREADS) as threads:  # NumPy lets them run side by side
+                list(threads.map(self._put_in_order, np.array_split(results, _ORDERING_THREADS)))
+        label_ids, scores = self._packed
+        return label_ids, scores.view(np.float32), None if self._vectors is None else self._vectors[self._columns]
 
-        Raises:
-            BundleError: A score or a vector of a row with tokens is not a number.
-        """
-        found = (self._packed[1, :, :-1].view(np.float32), None if self._vectors is None else self._vectors[:-1])
-        if any(values is not None and np.isnan(values).any() for values in found):
-            raise BundleError(
-                "the model's output is not a number for some texts; its weights are damaged: train it again"
-            )
-        label_ids, scores = self._packed.take(self._columns, axis=2)
-        vectors = None if self._vectors is None else self._vectors[self._columns]
-        return label_ids, scores.view(np.float32), vectors
+    def _put_in_order(self, results: npt.NDArray[np.int32]) -> None:
+        """By row, where they lie: with many tasks a copy is large."""
+        for of_task in results:
+            of_task[:] = of_task.take(self._columns)
 
 
 def _text_rows(texts: Sequence[str | None], seconds: Sequence[str | None] | None) -> TextRows:

@@ -34,6 +34,8 @@ class ProbePredictor:
         self.tasks = list(tasks)
         self._probes = list(probes)
         self._regressions = np.flatnonzero([task.kind == "regression" for task in tasks])
+        scales = [(self.tasks[place].std, self.tasks[place].mean) for place in self._regressions]
+        self._scales = np.array(scales, np.float32).reshape(-1, 2)
         num_labels, self._vector_size = max(task.num_outputs for task in tasks), probes[0]["weight"].shape[1]
         # As one matrix product: zero, and a bias of -inf, beyond a probe's own labels.
         self._weight = np.zeros((len(tasks), num_labels, self._vector_size), np.float32)
@@ -71,7 +73,8 @@ class ProbePredictor:
             label_ids[:, given[rows]] = logits.argmax(axis=1)
             # The likeliest label's probability: exp(0) over the sum.
             scores[:, given[rows]] = 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
-            scores[np.ix_(self._regressions, given[rows])] = logits[self._regressions, 0]
+            values = logits[self._regressions, 0] * self._scales[:, :1] + self._scales[:, 1:]
+            scores[np.ix_(self._regressions, given[rows])] = values
         label_ids[self._regressions] = -1
         return TaskOutputs(label_ids, scores, seconds=time.perf_counter() - started)
 

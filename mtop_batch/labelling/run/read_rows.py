@@ -1,24 +1,41 @@
 """Reading a unit: ids and texts in batches, each row with its text or with the reason why it has none.
 
-Texts are cut while they are still Arrow memory: an article of 10 MB never becomes a Python string of 10 MB.
+Texts are cut while they are still Arrow memory, and before the values of a dictionary are put into rows: an article of
+10 MB never becomes a Python string of 10 MB.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mtop_batch import storage
-from mtop_batch.corpus.files import CHANGED, SourceChanged, UnreadableSource, check_unchanged, decoding, open_source
-from mtop_batch.data.text_rows import MAX_CHARS, text_rows
+from mtop_batch.corpus.columns import Limits, RowsToRead, in_rows, read_column
+from mtop_batch.corpus.files import (
+    CHANGED,
+    AccessDenied,
+    OpenSource,
+    SourceChanged,
+    UnreadableSource,
+    check_unchanged,
+    open_source,
+)
+from mtop_batch.data.text_rows import MAX_CHARS, holds_no_text, joined_texts, usable_texts
 from mtop_batch.labelling.plan.work import Unit
+from mtop_batch.lines import shown
 
 _BATCH_ROWS = 2_048
-_BATCH_BYTES = 64 << 20
+_BATCH_BYTES = 32 << 20
+# Of a unit. Ids are kept as they are, so these must fit into memory together.
+_MAX_ID_BYTES = 64 << 20
+_NO_TEXT = pa.scalar(None, pa.large_string())
 
 
 @dataclass(frozen=True)
@@ -46,7 +63,8 @@ def read_unit(
 ) -> Iterator[TextBatch]:
     """Read the rows of a unit.
 
-    What a row's text is says `mtop_batch.data.text_rows`. Each text is cut to its first `max_chars` code points.
+    What a row's text is says `mtop_batch.data.text_rows`. Each text is cut to its first `max_chars` code points. Memory
+    follows from the batches, not from what the file decodes to.
 
     Args:
         corpus: Where the unit's path starts.
@@ -60,86 +78,103 @@ def read_unit(
         UnreadableSource: The file is bad.
         StorageError: The storage does not answer.
     """
-    uri = storage.join(corpus, unit.source.path)
+    limits = Limits(batch_rows, _BATCH_BYTES)
+    columns = {id_column, *unit.text_columns}
     num_rows = 0
-    with open_source(corpus, unit.source) as parquet:
-        for rows in _record_batches(parquet, unit, id_column, batch_rows):
-            num_rows += len(rows)
-            with decoding(uri):
-                batch = _text_batch(rows, id_column, unit.text_columns, max_chars)
-            yield batch
+    with _could_be_read_before(corpus, unit), open_source(corpus, unit.source, lambda _: columns) as source:
+        rows = _rows_to_read(source.parquet.metadata, unit)
+        if not unit.num_rows:  # the label file still takes the ids' type from a batch
+            no_ids = source.parquet.schema_arrow.empty_table()[id_column].combine_chunks()
+            yield TextBatch(no_ids, [], [] if len(unit.text_columns) == 2 else None, [])
+        ids = _ids(source, id_column, rows, limits)
+        texts = [_texts(source, name, rows, limits, max_chars) for name in unit.text_columns]
+        for parts in _side_by_side([ids, *texts]):
+            num_rows += len(parts[0])
+            yield _text_batch(*parts)
     if num_rows != unit.num_rows:
         raise UnreadableSource(f"has {num_rows} rows where its footer promises {unit.num_rows}")
-    check_unchanged(corpus, unit.source)
+    with _could_be_read_before(corpus, unit):
+        check_unchanged(corpus, unit.source)
 
 
-def _record_batches(parquet: pq.ParquetFile, unit: Unit, id_column: str, batch_rows: int) -> Iterator[pa.RecordBatch]:
-    """The unit's rows of the columns it needs."""
-    metadata = parquet.metadata
+@contextmanager
+def _could_be_read_before(corpus: str, unit: Unit) -> Iterator[None]:
+    """The plan has read the file's footer: a refusal now is about the credentials, not about the file."""
+    try:
+        yield
+    except AccessDenied as error:
+        raise error.as_storage_error(storage.join(corpus, unit.source.path)) from error
+
+
+def _rows_to_read(metadata: pq.FileMetaData, unit: Unit) -> RowsToRead:
     if metadata.num_rows != unit.num_rows_file or metadata.num_row_groups != unit.num_row_groups:
         raise SourceChanged(CHANGED)
     first_row = sum(metadata.row_group(index).num_rows for index in range(unit.row_groups[0]))
-    skip, wanted = unit.rows[0] - first_row, unit.num_rows
-    names = list(dict.fromkeys([id_column, *unit.text_columns]))
-    if not wanted:  # the label file still takes the ids' type from a batch
-        empty = parquet.schema_arrow.empty_table().select(names)
-        yield pa.RecordBatch.from_arrays([column.combine_chunks() for column in empty.columns], names)
-        return
-    batches = parquet.iter_batches(
-        batch_size=_rows_in_memory(parquet, unit, batch_rows),
-        row_groups=range(*unit.row_groups),
-        columns=names,
-        use_threads=False,  # units are read side by side
-    )
-    for batch in batches:
-        if skip >= len(batch):
-            skip -= len(batch)
-            continue
-        part = batch.slice(skip, wanted)
-        skip, wanted = 0, wanted - len(part)
-        yield part
-        if wanted == 0:
-            return
+    return RowsToRead(unit.row_groups, unit.rows[0] - first_row, unit.num_rows)
 
 
-def _rows_in_memory(parquet: pq.ParquetFile, unit: Unit, batch_rows: int) -> int:
-    """Rows of a batch: fewer than usual if the row groups are full of long texts."""
-    row_groups = [parquet.metadata.row_group(index) for index in range(*unit.row_groups)]
-    bytes_per_row = max((group.total_byte_size / max(group.num_rows, 1) for group in row_groups), default=1.0)
-    return max(1, min(batch_rows, int(_BATCH_BYTES / max(bytes_per_row, 1.0))))
+def _side_by_side(columns: Sequence[Iterator[pa.RecordBatch]]) -> Iterator[list[pa.RecordBatch]]:
+    """The same rows of all columns, which come in batches of their own lengths; up to the end of the shortest."""
+    parts: list[Any] = [next(column, None) for column in columns]
+    while all(part is not None for part in parts):
+        num_rows = min(len(part) for part in parts)
+        yield [part.slice(0, num_rows) for part in parts]
+        parts = [
+            part.slice(num_rows) if len(part) > num_rows else next(column, None)
+            for part, column in zip(parts, columns, strict=True)
+        ]
 
 
-def _text_batch(rows: pa.RecordBatch, id_column: str, text_columns: tuple[str, ...], max_chars: int) -> TextBatch:
-    ids, bad_ids = _valid_ids(rows.column(id_column))
-    errors: dict[int, str] = dict.fromkeys(bad_ids, f"id column {id_column!r} holds no valid {ids.type}")
-    columns = []
-    for name in text_columns:
-        strings, bad = _texts(rows.column(name), name)
-        columns.append(strings)
-        errors = {**bad, **errors}
-    found = text_rows(columns, max_chars)
-    texts, seconds, reasons = found.texts.to_pylist(), found.seconds.to_pylist(), found.errors.to_pylist()
-    for row, reason in errors.items():
-        texts[row], seconds[row], reasons[row] = None, None, reason
-    return TextBatch(ids, texts, seconds if len(columns) == 2 else None, reasons)
+def _text_batch(ids: pa.RecordBatch, *texts: pa.RecordBatch) -> TextBatch:
+    found = joined_texts([column["value"] for column in texts])
+    # What is wrong with a column says more than that another one has no text.
+    reasons = pc.coalesce(ids["reason"], *(column["reason"] for column in texts), found.errors)
+    is_good = reasons.is_null()
+    first, second = (pc.if_else(is_good, column, _NO_TEXT).to_pylist() for column in (found.texts, found.seconds))
+    return TextBatch(ids["value"], first, second if len(texts) == 2 else None, reasons.to_pylist())
 
 
-def _valid_ids(ids: pa.Array) -> tuple[pa.Array, list[int]]:
-    """The ids, null where they are not what their type says (not UTF-8, mostly), and the rows where.
+# --- ids ----------------------------------------------------------------------------------------------------------
+
+
+def _ids(source: OpenSource, name: str, rows: RowsToRead, limits: Limits) -> Iterator[pa.RecordBatch]:
+    """The ids, null where they are not what their type says (not UTF-8, mostly); and the reasons.
 
     Written as it is, one such id would make some readers refuse the whole label set.
+
+    Raises:
+        UnreadableSource: They take more memory than ids should.
     """
-    if _is_valid(ids):
-        return ids, []
-    plain = ids
-    if pa.types.is_dictionary(ids.type):
-        plain = ids.cast(ids.type.value_type)
-    elif pa.types.is_string_view(ids.type):  # few functions take it
-        plain = ids.cast(pa.large_binary()).view(pa.large_string())
-    bad = [row for row in range(len(plain)) if not _is_valid(plain.take([row]))]
-    kept = pa.array(range(len(plain)), pa.int64(), mask=np.isin(np.arange(len(plain)), bad))
-    valid = plain.take(kept)
-    return (valid.dictionary_encode() if pa.types.is_dictionary(ids.type) else valid).cast(ids.type), bad
+    id_type = source.parquet.schema_arrow.field(name).type
+    num_bytes = 0
+    for array in read_column(source, name, rows, limits):
+        plain = _decoded(array, limits) if pa.types.is_dictionary(array.type) else [array]
+        for ids in plain:
+            num_bytes += ids.nbytes
+            if num_bytes > _MAX_ID_BYTES:
+                raise UnreadableSource(
+                    f"the ids of {rows.num_rows:,} rows take more than {_MAX_ID_BYTES >> 20} MB; name another "
+                    "--id-column, or write the file with shorter ids"
+                )
+            yield _valid_ids(ids, id_type, name)
+
+
+def _decoded(array: pa.Array, limits: Limits) -> Iterator[pa.Array]:
+    return (array.dictionary.take(part) for part in in_rows(array.dictionary, array.indices, limits))
+
+
+def _valid_ids(ids: pa.Array, id_type: pa.DataType, name: str) -> pa.RecordBatch:
+    reasons = pa.nulls(len(ids), pa.string())
+    if not _is_valid(ids):
+        if pa.types.is_string_view(ids.type):  # few functions take it
+            ids = ids.cast(pa.large_binary()).view(pa.large_string())
+        is_bad = np.array([not _is_valid(ids.take([row])) for row in range(len(ids))])
+        ids = ids.take(pa.array(np.arange(len(ids)), mask=is_bad))
+        reason = f"id column {name!r} holds no valid {shown(str(id_type))}"
+        reasons = pc.if_else(pa.array(is_bad), reason, pa.scalar(None, pa.string()))
+    if ids.type != id_type:
+        ids = (ids.dictionary_encode() if pa.types.is_dictionary(id_type) else ids).cast(id_type)
+    return _batch(ids, reasons)
 
 
 def _is_valid(array: pa.Array) -> bool:
@@ -150,45 +185,69 @@ def _is_valid(array: pa.Array) -> bool:
     return True
 
 
-def _texts(column: pa.Array, name: str) -> tuple[pa.Array, dict[int, str]]:
-    """A column's texts as large_string, and the reasons of the rows that are bad; those are null."""
-    try:
-        return _strings(column, name)
-    except TypeError as error:
-        return pa.nulls(len(column), pa.large_string()), dict.fromkeys(range(len(column)), str(error))
+# --- texts --------------------------------------------------------------------------------------------------------
 
 
-def _strings(column: pa.Array, name: str) -> tuple[pa.Array, dict[int, str]]:
-    """A text column as valid large_string, and the reasons of the rows that cannot be; those are null.
+def _texts(source: OpenSource, name: str, rows: RowsToRead, limits: Limits, max_chars: int) -> Iterator[pa.RecordBatch]:
+    """A column's texts as `usable_texts` has them, and the reasons of rows that hold none; those are null."""
+    column_type = _plain_type(source.parquet.schema_arrow.field(name).type)
+    if not _holds_text(column_type):
+        reason = f"text column {name!r} has type {shown(str(column_type))}, not string"
+        for array in read_column(source, name, rows, limits):
+            yield _no_texts(array, reason)
+        return
+    for array in read_column(source, name, rows, limits):
+        is_dictionary = pa.types.is_dictionary(array.type)
+        strings, reasons = _strings(array.dictionary if is_dictionary else array, name)
+        texts = usable_texts(strings, max_chars)
+        if not is_dictionary:
+            yield _batch(texts, reasons)
+            continue
+        for part in in_rows(texts, array.indices, limits):
+            yield _batch(texts.take(part), reasons.take(part))
 
-    Raises:
-        TypeError: The column's type holds no text.
-    """
-    if isinstance(column, pa.ExtensionArray) and column.type != pa.uuid():
-        column = column.storage
+
+def _no_texts(column: pa.Array, reason: str) -> pa.RecordBatch:
+    """Of a column whose type holds no text: nulls, and the reason for rows that have a value."""
     if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+        column = column.dictionary_decode()
+    reasons = pc.if_else(holds_no_text(column), reason, pa.scalar(None, pa.string()))
+    return _batch(pa.nulls(len(column), pa.large_string()), reasons)
+
+
+def _plain_type(column_type: pa.DataType) -> pa.DataType:
+    """The type of a column's values."""
+    if isinstance(column_type, pa.BaseExtensionType) and column_type != pa.uuid():
+        return _plain_type(column_type.storage_type)
+    return column_type.value_type if pa.types.is_dictionary(column_type) else column_type
+
+
+def _strings(column: pa.Array, name: str) -> tuple[pa.Array, pa.Array]:
+    """Texts as valid large_string, and the reasons of those that cannot be; these are null."""
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    no_reasons = pa.nulls(len(column), pa.string())
     if pa.types.is_null(column.type):
-        return pa.nulls(len(column), pa.large_string()), {}
-    if not _holds_text(column.type):
-        raise TypeError(f"text column {name!r} has type {column.type}, not string")
+        return pa.nulls(len(column), pa.large_string()), no_reasons
     raw = column.cast(pa.large_binary())
     try:
-        return raw.cast(pa.large_string()), {}
+        return raw.cast(pa.large_string()), no_reasons
     except pa.ArrowInvalid:  # some row is not UTF-8; Parquet writers are not made to check
-        return _decoded(raw, name)
+        texts = [_decoded_text(value) for value in raw]
+    is_bad = pc.and_(raw.is_valid(), pc.is_null(pa.array(texts, pa.large_string())))
+    reasons = pc.if_else(is_bad, f"text column {name!r} is not valid UTF-8", pa.scalar(None, pa.string()))
+    return pa.array(texts, pa.large_string()), reasons
 
 
-def _decoded(raw: pa.Array, name: str) -> tuple[pa.Array, dict[int, str]]:
-    texts: list[str | None] = []
-    bad: dict[int, str] = {}
-    for row, value in enumerate(raw.to_pylist()):
-        try:
-            texts.append(None if value is None else value.decode())
-        except UnicodeDecodeError:
-            texts.append(None)
-            bad[row] = f"text column {name!r} is not valid UTF-8"
-    return pa.array(texts, pa.large_string()), bad
+def _decoded_text(value: pa.Scalar) -> str | None:
+    try:
+        return None if value.as_py() is None else str(value.as_py(), "utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _batch(values: pa.Array, reasons: pa.Array) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([values, reasons], ["value", "reason"])
 
 
 def _holds_text(column_type: pa.DataType) -> bool:
@@ -203,5 +262,6 @@ def _holds_text(column_type: pa.DataType) -> bool:
             types.is_large_binary,
             types.is_binary_view,
             types.is_fixed_size_binary,
+            types.is_null,
         )
     )

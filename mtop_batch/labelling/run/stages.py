@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 
 from mtop_batch.corpus.files import UnreadableSource
 from mtop_batch.data.text_rows import MAX_CHARS
-from mtop_batch.data.tokens import TextTokenizer, Tokens
+from mtop_batch.data.tokens import TextTokenizer, Tokens, reasons_without
 from mtop_batch.errors import MtopError, one_line
 from mtop_batch.labelling.plan.work import Target, Unit
 from mtop_batch.labelling.run.probes import ProbePredictor, read_vectors
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from mtop_batch.labelling.run.predictor import Predictor
 
 MAX_ERROR_EXAMPLES = 5
+KILLED = "it killed the process that worked on it, again and again, also alone: by the memory it takes, or by a fault"
+"""The reason of a unit that no process survives."""
 _METADATA_KEY = b"mtop_unit"
 
 # A piece costs the engine some 0.1 s; the last ones should leave no actor idle for long.
@@ -116,21 +119,21 @@ class UnitResult:
 
 
 def pieces_of_work(units: Iterable[Unit], max_rows: int) -> list[list[Unit]]:
-    """Put neighbouring units that want the same tasks from the same kind of input together, up to `max_rows` rows.
+    """Put units that want the same tasks from the same kind of input together, in their order, up to `max_rows` rows.
 
     Many small files then cost one batch of the model and one task of the engine, not one each.
     """
     pieces: list[list[Unit]] = []
-    num_rows = 0
+    newest: dict[tuple[tuple[str, ...], bool], list[Unit]] = {}
+    num_rows: Counter[tuple[tuple[str, ...], bool]] = Counter()
     for unit in units:
-        last = pieces[-1][-1] if pieces else None
-        alike = last and (last.tasks, last.vectors is None) == (unit.tasks, unit.vectors is None)
-        if alike and num_rows + unit.num_rows <= max_rows:
-            pieces[-1].append(unit)
-            num_rows += unit.num_rows
-        else:
-            pieces.append([unit])
-            num_rows = unit.num_rows
+        alike = unit.tasks, unit.vectors is None
+        if alike not in newest or num_rows[alike] + unit.num_rows > max_rows:
+            newest[alike] = []
+            num_rows[alike] = 0
+            pieces.append(newest[alike])
+        newest[alike].append(unit)
+        num_rows[alike] += unit.num_rows
     return pieces
 
 
@@ -212,6 +215,18 @@ def write(job: LabelJob, streams: Sequence[Any]) -> list[UnitResult]:
     return [_write_unit(job, *_open_stream(stream)) for stream in streams]
 
 
+def killed_units(units: Iterable[Unit]) -> list[bytes]:
+    """In place of the result of a stage: streams of units that no process has survived."""
+    nothing = _token_table(pa.chunked_array([pa.nulls(0)]), [], [])
+    return [_stream(nothing, unit, UnitResult(unit.source.path, str(unit), unreadable=KILLED)) for unit in units]
+
+
+def units_of(streams: Iterable[Any]) -> list[Unit]:
+    """The units of streams, without a look at their rows."""
+    metadata = (pa.ipc.open_stream(stream).schema.metadata[_METADATA_KEY] for stream in streams)
+    return [Unit.from_dict(json.loads(content)["unit"]) for content in metadata]
+
+
 def _read_unit(job: LabelJob, unit: Unit, tokenizer: TextTokenizer) -> bytes:
     result = UnitResult(unit.source.path, str(unit))
     started = time.perf_counter()
@@ -252,7 +267,7 @@ def _tokenised(job: LabelJob, unit: Unit, tokenizer: TextTokenizer, result: Unit
         started = time.perf_counter()
         tokens.append(tokenizer.encode(batch.texts, batch.seconds))
         tokenise_s += time.perf_counter() - started
-        errors += batch.errors
+        errors += reasons_without(tokens[-1], batch.errors)
     result.seconds["tokenise"] = tokenise_s
     return _token_table(pa.chunked_array(ids), tokens, errors)
 

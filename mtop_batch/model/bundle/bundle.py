@@ -15,6 +15,7 @@ also loads it from object storage and refuses one that is damaged.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from mtop_batch import storage
-from mtop_batch.errors import BundleError, MtopError
+from mtop_batch.errors import BundleError, one_line
 from mtop_batch.model.bundle.card import model_card
 from mtop_batch.model.bundle.files import (
     CONFIG,
@@ -88,6 +89,7 @@ def save_bundle(
     metrics: Mapping[str, Mapping[str, float]],
     training_config: Mapping[str, Any],
     backbone_name: str,
+    run: str = "",
 ) -> dict[str, str]:
     """Write a bundle, `config.json` last: while that is missing, there is no bundle.
 
@@ -101,6 +103,7 @@ def save_bundle(
         metrics: Task -> metric -> value.
         training_config: JSON-ready.
         backbone_name: What `backbone.name` of the configuration was.
+        run: Digest of the training run that made it (`engine.run_directory`); empty if none is known.
 
     Returns:
         The fingerprint (score hash) of every task.
@@ -113,9 +116,11 @@ def save_bundle(
     described = {
         "format": FORMAT,
         "backbone": backbone_name,
+        "run": run,
         "fingerprints": fingerprints,
         "decisions": decision_fingerprints(model),
         "vector_fingerprint": vector_fingerprint(model, tokenizer_sha),
+        "pass_per_task": model.pass_per_task,
     }
     with tempfile.TemporaryDirectory(prefix="mtop_bundle-") as name:
         directory = Path(name)
@@ -135,6 +140,7 @@ def save_bundle(
             training_config,
             backbone_name,
             model.config.max_tokens,
+            model.num_passes(model.task_names),
         )
         (directory / _CARD).write_text(card)
         _put(directory, uri)
@@ -156,11 +162,18 @@ def load_bundle(uri: str) -> Bundle:
     described = config["bundle"]
     try:
         with quiet_transformers():
-            model = model_class(config["model_type"]).from_pretrained(
-                str(directory), use_safetensors=True, dtype=torch.float32
+            loaded: Any = model_class(config["model_type"]).from_pretrained(
+                str(directory), use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
-    except (OSError, ValueError, RuntimeError, KeyError, MtopError) as error:
-        raise BundleError(f"the bundle {uri} cannot be loaded: {error}; train it again with this version") from error
+        metrics = parse_metrics((directory / "metrics.json").read_bytes())
+        training_config = json.loads((directory / "training.json").read_bytes())
+    except Exception as error:  # each kind of model and each encoder fails in its own ways
+        raise BundleError(
+            f"the bundle {uri} cannot be loaded: {one_line(error)}; train it again with this version"
+        ) from error
+    model, report = loaded
+    if without := sorted(report["missing_keys"]):  # they would be random
+        raise BundleError(f"the weights of the bundle {uri} lack {without[0]}; train it again with this version")
     return Bundle(
         model=model.eval(),
         tokenizer=load_tokenizer(directory, uri),
@@ -170,9 +183,18 @@ def load_bundle(uri: str) -> Bundle:
         name=bundle_name(uri),
         digest=described["digest"],
         backbone_name=described["backbone"],
-        metrics=json.loads((directory / "metrics.json").read_bytes()),
-        training_config=json.loads((directory / "training.json").read_bytes()),
+        metrics=metrics,
+        training_config=training_config,
     )
+
+
+def parse_metrics(data: bytes) -> dict[str, dict[str, float]]:
+    """What `metrics.json` of a bundle says; null stands for a value that is no number."""
+    found: dict[str, dict[str, float | None]] = json.loads(data)
+    return {
+        task: {name: math.nan if value is None else value for name, value in values.items()}
+        for task, values in found.items()
+    }
 
 
 def _seal(directory: Path, described: dict[str, Any]) -> None:
@@ -186,6 +208,7 @@ def _seal(directory: Path, described: dict[str, Any]) -> None:
 
 def _put(directory: Path, uri: str) -> None:
     """Copy a directory's files to the URI, `config.json` last."""
+    uri = storage.absolute(uri)
     storage.delete(storage.join(uri, CONFIG))
     for path in sorted(directory.iterdir(), key=lambda path: (path.name == CONFIG, path.name)):
         storage.upload(path, storage.join(uri, path.name))

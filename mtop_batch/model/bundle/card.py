@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mtop_batch.json_text import to_json
 from mtop_batch.tasks import Task
 
 
@@ -17,6 +17,7 @@ def model_card(
     training_config: Mapping[str, Any],
     backbone_name: str,
     max_tokens: int,
+    num_passes: int,
 ) -> str:
     """The card as Markdown.
 
@@ -28,6 +29,7 @@ def model_card(
         training_config: The resolved configuration.
         backbone_name: As in the configuration.
         max_tokens: At which texts are cut.
+        num_passes: Forward passes that all tasks take.
     """
     rows = "\n".join(_row(task, metrics.get(task.name, {})) for task in tasks)
     return f"""---
@@ -38,7 +40,7 @@ tags: [{kind}, multi-task]
 
 # {name}
 
-One `{kind}` model for {len(tasks)} task{"s" if len(tasks) != 1 else ""}.
+One `{kind}` model for {_count(len(tasks), "task")}, in {_count(num_passes, "forward pass", "es")}.
 Backbone: `{backbone_name}`. Texts are cut at {max_tokens} tokens.
 
 | task | kind | reads | labels | text columns | on its evaluation data |
@@ -56,14 +58,18 @@ from mtop_batch import Predictor
 Predictor.load("{name}").predict(["Some text"])
 ```
 
-`from_pretrained` of the model's class and of `transformers.AutoTokenizer` load the parts from a local copy.
+`transformers.AutoModel` and `AutoTokenizer` load the parts from a local copy, once `mtop_batch` is imported.
 
 ## Training configuration
 
 ```json
-{json.dumps(training_config, indent=2, default=str)}
+{to_json(training_config, indent=2)}
 ```
 """
+
+
+def _count(number: int, noun: str, ending: str = "s") -> str:
+    return f"{number} {noun}{'' if number == 1 else ending}"
 
 
 def _row(task: Task, metrics: Mapping[str, float]) -> str:

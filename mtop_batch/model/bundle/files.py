@@ -15,19 +15,48 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import safe_open
+from pydantic import BaseModel, Field, ValidationError
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mtop_batch import storage
-from mtop_batch.errors import BundleError
-from mtop_batch.tasks import Task
+from mtop_batch.errors import BundleError, TaskError, one_line
+from mtop_batch.json_text import to_json
+from mtop_batch.model.foreign import foreign_settings
+from mtop_batch.tasks import Task, check_task_names
 
-FORMAT = 2
+FORMAT = 3
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
+_Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
+
+
+class _TaskEntry(BaseModel):
+    task: dict[str, Any]
+
+
+class _Described(BaseModel):
+    backbone: str
+    fingerprints: dict[str, _Hash]
+    decisions: dict[str, _Hash]
+    vector_fingerprint: str
+    pass_per_task: bool
+    files: dict[_FileName, _Hash]
+    digest: _Hash
+
+
+class _Config(BaseModel):
+    """What this module and the loading of a bundle take from its configuration."""
+
+    model_type: str
+    max_tokens: Annotated[int, Field(gt=0)]
+    tasks: list[_TaskEntry]
+    backbone_config: dict[str, Any]
+    bundle: _Described
 
 
 @dataclass(frozen=True)
@@ -39,11 +68,13 @@ class BundleInfo:
         kind: Of the model.
         fingerprints: The score hash of every task, by name, in the same order.
         decisions: The decision hash of every task, by name, in the same order.
-        vector_fingerprint: Of document vectors.
+        vector_fingerprint: Of document vectors; empty if the model has none.
+        pass_per_task: Whether a text goes through the encoder once for each task.
         max_tokens: Where texts are cut.
         uri: Where it was read.
         name: The last part of the URI.
         digest: Of everything in the bundle but the card.
+        run: Digest of the training run that made it; empty if none is known.
     """
 
     tasks: tuple[Task, ...]
@@ -51,10 +82,12 @@ class BundleInfo:
     fingerprints: dict[str, str]
     decisions: dict[str, str]
     vector_fingerprint: str
+    pass_per_task: bool
     max_tokens: int
     uri: str
     name: str
     digest: str
+    run: str = ""
 
 
 def bundle_name(uri: str) -> str:
@@ -74,7 +107,7 @@ def read_bundle_info(uri: str) -> BundleInfo:
         LabelTableError: The storage cannot be reached or refuses.
     """
     config = read_config(uri)
-    tasks = tuple(Task.from_dict(entry["task"]) for entry in config["tasks"])
+    tasks = _tasks(config)
     described = config["bundle"]
     return BundleInfo(
         tasks=tasks,
@@ -82,10 +115,12 @@ def read_bundle_info(uri: str) -> BundleInfo:
         fingerprints={task.name: described["fingerprints"][task.name] for task in tasks},
         decisions={task.name: described["decisions"][task.name] for task in tasks},
         vector_fingerprint=described["vector_fingerprint"],
+        pass_per_task=described["pass_per_task"],
         max_tokens=config["max_tokens"],
         uri=uri,
         name=bundle_name(uri),
         digest=described["digest"],
+        run=described.get("run", ""),
     )
 
 
@@ -117,10 +152,14 @@ def load_probes(uri: str, tasks: Sequence[str]) -> list[dict[str, npt.NDArray[np
         For each, `weight` (C, D) and `bias` (C).
     """
     directory = checked_directory(uri, read_config(uri))
-    with safe_open(directory / WEIGHTS, framework="numpy") as weights:
-        tensors = [
-            {key: weights.get_tensor(f"task_modules.task_{task}.{key}") for key in ("weight", "bias")} for task in tasks
-        ]
+    try:
+        with safe_open(directory / WEIGHTS, framework="numpy") as weights:
+            tensors = [
+                {key: weights.get_tensor(f"task_modules.task_{task}.{key}") for key in ("weight", "bias")}
+                for task in tasks
+            ]
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"{WEIGHTS} of {uri} cannot be loaded: {one_line(error)}; write the bundle again") from error
     return [{key: value.astype(np.float32) for key, value in probe.items()} for probe in tensors]
 
 
@@ -133,15 +172,16 @@ def load_tokenizer(directory: Path, uri: str) -> PreTrainedTokenizerBase:
     try:
         # Its rules are in tokenizer.json; the class of its family would add nothing but the import of torch.
         return PreTrainedTokenizerFast.from_pretrained(str(directory))
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except Exception as error:  # the library fails in many ways, one of which is an exception without a class
         raise BundleError(
-            f"the tokenizer of {uri} cannot be loaded: {error}; train it again with this version"
+            f"the tokenizer of {uri} cannot be loaded: {one_line(error)}; train it again with this version"
         ) from error
 
 
 def checked_directory(uri: str, config: dict[str, Any], *, without: str = "") -> Path:
     """A local directory with the bundle's files, all of them checked but one."""
-    directory = _fetch(uri, config) if storage.is_remote(uri) else Path(storage.absolute(uri))
+    uri = storage.absolute(uri)
+    directory = _fetch(uri, config) if storage.is_remote(uri) else Path(uri)
     _check_files(directory, {name: sha for name, sha in config["bundle"]["files"].items() if name != without}, uri)
     return directory
 
@@ -149,7 +189,7 @@ def checked_directory(uri: str, config: dict[str, Any], *, without: str = "") ->
 def read_config(uri: str) -> dict[str, Any]:
     """The checked content of a bundle's `config.json`."""
     try:
-        config = json.loads(storage.read_bytes(storage.join(uri, CONFIG)))
+        config = json.loads(storage.read_bytes(storage.join(storage.absolute(uri), CONFIG)))
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(
             f"there is no bundle at {uri}: it has no {CONFIG}; check the path, or train one with `mtop train`"
@@ -170,12 +210,39 @@ def read_config(uri: str) -> dict[str, Any]:
     unsealed = {**config, "bundle": {key: value for key, value in described.items() if key != "digest"}}
     if described.get("digest") != json_digest(unsealed):
         raise BundleError(f"{CONFIG} of the bundle {uri} was changed after it was written; write the bundle again")
+    if problem := _problem(config):
+        raise BundleError(f"{CONFIG} of the bundle {uri} cannot be right: {problem}; write the bundle again")
     return config
+
+
+def _problem(config: dict[str, Any]) -> str | None:
+    """What is wrong with a configuration that has the right checksum, if anything: it may come from anywhere."""
+    try:
+        described = _Config.model_validate(config).bundle
+        names = [task.name for task in _tasks(config)]
+        check_task_names(names)
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (TaskError, TypeError) as error:
+        return one_line(error)
+    for what, hashes in (("fingerprints", described.fingerprints), ("decisions", described.decisions)):
+        if missing := set(names) - hashes.keys():
+            return f"bundle.{what} lacks {sorted(missing)[0]!r}"
+    if WEIGHTS not in described.files:
+        return f"bundle.files lacks {WEIGHTS!r}"
+    for key, value in foreign_settings(config).items():
+        return f"{key} = {value!r} asks for other code or weights than the bundle's own"
+    return None
+
+
+def _tasks(config: dict[str, Any]) -> tuple[Task, ...]:
+    return tuple(Task.from_dict(entry["task"]) for entry in config["tasks"])
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file for people and programs."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(to_json(value, indent=2) + "\n")
 
 
 def _check_files(directory: Path, files: Mapping[str, str], uri: str) -> None:

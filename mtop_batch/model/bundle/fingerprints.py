@@ -1,11 +1,12 @@
 """Fingerprints: equal exactly where a task's outputs are equal, so that a stored label says whether it is current.
 
 A task has two of them. The *score hash*, called its fingerprint, covers everything that determines its scores: the
-tokenizer, the length at which texts are cut, its text columns, kind, reader and labels, the backbone's settings and
-weights, the tensors of the context that every output depends on (shared prompts and those of joint tasks), and the
-tensors behind the task: its prompts or those of its prompt group, its pooler, head and LoRA. It covers nothing else:
-not its metric, no other isolated task or one of its group, not where the bundle lies. So adding isolated tasks leaves
-the fingerprints of the tasks already there unchanged.
+tokenizer, the length at which texts are cut, its text columns, kind, reader and labels (mean and standard deviation of
+those of a regression), the backbone's settings and weights, the tensors of the context that every output depends on
+(shared prompts and those of joint tasks), and the tensors behind the task: its prompts or those of its prompt group,
+its pooler, head and LoRA, or what else its kind of model has it read. It covers nothing else: not its metric, no other
+isolated task or one of its group, no encoder of another task, not where the bundle lies. So adding isolated tasks
+leaves the fingerprints of the tasks already there unchanged.
 
 The *decision hash* covers what only turns scores into labels. A change of it costs no forward pass.
 
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtop_batch.model.bundle.files import json_digest
 from mtop_batch.model.kinds.base import MultiTaskModel
@@ -41,18 +42,24 @@ def task_fingerprints(model: MultiTaskModel, tokenizer_digest: str) -> dict[str,
         model: In the type its weights are stored in; rounding them changes the fingerprints.
         tokenizer_digest: From `tokenizer_digest`.
     """
-    common = _common(model, tokenizer_digest)
-    of_vector = {"vector": _of_vector(common)}
+    encoders: dict[PreTrainedModel, dict[str, Any]] = {}
     fingerprints = {}
     for task in model.tasks:
+        encoder = model.encoder_of(task.name)
+        if encoder not in encoders:
+            encoders[encoder] = _common(model, encoder, tokenizer_digest)
+        common = encoders[encoder]
         own = {
             "text": task.text,
             "kind": task.kind,
             "labels": task.labels,
+            **({"scale": [task.mean, task.std]} if task.kind == "regression" else {}),
             **model.task_settings(task.name),
             "task": tensors_digest(model.task_tensors(task.name).items()),
         }
-        fingerprints[task.name] = json_digest({**(of_vector if task.reads_vector else common), **own})[:_HEX_DIGITS]
+        if task.reads_vector:
+            common = {"vector": _of_vector(common)}
+        fingerprints[task.name] = json_digest({**common, **own})[:_HEX_DIGITS]
     return fingerprints
 
 
@@ -65,17 +72,20 @@ def decision_fingerprints(model: MultiTaskModel) -> dict[str, str]:
 
 
 def vector_fingerprint(model: MultiTaskModel, tokenizer_digest: str) -> str:
-    """The fingerprint of document vectors: 32 hexadecimal digits; the arguments are those of `task_fingerprints`."""
-    return _of_vector(_common(model, tokenizer_digest))
+    """The fingerprint of document vectors: 32 hexadecimal digits, or "" for a model that has none.
+
+    The arguments are those of `task_fingerprints`.
+    """
+    return "" if model.pass_per_task else _of_vector(_common(model, model.backbone, tokenizer_digest))
 
 
-def _common(model: MultiTaskModel, tokenizer_digest: str) -> dict[str, Any]:
+def _common(model: MultiTaskModel, encoder: PreTrainedModel, tokenizer_digest: str) -> dict[str, Any]:
     return {
         "computation": COMPUTATION,
         "tokenizer": tokenizer_digest,
         "max_tokens": model.config.max_tokens,
         "backbone_config": model.config.backbone_config,
-        "backbone": tensors_digest(model.backbone.state_dict().items()),
+        "backbone": tensors_digest(encoder.state_dict().items()),
         "context_prompts": tensors_digest(model.context_tensors()),
     }
 

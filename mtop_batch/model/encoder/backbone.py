@@ -11,20 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from mtop_batch.errors import ConfigError
+from mtop_batch.errors import ConfigError, one_line
 from mtop_batch.model.encoder.encode import encode
 from mtop_batch.model.encoder.inputs import accepts, first_position, hidden_size
 from mtop_batch.model.encoder.kv_cache import use_kv_cache_attention
+from mtop_batch.model.encoder.whole import check_files, check_tokenizer, check_weights
+from mtop_batch.model.foreign import foreign_settings
 
 _PACKAGE = "package:"
 # Long enough to leave sliding windows and block-sparse attention, short enough for a laptop.
@@ -81,34 +76,53 @@ def load_backbone(name: str) -> PreTrainedModel:
         name: As for `locate_backbone`.
 
     Raises:
-        ConfigError: It cannot be found or loaded, or its checkpoint lacks weights of the encoder.
+        ConfigError: It cannot be found or loaded, or is not whole (`mtop_batch.model.encoder.whole`).
     """
-    path = locate_backbone(name)
+    from transformers import AutoModel  # here, because it registers our models, which need this module
+
+    path = _find(name)
     try:
-        with quiet_transformers():  # unused heads are fine; missing weights are checked below
+        _check_settings(name, path)
+        with quiet_transformers():  # unused heads are fine; what is missing or does not fit is refused below
             backbone, report = AutoModel.from_pretrained(
-                path, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+                path,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
             )
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # each of the libraries below has exceptions of its own for a damaged file
         raise _cannot_load(name, error) from error
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise ConfigError(
-            f"backbone.name = {name!r}: the checkpoint lacks {len(missing)} weights of {type(backbone).__name__}, "
-            f"such as {missing[0]!r}, which would stay random; choose a complete encoder checkpoint"
-        )
+    check_weights(name, backbone, report)
     return _as_encoder(backbone)
+
+
+def _check_settings(name: str, path: str) -> None:
+    """Refuse kernels of a hub repository and quantised weights, before anything is loaded."""
+    settings, _ = PreTrainedConfig.get_config_dict(path)
+    for key, value in foreign_settings(settings).items():
+        if not key.endswith("implementation") or "/" in str(value):
+            raise ConfigError(
+                f"backbone.name = {name!r}: its config.json has {key} = {value!r}, which asks for other code or "
+                "weights than those of a plain encoder; choose a checkpoint without it"
+            )
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a backbone.
 
     Raises:
-        ConfigError: It cannot be found or loaded, or has no fast (Rust) form, which batch jobs need.
+        ConfigError: It cannot be found or loaded, is not whole, or has no fast (Rust) form, which batch jobs need.
     """
+    from transformers import AutoTokenizer
+
+    path = _find(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(locate_backbone(name), trust_remote_code=False)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # as above
         raise _cannot_load(name, error) from error
     if not getattr(tokenizer, "is_fast", False):
         raise ConfigError(
@@ -120,13 +134,20 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             f"backbone.name = {name!r}: its tokenizer has no padding token, so it belongs to a decoder; "
             "choose an encoder such as BERT, ELECTRA, RoBERTa or ModernBERT"
         )
+    check_tokenizer(name, tokenizer)
     return tokenizer
 
 
+def _find(name: str) -> str:
+    """Where a backbone lies, if its files are files."""
+    path = locate_backbone(name)
+    check_files(name, path)
+    return path
+
+
 def _cannot_load(name: str, error: Exception) -> ConfigError:
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return ConfigError(
-        f"backbone.name = {name!r} cannot be loaded: {reason.strip()} -- allowed: a hub id (needs network access or a "
+        f"backbone.name = {name!r} cannot be loaded: {one_line(error)} -- allowed: a hub id (needs network access or a "
         "filled cache), a local directory, or package:PACKAGE/DIRECTORY, each with config.json, model.safetensors "
         "and tokenizer files, of an architecture that transformers itself knows"
     )
@@ -140,6 +161,8 @@ def backbone_config_dict(config: PreTrainedConfig) -> dict[str, Any]:
 
 def build_backbone(config: dict[str, Any]) -> PreTrainedModel:
     """An encoder with random weights from the settings that `backbone_config_dict` gave."""
+    from transformers import AutoConfig, AutoModel
+
     return _as_encoder(AutoModel.from_config(AutoConfig.for_model(**config), trust_remote_code=False))
 
 

@@ -18,7 +18,14 @@ from transformers import PreTrainedModel
 
 from mtop_batch.errors import ConfigError
 from mtop_batch.model.encoder import ragged
-from mtop_batch.model.encoder.inputs import Text, inputs_of, num_layers, prompts_of, word_embeddings
+from mtop_batch.model.encoder.inputs import (
+    Text,
+    inputs_of,
+    no_prompts,
+    num_layers,
+    prompts_of,
+    word_embeddings,
+)
 from mtop_batch.model.encoder.kv_cache import (
     KeyValues,
     KVCache,
@@ -34,9 +41,10 @@ from mtop_batch.model.encoder.masks import (
     SLIDING_KINDS,
     additive,
     attention_masks,
+    computed_in,
     group_ids,
+    group_spans,
     has_windows,
-    own_mask,
     see_each_other,
     sees_cache_and,
     with_prompts,
@@ -96,12 +104,13 @@ def encode(
     text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
     if num_in_context == len(groups):
         return _encode_at_once(backbone, prompts, text, None, ragged_batch(backbone, text, len(prompts)))
-    if not has_kv_cache(backbone):
-        if any(one.lora for one in passes or ()):
-            raise ConfigError(
-                f"{type(backbone).__name__} has no KV cache, which LoRA needs: turn off gradient checkpointing, "
-                "or set add_tasks.lora_rank = 0"
-            )
+    has_lora = any(one.lora for one in passes or ())
+    if has_lora and not has_kv_cache(backbone):
+        raise ConfigError(
+            f"{type(backbone).__name__} has no KV cache, which LoRA needs: turn off gradient checkpointing, "
+            "or set add_tasks.lora_rank = 0"
+        )
+    if not has_kv_cache(backbone) or (_is_bound_by_launches(backbone) and not has_lora):
         return _encode_at_once(backbone, prompts, text, group_ids(tuple(groups), input_ids.device))
     own, own_groups = prompts[num_in_context:], groups[num_in_context:]
     if not at_context:
@@ -174,10 +183,9 @@ def encode_with_kv_cache(
         (B, S, D) outputs at the prompts.
     """
     embedded, positions = prompts_of(backbone, prompts, kv_cache.batch_size)
-    arguments = reading(kv_cache.key_values)
+    arguments, mask = reading(kv_cache.key_values), None
     if kv_cache.ragged is not None:
-        mask = own_mask(groups, embedded)[None, None]
-        arguments |= packed_throughout(kv_cache.ragged)
+        arguments |= packed_throughout(kv_cache.ragged, group_spans(tuple(groups), prompts.device))
     else:
         mask = additive(sees_cache_and(see_each_other(groups, prompts.device), kv_cache)[:, None], embedded)
     with with_lora(backbone, lora):
@@ -188,6 +196,40 @@ def encode_with_kv_cache(
             **arguments,
         ).last_hidden_state
     return outputs
+
+
+def encode_with_prefix(backbone: PreTrainedModel, prefix: KeyValues, text: Text) -> Tensor:
+    """Run the encoder over texts whose positions see a prefix of keys and values in every layer too.
+
+    Args:
+        backbone: One with a KV cache (`has_kv_cache`), all of whose layers see the whole text.
+        prefix: Keys and values of each layer, (1, heads, P, width of a head), the same for every text of the batch.
+        text: Of B texts.
+
+    Returns:
+        (B, T, D) outputs at the text; those at padding mean nothing.
+
+    Raises:
+        ConfigError: The backbone runs its layers again for their gradients, when the prefix has been read.
+    """
+    if not has_kv_cache(backbone):
+        raise ConfigError(
+            f"{type(backbone).__name__} has no KV cache, which a prefix needs: turn off gradient checkpointing"
+        )
+    per_position = inputs_of(backbone, no_prompts(backbone), text)
+    embedded = per_position["inputs_embeds"]
+    own = [(_of_batch(key, embedded), _of_batch(value, embedded)) for key, value in prefix]
+    mask = None
+    if text.attention_mask is not None:
+        sees = with_prompts(text.attention_mask, prefix[0][0].shape[2])
+        mask = additive(sees[:, None, None, :].bool(), embedded)
+    packing = _training_packing(backbone, text, num_prompts=0)
+    return _outputs(backbone, per_position, mask, packing, reading(own) | ({} if packing is None else packed(packing)))
+
+
+def _of_batch(tensor: Tensor, embedded: Tensor) -> Tensor:
+    """(1, ...) to (B, ...), in the type that embeddings (B, ...) are computed in."""
+    return tensor.to(computed_in(embedded)).expand(len(embedded), *tensor.shape[1:])
 
 
 def _kv_cache(key_values: KeyValues, text: Text, num_prompts: int, batch: Ragged | None) -> KVCache:
@@ -209,6 +251,19 @@ def ragged_batch(backbone: PreTrainedModel, text: Text, num_prompts: int) -> Rag
     return Ragged.of(Packing.of_size(with_prompts(mask, num_prompts), text.num_tokens + batch_size * num_prompts))
 
 
+def _is_bound_by_launches(backbone: PreTrainedModel) -> bool:
+    """Whether the number of operations counts, not their size: in training on a GPU.
+
+    There a step of a usual batch takes as long as the host takes to launch its kernels. So text and prompts go through
+    the encoder together, under a mask that keeps them apart, and with their padding.
+    """
+    return backbone.training and backbone.device.type == "cuda"
+
+
+def _leaves_out_padding(backbone: PreTrainedModel) -> bool:
+    return backbone.training and has_kv_cache(backbone) and not _is_bound_by_launches(backbone)
+
+
 def _encode_at_once(
     backbone: PreTrainedModel,
     prompts: Tensor,
@@ -217,7 +272,7 @@ def _encode_at_once(
     batch: Ragged | None = None,
     **arguments: Any,
 ) -> tuple[Tensor, Tensor]:
-    """One pass over everything; groups (S,) take a mask over everything. Training leaves out padding where it can."""
+    """One pass over everything; groups (S,) take a mask over everything. On CPUs training leaves out padding."""
     num_prompts = len(prompts)
     per_position = inputs_of(backbone, prompts, text)
     embedded = per_position["inputs_embeds"]
@@ -227,12 +282,28 @@ def _encode_at_once(
         arguments |= packed_throughout(batch)
     else:
         mask = attention_masks(backbone.config, embedded, num_prompts, text.attention_mask, groups)
-        if text.attention_mask is not None and backbone.training and has_kv_cache(backbone):
-            packing = Packing.of(with_prompts(text.attention_mask, num_prompts))
-            arguments |= {} if packing is None else packed(packing)
+        packing = _training_packing(backbone, text, num_prompts)
+        arguments |= {} if packing is None else packed(packing)
+    outputs = _outputs(backbone, per_position, mask, packing, arguments)
+    return outputs[:, :num_prompts], outputs[:, num_prompts:]
+
+
+def _training_packing(backbone: PreTrainedModel, text: Text, num_prompts: int) -> Packing | None:
+    """How training leaves out the padding of these texts with so many prompts before each; None where it does not."""
+    if text.attention_mask is None or not _leaves_out_padding(backbone):
+        return None
+    return Packing.of(with_prompts(text.attention_mask, num_prompts))
+
+
+def _outputs(
+    backbone: PreTrainedModel,
+    per_position: dict[str, Tensor],
+    mask: Tensor | dict[str, Tensor] | None,
+    packing: Packing | None,
+    arguments: dict[str, Any],
+) -> Tensor:
+    """(B, L, D) The backbone's outputs for arguments (B, L, ...) of its forward and others."""
     if packing is not None:
         per_position = {name: packing.pack(value) for name, value in per_position.items()}
-    outputs = backbone(**per_position, attention_mask=mask, **arguments).last_hidden_state
-    if packing is not None:
-        outputs = packing.unpack(outputs)
-    return outputs[:, :num_prompts], outputs[:, num_prompts:]
+    outputs: Tensor = backbone(**per_position, attention_mask=mask, **arguments).last_hidden_state
+    return outputs if packing is None else packing.unpack(outputs)

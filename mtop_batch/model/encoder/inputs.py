@@ -10,11 +10,13 @@ Shapes: B texts, S prompt positions, T text positions, L = S + T, E width of the
 from __future__ import annotations
 
 import inspect
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+_BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 
 
 def accepts(backbone: PreTrainedModel, argument: str) -> bool:
@@ -30,6 +32,17 @@ def word_embeddings(backbone: PreTrainedModel) -> nn.Embedding:
 def embedding_size(backbone: PreTrainedModel) -> int:
     """E: the width of prompts. It is not the hidden width where embeddings are factorised (ELECTRA, ALBERT)."""
     return word_embeddings(backbone).embedding_dim
+
+
+def no_prompts(backbone: PreTrainedModel) -> Tensor:
+    """(0, E)"""
+    return word_embeddings(backbone).weight.new_empty(0, embedding_size(backbone))
+
+
+def encoder_layers(backbone: PreTrainedModel) -> nn.ModuleList:
+    """The encoder's stack of layers, lowest first; without its embeddings."""
+    stacks = [module for module in backbone.modules() if isinstance(module, nn.ModuleList)]
+    return max(stacks, key=lambda stack: sum(parameter.numel() for parameter in stack.parameters()))
 
 
 def num_layers(backbone: PreTrainedModel) -> int:
@@ -52,6 +65,11 @@ def first_position(backbone: PreTrainedModel) -> int:
 def has_token_types(backbone: PreTrainedModel) -> bool:
     """Whether the backbone tells the two texts of a pair apart by token types."""
     return accepts(backbone, "token_type_ids") and getattr(backbone.config, "type_vocab_size", 0) > 1
+
+
+def has_bert_layers(backbone: PreTrainedModel) -> bool:
+    """Whether the layers of the backbone are those of BERT, under the same names."""
+    return backbone.config.model_type in _BERT_LIKE
 
 
 class Text(NamedTuple):
@@ -91,3 +109,11 @@ def prompts_of(backbone: PreTrainedModel, prompts: Tensor, batch_size: int) -> t
     """(B, S, E) The embeddings of isolated prompts, and (B, S) their positions."""
     embedded = prompts.to(word_embeddings(backbone).weight.dtype).expand(batch_size, -1, -1)
     return embedded, torch.full(embedded.shape[:2], first_position(backbone), device=prompts.device)
+
+
+def embed(backbone: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+    """(..., D) What goes into the first of a backbone's BERT layers, from arguments of its forward."""
+    bert: Any = backbone
+    embedded: Tensor = bert.embeddings(**inputs)
+    project: nn.Module | None = getattr(bert, "embeddings_project", None)
+    return embedded if project is None else project(embedded)

@@ -97,9 +97,14 @@ def packed(packing: Packing) -> dict[str, Any]:
     return {"mtop_packing": packing}
 
 
-def packed_throughout(batch: Ragged) -> dict[str, Any]:
-    """The same where attention reads packed texts too: no masks, and keys and values are packed."""
-    return {"mtop_ragged": batch}
+def packed_throughout(batch: Ragged, spans: Tensor | None = None) -> dict[str, Any]:
+    """The same where attention reads packed texts too: no masks, and keys and values are packed.
+
+    Args:
+        batch: Of the texts.
+        spans: (3, P) The groups of isolated prompts (`mtop_batch.model.encoder.masks.group_spans`), where these read.
+    """
+    return {"mtop_ragged": batch, "mtop_spans": spans}
 
 
 class _Recorded(Exception):
@@ -121,6 +126,7 @@ def _attend(
     mtop_read: Iterator[tuple[Tensor, Tensor]] | None = None,
     mtop_packing: Packing | None = None,
     mtop_ragged: Ragged | None = None,
+    mtop_spans: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     if mtop_ragged is not None:
@@ -129,10 +135,9 @@ def _attend(
             each.transpose(1, 2) for each in (query, key, value)
         )  # (B, P, heads, width); B is 1 if packed
         if mtop_read is not None:
-            if attention_mask is None:
-                raise ValueError("isolated prompts need a mask that says which of them see each other")
-            outputs = ragged.attend_from_prompts(query, key, value, next(mtop_read), mtop_ragged, attention_mask[0, 0])
-            return outputs, None
+            if mtop_spans is None:
+                raise ValueError("isolated prompts need spans that say which of them see each other")
+            return ragged.attend_from_prompts(query, key, value, next(mtop_read), mtop_ragged, mtop_spans), None
         if mtop_record is not None:
             mtop_record((key[0], value[0]))
         return ragged.attend(query[0], key[0], value[0], mtop_ragged)[None], None

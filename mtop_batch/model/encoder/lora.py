@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mtop_batch.model.encoder.inputs import encoder_layers
+
 
 def lora_layers(backbone: PreTrainedModel) -> list[nn.Linear]:
     """The linear layers of the encoder's stack of layers, in a fixed order; not those of its embeddings."""
-    stacks = [module for module in backbone.modules() if isinstance(module, nn.ModuleList)]
-    largest = max(stacks, key=lambda stack: sum(parameter.numel() for parameter in stack.parameters()))
-    return [module for module in largest.modules() if isinstance(module, nn.Linear)]
+    return [module for module in encoder_layers(backbone).modules() if isinstance(module, nn.Linear)]
 
 
 class LoRA(nn.Module):

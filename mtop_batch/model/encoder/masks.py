@@ -20,11 +20,6 @@ from mtop_batch.model.parts.prompts import attention_mask_of
 SLIDING_KINDS = ("full_attention", "sliding_attention")
 
 
-def own_mask(groups: Sequence[int], embedded: Tensor) -> Tensor:
-    """(S, S) Which prompts of these groups see each other, additive, in the type that embeddings are computed in."""
-    return additive(see_each_other(groups, embedded.device), embedded)
-
-
 def see_each_other(groups: Sequence[int], device: torch.device) -> Tensor:
     """(S, S) bool"""
     own = group_ids(tuple(groups), device)
@@ -45,6 +40,15 @@ def group_ids(groups: tuple[int, ...], device: torch.device) -> Tensor:
     """(S,) The groups of prompts; kept, because what is brought to a GPU waits for all that it has to do."""
     with torch.inference_mode(False):
         return torch.tensor(groups, device=device)
+
+
+@lru_cache(maxsize=64)
+def group_spans(groups: tuple[int, ...], device: torch.device) -> Tensor:
+    """(3, S) int32: the group of each prompt, the first prompt of that group, and one behind the last; kept as well."""
+    behind = {group: index + 1 for index, group in enumerate(groups)}
+    spans = [groups, [groups.index(group) for group in groups], [behind[group] for group in groups]]
+    with torch.inference_mode(False):
+        return torch.tensor(spans, dtype=torch.int32, device=device)
 
 
 def with_prompts(attention_mask: Tensor, num_prompts: int) -> Tensor:
@@ -70,12 +74,11 @@ def attention_masks(
     Backbones with sliding windows (ModernBERT) take a mask per kind of layer. There the text keeps its window,
     while prompts see all of the text and are seen from everywhere in it, as far as the groups allow.
     """
-    windows = has_windows(config) and num_prompts > 0
+    # Without prompts and padding, windows are left to the backbone, which knows nothing of packing.
+    windows = has_windows(config) and (num_prompts > 0 or attention_mask is not None)
     padded = None if attention_mask is None else with_prompts(attention_mask, num_prompts)
     if groups is None and not windows:
-        if padded is None or has_windows(config):  # without prompts, windows are left to the backbone
-            return padded
-        return additive(padded[:, None, None, :].bool(), embedded)
+        return None if padded is None else additive(padded[:, None, None, :].bool(), embedded)
     num_tokens = embedded.shape[1] - num_prompts
     if groups is None:
         groups = torch.zeros(num_prompts, dtype=torch.long)
@@ -93,8 +96,11 @@ def attention_masks(
 
 def additive(sees: Tensor, embedded: Tensor) -> Tensor:
     """0 where a position is seen, else the lowest number of the computation's type (eager attention misreads bool)."""
+    dtype = computed_in(embedded)
+    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, torch.finfo(dtype).min)
+
+
+def computed_in(embedded: Tensor) -> torch.dtype:
+    """The type in which an encoder computes with these embeddings."""
     device_type = embedded.device.type
-    autocast = torch.is_autocast_enabled(device_type)
-    dtype = torch.get_autocast_dtype(device_type) if autocast else embedded.dtype
-    lowest = torch.finfo(dtype).min
-    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, lowest)
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else embedded.dtype

@@ -1,9 +1,9 @@
 """Padded batches without the work at their padding.
 
 In a batch of texts as they come, a third of the positions are padding. All of an encoder but its attention treats each
-position alone, so those layers run on the real positions of all texts, one behind the other; attention alone sees the
-texts apart: padded, or on a GPU packed as they are (`encoder/ragged`). The outputs at real positions are those
-of the padded batch.
+position alone, so those layers run on the real positions of all texts, one behind the other. Attention alone sees the
+texts apart: padded in training on CPUs, packed as they are in inference on GPUs (`encoder/ragged`). The outputs at real
+positions are those of the padded batch.
 
 Shapes: B texts, L positions, N real ones of all texts together.
 """

@@ -1,8 +1,9 @@
 """Attention over packed texts, as flash attention has it: no padding, no mask, nothing copied.
 
 Texts lie one behind the other, and offsets say where each starts. A text's positions see those of their own text.
-Isolated prompts see their text's keys and values where these lie, and each other by a small product of their own; both
-parts are put together exactly by their log-sum-exps, as flash attention does with its blocks (Dao et al. 2022, 3.1).
+Isolated prompts see their text's keys and values where these lie, and each other, by one kernel; without Triton, by
+flash attention and a small product of their own, put together exactly by their log-sum-exps, as flash attention does
+with its blocks (Dao et al. 2022, 3.1).
 
 For NVIDIA GPUs from compute capability 8.0 on, in 16 bits, for inference: there is no dropout in it.
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mtop_batch.model.encoder.packing import Packing
+from mtop_batch.model.kernels import has_kernels
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def attend_from_prompts(
     value: Tensor,
     earlier: tuple[Tensor, Tensor],
     batch: Ragged,
-    own_mask: Tensor,
+    spans: Tensor,
 ) -> Tensor:
     """What isolated prompts see of their text and of each other.
 
@@ -93,23 +95,28 @@ def attend_from_prompts(
         query: (B, P, H, W) Like the keys and values, of the prompts.
         earlier: Keys and values (N, H, W) of the packed texts.
         batch: Of the texts.
-        own_mask: (P, P) Additive: 0 where a prompt sees another, else the lowest number of its type.
+        spans: (3, P) The prompts' groups (`mtop_batch.model.encoder.masks.group_spans`); a prompt sees its own group.
 
     Returns:
         (B, P, H, W)
     """
+    if has_kernels(query):
+        from mtop_batch.model import triton_kernels
+
+        return triton_kernels.attend_from_prompts(query, key, value, earlier, batch.offsets, spans)
     batch_size, num_prompts = query.shape[:2]
     starts = torch.arange(0, batch_size * num_prompts + 1, num_prompts, dtype=torch.int32, device=query.device)
     longest = num_prompts, batch.longest
     at_text, lse = varlen_attention(query.flatten(0, 1), *earlier, (starts, batch.offsets), longest)
-    return _merge(query, key, value, at_text, lse, own_mask)
+    return _merge(query, key, value, at_text, lse, spans[0])
 
 
-def _merge(query: Tensor, key: Tensor, value: Tensor, at_text: Tensor, lse: Tensor, own_mask: Tensor) -> Tensor:
+def _merge(query: Tensor, key: Tensor, value: Tensor, at_text: Tensor, lse: Tensor, groups: Tensor) -> Tensor:
     """What prompts see of each other, merged with what they see of the text, (B P, H, W) and (H, B P) log-sum-exps."""
     batch_size, num_prompts, _, width = query.shape
     lse = lse.unflatten(1, (batch_size, num_prompts)).transpose(0, 1)[..., None]  # (B, H, P, 1)
-    scores = torch.matmul(query.transpose(1, 2), key.permute(0, 2, 3, 1)).float() * width**-0.5 + own_mask
+    scores = torch.matmul(query.transpose(1, 2), key.permute(0, 2, 3, 1)).float() * width**-0.5
+    scores = scores.masked_fill(groups[:, None] != groups, -torch.inf)
     total = torch.logaddexp(lse, scores.logsumexp(dim=-1, keepdim=True))
     own = torch.matmul((scores - total).exp().to(value.dtype), value.transpose(1, 2))
     share = (lse - total).exp().transpose(1, 2).to(value.dtype)  # (B, P, H, 1)

@@ -9,22 +9,27 @@ Shapes: B texts, T text positions, n wanted tasks, C outputs of the task with th
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from mtop_batch.errors import ConfigError, TaskError
-from mtop_batch.model.encoder.backbone import build_backbone
-from mtop_batch.model.encoder.inputs import Text, word_embeddings
-from mtop_batch.model.encoder.kv_cache import KVCache
+from mtop_batch.lines import listed
+from mtop_batch.model.encoder.backbone import backbone_config_dict, check_backbone
+from mtop_batch.model.encoder.inputs import Text
+from mtop_batch.model.encoder.kv_cache import KVCache, use_kv_cache_attention
 from mtop_batch.model.flops import ForwardFlops
 from mtop_batch.model.kinds.config import KindConfig
+from mtop_batch.model.kinds.encoder_model import EncoderModel
+from mtop_batch.model.parts.document_vectors import join_logits
 from mtop_batch.model.parts.losses import task_loss
-from mtop_batch.tasks import Reader, Task, select_tasks
+from mtop_batch.tasks import Reader, Task, check_task_names, select_tasks
 
 
 @dataclass
@@ -33,40 +38,32 @@ class TaskOutput(ModelOutput):
 
     Args:
         loss: () The batch's loss, where labels were given.
-        logits: (B, C) of the one task, or (B, n, C) of all tasks.
+        logits: (B, C) of the one task, or (B, n, C) of all tasks; of a regression the value.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
 
 
-class MultiTaskModel(PreTrainedModel):
-    """A backbone, and what reads it for several tasks.
+class MultiTaskModel(EncoderModel):
+    """A model that gives labels of several tasks.
 
-    A kind defines `from_backbone`, `task_logits`, `outputs` and `task_tensors`; the other methods where the defaults do
-    not fit.
+    A kind defines `from_backbone`, `task_logits` and `task_tensors`, `outputs` unless it has a pass per task, and the
+    other methods where the defaults do not fit.
 
     Args:
         config: Its backbone is built with random weights unless one is given.
         backbone: The encoder to use.
     """
 
-    config_class = KindConfig
-    config: KindConfig
-    main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
     readers: ClassVar[tuple[Reader, ...]] = ()
     """What a task of this kind of model can read; the first is what it reads unless it says otherwise."""
+    pass_per_task: ClassVar[bool] = False
+    """Whether a text goes through an encoder once for each task. There is no document vector of it then."""
 
     def __init__(self, config: KindConfig, backbone: PreTrainedModel | None = None) -> None:
-        super().__init__(config)
-        if config.backbone_config is None:
-            raise ConfigError(
-                f"a {type(config).__name__} without backbone_config makes no model; use {type(self).__name__}."
-                "from_backbone"
-            )
-        self.backbone = build_backbone(config.backbone_config) if backbone is None else backbone
+        super().__init__(config, backbone)
+        self._kept_scales: tuple[tuple[tuple[float, float], ...], torch.device, Tensor] | None = None
 
     @classmethod
     def from_backbone(cls, *args: Any, **settings: Any) -> Self:
@@ -78,12 +75,47 @@ class MultiTaskModel(PreTrainedModel):
         """
         raise NotImplementedError
 
+    @classmethod
+    def _around(
+        cls, backbone: PreTrainedModel, tasks: Sequence[Task], max_tokens: int, seed: int, **settings: Any
+    ) -> Self:
+        """A new model with these settings of its configuration, for the `from_backbone` of kinds whose tasks all come
+        at once.
+
+        Raises:
+            ConfigError: The backbone or a setting cannot work.
+            TaskError: There is no task, two have the same name, or one reads what the kind does not have.
+        """
+        if not tasks:
+            raise TaskError("no task is given; give at least one [[task]]")
+        cls.check_readers(tasks)
+        check_task_names(task.name for task in tasks)
+        use_kv_cache_attention(backbone)
+        check_backbone(backbone, max_tokens)
+        cls.check_encoder(backbone)
+        config = cls.config_class(
+            backbone_config=backbone_config_dict(backbone.config),
+            tasks=[{"task": task.to_dict()} for task in tasks],
+            max_tokens=max_tokens,
+            **settings,
+        )
+        model = cls(config, backbone)
+        model.initialise(seed)
+        return model.to(device=backbone.device, dtype=backbone.dtype).eval()  # type: ignore[call-arg]
+
+    def initialise(self, seed: int) -> None:
+        """Draw all but the backbone at random; a task's draws depend on the seed and its name only."""
+        raise NotImplementedError
+
     def task_logits(self, task: str, text: Text) -> Tensor:
-        """(B, C) The logits of one task, with gradients for what a step on this task may move."""
+        """(B, C) What one task's head puts out, with gradients for what a step on this task may move.
+
+        The head computes in float32; a regression puts out standard deviations from the mean (`Task.mean`).
+        """
         raise NotImplementedError
 
     def outputs(self, wanted: tuple[str, ...], text: Text, *, vectors: bool) -> tuple[Tensor, Tensor]:
-        """Logits and document vectors, for inference.
+        """Logits and document vectors, for inference; by default each task by itself, as in `pass_per_task`.
 
         Args:
             wanted: Tasks of this model, in the wanted order; may be none where vectors are wanted.
@@ -91,9 +123,24 @@ class MultiTaskModel(PreTrainedModel):
             vectors: Whether the vectors are wanted.
 
         Returns:
-            (B, n, C) logits, -inf beyond a task's own labels; and (B, D) vectors, or (B, 0) where they are not wanted.
+            (B, n, C) what the heads put out, as in `task_logits`, -inf beyond a task's own labels; and (B, D) vectors,
+            or (B, 0) where they are not wanted.
+
+        Raises:
+            ConfigError: Vectors are wanted, and there are none.
         """
-        raise NotImplementedError
+        if vectors:
+            raise ConfigError(self.no_vectors(self.config.model_type))
+        logits = [self.task_logits(name, text)[:, None] for name in wanted]
+        return join_logits(logits, None), logits[0].new_empty(len(logits[0]), 0)
+
+    @staticmethod
+    def no_vectors(kind: str) -> str:
+        """Why a kind of model with a pass per task refuses to give document vectors."""
+        return (
+            f"a {kind!r} model reads a text once for each task, so there is no document vector of the text itself; "
+            "leave vectors out, or train an 'mtop' or 'mt-dnn' model"
+        )
 
     def task_tensors(self, name: str) -> dict[str, Tensor]:
         """Copies of the parameters, besides backbone and `context_tensors`, that the task's output depends on."""
@@ -113,12 +160,11 @@ class MultiTaskModel(PreTrainedModel):
         return ()
 
     def num_passes(self, tasks: Sequence[str]) -> int:
-        """How often the text goes through the encoder for these tasks."""
-        del tasks
-        return 1
+        """How often the text goes through an encoder for these tasks."""
+        return len(tasks) if self.pass_per_task else 1
 
     def num_positions(self, tasks: Sequence[str]) -> int:
-        """How many positions these tasks add to the sequence of every text."""
+        """How many positions these tasks add to the sequence of every text, in each pass."""
         del tasks
         return 0
 
@@ -136,10 +182,6 @@ class MultiTaskModel(PreTrainedModel):
             num_context_prompts=self.num_positions(tasks),
             num_passes=self.num_passes(tasks),
         )
-
-    def fuse_layers(self) -> bool:
-        """Make inference faster where the device allows it; returns whether anything changed."""
-        return False
 
     def has_fixed_cache(self, tasks: Sequence[str]) -> bool:
         """Whether training these tasks leaves what `cache` returns as it is, so that it can be kept over epochs."""
@@ -191,7 +233,7 @@ class MultiTaskModel(PreTrainedModel):
         else:
             raise TaskError(f"task {task!r} is given neither texts nor their KV cache; pass input_ids")
         loss = None if labels is None else task_loss(definition, logits, labels)
-        return TaskOutput(loss=loss, logits=logits)
+        return TaskOutput(loss=loss, logits=self._in_units((task,), logits[:, None])[:, 0])
 
     def all_tasks(
         self,
@@ -218,9 +260,9 @@ class MultiTaskModel(PreTrainedModel):
         """
         wanted = tuple(self.task_names if tasks is None else tasks)
         if not wanted:
-            raise TaskError(f"no task is wanted; tasks: {', '.join(self.task_names)}")
+            raise TaskError(f"no task is wanted; tasks: {listed(self.task_names)}")
         text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
-        return self.outputs(wanted, text, vectors=False)[0]
+        return self._in_units(wanted, self.outputs(wanted, text, vectors=False)[0])
 
     def all_tasks_and_vectors(
         self,
@@ -243,7 +285,25 @@ class MultiTaskModel(PreTrainedModel):
         """
         wanted = tuple(self.task_names if tasks is None else tasks)
         text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
-        return self.outputs(wanted, text, vectors=True)
+        logits, found = self.outputs(wanted, text, vectors=True)
+        return self._in_units(wanted, logits), found
+
+    def _in_units(self, wanted: Sequence[str], logits: Tensor) -> Tensor:
+        """(B, n, C) The logits of the wanted tasks, in which those of regressions are values, as the labels were."""
+        tasks = {entry["task"]["name"]: entry["task"] for entry in self.config.tasks}
+        if all(tasks[name]["kind"] != "regression" for name in wanted):
+            return logits
+        std, mean = self._label_scales([tasks[name] for name in wanted], logits.device)
+        values = logits[..., :1].float() * std[:, None] + mean[:, None]
+        return torch.cat([values, logits[..., 1:].float()], dim=-1)
+
+    def _label_scales(self, tasks: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
+        """(2, n) Standard deviation and mean of each task's labels; kept, for a new tensor would make a GPU wait."""
+        scales = tuple((task.get("std", 1.0), task.get("mean", 0.0)) for task in tasks)
+        if self._kept_scales is None or self._kept_scales[:2] != (scales, device):
+            with torch.inference_mode(False):  # training may use it after evaluation
+                self._kept_scales = scales, device, torch.tensor(scales, device=device).T.contiguous()
+        return self._kept_scales[2]
 
     @property
     def tasks(self) -> list[Task]:
@@ -285,18 +345,13 @@ class MultiTaskModel(PreTrainedModel):
                     f"has; allowed: {', '.join(cls.readers)}"
                 )
 
-    @property
-    def word_embeddings(self) -> nn.Embedding:
-        """The backbone's table of input embeddings."""
-        return word_embeddings(self.backbone)
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The same, under the name that transformers uses."""
-        return word_embeddings(self.backbone)
+def module_key(name: str) -> str:
+    """A task's key in a module dictionary; the prefix keeps names such as "type" or "keys" from its attributes."""
+    return f"task_{name}"
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the backbone's table of input embeddings."""
-        self.backbone.set_input_embeddings(value)
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """Do nothing: `from_backbone` draws new parameters, checkpoints hold all others."""
+def generator_of(seed: int, name: str) -> torch.Generator:
+    """A source of draws that depends on the seed and a name only, such as a task's."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

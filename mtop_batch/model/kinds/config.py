@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from transformers import PreTrainedConfig
 
 from mtop_batch.errors import ConfigError
+from mtop_batch.model.foreign import foreign_settings
 
 PromptAttention = Literal["joint", "isolated"]
 
@@ -27,6 +28,8 @@ class KindConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("bundle", None)  # it describes the files that the configuration came with, not the model
+        for key, value in foreign_settings({"backbone_config": self.backbone_config, **kwargs}).items():
+            raise ConfigError(f"{key} = {value!r} asks for other code or weights than the model's own; remove it")
         super().__post_init__(**kwargs)
 
 

@@ -12,7 +12,7 @@ Shapes: B texts, T text positions, S prompt positions, N tasks, C outputs of the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -20,14 +20,13 @@ from transformers import PreTrainedModel
 
 from mtop_batch.errors import TaskError
 from mtop_batch.model.encoder.backbone import backbone_config_dict, check_backbone
-from mtop_batch.model.encoder.encode import encode, encode_kv_cache, encode_with_kv_cache, ragged_batch
-from mtop_batch.model.encoder.fused import FusedLayers, encode_fused
+from mtop_batch.model.encoder.encode import encode, encode_kv_cache, encode_with_kv_cache
 from mtop_batch.model.encoder.inputs import Text
 from mtop_batch.model.encoder.kv_cache import KVCache, use_kv_cache_attention
 from mtop_batch.model.encoder.lora import stack_lora
+from mtop_batch.model.kinds.base import generator_of
 from mtop_batch.model.kinds.config import MTOPConfig, PromptAttention
 from mtop_batch.model.kinds.prompt_sequence import MTOPSequence
-from mtop_batch.model.kinds.task_bank import generator_of
 from mtop_batch.model.parts.document_vectors import Probe, StackedProbes, document_vectors, join_logits
 from mtop_batch.model.parts.prompts import random_prompts
 from mtop_batch.model.parts.stacked_heads import InferenceParts, StackedTasks, num_versions
@@ -45,7 +44,6 @@ class MTOPModel(MTOPSequence):
     def __init__(self, config: MTOPConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config, backbone)
         self._inference_parts: InferenceParts | None = None
-        self._fused: FusedLayers | None = None
 
     @classmethod
     def from_backbone(
@@ -194,40 +192,14 @@ class MTOPModel(MTOPSequence):
         parts = self._parts(wanted)
         at_context = vectors or parts.at_context
         needs_vectors = vectors or parts.probes is not None
-        fused = None if torch.is_grad_enabled() else self._fused
-        batch = None if fused is None else ragged_batch(self.backbone, text, parts.groups.count(0))
-        if fused is not None and batch is not None:
-            at_prompts, at_text = encode_fused(
-                self.backbone, fused, parts.prompts, text, batch, parts.groups, parts.passes, at_text=needs_vectors
-            )
-        else:
-            at_prompts, at_text = encode(
-                self.backbone,
-                parts.prompts,
-                text.input_ids,
-                text.attention_mask,
-                text.token_type_ids,
-                parts.groups,
-                passes=parts.passes,
-                at_context=at_context,
-                num_tokens=text.num_tokens,
-            )
+        at_prompts, at_text = self.encode(
+            parts.prompts, text, parts.groups, passes=parts.passes, at_context=at_context, at_text=needs_vectors
+        )
         found = document_vectors(at_text, text.attention_mask) if needs_vectors else at_text.new_empty(len(at_text), 0)
         logits = [stacked(at_prompts) for stacked in parts.stacked]
         if parts.probes is not None:
             logits.append(parts.probes(found))
         return join_logits(logits, parts.order) if logits else at_text.new_empty(len(at_text), 0, 0), found
-
-    def fuse_layers(self) -> bool:
-        """Run the encoder's layers as `encoder/fused` has them, on devices that can attend over packed texts.
-
-        For inference with weights that stay as they are: until the model trains, or moves to another device or type.
-
-        Returns:
-            Whether the backbone is one of those whose layers can be fused; else nothing changes.
-        """
-        self._fused = FusedLayers.of(self.backbone)
-        return self._fused is not None
 
     def _parts(self, wanted: tuple[str, ...]) -> InferenceParts:
         """Prompts and stacked heads of the wanted tasks; kept in evaluation for as long as no parameter changes.
@@ -273,14 +245,14 @@ class MTOPModel(MTOPSequence):
         self._inference_parts = None if self.training or torch.is_grad_enabled() else parts
         return parts
 
-    def _apply(self, *args: Any, **kwargs: Any) -> MTOPModel:
-        self._inference_parts = self._fused = None  # the model moves to another device or type
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self._inference_parts = None  # the model moves to another device or type
         return super()._apply(*args, **kwargs)
 
-    def train(self, mode: bool = True) -> MTOPModel:
+    def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation; training forgets what evaluation had stacked."""
         if mode:
-            self._inference_parts = self._fused = None
+            self._inference_parts = None
         return super().train(mode)
 
     def _tasks_changed(self) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mtop_batch.model.encoder.encode import Pass
-from mtop_batch.model.encoder.inputs import embedding_size
+from mtop_batch.model.encoder.inputs import no_prompts
 from mtop_batch.model.encoder.kv_cache import has_kv_cache
 from mtop_batch.model.encoder.lora import stack_lora
 from mtop_batch.model.flops import ForwardFlops
@@ -86,7 +86,7 @@ class MTOPSequence(MTOPParameters):
         read = self.prompts(trained) if trained in layout.positions else None
         stopped = [p if trained is None or p is read else p.detach() for p in map(self.prompts, layout.owners)]
         parts = stopped if self.shared_prompts is None else [self.shared_prompts, *stopped]
-        return torch.cat(parts) if parts else self.word_embeddings.weight.new_empty(0, embedding_size(self.backbone))
+        return torch.cat(parts) if parts else no_prompts(self.backbone)
 
     def _passes(self, layout: PromptLayout, dtype: torch.dtype | None = None) -> tuple[Pass, ...]:
         """How isolated prompts go through the encoder, with their LoRA: in that type, or their own."""

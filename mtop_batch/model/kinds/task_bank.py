@@ -7,7 +7,6 @@ Shapes: P prompts of a task, E width of the input embeddings, C outputs of a tas
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -18,10 +17,10 @@ from transformers import PreTrainedModel
 from mtop_batch.errors import ConfigError, TaskError
 from mtop_batch.model.encoder.inputs import embedding_size, hidden_size
 from mtop_batch.model.encoder.lora import LoRA, lora_layers
-from mtop_batch.model.kinds.base import MultiTaskModel
+from mtop_batch.model.kinds.base import MultiTaskModel, generator_of, module_key
 from mtop_batch.model.kinds.config import MTOPConfig
 from mtop_batch.model.parts.document_vectors import Probe
-from mtop_batch.model.parts.heads import GroupPrompts, TaskModule
+from mtop_batch.model.parts.heads import Prompts, TaskModule
 from mtop_batch.model.parts.prompts import TaskPrompts
 from mtop_batch.tasks import Task, check_task_names, select_tasks
 
@@ -122,7 +121,7 @@ class MTOPParameters(MultiTaskModel):
     def _remove(self, names: Sequence[str]) -> None:
         removed = set(names)
         for name in removed:
-            del self.task_modules[_module_key(name)]
+            del self.task_modules[module_key(name)]
         self.config.tasks = [entry for entry in self.config.tasks if entry["task"]["name"] not in removed]
         for key in self.prompt_groups.keys() - {_group_key(entry.get("prompt_group")) for entry in self.config.tasks}:
             del self.prompt_groups[key]
@@ -153,7 +152,7 @@ class MTOPParameters(MultiTaskModel):
             if isinstance(module, TaskModule):
                 module.initialise(generator_of(seed, entry["task"]["name"]))
         for key in self.prompt_groups.keys() - known_groups:
-            cast(GroupPrompts, self.prompt_groups[key]).initialise(generator_of(seed, f"prompt group {key}"))
+            cast(Prompts, self.prompt_groups[key]).initialise(generator_of(seed, f"prompt group {key}"))
         self.config.tasks = [*self.config.tasks, *entries]
         for modules in (self.task_modules, self.prompt_groups):
             modules.to(self.backbone.device, self.backbone.dtype)
@@ -167,12 +166,12 @@ class MTOPParameters(MultiTaskModel):
             module = Probe(task.num_outputs, hidden)
         else:
             if group is not None and _group_key(group) not in self.prompt_groups:
-                self.prompt_groups[_group_key(group)] = GroupPrompts(num_prompts, embedding)
+                self.prompt_groups[_group_key(group)] = Prompts(num_prompts, embedding)
             own_prompts = num_prompts if group is None else 0
             rank = entry.get("lora_rank", 0)
             lora = LoRA(lora_layers(self.backbone), rank) if rank else None
             module = TaskModule(own_prompts, task.num_outputs, embedding, hidden, self.config.pooler_rank, lora)
-        self.task_modules[_module_key(task.name)] = module
+        self.task_modules[module_key(task.name)] = module
         return module
 
     @property
@@ -203,7 +202,7 @@ class MTOPParameters(MultiTaskModel):
         own = self.task_module(name).prompts
         if own is not None:
             return own
-        return cast(GroupPrompts, self.prompt_groups[_group_key(self._entry(name)["prompt_group"])]).prompts
+        return cast(Prompts, self.prompt_groups[_group_key(self._entry(name)["prompt_group"])]).prompts
 
     def task_module(self, name: str) -> TaskModule:
         """The task's pooler and head, and its prompts if they are its own.
@@ -217,9 +216,9 @@ class MTOPParameters(MultiTaskModel):
         return module
 
     def _module(self, name: str) -> TaskModule | Probe:
-        if _module_key(name) not in self.task_modules:
+        if module_key(name) not in self.task_modules:
             select_tasks([name], self.task_names)
-        return cast(TaskModule | Probe, self.task_modules[_module_key(name)])
+        return cast(TaskModule | Probe, self.task_modules[module_key(name)])
 
     def task_parameters(self, name: str) -> list[nn.Parameter]:
         """The parameters that belong to the task alone: not the prompts of a prompt group."""
@@ -281,17 +280,6 @@ def _task_entry(
     return {**entry, "added": True} if added else entry
 
 
-def _module_key(name: str) -> str:
-    """A task's key in the module dictionary; the prefix keeps names such as "type" or "keys" from its attributes."""
-    return f"task_{name}"
-
-
 def _group_key(group: str | None) -> str:
     """A prompt group's key in the module dictionary; no group's for None."""
     return "" if group is None else f"group_{group}"
-
-
-def generator_of(seed: int, name: str) -> torch.Generator:
-    """A source of draws that depends on the seed and the task's name only."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

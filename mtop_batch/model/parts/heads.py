@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mtop_batch.model.encoder.lora import LoRA
 from mtop_batch.model.parts.prompts import random_prompts
 
 
-class GroupPrompts(nn.Module):
-    """The prompts that the tasks of one prompt group share.
+class Prompts(nn.Module):
+    """The prompts of one task, or those that the tasks of one prompt group share.
 
     Args:
         num_prompts: P
-        embedding_size: E
+        width: E, or more where a prompt stands for more than an embedding.
     """
 
-    def __init__(self, num_prompts: int, embedding_size: int) -> None:
+    def __init__(self, num_prompts: int, width: int) -> None:
         super().__init__()
-        self.prompts = nn.Parameter(torch.zeros(num_prompts, embedding_size))
+        self.prompts = nn.Parameter(torch.zeros(num_prompts, width))
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
@@ -82,16 +83,18 @@ class TaskModule(nn.Module):
         self.lora = lora
 
     def forward(self, prompt_outputs: Tensor) -> Tensor:
-        """Equations 1 and 3: V tanh(W mean(H) + b).
+        """Equations 1 and 3: V tanh(W mean(H) + b), the last product in float32 whatever the others are in.
 
         Args:
             prompt_outputs: (B, P, D) The encoder's outputs at the prompts that this task reads.
 
         Returns:
-            (B, C) logits, or the value for regression.
+            (B, C) logits in float32.
         """
-        logits: Tensor = self.head(torch.tanh(self.pooler(prompt_outputs.mean(dim=1))))
-        return logits
+        pooled = torch.tanh(self.pooler(prompt_outputs.mean(dim=1)))
+        dtype = torch.promote_types(self.head.weight.dtype, torch.float32)
+        with torch.autocast(pooled.device.type, enabled=False):
+            return F.linear(pooled.to(dtype), self.head.weight.to(dtype))
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
@@ -100,8 +103,14 @@ class TaskModule(nn.Module):
             self.prompts.copy_(random_prompts(self.prompts.shape, generator))
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
-                layer.weight.copy_(nn.init.xavier_uniform_(torch.empty(layer.weight.shape), generator=generator))
-                if layer.bias is not None:
-                    layer.bias.zero_()
+                draw_linear(layer, generator)
         if self.lora is not None:
             self.lora.initialise(generator)
+
+
+@torch.no_grad()
+def draw_linear(layer: nn.Linear, generator: torch.Generator) -> None:
+    """Start a layer at random (section 6.1): a Glorot-uniform kernel, zero bias."""
+    layer.weight.copy_(nn.init.xavier_uniform_(torch.empty(layer.weight.shape), generator=generator))
+    if layer.bias is not None:
+        layer.bias.zero_()

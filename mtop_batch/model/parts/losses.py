@@ -15,13 +15,15 @@ def task_loss(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
     """The loss of a batch of one task, in float32.
 
     Args:
-        task: Decides the loss: mean cross-entropy for classification, mean squared error for regression.
-        logits: (B, C)
+        task: Decides the loss: mean cross-entropy for classification; for a regression the mean squared error, in
+            standard deviations of what it learned from.
+        logits: (B, C) What the task's head puts out.
         labels: (B,) Indices of labels, or the values of a regression.
 
     Returns:
         () The loss.
     """
     if task.kind == "regression":
-        return F.mse_loss(logits[:, 0].float(), labels.float())
+        standardised = (labels.double() - task.mean) / task.std
+        return F.mse_loss(logits[:, 0].float(), standardised.float())
     return F.cross_entropy(logits.float(), labels)

@@ -125,20 +125,42 @@ def token_prompts(
     special_ids: Sequence[int] = (),
     vocabulary_size: int = 5000,
 ) -> Tensor:
-    """Prompts that start as embeddings of frequent tokens of the data (section 6.1, "TK").
-
-    Each prompt draws its token independently and uniformly among the most frequent ones.
+    """(num_prompts, E) Prompts that start as embeddings of frequent tokens of the data (section 6.1, "TK").
 
     Args:
         embedding_table: (V, E) The backbone's input embeddings.
+        token_counts: As for `common_tokens`, like the others.
+
+    Raises:
+        DataError: As `common_tokens`.
+    """
+    chosen = common_tokens(
+        token_counts, num_prompts, generator, special_ids=special_ids, vocabulary_size=vocabulary_size
+    )
+    return embedding_table.detach()[chosen.to(embedding_table.device)].clone()
+
+
+def common_tokens(
+    token_counts: Tensor,
+    num_tokens: int,
+    generator: torch.Generator,
+    *,
+    special_ids: Sequence[int] = (),
+    vocabulary_size: int = 5000,
+) -> Tensor:
+    """Frequent tokens of the data, for prompts to start from.
+
+    Each is drawn independently and uniformly among the most frequent ones.
+
+    Args:
         token_counts: (V,) How often each token occurs in the data.
-        num_prompts: Prompts to make.
+        num_tokens: How many to draw.
         generator: Source of the draws, on the CPU.
         special_ids: Tokens never to draw: [CLS], [SEP], [PAD] and the like.
         vocabulary_size: How many of the most frequent tokens to draw from; fewer where the data has fewer.
 
     Returns:
-        (num_prompts, E)
+        (num_tokens,) ids.
 
     Raises:
         DataError: The data holds no token but special ones.
@@ -152,5 +174,4 @@ def token_prompts(
             "prompts cannot start from tokens: the training data holds no token but special ones; "
             'check its text columns or set model.prompt_init = "random"'
         )
-    chosen = frequent[torch.randint(len(frequent), (num_prompts,), generator=generator)]
-    return embedding_table.detach()[chosen.to(embedding_table.device)].clone()
+    return frequent[torch.randint(len(frequent), (num_tokens,), generator=generator)]

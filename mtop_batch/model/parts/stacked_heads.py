@@ -24,11 +24,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtop_batch.model.encoder.encode import Pass
+from mtop_batch.model.kernels import has_kernels
 from mtop_batch.model.parts.document_vectors import StackedProbes
 from mtop_batch.model.parts.heads import LowRankPooler, TaskModule
 
 # Values of an intermediate tensor: on a CPU what stays in its cache, on a GPU what keeps it busy.
 MAX_VALUES, MAX_GPU_VALUES = 2**20, 2**25
+# Texts: a GPU's fast products take rows of 16 bytes, its kernels whole ones of 32.
+_GPU_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
@@ -102,10 +105,13 @@ class StackedTasks:
         """
         own = prompt_outputs[:, self.positions]  # (B, G, P, D)
         means = (own * self.shares[..., None]).sum(dim=2).permute(1, 2, 0)  # (G, D, B)
-        max_values = MAX_GPU_VALUES if own.device.type == "cuda" else MAX_VALUES
+        max_values = MAX_VALUES
+        if own.device.type == "cuda":
+            max_values = MAX_GPU_VALUES
+            means = F.pad(means, (0, -len(own) % _GPU_MULTIPLE))
         max_tasks = max(1, max_values // means[0].numel())
         logits = torch.cat([part for block in self.blocks for part in block.logits(means, max_tasks)])  # (N, C, B)
-        return logits[self.order].permute(2, 0, 1).masked_fill(~self.has_output, -torch.inf)
+        return logits[self.order, :, : len(own)].permute(2, 0, 1).masked_fill(~self.has_output, -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -162,17 +168,26 @@ class _Block:
             sets = slice(first, first + max(1, max_tasks // num_tasks))
             for start in range(0, num_tasks, max_tasks):
                 chunk = sets, slice(start, start + max_tasks)
-                yield torch.bmm(self.head[chunk].flatten(0, 1), self._pooled(own[sets], chunk).float())
+                yield self._chunk_logits(own[sets], chunk)
 
-    def _pooled(self, means: Tensor, chunk: tuple[slice, slice]) -> Tensor:
-        """(sets tasks, D, B) tanh(W mean + b), from the sets' (sets, D, B) means."""
-        bias = self.bias[chunk]
-        first, *second = (kernel[chunk] for kernel in self.kernels)
-        if not second:
-            pooled = torch.baddbmm(bias.flatten(1, 2)[..., None], first.flatten(1, 2), means)  # (sets, tasks D, B)
-            return pooled.tanh_().view(-1, *means.shape[1:])
-        down = torch.bmm(first.flatten(1, 2), means).view(-1, first.shape[2], means.shape[2])  # (sets tasks, R, B)
-        return torch.baddbmm(bias.flatten(0, 1)[..., None], second[0].flatten(0, 1), down).tanh_()
+    def _chunk_logits(self, means: Tensor, chunk: tuple[slice, slice]) -> Tensor:
+        """(sets tasks, C, B) V tanh(W mean + b), from the sets' (sets, D, B) means."""
+        bias, head = self.bias[chunk].flatten(0, 1), self.head[chunk].flatten(0, 1)
+        kernel, *second = (each[chunk] for each in self.kernels)
+        inputs = means
+        if second:
+            down = torch.bmm(kernel.flatten(1, 2), means)
+            kernel, inputs = second[0].flatten(0, 1), down.view(len(bias), -1, means.shape[2])  # (sets tasks, R, B)
+        else:
+            kernel = kernel.flatten(1, 2)  # (sets, tasks D, D)
+        shape = *bias.shape, means.shape[2]
+        if has_kernels(inputs):
+            from mtop_batch.model import triton_kernels
+
+            return triton_kernels.head_logits(torch.bmm(kernel, inputs).view(shape), bias, head)
+        pooled = torch.baddbmm(bias.view(len(kernel), -1, 1), kernel, inputs).tanh_().view(shape)
+        with torch.autocast(pooled.device.type, enabled=False):
+            return torch.bmm(head, pooled.float())
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,17 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import fsspec
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer
 
 from mtop_batch.errors import BundleError
 from mtop_batch.model.bundle.bundle import load_bundle, save_bundle
-from mtop_batch.model.bundle.files import bundle_name, json_digest, read_bundle_info
+from mtop_batch.model.bundle.files import FORMAT, bundle_name, file_digest, json_digest, read_bundle_info
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
 from tests.model.conftest import Batch, MakeModel
@@ -123,11 +124,11 @@ def test_the_model_card_may_be_edited(bundle_dir: Path) -> None:
 
 def test_other_kinds_and_versions_are_refused(bundle_dir: Path) -> None:
     original = (bundle_dir / "config.json").read_text()
-    for number in (1, 99):
+    for number in (1, FORMAT - 1, 99):
         config = json.loads(original)
         config["bundle"]["format"] = number
         (bundle_dir / "config.json").write_text(json.dumps(config))
-        with pytest.raises(BundleError, match=f"has format {number}, this version reads 2"):
+        with pytest.raises(BundleError, match=f"has format {number}, this version reads {FORMAT}"):
             load_bundle(str(bundle_dir))
     config = {**json.loads(original), "model_type": "bert"}
     del config["bundle"]["digest"]
@@ -147,6 +148,95 @@ def test_no_bundle_and_a_bare_model_are_told_apart(bundle_dir: Path, tmp_path: P
     MTOPModel.from_pretrained(bundle_dir).save_pretrained(tmp_path / "bare")
     with pytest.raises(BundleError, match="holds a model but no bundle"):
         load_bundle(str(tmp_path / "bare"))
+
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def reseal(directory: Path, change: Change = lambda _: None) -> None:
+    """Change a bundle's configuration, and give it the checksums of what is there."""
+    config = json.loads((directory / "config.json").read_text())
+    files = config["bundle"]["files"]
+    files.update({name: file_digest(directory / name) for name in files if (directory / name).is_file()})
+    change(config)
+    del config["bundle"]["digest"]
+    config["bundle"]["digest"] = json_digest(config)
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+MALFORMED: dict[str, tuple[Change, str]] = {
+    "no tasks": (lambda c: c.pop("tasks"), "tasks: Field required"),
+    "tasks are a number": (lambda c: c.update(tasks=7), "tasks: Input should be a valid list"),
+    "an entry without task": (lambda c: c["tasks"][0].pop("task"), "tasks.0.task: Field required"),
+    "an unknown field": (lambda c: c["tasks"][0]["task"].update(evil=1), "unknown task fields"),
+    "a name that is a number": (lambda c: c["tasks"][0]["task"].update(name=7), "cannot be right"),
+    "labels that are numbers": (lambda c: c["tasks"][0]["task"].update(labels=7), "cannot be right"),
+    "a task twice": (lambda c: c["tasks"].append(c["tasks"][0]), "two tasks are called 'topic'"),
+    "no fingerprint": (lambda c: c["bundle"]["fingerprints"].pop("topic"), "bundle.fingerprints lacks 'topic'"),
+    "no text length": (lambda c: c.update(max_tokens="many"), "max_tokens: Input should be a valid integer"),
+    "a negative text length": (lambda c: c.update(max_tokens=-5), "max_tokens: Input should be greater than 0"),
+    "a file elsewhere": (lambda c: c["bundle"]["files"].update({"../evil": "0" * 64}), "bundle.files.../evil"),
+    "no weights": (lambda c: c["bundle"]["files"].pop("model.safetensors"), "bundle.files lacks 'model.safetensors'"),
+    "no encoder": (lambda c: c.pop("backbone_config"), "backbone_config: Field required"),
+    "an unknown encoder": (lambda c: c["backbone_config"].update(model_type="evil"), "cannot be loaded"),
+    "a wrong size": (lambda c: c["backbone_config"].update(hidden_size="wide"), "cannot be loaded"),
+    "another size": (lambda c: c["backbone_config"].update(intermediate_size=48), "cannot be loaded"),
+    "kernels of a hub": (
+        lambda c: c["backbone_config"].update(attn_implementation="evil/kernels"),
+        "backbone_config.attn_implementation = 'evil/kernels' asks for other code",
+    ),
+    "flash attention": (
+        lambda c: c.update(_attn_implementation="flash_attention_2"),
+        "_attn_implementation = 'flash_attention_2' asks for other code",
+    ),
+    "other kernels": (lambda c: c["backbone_config"].update(use_kernels=True), "use_kernels = True asks"),
+    "a quantisation": (
+        lambda c: c.update(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        "quantization_config = .*bitsandbytes.* asks for other code or weights",
+    ),
+    "a quantised encoder": (
+        lambda c: c["backbone_config"].update(quantization_config={"quant_method": "evil"}),
+        "backbone_config.quantization_config",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_a_configuration_that_cannot_be_is_refused_in_one_line(bundle_dir: Path, what: str) -> None:
+    change, message = MALFORMED[what]
+    reseal(bundle_dir, change)
+    with pytest.raises(BundleError, match=message) as caught:
+        load_bundle(str(bundle_dir))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", b"no weights"),
+        ("tokenizer.json", b"{}"),
+        ("tokenizer.json", b'{"version": "1.0", "model": {"type": "Evil"}}'),
+        ("tokenizer_config.json", b"[1]"),
+        ("metrics.json", b"{"),
+    ],
+)
+def test_a_malformed_part_with_the_right_checksum_is_refused_in_one_line(
+    bundle_dir: Path, name: str, content: bytes
+) -> None:
+    (bundle_dir / name).write_bytes(content)
+    reseal(bundle_dir)
+    with pytest.raises(BundleError, match="cannot be loaded") as caught:
+        load_bundle(str(bundle_dir))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_missing_are_not_made_up(bundle_dir: Path) -> None:
+    weights = load_file(bundle_dir / "model.safetensors")
+    name = next(name for name in weights if name.startswith("task_modules.task_topic"))
+    save_file({key: value for key, value in weights.items() if key != name}, bundle_dir / "model.safetensors")
+    reseal(bundle_dir)
+    with pytest.raises(BundleError, match=f"the weights of the bundle .* lack {name}"):
+        load_bundle(str(bundle_dir))
 
 
 def test_config_json_is_written_last(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,8 @@ from mtop_batch.model.encoder.backbone import (
     locate_backbone,
 )
 from mtop_batch.model.encoder.inputs import word_embeddings
-from tests.conftest import make_backbone
+from mtop_batch.model.encoder.whole import check_fit
+from tests.conftest import make_backbone, make_tokenizer
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 SPECIALS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 1}
@@ -100,6 +103,71 @@ def test_a_checkpoint_that_lacks_encoder_weights_is_refused(tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(config.replace('"num_hidden_layers": 1', '"num_hidden_layers": 2'))
     with pytest.raises(ConfigError, match=r"lacks 16 weights of BertModel, such as 'encoder\.layer\.1"):
         load_backbone(str(tmp_path))
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 438\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", POINTER, r"model\.safetensors is not the file itself but a git-lfs pointer"),
+        ("tokenizer.json", POINTER, r"tokenizer\.json is not the file itself but a git-lfs pointer"),
+        ("config.json", POINTER, r"config\.json is not the file itself but a git-lfs pointer"),
+        ("model.safetensors", 1000, "cannot be loaded: Error while deserializing header"),
+        ("model.safetensors", b"", "cannot be loaded: Error while deserializing header"),
+        ("tokenizer.json", 1000, "cannot be loaded: .* allowed: a hub id"),
+        ("tokenizer.json", None, "its tokenizer, of 5 tokens, knows no letter and no digit; its files"),
+        ("config.json", b"[]", "cannot be loaded: .* allowed: a hub id"),
+    ],
+)
+def test_a_backbone_that_is_not_whole_is_refused_in_one_line(
+    backbone_dir: Path, tmp_path: Path, name: str, content: bytes | int | None, message: str
+) -> None:
+    path = tmp_path / "backbone"
+    shutil.copytree(backbone_dir, path)
+    if content is None:
+        (path / name).unlink()
+    else:
+        (path / name).write_bytes(content if isinstance(content, bytes) else (path / name).read_bytes()[:content])
+    load = load_backbone if name == "model.safetensors" else load_tokenizer
+    with pytest.raises(ConfigError, match=message) as refusal:
+        load(str(path))
+    assert "\n" not in str(refusal.value)
+
+
+def test_weights_of_another_shape_than_the_configuration_says_are_refused(backbone_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "backbone"
+    shutil.copytree(backbone_dir, path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "intermediate_size": 128}))
+    with pytest.raises(ConfigError, match=r"6 weights have another shape .* with \(64,\) instead of \(128,\)"):
+        load_backbone(str(path))
+
+
+def test_weights_that_are_no_numbers_are_refused(backbone_dir: Path, tmp_path: Path) -> None:
+    backbone = load_backbone(str(backbone_dir))
+    word_embeddings(backbone).weight.data[3] = torch.nan
+    backbone.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"1 weights are not finite numbers, such as 'embeddings\.word_embeddings"):
+        load_backbone(str(tmp_path))
+
+
+def test_files_that_nobody_reads_may_be_missing(backbone_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "backbone"
+    shutil.copytree(backbone_dir, path)
+    for name in ("pytorch_model.bin", "vocab.txt"):
+        (path / name).write_bytes(POINTER)
+    assert len(load_tokenizer(str(path))) == word_embeddings(load_backbone(str(path))).num_embeddings
+
+
+@pytest.mark.parametrize("num_embeddings", [89, 120])
+def test_a_tokenizer_of_another_size_than_the_embeddings_is_refused(num_embeddings: int) -> None:
+    backbone = make_backbone()
+    check_fit("tiny", make_tokenizer(), backbone)
+    backbone.resize_token_embeddings(num_embeddings)
+    with pytest.raises(ConfigError, match=f"its tokenizer has 90 tokens, .* embeddings of {num_embeddings}"):
+        check_fit("tiny", make_tokenizer(), backbone)
 
 
 def test_what_cannot_be_loaded_says_what_is_allowed(tmp_path: Path) -> None:

@@ -150,10 +150,16 @@ def test_padding_and_batch_mates_do_not_change_a_row(encoder: PreTrainedModel, g
 
 
 @pytest.mark.parametrize("groups", [None, [0, 1, 1]])
-@pytest.mark.parametrize("at_context", [True, False])
-def test_training_leaves_out_padding_and_computes_the_same(
-    encoder: PreTrainedModel, groups: list[int] | None, at_context: bool
+@pytest.mark.parametrize(("at_context", "on_gpu"), [(True, False), (False, False), (True, True)])
+def test_training_computes_the_same_without_padding_on_a_cpu_and_in_one_pass_on_a_gpu(
+    encoder: PreTrainedModel,
+    groups: list[int] | None,
+    at_context: bool,
+    on_gpu: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    bound = "mtop_batch.model.encoder.encode._is_bound_by_launches"
+    monkeypatch.setattr(bound, lambda backbone: backbone.training and on_gpu)
     mask, types = (torch.arange(20) < torch.tensor([[20], [6]])).long(), torch.zeros(2, 20, dtype=torch.long)
     rows: list[int] = []
 
@@ -174,8 +180,11 @@ def test_training_leaves_out_padding_and_computes_the_same(
     handle = linear.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[:-1].numel()))
     padded, packed = run(training=False), run(training=True)
     handle.remove()
-    assert rows[0] == 26 + (6 if groups is None else 2)  # the real positions of both texts
-    torch.testing.assert_close(packed, padded, atol=2e-5, rtol=1e-4)
+    if on_gpu:
+        assert rows[0] == 2 * (3 + 20)
+    else:
+        assert rows[0] == 26 + (6 if groups is None else 2)  # the real positions of both texts
+    torch.testing.assert_close(packed, padded, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

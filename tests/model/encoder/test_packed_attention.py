@@ -4,17 +4,22 @@ for by the same sums written out.
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import BertConfig, BertModel, PreTrainedModel
 
 from mtop_batch.model.encoder import fused, ragged
 from mtop_batch.model.encoder.encode import encode
 from mtop_batch.model.encoder.kv_cache import use_kv_cache_attention
+from mtop_batch.model.kinds.config import PromptAttention
 from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.model.parts import stacked_heads
 from mtop_batch.tasks import Task
-from tests.model.encoder.test_encode import BACKBONES, some_prompts, text
+from tests.model.encoder.test_encode import BACKBONES, SIZES, some_prompts, text
+from tests.model.kinds.kinds import RIVALS, make_rival
 
 MASK = (torch.arange(20) < torch.tensor([[20], [6]])).long()
 NUM_TOKENS = 26
@@ -80,12 +85,12 @@ def test_packed_texts_have_the_outputs_of_padded_ones(
 @pytest.mark.parametrize("prompt_attention", ["joint", "isolated"])
 @pytest.mark.parametrize("shared_prompts", [0, 1])
 def test_fused_layers_have_the_logits_and_vectors_of_the_encoder(
-    name: str, mask: Tensor | None, prompt_attention: str, shared_prompts: int, on_gpu: pytest.MonkeyPatch
+    name: str, mask: Tensor | None, prompt_attention: PromptAttention, shared_prompts: int, on_gpu: pytest.MonkeyPatch
 ) -> None:
     model = MTOPModel.from_backbone(
         encoder_of(name),
         [Task("topic"), Task("tone")],
-        prompt_attention="joint" if prompt_attention == "joint" else "isolated",
+        prompt_attention=prompt_attention,
         shared_prompts=shared_prompts,
         max_tokens=64,
     )
@@ -102,6 +107,64 @@ def test_fused_layers_have_the_logits_and_vectors_of_the_encoder(
     torch.testing.assert_close(logits, plain, atol=1e-5, rtol=0)
     torch.testing.assert_close(with_vectors, plain, atol=1e-5, rtol=0)
     torch.testing.assert_close(vectors, plain_vectors, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("prompt_attention", ["joint", "isolated"])
+@pytest.mark.parametrize("pooler_rank", [0, 3])
+@torch.no_grad()
+def test_with_kernels_fused_layers_have_the_same_logits(
+    prompt_attention: PromptAttention, pooler_rank: int, on_gpu: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    tasks = [Task("topic", labels=("a", "b", "c")), Task("tone"), Task("score", kind="regression", labels=())]
+    model = MTOPModel.from_backbone(
+        encoder_of("bert"), tasks, prompt_attention=prompt_attention, pooler_rank=pooler_rank, max_tokens=64
+    )
+    assert model.fuse_layers()
+    plain = model.all_tasks(text(), MASK, num_tokens=NUM_TOKENS)
+    for module in (fused, ragged, stacked_heads):
+        on_gpu.setattr(module, "has_kernels", lambda _: True)
+    torch.testing.assert_close(model.all_tasks(text(), MASK, num_tokens=NUM_TOKENS), plain, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+@torch.no_grad()
+def test_a_product_that_ends_with_gelu_is_used_where_the_activation_is_one(
+    activation: str, on_gpu: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    encoder = BertModel(BertConfig(vocab_size=90, hidden_act=activation, **SIZES), add_pooling_layer=False).eval()
+    use_kv_cache_attention(encoder)
+    model = MTOPModel.from_backbone(encoder, [Task("topic")], max_tokens=64)
+    assert model.fuse_layers()
+    expected = model.all_tasks(text(), MASK, num_tokens=NUM_TOKENS)
+    used = Mock(wraps=torch._addmm_activation)
+    on_gpu.setattr(torch, "_addmm_activation", used)
+    on_gpu.setattr(fused, "_has_gelu_in_product", lambda _: True)
+    logits = model.all_tasks(text(), MASK, num_tokens=NUM_TOKENS)
+    assert used.call_count == (0 if activation == "relu" else encoder.config.num_hidden_layers)
+    torch.testing.assert_close(logits, expected, atol=1e-3, rtol=0)
+
+
+def test_a_cpu_computes_the_gelu_that_the_model_has() -> None:
+    assert not fused._has_gelu_in_product(torch.ones(1, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("kind", RIVALS)
+@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("mask", [MASK, None], ids=["padded", "full"])
+@torch.inference_mode()
+def test_other_kinds_of_models_give_the_same_packed_and_fused(
+    kind: str, name: str, mask: Tensor | None, on_gpu: pytest.MonkeyPatch
+) -> None:
+    model = make_rival(kind, backbone=encoder_of(name), max_tokens=64)
+    packed = model.all_tasks(text(), mask, num_tokens=NUM_TOKENS)
+    assert model.fuse_layers() == (kind not in ("p-tuning-v2", "ca-mtl"))
+    fused_ = model.all_tasks(text(), mask, num_tokens=NUM_TOKENS)
+    on_gpu.setattr(ragged, "is_possible", lambda *_: False)
+    plain = model.all_tasks(text(), mask)
+    torch.testing.assert_close(packed, plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(fused_, plain, atol=1e-5, rtol=0)
 
 
 def test_training_and_other_families_leave_fused_layers_alone() -> None:

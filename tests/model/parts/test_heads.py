@@ -62,3 +62,12 @@ def test_the_loss_is_mean_cross_entropy_or_mean_squared_error() -> None:
     values = torch.randn(5)
     regression = Task("b", kind="regression", labels=())
     assert torch.allclose(task_loss(regression, logits[:, :1], values), ((logits[:, 0] - values) ** 2).mean())
+
+
+def test_the_loss_of_a_regression_is_in_standard_deviations() -> None:
+    logits, values = torch.randn(5, 1), torch.tensor([5e3, 7e3, 9e3, 3e38, -3e38])
+    prices = Task("prices", kind="regression", labels=(), mean=7e3, std=1e3)
+    expected = ((logits[:3, 0] - torch.tensor([-2.0, 0.0, 2.0])) ** 2).mean()
+    assert torch.allclose(task_loss(prices, logits[:3], values[:3]), expected)
+    wide = Task("wide", kind="regression", labels=(), mean=-3e38, std=3e38)
+    assert task_loss(wide, logits, values).isfinite()

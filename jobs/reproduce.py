@@ -1,0 +1,8 @@
+"""Run the paper's experiments: `mtop reproduce` as a file for `ray job submit`, with the same options."""
+
+import sys
+
+from mtop_batch.cli.commands import main
+
+if __name__ == "__main__":
+    main(["reproduce", *sys.argv[1:]])

@@ -1,0 +1,238 @@
+"""What the commands `mtop train`, `add-tasks`, `label` and `evaluate` do, for Python.
+
+    from mtop_batch import add_tasks, evaluate, label, train
+
+Arguments, output on the terminal and errors are those of the commands, which call these functions. Paths are local or
+URLs, as on the command line. Heavy imports wait until a function is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtop_batch.errors import ConfigError
+from mtop_batch.precision import PrecisionChoice
+
+if TYPE_CHECKING:
+    from mtop_batch.config.sections import Config
+    from mtop_batch.engine.add_tasks import ChangeResult
+    from mtop_batch.engine.evaluate import EvaluatedTask
+    from mtop_batch.engine.train import TrainResult
+
+Event = dict[str, Any]
+
+
+def train(
+    config: str | Path | Config,
+    overrides: Sequence[str] = (),
+    *,
+    overwrite: bool = False,
+    on_event: Callable[[Event], None] | None = None,
+) -> TrainResult:
+    """Train one model on all tasks of a configuration and write its bundle to the configuration's `output`.
+
+    If it fails or is killed, `<output>.training` holds what was done, and the same call resumes from there. If `output`
+    holds the bundle of the same configuration and examples, nothing is done.
+
+    Args:
+        config: A TOML file, or a configuration that is loaded already.
+        overrides: `section.key=value` strings, as with `--set`; only with a file.
+        overwrite: Train whatever bundle `output` holds, and replace it.
+        on_event: Called with every event (start, step, evaluation, ...) of the training.
+
+    Returns:
+        Metrics on the evaluation data, and how the run went.
+
+    Raises:
+        MtopError: The configuration, the backbone or the examples cannot work, `output` holds another bundle and is not
+            to be overwritten, storage fails, or workers failed too often (`JobError`); `exit_code` is that of the
+            command.
+    """
+    loaded = _loaded(config, overrides)  # first: importing torch and Ray takes seconds
+    from mtop_batch.engine.progress import Progress
+    from mtop_batch.engine.train import train as run
+
+    with Progress() as progress:
+        return run(loaded, progress=progress, on_event=on_event, overwrite=overwrite)
+
+
+def add_tasks(
+    model: str, config: str | Path, output: str, overrides: Sequence[str] = (), *, replace: bool = False
+) -> ChangeResult:
+    """Learn new tasks on a trained bundle; outputs and labels of the tasks it has stay as they are.
+
+    Args:
+        model: The bundle; it stays as it is.
+        config: A TOML file with the new tasks and, if wanted, a section `[add_tasks]`.
+        output: Where the new bundle goes.
+        overrides: `section.key=value` strings, as with `--set`.
+        replace: Train a task that the bundle has again, in its place.
+
+    Raises:
+        MtopError: As the command; nothing is written to `output` then.
+    """
+    from mtop_batch.engine.add_tasks import add_tasks as run
+    from mtop_batch.engine.progress import Progress
+
+    with Progress() as progress:
+        return run(model, str(config), output, progress=progress, overrides=overrides, replace=replace)
+
+
+def evaluate(
+    model: str,
+    config: str | Path | Config | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    errors: str | None = None,
+) -> dict[str, dict[str, float]]:
+    """Measure the tasks of a bundle on their evaluation data.
+
+    Args:
+        model: The bundle.
+        config: A TOML file with the tasks to evaluate, also one of `add-tasks`, or a configuration that is loaded
+            already. By default the tasks and the evaluation data that the bundle was trained with.
+        overrides: `section.key=value` strings, as with `--set`; only with a file.
+        errors: Also write the examples it gets wrong to this Parquet file, the surest first.
+
+    Returns:
+        Task -> metric -> value: the task's own metric, "loss", "num_examples".
+
+    Raises:
+        MtopError: As the command.
+    """
+    evaluated = evaluate_in_detail(model, config, overrides)
+    if errors is not None:
+        from mtop_batch.engine.evaluate import write_errors
+
+        write_errors(errors, evaluated)
+    return {name: item.metrics for name, item in evaluated.items()}
+
+
+def evaluate_in_detail(
+    model: str, config: str | Path | Config | None = None, overrides: Sequence[str] = ()
+) -> dict[str, EvaluatedTask]:
+    """As `evaluate`, and each task label by label, with the examples that it gets wrong."""
+    if config is None and overrides:
+        raise ConfigError("--set changes a configuration; name one with --config")
+    # What a file of `add-tasks` leaves out is the bundle's, and does not count here.
+    defaults = {"output": model, "backbone": {"name": model}}
+    loaded = None if config is None else _loaded(config, overrides, defaults)  # first: importing torch takes seconds
+    from mtop_batch.engine.evaluate import evaluate_in_detail as run
+    from mtop_batch.engine.progress import Progress
+
+    with Progress() as progress:
+        return run(model, loaded, progress=progress)
+
+
+def label(
+    model: str,
+    corpus: str,
+    labels: str,
+    *,
+    tasks: Sequence[str] = (),
+    partition: Mapping[str, str] | None = None,
+    allow_empty: bool = False,
+    plan: bool = False,
+    id_column: str = "id",
+    text_columns: Sequence[str] = (),
+    unit_rows: int = 20_000,
+    num_actors: int | None = None,
+    max_error_fraction: float | None = None,
+    prune: bool = False,
+    force: bool = False,
+    publish: bool = True,
+    retry_timeout: float = 120.0,
+    vectors: bool = False,
+    precision: PrecisionChoice = "auto",
+    notify: str | None = None,
+    price_per_hour: float | None = None,
+    config: str | None = None,
+    max_label_share_change: float | None = None,
+    max_new_share_change: float | None = None,
+    max_flips: float | None = None,
+    min_articles: int | None = None,
+    max_metric_drop: float | None = None,
+) -> dict[str, Any]:
+    """Make every wanted cell of a corpus current: only what is missing or stale is computed.
+
+    If it fails, what was computed stays, and the same call does the rest.
+
+    Args:
+        model: The bundle.
+        corpus: Parquet files anywhere below this directory or prefix, or one file.
+        labels: The label table: a directory or prefix of its own.
+        tasks: Only these tasks.
+        partition: Only source files of this hive partition, such as `{"date": "2026-11-20"}`.
+        allow_empty: No source file need be in the partition.
+        plan: Say what would be done, and do nothing.
+        id_column: Column that identifies an article.
+        text_columns: One text column, or two for a pair; the default is the command's.
+        unit_rows: Most rows that go through the model together.
+        num_actors: Labelling actors; by default one per GPU, else one per spare CPU.
+        max_error_fraction: Fail as soon as more of the rows than this cannot be labelled, and keep labels back then.
+        prune: Remove labels whose source file is gone.
+        force: Also if that is most of the table.
+        publish: Show readers what was computed; else it stays in the store.
+        retry_timeout: Fail when storage has not answered for this many seconds.
+        vectors: Store a document vector of each article too.
+        precision: Of the model; "auto" is bf16 where the hardware computes in it, fp32 elsewhere.
+        notify: URL that gets a summary when the run has ended, whatever the end.
+        price_per_hour: Of a device (a GPU, or else a CPU core): tells costs.
+        config: TOML file with a section `[gate]`.
+        max_label_share_change: Keep labels back if the share of one changes by more, on the same articles.
+        max_new_share_change: Keep labels back if the share of one changes by more, on new articles.
+        max_flips: Keep labels back if those of more of the same articles change.
+        min_articles: Keep labels back if they are of fewer articles.
+        max_metric_drop: Keep labels back if a task's metric on development data drops by more.
+
+    Returns:
+        The run report, or the plan, JSON-ready. Source files that cannot be read, for which the command exits with 3,
+        are under `unreadable_files`, each with the reason. Where `gate` says that it is not `open`, for which the
+        command exits with 4, nothing was published.
+
+    Raises:
+        MtopError: As the command; `exit_code` is that of the command.
+    """
+    from mtop_batch.engine.gate import gate_rules
+    from mtop_batch.engine.label import LabelOptions, label_corpus
+
+    gate = gate_rules(
+        config,
+        max_error_fraction=max_error_fraction,
+        max_label_share_change=max_label_share_change,
+        max_new_share_change=max_new_share_change,
+        max_flips=max_flips,
+        min_articles=min_articles,
+        max_metric_drop=max_metric_drop,
+    )
+    options = LabelOptions(
+        model=model,
+        corpus=corpus,
+        labels=labels,
+        tasks=tuple(tasks),
+        partitions=tuple(f"{key}={value}" for key, value in (partition or {}).items()),
+        allow_empty=allow_empty,
+        id_column=id_column,
+        text_columns=tuple(text_columns),
+        unit_rows=unit_rows,
+        num_actors=num_actors,
+        max_error_fraction=max_error_fraction,
+        prune=prune,
+        force=force,
+        publish=publish,
+        gate=gate,
+        retry_timeout_s=retry_timeout,
+        vectors=vectors,
+        precision=precision,
+        notify=notify,
+        price_per_hour=price_per_hour,
+    )
+    return label_corpus(options, plan_only=plan)
+
+
+def _loaded(config: str | Path | Config, overrides: Sequence[str], defaults: Mapping[str, Any] | None = None) -> Config:
+    from mtop_batch.config.load import load_config
+
+    return load_config(config, overrides, defaults) if isinstance(config, str | Path) else config

@@ -1,0 +1,126 @@
+"""What `mtop predict` does: texts of arguments or standard input, each task asked about as many texts as it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mtop_batch.errors import ConfigError
+from mtop_batch.lines import counted, listed
+from mtop_batch.precision import PrecisionChoice
+
+_UTF8_MARK = b"\xef\xbb\xbf"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True)
+class Given:
+    """A text, perhaps with a second one, or the reason why it is none."""
+
+    text: str
+    second: str | None = None
+    error: str | None = None
+
+
+def read_lines(lines: Iterable[bytes]) -> Iterator[Given]:
+    """The lines of a file in UTF-8, with or without a byte order mark, ended as on any system.
+
+    Raises:
+        ConfigError: The file is UTF-16.
+    """
+    for number, line in enumerate(lines):
+        if number == 0:
+            if line.startswith(_UTF16_MARKS):
+                raise ConfigError("standard input is UTF-16; convert it to UTF-8, as `iconv -f utf-16 -t utf-8` does")
+            line = line.removeprefix(_UTF8_MARK)
+        line = line.removesuffix(b"\n").removesuffix(b"\r")
+        try:
+            yield Given(line.decode())
+        except UnicodeDecodeError:
+            yield Given(line.decode(errors="replace"), error=f"line {number + 1} is not valid UTF-8")
+
+
+def of_arguments(texts: Sequence[str], seconds: Sequence[str]) -> list[Given]:
+    """The texts of the command line, each with its second one if there are any.
+
+    Raises:
+        ConfigError: There are not as many second texts as texts.
+    """
+    if not seconds:
+        return [Given(text) for text in texts]
+    if len(seconds) != len(texts):
+        raise ConfigError(
+            f"--second is given {counted(len(seconds), 'time')} for {counted(len(texts), 'text')}; give it once for "
+            "each text, or put a tab between the two"
+        )
+    return [Given(text, second) for text, second in zip(texts, seconds, strict=True)]
+
+
+def predict(
+    model: str, given: Sequence[Given], precision: PrecisionChoice, note: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """A row for each text: `text`, `second` if there is one, the columns of the tasks, and `error`.
+
+    Tasks on pairs are asked about texts that have a second one, by itself or after a tab. Where a bundle has tasks on
+    single texts too, they are left out for the others; where it has none, they are asked about the first text alone, as
+    about an article without a body. Either is noted.
+
+    Args:
+        model: The bundle.
+        given: The texts.
+        precision: Of the model.
+        note: Takes a line for people.
+
+    Raises:
+        ConfigError: There are second texts, and no task reads two.
+        BundleError: The bundle is missing or damaged.
+    """
+    from mtop_batch.labelling.run.predictor import Predictor
+    from mtop_batch.model.bundle.bundle import load_bundle
+    from mtop_batch.table.columns import task_columns
+
+    bundle = load_bundle(model)
+    names = {size: [task.name for task in bundle.model.tasks if len(task.text) == size] for size in (1, 2)}
+    if names[2]:
+        given = [_split(item) for item in given]
+    elif any(item.second is not None for item in given):
+        raise ConfigError(f"no task of the bundle {model} reads two texts; leave --second out")
+    num_alone = sum(item.second is None and not item.error and bool(item.text.strip()) for item in given)
+    if names[2] and num_alone:
+        note(_explained(names[2], leaves_out=bool(names[1]), alone=num_alone, rows=len(given)))
+    pairs = [row for row, item in enumerate(given) if item.second is not None or not names[1]]
+    asked = {1: range(len(given)), 2: pairs}
+    rows: list[dict[str, Any]] = [{} for _ in given]
+    for size, tasks in names.items():
+        if not tasks or not asked[size]:
+            continue
+        predictor = Predictor(bundle.model, bundle.tokenizer, precision=precision, tasks=tasks)
+        items = [given[row] for row in asked[size]]
+        texts = [None if item.error else item.text for item in items]
+        table = predictor.predict(texts, [item.second for item in items] if size == 2 else None)
+        for row, found in zip(asked[size], table.to_pylist(), strict=True):
+            # A row is in error if no task has anything to say of it.
+            error = found.pop("error")
+            rows[row] |= found | {"error": error if "error" not in rows[row] else rows[row]["error"] and error}
+    columns = [column for task in bundle.model.tasks for column in task_columns(task.name, task.kind)]
+    return [_row(item, row, columns) for item, row in zip(given, rows, strict=True)]
+
+
+def _split(item: Given) -> Given:
+    text, tab, second = item.text.partition("\t")
+    return Given(text, second, item.error) if tab and item.second is None else item
+
+
+def _explained(pairs: Sequence[str], *, leaves_out: bool, alone: int, rows: int) -> str:
+    of_texts = "" if alone == rows else f" for {alone} of {counted(rows, 'text')}"
+    way_out = "give the second by --second, or after a tab"
+    if leaves_out:
+        return f"left out{of_texts}, because they read two texts: {listed(pairs)}; {way_out}"
+    return f"warning: all tasks read two texts, and are asked about the first alone{of_texts}; {way_out}"
+
+
+def _row(item: Given, found: dict[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    second = {} if item.second is None else {"second": item.second}
+    values = {column: found.get(column) for column in columns}
+    return {"text": item.text, **second, **values, "error": item.error or found.get("error")}

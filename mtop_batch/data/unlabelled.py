@@ -1,0 +1,106 @@
+"""Texts without labels that a model learns from: a corpus, and the examples' own, each of which has one task's label.
+
+No text that a task is evaluated on is among them, so that what teachers say of it cannot be learned.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from mtop_batch.data.sources import read_columns
+from mtop_batch.data.text_rows import text_rows
+
+Pair = tuple[str, str | None]
+
+_NO_WORD = re.compile(r"[\W_]+")
+
+
+@dataclass(frozen=True)
+class UnlabelledTexts:
+    """Texts, each once.
+
+    Args:
+        texts: One each.
+        seconds: The second text of a pair; None for single texts.
+        num_read: Texts that were looked at, examples included.
+        num_in_evaluation: Of them, those left out because a task is evaluated on them.
+    """
+
+    texts: list[str]
+    seconds: list[str | None]
+    num_read: int
+    num_in_evaluation: int
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def normalised(text: str) -> str:
+    """What two texts have in common that differ in case, punctuation and spaces only.
+
+    >>> normalised("It's  HERE!")
+    'it s here'
+    """
+    return _NO_WORD.sub(" ", text.casefold()).strip()
+
+
+def read_texts(source: str, columns: Sequence[str]) -> Iterable[Pair]:
+    """The texts of a source, without rows that have none.
+
+    Args:
+        source: As for `mtop_batch.data.sources.read_columns`.
+        columns: One text column, or two for pairs.
+
+    Raises:
+        DataError: The source does not exist, or lacks a column.
+        LabelTableError: The storage cannot be reached or refuses.
+    """
+    for part in read_columns(source, columns):
+        rows = text_rows([part.table[column].cast(pa.large_string()).combine_chunks() for column in columns])
+        for text, second in zip(rows.texts.to_pylist(), rows.seconds.to_pylist(), strict=True):
+            if text is not None:
+                yield text, second
+
+
+def choose_texts(
+    examples: Iterable[Pair], corpus: Iterable[Pair], evaluation: Iterable[Pair], *, max_texts: int, seed: int
+) -> UnlabelledTexts:
+    """The texts to learn from: a pure function of its arguments.
+
+    Texts count as the same, and as texts of an evaluation, if they are so when normalised.
+
+    Args:
+        examples: The texts of all tasks' training examples. All of them are taken, for they come first.
+        corpus: Further ones.
+        evaluation: Those of all tasks' evaluation examples.
+        max_texts: Most texts; of a larger corpus a random part is taken.
+        seed: Of that part.
+    """
+    left_out = {_key(pair) for pair in evaluation}
+    chosen: dict[Pair, Pair] = {}
+    num_read = num_left_out = num_examples = 0
+    for number, pairs in enumerate((examples, corpus)):
+        for pair in pairs:
+            num_read += 1
+            key = _key(pair)
+            if key in left_out:
+                num_left_out += 1
+            else:
+                chosen.setdefault(key, pair)
+        num_examples = num_examples if number else len(chosen)
+    found = list(chosen.values())
+    room = max(max_texts - num_examples, 0)
+    if len(found) - num_examples > room:
+        rows = np.random.default_rng(seed).choice(len(found) - num_examples, room, replace=False)
+        found = found[:num_examples] + [found[num_examples + row] for row in np.sort(rows)]
+    return UnlabelledTexts([text for text, _ in found], [second for _, second in found], num_read, num_left_out)
+
+
+def _key(pair: Pair) -> Pair:
+    text, second = pair
+    return normalised(text), None if second is None else normalised(second)

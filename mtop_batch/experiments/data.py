@@ -1,0 +1,154 @@
+"""The data of an experiment: tasks with three parts each, read and tokenised."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mtop_batch.config.load import load_tasks
+from mtop_batch.config.sections import TaskConfig
+from mtop_batch.data.examples import LabelledTokens, RawExamples, load_examples, tokenise_examples, with_label_scale
+from mtop_batch.data.tokens import TextTokenizer
+from mtop_batch.errors import DataError
+from mtop_batch.tasks import Reader
+from mtop_batch.training.settings import TaskData
+
+
+@dataclass(frozen=True)
+class RawTask:
+    """A task and its three parts as texts."""
+
+    config: TaskConfig
+    train: RawExamples
+    eval: RawExamples
+    test: RawExamples
+
+    @property
+    def parts(self) -> tuple[RawExamples, RawExamples, RawExamples]:
+        """Training, evaluation and test examples."""
+        return self.train, self.eval, self.test
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Tasks with their examples.
+
+    Args:
+        name: "news" or "glue".
+        tasks: In the order of the file.
+        digest: Of all that the tasks and their examples are; where the files lie is no part of it.
+    """
+
+    name: str
+    tasks: tuple[RawTask, ...]
+    digest: str
+
+    @property
+    def configs(self) -> list[TaskConfig]:
+        """The tasks as in a configuration."""
+        return [task.config for task in self.tasks]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set as a model takes it.
+
+    Args:
+        train: Training and evaluation examples of every task.
+        test: Test examples, in the same order.
+    """
+
+    train: list[TaskData]
+    test: list[LabelledTokens]
+
+
+def read_data_set(name: str, tasks_file: str) -> DataSet:
+    """Read a data set.
+
+    Args:
+        name: What the results call it.
+        tasks_file: The `tasks.toml` that `mtop build-nhc` or `mtop build-glue` wrote.
+
+    Raises:
+        ConfigError: There is no such file, or it is none of tasks.
+        DataError: A task has no test part, or its examples cannot be used.
+    """
+    tasks = []
+    for config in load_tasks(tasks_file):
+        if config.test is None:
+            raise DataError(
+                f"{tasks_file}: task {config.name!r} has no test part; make the data again with `mtop build-nhc` or "
+                "`mtop build-glue`"
+            )
+        sources = ((config.train, True), (config.eval, False), (config.test, False))
+        parts = [
+            load_examples(config.definition(), source, config.label, training=training, label_by=config.label_by)
+            for source, training in sources
+        ]
+        tasks.append(RawTask(config, *parts))
+    return DataSet(name, tuple(tasks), _digest(tasks))
+
+
+def first_rows(data: DataSet, most: int) -> DataSet:
+    """A data set with at most so many examples in each part: another one, with a digest of its own."""
+    tasks = tuple(RawTask(task.config, *(_first(part, most) for part in task.parts)) for task in data.tasks)
+    return DataSet(data.name, tasks, _digest(tasks))
+
+
+def prepare(
+    data: DataSet, text_tokenizer: TextTokenizer, examples: int | None, default_reader: Reader = "prompts"
+) -> Prepared:
+    """Tokenise a data set.
+
+    Args:
+        data: The data set.
+        text_tokenizer: Of the backbone.
+        examples: Most training examples of each task, drawn once for all seeds and methods; None for all.
+        default_reader: What a task of the kind of model reads that does not say.
+    """
+    train, test = [], []
+    for task in data.tasks:
+        own, eval_, held_out = (tokenise_examples(part, text_tokenizer) for part in task.parts)
+        own = _some(own, task.config.name, examples)
+        definition = task.config.definition(default_reader)
+        train.append(TaskData(with_label_scale(definition, own), own, eval_))
+        test.append(held_out)
+    return Prepared(train, test)
+
+
+def with_reader(prepared: Prepared, configs: Sequence[TaskConfig], default_reader: Reader) -> Prepared:
+    """The same for another kind of model, without tokenising again."""
+    train = [
+        replace(item, task=replace(item.task, reads=config.reads or default_reader))
+        for config, item in zip(configs, prepared.train, strict=True)
+    ]
+    return Prepared(train, prepared.test)
+
+
+def _some(examples: LabelledTokens, name: str, most: int | None) -> LabelledTokens:
+    """So many examples, in random order; the first of a larger draw are those of a smaller one."""
+    if most is None or most >= len(examples):
+        return examples
+    rows = np.random.default_rng(zlib.crc32(name.encode())).permutation(len(examples))[:most]
+    return LabelledTokens(examples.tokens.take(rows), examples.labels[rows])
+
+
+def _first(examples: RawExamples, most: int) -> RawExamples:
+    seconds = None if examples.seconds is None else examples.seconds[:most]
+    return replace(examples, texts=examples.texts[:most], seconds=seconds, labels=examples.labels[:most])
+
+
+def _digest(tasks: Sequence[RawTask]) -> str:
+    digest = hashlib.sha256()
+    for task in tasks:
+        config = task.config
+        digest.update(json.dumps([config.name, config.kind, config.labels, config.text, config.metric]).encode())
+        for part in task.parts:
+            digest.update(json.dumps([part.texts, part.seconds]).encode())
+            digest.update(part.labels.tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,121 @@
+"""The methods that are compared, and the tables they stand in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from mtop_batch.errors import ConfigError
+
+TableName = Literal["news", "glue", "ablations", "prompt-lengths"]
+TABLES: tuple[TableName, ...] = get_args(TableName)
+DataName = Literal["news", "glue"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train.
+
+    Args:
+        title: As tables call it.
+        model: The section `[model]` of its configuration.
+        train: What its `[train]` has besides `COMMON`.
+    """
+
+    title: str
+    model: Mapping[str, Any]
+    train: Mapping[str, Any] = field(default_factory=dict)
+
+
+COMMON: Mapping[str, Any] = {
+    "epochs": 2,
+    "batch_size": 16,
+    "learning_rate": 5e-5,
+    "weight_decay": 0.01,
+    "warmup_fraction": 0.1,
+    "max_grad_norm": 1.0,
+    "alpha": 1.0,
+    "freeze_word_embeddings": True,
+}
+"""What all methods have in `[train]`: as many labelled examples in as many steps, at the same rate of the backbone.
+
+All is said here, so that a change of a default leaves what a run is, and so its digest, alone.
+"""
+
+# What starts at random, or was learned with the backbone frozen, wants larger steps than a pretrained layer.
+_HEADS = {"head_learning_rate": 5e-4}
+_WARM = {"warm_start": {"epochs": 2, "batch_size": 32, "learning_rate": 1e-3}}
+_PAPER = {
+    "kind": "mtop",
+    "prompts_per_task": 2,
+    "shared_prompts": 0,
+    "prompt_attention": "joint",
+    "prompt_init": "single-task",
+    "pooler_init": "single-task",
+    "stop_gradient": True,
+}
+_PROMPTED = {"dropout": 0.1, "prompt_init": "token"}
+MTOP = "mtop"
+
+
+def _mtop(title: str, **model: Any) -> Method:
+    return Method(title, {**_PAPER, **model}, {**_HEADS, **_WARM})
+
+
+METHODS: Mapping[str, Method] = {
+    "single-task": Method("Single task", {"kind": "single-task", "dropout": 0.1}),
+    "mt-dnn": Method("MT-DNN", {"kind": "mt-dnn", "dropout": 0.1}),
+    "p-tuning": Method("P-Tuning", {**_PROMPTED, "kind": "p-tuning", "prompts_per_task": 2}, _HEADS),
+    "p-tuning-v2": Method(
+        "P-Tuning v2", {**_PROMPTED, "kind": "p-tuning-v2", "prompts_per_task": 8, "prompt_dropout": 0.1}, _HEADS
+    ),
+    # The lower layers stay as pretrained: its authors' defaults leave 5 of 12.
+    "ca-mtl": Method("CA-MTL", {"kind": "ca-mtl", "dropout": 0.1, "pretrained_top": False}, {"freeze_layers": 2}),
+    MTOP: _mtop("MTOP"),
+    "mtop-isolated": _mtop("MTOP, isolated prompts", prompt_attention="isolated"),
+    "mtop-rd-rd": _mtop("Prompts (RD) + Cond (RD)", prompt_init="random", pooler_init="random"),
+    "mtop-tk-rd": _mtop("Prompts (TK) + Cond (RD)", prompt_init="token", pooler_init="random"),
+    "mtop-st-rd": _mtop("Prompts (ST) + Cond (RD)", pooler_init="random"),
+    "mtop-rd-st": _mtop("Prompts (RD) + Cond (ST)", prompt_init="random"),
+    "mtop-no-stop": _mtop("MTOP without SG", stop_gradient=False),
+    **{f"mtop-{n}-prompts": _mtop(f"{n} prompts a task", prompts_per_task=n) for n in (1, 4, 8)},
+    **{f"mtop-{n}-shared": _mtop(f"2 prompts a task, {n} shared", shared_prompts=n) for n in (1, 2, 4)},
+}
+"""By the name that `--methods` takes. MTOP alone is the paper's: joint prompts, begun from single tasks."""
+
+_MAIN = ("single-task", "mt-dnn", "p-tuning", "p-tuning-v2", "ca-mtl", MTOP, "mtop-isolated")
+TABLE_METHODS: Mapping[TableName, tuple[str, ...]] = {
+    "news": _MAIN,
+    "glue": _MAIN,
+    "ablations": ("mt-dnn", "mtop-rd-rd", "mtop-tk-rd", "mtop-st-rd", "mtop-rd-st", "mtop-no-stop", MTOP),
+    "prompt-lengths": (
+        "mtop-1-prompts",
+        MTOP,
+        "mtop-4-prompts",
+        "mtop-8-prompts",
+        "mtop-1-shared",
+        "mtop-2-shared",
+        "mtop-4-shared",
+    ),
+}
+"""The rows of each table."""
+
+TABLE_DATA: Mapping[TableName, DataName] = {
+    "news": "news",
+    "glue": "glue",
+    "ablations": "glue",
+    "prompt-lengths": "glue",
+}
+"""What each table is made on unless another data set is asked for."""
+
+
+def method(name: str) -> Method:
+    """The method of a name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"there is no method {name!r}; allowed: {', '.join(METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,228 @@
+"""The page of results, written from the records alone: the same records give the same page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+from mtop_batch.data.glue import GLUE_TASKS as GLUE_RECIPES
+from mtop_batch.experiments import paper
+from mtop_batch.experiments.methods import COMMON, METHODS, MTOP, TABLE_DATA, TableName
+from mtop_batch.experiments.records import Records, RunRecord
+from mtop_batch.experiments.statistics import Difference
+from mtop_batch.experiments.summary import ResultTable, Row, Spread, tables
+
+EMPTY = "–"
+_TITLES: Mapping[TableName, str] = {
+    "news": "News (the paper's Table 1)",
+    "glue": "GLUE (the paper's Table 2)",
+    "ablations": "Ablations (the paper's Table 3)",
+    "prompt-lengths": "Lengths of prompts (the paper's Figure 2)",
+}
+_PAPER: Mapping[TableName, Mapping[str, Mapping[str, str]]] = {
+    "news": paper.TABLE_1,
+    "glue": paper.TABLE_2,
+    "ablations": paper.TABLE_3,
+    "prompt-lengths": {},
+}
+_HEAD = """# Results
+
+Every method of the paper on one bench: the same encoder, the same labelled examples, as many steps. `mtop reproduce`
+writes this page from the JSON files in `{results}/`, one for each run.
+
+```sh
+mtop build-nhc --source News_Category_Dataset_v3.json --extra opinion=opinion.parquet   # data/nhc
+mtop build-glue --source glue                                                           # data/glue
+mtop reproduce news --examples 1000
+```
+
+Runs that have their file are not done again, and a run that was stopped goes on from its checkpoint. `--source` of
+`build-nhc` is the [News Category Dataset](https://www.kaggle.com/datasets/rmisra/news-category-dataset) as JSON lines,
+or as Parquet with `category` and `headline`. The paper's eighth task, opinion, is not public: `--extra NAME=PATH` takes
+any labelled Parquet (`PATH?positive=A,B` makes two labels of many). `--source` of `build-glue` has
+`<task>/train.parquet` and `<task>/dev.parquet`.
+
+How to read it:
+
+* A cell is the median over seeds on **test** examples, in per cent, with the lowest and highest seed in brackets. No
+  training looks at them. The weights are those with the best mean on evaluation examples.
+* *To MTOP* is the mean difference to MTOP, paired by seed and by test example, with its 95 % interval: a bootstrap over
+  seeds and examples. An interval with zero in it shows no difference.
+* *Win / tie / loss* counts the tasks whose own interval is clear of zero, or not.
+* The paper's rows are its authors' numbers, with a larger encoder and other examples.
+"""
+_RECIPE = """
+All methods: `{common}`. Beside that: {own}.
+"""
+
+
+def results_page(records: Records, results: str, images: Mapping[str, str]) -> str:
+    """The page in Markdown.
+
+    Args:
+        records: All that is known.
+        results: The directory of the records, as the page calls it.
+        images: Title -> path of each plot, relative to the page.
+    """
+    parts = [_HEAD.format(results=results)]
+    found = tables(records)
+    if not found:
+        parts.append("\nNothing has been run yet.\n")
+    for number, table in enumerate(found):
+        first = number == 0 or found[number - 1].name != table.name
+        parts.append((f"\n## {_TITLES[table.name]}\n" if first else "") + _section(table))
+    if found:
+        parts.append(_recipes())
+    if images:
+        parts.append("\n## Plots\n" + "".join(f"\n![{title}]({path})\n" for title, path in images.items()))
+    return "".join(parts)
+
+
+def _section(table: ResultTable) -> str:
+    setting = table.setting
+    examples = f"at most {setting.examples:,} examples a task" if setting.examples else "all examples"
+    changes = json.loads(setting.changes)
+    changed = "; " + ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in changes.items()) if changes else ""
+    lines = [
+        f"\n### {setting.data}: {examples}, `{setting.backbone}`{changed}\n",
+        "\n" + _quality(table),
+        *_why_empty(table),
+        "\n" + _against_mtop(table),
+        "\n" + _costs(table),
+        "\n" + _made_on([run for row in table.rows for run in row.runs.values()]),
+    ]
+    return "".join(lines)
+
+
+def _quality(table: ResultTable) -> str:
+    columns = paper.NEWS_TASKS if table.setting.data == "news" else paper.GLUE_TASKS
+    names = [task.name for task in table.tasks]
+    judged = {task.name: "" if task.metric == "accuracy" else f" ({task.metric})" for task in table.tasks}
+    head = ["method", "seeds", *(f"{name}{metric}" for name, metric in judged.items()), "mean"]
+    rows = []
+    for row in table.rows:
+        cells = [_spread(row.tasks.get(name)) for name in names]
+        rows.append([row.title, str(len(row.runs)), *cells, _bold(_spread(row.mean))])
+        published = _PAPER[table.name].get(row.method)
+        if published and table.setting.data == TABLE_DATA[table.name]:
+            theirs = [published.get(columns.get(name, ""), EMPTY) for name in names]
+            rows.append(["*in the paper*", "", *theirs, published["Avg"]])
+    return _markdown(head, rows)
+
+
+def _why_empty(table: ResultTable) -> list[str]:
+    """Why cells are empty, or not what their name may suggest."""
+    notes = [f"{row.title}: not run with these settings." for row in table.rows if not row.runs]
+    if table.setting.data != TABLE_DATA[table.name]:
+        notes.append("The paper has this table on GLUE only.")
+    if table.setting.data == "glue":
+        names = {task.name for task in table.tasks}
+        covered = {paper.GLUE_TASKS[name] for name in names if name in paper.GLUE_TASKS}
+        missing = sorted(set(paper.GLUE_TASKS.values()) - covered)
+        notes += [f"{column}: not in the data, so the paper's mean covers more tasks." for column in missing]
+        notes += [
+            f"`{name}` stands in for {recipe.paper}: {recipe.note}."
+            for name, recipe in GLUE_RECIPES.items()
+            if name in names and recipe.note
+        ]
+        notes.append("The test labels of GLUE are not public: its development sets are the test examples here.")
+    counts = {len(row.runs) for row in table.rows if row.runs}
+    if counts and min(counts) < 5:
+        notes.append("Rows with fewer than five seeds support no claim.")
+    return ["\n", *(f"* {note}\n" for note in notes)] if notes else []
+
+
+def _against_mtop(table: ResultTable) -> str:
+    head = ["method", "to MTOP, points", "95 % interval", "seeds", "win / tie / loss", "on evaluation examples"]
+    rows = []
+    for row in table.rows:
+        difference = row.difference
+        if row.method == MTOP:
+            cells = ["", "", str(len(row.runs)), ""]
+        elif difference is None:
+            cells = [f"{EMPTY} ({'no run' if not row.runs else 'MTOP has no run with these seeds'})", "", "", ""]
+        else:
+            cells = [_points(difference.mean), _interval(difference), str(difference.seeds), _outcomes(row)]
+        rows.append([row.title, *cells, _spread(row.dev_mean)])
+    return _markdown(head, rows)
+
+
+def _outcomes(row: Row) -> str:
+    counts = [sum(part.outcome == kind for part in row.outcomes.values()) for kind in ("win", "tie", "loss")]
+    return " / ".join(map(str, counts))
+
+
+def _costs(table: ResultTable) -> str:
+    head = ["method", "forward passes", "documents/s", "parameters of a task", "all parameters", "training, s"]
+    rows = []
+    for row in table.rows:
+        if not row.runs:
+            continue
+        runs = list(row.runs.values())
+        run = runs[0]
+        documents_per_s = f"{row.speed.documents_per_s:,.0f}" if row.speed else f"{EMPTY} (not measured)"
+        seconds = median(sum(value for key, value in run.seconds.items() if key != "test") for run in runs)
+        rows.append(
+            [
+                row.title,
+                str(run.passes),
+                documents_per_s,
+                f"{run.parameters['per_task']:,.0f}",
+                f"{run.parameters['total']:,.0f}",
+                f"{seconds:,.0f}",
+            ]
+        )
+    measured = [row.speed for row in table.rows if row.speed is not None]
+    speeds = {(speed.machine["gpu"] or speed.machine["cpu"], speed.precision) for speed in measured}
+    notes = [f"\nDocuments/s, all labels of each: {machine}, {precision}.\n" for machine, precision in sorted(speeds)]
+    return _markdown(head, rows) + "".join(notes)
+
+
+def _made_on(runs: Sequence[RunRecord]) -> str:
+    """Where and when the runs of a table were made, and how long they took together."""
+    machines: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        where = f"{run.machine['gpu'] or run.machine['cpu']}, {run.machine['precision']}, torch {run.versions['torch']}"
+        machines.setdefault(where, []).append(run)
+    lines = []
+    for where, made in sorted(machines.items()):
+        hours = sum(sum(run.seconds.values()) for run in made) / 3600
+        dates = sorted({run.finished[:10] for run in made})
+        when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+        lines.append(f"{len(made)} runs, {hours:,.1f} hours one after the other, on {where}, {when}.\n")
+    return "".join(lines)
+
+
+def _recipes() -> str:
+    own = "; ".join(
+        f"{chosen.title} `{json.dumps({**chosen.model, **chosen.train})}`"
+        for name, chosen in METHODS.items()
+        if not name.startswith("mtop-") or name == "mtop-isolated"
+    )
+    return "\n## Recipes\n" + _RECIPE.format(common=json.dumps(COMMON), own=own)
+
+
+def _spread(spread: Spread | None) -> str:
+    if spread is None:
+        return EMPTY
+    if spread.low == spread.high:
+        return f"{spread.median:.1f}"
+    return f"{spread.median:.1f} ({spread.low:.1f}, {spread.high:.1f})"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.2f}"
+
+
+def _interval(difference: Difference) -> str:
+    return f"{_points(difference.low)} to {_points(difference.high)}"
+
+
+def _bold(text: str) -> str:
+    return text if text == EMPTY else f"**{text}**"
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

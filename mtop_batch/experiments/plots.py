@@ -1,0 +1,129 @@
+"""The plots of the results, as PNG files written from the records alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from mtop_batch.errors import ConfigError
+from mtop_batch.experiments.methods import MTOP
+from mtop_batch.experiments.records import Records
+from mtop_batch.experiments.summary import ResultTable, Row, tables
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLORS = ("#1b6ca8", "#d1495b", "#66a182", "#edae49", "#8d6a9f", "#2e4057", "#888888", "#b5651d")
+_WIDTH, _HEIGHT, _DPI = 7.5, 4.2, 110
+
+
+def results_plots(records: Records) -> Iterator[tuple[str, str, bytes]]:
+    """File name, title and content of each plot, of the first table of each kind.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    seen: set[str] = set()
+    for table in tables(records):
+        if table.name in seen:
+            continue
+        seen.add(table.name)
+        shown = [row for row in table.rows if row.runs]
+        where = f"{table.setting.data}, {table.setting.examples or 'all'} examples a task"
+        if table.name in ("news", "glue"):
+            title = f"Learning curves: {where}"
+            yield f"{table.name}-curves.png", title, _png(_curves(table, shown), title)
+            if sum(row.speed is not None for row in shown) > 1:
+                title = f"Accuracy and speed: {where}"
+                yield f"{table.name}-speed.png", title, _png(_speed(shown), title)
+        else:
+            title = f"{'Ablations' if table.name == 'ablations' else 'Lengths of prompts'}: {where}"
+            yield f"{table.name}.png", title, _png(_bars(shown), title)
+
+
+def _curves(table: ResultTable, rows: Sequence[Row]) -> Figure:
+    """The mean over tasks and seeds on evaluation examples, after each epoch."""
+    figure, axes = _axes()
+    ticks: set[float] = set()
+    for row, color in zip(rows, _cycle(), strict=False):
+        points: dict[float, list[float]] = {}
+        for run in row.runs.values():
+            by_epoch: dict[float, dict[str, float]] = {}
+            for entry in run.history:
+                by_epoch.setdefault(round(entry["epoch"]), {}).update(entry["tasks"])
+            for epoch, found in by_epoch.items():
+                if len(found) == len(table.tasks):
+                    points.setdefault(epoch, []).append(100 * mean(found.values()))
+        epochs = sorted(points)
+        ticks.update(epochs)
+        axes.plot(epochs, [mean(points[epoch]) for epoch in epochs], marker="o", color=color, label=row.title)
+    axes.set(xlabel="epoch", ylabel="mean over tasks, evaluation examples, %")
+    axes.set_xticks(sorted(ticks))
+    figure.legend(loc="outside right center", fontsize=8, frameon=False)
+    return figure
+
+
+def _bars(rows: Sequence[Row]) -> Figure:
+    """The median of each row's mean over tasks, with the lowest and the highest seed."""
+    figure, axes = _axes()
+    places = range(len(rows))
+    spreads = [row.mean for row in rows if row.mean is not None]
+    values = [spread.median for spread in spreads]
+    errors = [
+        [spread.median - spread.low for spread in spreads],
+        [spread.high - spread.median for spread in spreads],
+    ]
+    colors = [_COLORS[1] if row.method == MTOP else _COLORS[0] for row in rows]
+    axes.barh(places, values, xerr=errors, color=colors, capsize=3)
+    axes.set_yticks(places, [row.title for row in rows])
+    axes.invert_yaxis()
+    low, high = min(spread.low for spread in spreads), max(spread.high for spread in spreads)
+    margin = max(0.5, (high - low) / 2)
+    axes.set(
+        xlim=(low - margin, high + margin / 2),
+        xlabel="mean over tasks, test examples, % (the axis does not begin at 0)",
+    )
+    return figure
+
+
+def _speed(rows: Sequence[Row]) -> Figure:
+    """Quality against documents a second."""
+    figure, axes = _axes()
+    for row, color in zip(rows, _cycle(), strict=False):
+        if row.speed is None or row.mean is None:
+            continue
+        spread = row.mean
+        error = [[spread.median - spread.low], [spread.high - spread.median]]
+        axes.errorbar(
+            row.speed.documents_per_s, spread.median, yerr=error, fmt="o", color=color, capsize=3, label=row.title
+        )
+    axes.set(xscale="log", xlabel="documents/s, all labels of each", ylabel="mean over tasks, test examples, %")
+    figure.legend(loc="outside right center", fontsize=8, frameon=False)
+    return figure
+
+
+def _axes() -> tuple[Figure, Axes]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("the plots need matplotlib; run `pip install 'mtop-batch[docs]'`") from None
+    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _cycle() -> Iterator[str]:
+    while True:
+        yield from _COLORS
+
+
+def _png(figure: Any, title: str) -> bytes:
+    figure.axes[0].set_title(title, fontsize=10)
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=_DPI, metadata={"Software": None})
+    return sink.getvalue()

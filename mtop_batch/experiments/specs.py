@@ -1,0 +1,132 @@
+"""What decides the outcome of a run, and the digest that names its file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mtop_batch.config.load import validate
+from mtop_batch.config.sections import Config, TaskConfig
+from mtop_batch.experiments.methods import COMMON, Method, method
+
+FORMAT = 1
+# They change how fast a run is, or are the seed, which stands by itself.
+_UNDECISIVE = ("num_workers", "max_failures", "precision", "seed")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What all runs of a table share.
+
+    Args:
+        backbone: `backbone.name` of a configuration.
+        max_tokens: Texts are cut to so many tokens.
+        examples: Most training examples of each task; None for all.
+        epochs: Passes over the examples of all tasks; None for what the methods say.
+        train: Other values of `[train]`, for all methods alike.
+    """
+
+    backbone: str
+    max_tokens: int = 128
+    examples: int | None = None
+    epochs: float | None = None
+    train: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """A run: a method with a seed on a data set.
+
+    Machine and precision are no part of it: they stand in the record of how the run went.
+
+    Args:
+        method: Its name in `METHODS`.
+        seed: Of everything random but the choice of training examples.
+        data: Name of the data set.
+        data_digest: Of its tasks and examples.
+        examples: Most training examples of each task; None for all. The same ones for all seeds and methods.
+        backbone: The pretrained encoder.
+        max_tokens: Texts are cut to so many tokens.
+        model: What is said in the section `[model]`.
+        train: What is said in the section `[train]`, without seed and what only changes the speed.
+    """
+
+    method: str
+    seed: int
+    data: str
+    data_digest: str
+    examples: int | None
+    backbone: str
+    max_tokens: int
+    model: dict[str, Any]
+    train: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Names the run's file; the same for the same values."""
+        return _digest({"format": FORMAT, **self.to_dict()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The run as JSON-ready values."""
+        return asdict(self)
+
+    def config(self, tasks: Sequence[TaskConfig], backbone: str | None = None) -> Config:
+        """The configuration of the run.
+
+        Args:
+            tasks: Those of the data set.
+            backbone: Where the encoder lies on this machine, if not where its name says.
+        """
+        values = {
+            "output": self.digest,
+            "backbone": {"name": backbone or self.backbone, "max_tokens": self.max_tokens},
+            "model": self.model,
+            "train": {**self.train, "seed": self.seed},
+            "task": [task.model_dump() for task in tasks],
+        }
+        return validate(values, f"run {self.method}, seed {self.seed}")
+
+
+def make_spec(
+    name: str, seed: int, data: str, data_digest: str, tasks: Sequence[TaskConfig], settings: RunSettings
+) -> RunSpec:
+    """The run of a method with a seed on a data set.
+
+    Raises:
+        ConfigError: There is no such method, or a setting is not allowed.
+    """
+    chosen = method(name)
+    train = {**COMMON, **chosen.train, **(settings.train or {})}
+    if settings.epochs is not None:
+        train["epochs"] = settings.epochs
+    config = _config(chosen, train, tasks, settings)
+    values = config.train.model_dump(mode="json", exclude_unset=True)
+    return RunSpec(
+        method=name,
+        seed=seed,
+        data=data,
+        data_digest=data_digest,
+        examples=settings.examples,
+        backbone=settings.backbone,
+        max_tokens=settings.max_tokens,
+        model=config.model.model_dump(mode="json", exclude_unset=True),
+        train={key: value for key, value in values.items() if key not in _UNDECISIVE},
+    )
+
+
+def _config(chosen: Method, train: Mapping[str, Any], tasks: Sequence[TaskConfig], settings: RunSettings) -> Config:
+    values = {
+        "output": "none",
+        "backbone": {"name": settings.backbone, "max_tokens": settings.max_tokens},
+        "model": dict(chosen.model),
+        "train": dict(train),
+        "task": [task.model_dump() for task in tasks],
+    }
+    return validate(values, f"method {chosen.title}")
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

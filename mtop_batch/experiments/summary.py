@@ -1,0 +1,203 @@
+"""Records of runs as rows of tables: median and spread over seeds, and the difference to MTOP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean, median
+
+import numpy as np
+
+from mtop_batch.experiments.methods import COMMON, METHODS, MTOP, TABLE_DATA, TABLE_METHODS, TABLES, TableName
+from mtop_batch.experiments.records import DataRecord, Records, RunRecord, SpeedRecord, unpack
+from mtop_batch.experiments.specs import RunSpec
+from mtop_batch.experiments.statistics import Difference, TestOutputs, differences
+from mtop_batch.tasks import Metric, Task
+
+# Table 3 judges these otherwise than Table 2.
+_TABLE_3_METRICS: Mapping[str, Metric] = {"mrpc": "accuracy", "qqp": "accuracy", "stsb": "pearson_spearman"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the runs of a table share."""
+
+    data: str
+    data_digest: str
+    examples: int | None
+    backbone: str
+    max_tokens: int
+    changes: str
+    """What all methods have in `[train]` otherwise than `COMMON`, as JSON."""
+
+    @classmethod
+    def of(cls, spec: RunSpec) -> Setting:
+        """The setting of a run."""
+        return cls(
+            spec.data, spec.data_digest, spec.examples, spec.backbone, spec.max_tokens, json.dumps(_changes(spec))
+        )
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A metric over seeds, in per cent."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Of shares of one."""
+        percent = [100 * value for value in values]
+        return cls(median(percent), min(percent), max(percent))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method in a table.
+
+    Args:
+        method: Its name.
+        runs: By seed; none if it was not run.
+        tasks: Task -> test metric over the seeds.
+        mean: The mean over tasks, over the seeds.
+        dev_mean: The same on evaluation examples, at the chosen weights.
+        difference: To MTOP over the seeds that both have: how much better this method is. None for MTOP itself, and
+            where there is nothing to compare.
+        outcomes: Task -> the same, of each task.
+        speed: How fast it labels; None if that was not measured.
+    """
+
+    method: str
+    runs: Mapping[int, RunRecord]
+    tasks: Mapping[str, Spread]
+    mean: Spread | None
+    dev_mean: Spread | None
+    difference: Difference | None
+    outcomes: Mapping[str, Difference]
+    speed: SpeedRecord | None
+
+    @property
+    def title(self) -> str:
+        """As tables call it."""
+        return METHODS[self.method].title
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A table of the results."""
+
+    name: TableName
+    setting: Setting
+    data: DataRecord
+    tasks: Sequence[Task]
+    rows: Sequence[Row]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those of any run."""
+        return sorted({seed for row in self.rows for seed in row.runs})
+
+
+def tables(records: Records) -> list[ResultTable]:
+    """All tables that the records have a run for, the largest settings first.
+
+    A method that stands in several tables, such as MTOP, is a reason for a table of its own name only: a table appears
+    if a run of a method is there that no other table has, or if it is the first table of that data set.
+    """
+    found: dict[Setting, list[RunRecord]] = {}
+    for run in records.runs:
+        if run.spec.data_digest in records.data and run.spec.method in METHODS:
+            found.setdefault(Setting.of(run.spec), []).append(run)
+    made = [
+        _table(name, setting, runs, records)
+        for setting, runs in found.items()
+        for name in TABLES
+        if _belongs(name, setting, {run.spec.method for run in runs})
+    ]
+    return sorted(made, key=_order)
+
+
+def _belongs(name: TableName, setting: Setting, methods: set[str]) -> bool:
+    own = set(TABLE_METHODS[name])
+    if name in ("news", "glue"):
+        return TABLE_DATA[name] == setting.data and bool(methods & own)
+    others = {method for other in TABLES if other != name for method in TABLE_METHODS[other]}
+    return bool(methods & (own - others))
+
+
+def _order(table: ResultTable) -> tuple[int, float, str]:
+    examples = table.setting.examples
+    return TABLES.index(table.name), -(examples or float("inf")), repr(table.setting)
+
+
+def _table(name: TableName, setting: Setting, runs: Sequence[RunRecord], records: Records) -> ResultTable:
+    data = records.data[setting.data_digest]
+    metrics = _TABLE_3_METRICS if name == "ablations" else {}
+    tasks = [replace(task, metric=metrics.get(task.name, task.metric)) for task in data.definitions()]
+    by_method: dict[str, dict[int, RunRecord]] = {}
+    for run in runs:
+        by_method.setdefault(run.spec.method, {})[run.spec.seed] = run
+    labels = {name: unpack(packed) for name, packed in data.labels.items()}
+    best = by_method.get(MTOP, {})
+
+    def outputs(found: Mapping[int, RunRecord], seeds: Sequence[int]) -> list[TestOutputs]:
+        return [
+            TestOutputs(
+                np.stack([unpack(found[seed].predictions[task.name]) for seed in seeds]),
+                labels[task.name],
+                task.metric or "accuracy",
+                task.num_outputs,
+            )
+            for task in tasks
+        ]
+
+    rows = []
+    for method in TABLE_METHODS[name]:
+        found = dict(sorted(by_method.get(method, {}).items()))
+        both = [seed for seed in found if seed in best]
+        difference, by_task = None, list[Difference]()
+        if method != MTOP and both:
+            difference, by_task = differences(outputs(found, both), outputs(best, both))
+        given = outputs(found, list(found)) if found else []
+        values = {task.name: out.value() for task, out in zip(tasks, given, strict=False)}
+        rows.append(
+            Row(
+                method=method,
+                runs=found,
+                tasks={task: Spread.of(of_seeds) for task, of_seeds in values.items()},
+                mean=Spread.of(np.mean(list(values.values()), axis=0)) if found else None,
+                dev_mean=Spread.of(_dev_mean(run, data.definitions()) for run in found.values()) if found else None,
+                difference=difference,
+                outcomes=dict(zip(values, by_task, strict=False)),
+                speed=_speed(records.speeds, found),
+            )
+        )
+    return ResultTable(name, setting, data, tasks, rows)
+
+
+def _dev_mean(run: RunRecord, tasks: Sequence[Task]) -> float:
+    """On evaluation examples, by the metric that chose the weights."""
+    return mean(run.dev[task.name][str(task.metric)] for task in tasks)
+
+
+def _speed(speeds: Sequence[SpeedRecord], runs: Mapping[int, RunRecord]) -> SpeedRecord | None:
+    """The fastest that was measured: machines may differ, and the page says which."""
+    if not runs:
+        return None
+    spec = next(iter(runs.values())).spec
+    same = [
+        speed
+        for speed in speeds
+        if (speed.method, speed.data_digest, speed.backbone) == (spec.method, spec.data_digest, spec.backbone)
+        and speed.model == spec.model
+    ]
+    return max(same, key=lambda speed: speed.documents_per_s, default=None)
+
+
+def _changes(spec: RunSpec) -> dict[str, object]:
+    """What the run has in `[train]` otherwise than its method says."""
+    usual = {**COMMON, **METHODS[spec.method].train} if spec.method in METHODS else {}
+    return {key: value for key, value in sorted(spec.train.items()) if usual.get(key) != value}

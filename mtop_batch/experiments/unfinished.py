@@ -1,0 +1,71 @@
+"""What an unfinished run leaves behind, so that the next one goes on from there.
+
+<uri>/alone/<task>.safetensors      what a task learned alone
+<uri>/tasks/<training>.checkpoint/  the last checkpoint of the training of all tasks, or of a task's own model
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from mtop_batch import storage
+from mtop_batch.training.loop import Save
+from mtop_batch.training.task_checkpoints import TaskCheckpoints
+
+
+class Unfinished:
+    """The directory of an unfinished run, local or on object storage.
+
+    Args:
+        uri: Where; None to keep nothing.
+    """
+
+    def __init__(self, uri: str | None) -> None:
+        self._uri = uri
+
+    def task(self, name: str) -> dict[str, Tensor] | None:
+        """What a task learned alone; None if it is not there."""
+        if self._uri is None:
+            return None
+        try:
+            return load(storage.read_bytes(_alone(self._uri, name)))
+        except FileNotFoundError:
+            return None
+
+    def keep_task(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep what a task learned alone."""
+        if self._uri is not None:
+            contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+            storage.write_bytes(_alone(self._uri, name), save(contiguous))
+
+    @contextmanager
+    def checkpoints(self, training: str) -> Iterator[tuple[Path | None, Save | None]]:
+        """The last checkpoint of a training, if there is one, and what keeps the next ones: for `fit`."""
+        if self._uri is None:
+            yield None, None
+            return
+        if not storage.is_remote(self._uri):
+            Path(storage.absolute(self._uri)).mkdir(parents=True, exist_ok=True)
+        kept = TaskCheckpoints(self._uri, training)
+        with tempfile.TemporaryDirectory(prefix="mtop_checkpoint-") as directory:
+            yield kept.read(Path(directory)), kept.save
+
+    def discard(self) -> None:
+        """Remove everything: the run is finished."""
+        if self._uri is None:
+            return
+        for info in storage.list_files(self._uri):
+            storage.delete(storage.join(self._uri, info.path))
+        if not storage.is_remote(self._uri):
+            shutil.rmtree(storage.absolute(self._uri), ignore_errors=True)
+
+
+def _alone(uri: str, task: str) -> str:
+    return storage.join(uri, "alone", f"{task}.safetensors")

@@ -1,0 +1,146 @@
+"""A model around a pretrained encoder: which encoders it has, and how prompts and text go through one of them.
+
+Shapes: B texts, S prompt positions, T text positions, E width of the input embeddings, D hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mtop_batch.errors import ConfigError
+from mtop_batch.model.encoder.backbone import build_backbone
+from mtop_batch.model.encoder.encode import Pass, encode, ragged_batch
+from mtop_batch.model.encoder.fused import FusedLayers, encode_fused
+from mtop_batch.model.encoder.inputs import Text, word_embeddings
+from mtop_batch.model.kinds.config import KindConfig
+
+
+class EncoderModel(PreTrainedModel):
+    """A backbone, and its layers as inference has them.
+
+    Args:
+        config: Its backbone is built with random weights unless one is given.
+        backbone: The encoder to use.
+    """
+
+    config_class = KindConfig
+    config: KindConfig
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    def __init__(self, config: KindConfig, backbone: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        if config.backbone_config is None:
+            raise ConfigError(
+                f"a {type(config).__name__} without backbone_config makes no model; use {type(self).__name__}."
+                "from_backbone"
+            )
+        self._fused: FusedLayers | None = None
+        self._add_encoder(build_backbone(config.backbone_config) if backbone is None else backbone)
+
+    def _add_encoder(self, backbone: PreTrainedModel) -> None:
+        """Take the encoder over; a kind with several makes the others."""
+        self.backbone = backbone
+
+    @classmethod
+    def check_encoder(cls, backbone: PreTrainedModel) -> None:
+        """Refuse an encoder that `check_backbone` accepts but that this kind of model cannot work with.
+
+        Raises:
+            ConfigError: It cannot; the message says why.
+        """
+        del backbone
+
+    @property
+    def encoders(self) -> list[PreTrainedModel]:
+        """All encoders of the model: one, unless every task has its own."""
+        return [self.backbone]
+
+    def encoder_of(self, task: str) -> PreTrainedModel:
+        """The encoder that the task reads."""
+        del task
+        return self.backbone
+
+    def fuse_layers(self) -> bool:
+        """Run the encoder's layers as `encoder/fused` has them, on devices that can attend over packed texts.
+
+        For inference with weights that stay as they are: until the model trains, or moves to another device or type.
+
+        Returns:
+            Whether the backbone is one of those whose layers can be fused; else nothing changes.
+        """
+        self._fused = FusedLayers.of(self.backbone)
+        return self._fused is not None
+
+    def encode(
+        self,
+        prompts: Tensor,
+        text: Text,
+        groups: Sequence[int] | None = None,
+        *,
+        passes: Sequence[Pass] = (),
+        at_context: bool = True,
+        at_text: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Run the backbone over prompts and text (`mtop_batch.model.encoder.encode`), in the fastest way there is.
+
+        Args:
+            prompts: (S, E)
+            text: Of B texts.
+            groups: (S) The group of each prompt; None where all belong to the context.
+            passes: How those that do not belong to it go through the encoder.
+            at_context: Whether the outputs at the context, its prompts among it, are wanted.
+            at_text: Whether those at the text are.
+
+        Returns:
+            (B, S, D) outputs at the prompts and (B, T, D) outputs at the text; those not wanted mean nothing, and there
+            may be none of them.
+        """
+        groups = [0] * len(prompts) if groups is None else groups
+        fused = None if torch.is_grad_enabled() else self._fused
+        batch = None if fused is None else ragged_batch(self.backbone, text, groups.count(0))
+        if fused is not None and batch is not None:
+            return encode_fused(self.backbone, fused, prompts, text, batch, groups, passes, at_text=at_text)
+        return encode(
+            self.backbone,
+            prompts,
+            text.input_ids,
+            text.attention_mask,
+            text.token_type_ids,
+            groups,
+            passes=passes or None,
+            at_context=at_context,
+            num_tokens=text.num_tokens,
+        )
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self._fused = None  # the model moves to another device or type
+        return super()._apply(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; training forgets what inference had prepared."""
+        if mode:
+            self._fused = None
+        return super().train(mode)
+
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        """The backbone's table of input embeddings."""
+        return word_embeddings(self.backbone)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The same, under the name that transformers uses."""
+        return word_embeddings(self.backbone)
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the backbone's table of input embeddings."""
+        self.backbone.set_input_embeddings(value)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Do nothing: `from_backbone` draws new parameters, checkpoints hold all others."""

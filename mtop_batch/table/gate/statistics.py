@@ -1,0 +1,294 @@
+"""How the labels of a task change, as counts that add up while rows stream by. Pure: nothing here knows of files.
+
+`TaskChange` compares two columns of labels of the same articles ("old" and "new"), and counts apart the articles that
+have a new label only. A label is compared by its name, a value (of a regression) by its number.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+MAX_EXAMPLES = 5
+SCORE_BINS = 20
+# Bins of values grow with the value: 0.1 wide near zero, a tenth of the value far from it.
+_VALUE_BINS_PER_UNIT = 10
+
+Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass
+class Scores:
+    """Scores (or values) of some articles: how many, their sum, and how many in each bin."""
+
+    count: int = 0
+    total: float = 0.0
+    bins: Counter[int] = field(default_factory=Counter)
+
+    def add(self, scores: Floats, *, are_values: bool) -> None:
+        """Count scores of 0 to 1, or values of any size."""
+        self.count += len(scores)
+        self.total += float(scores.sum())
+        places = np.arcsinh(scores) * _VALUE_BINS_PER_UNIT if are_values else np.clip(scores, 0, 0.999) * SCORE_BINS
+        numbers, counts = np.unique(np.floor(places).astype(np.int64), return_counts=True)
+        self.bins.update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
+
+    def merge(self, other: Scores) -> None:
+        """Count those of the other too."""
+        self.count += other.count
+        self.total += other.total
+        self.bins.update(other.bins)
+
+    @property
+    def mean(self) -> float | None:
+        """None if there are none."""
+        return self.total / self.count if self.count else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: count, mean, and the bins in order."""
+        mean = None if self.mean is None else round(self.mean, 6)
+        return {"count": self.count, "mean": mean, "bins": {str(key): self.bins[key] for key in sorted(self.bins)}}
+
+
+@dataclass
+class TaskChange:
+    """How the labels of one task change.
+
+    Args:
+        kind: The task's kind.
+        fingerprint: What computes the new labels.
+        replaced: Articles per (bundle, fingerprint) of the old label, over those that have both.
+        pairs: Articles per (old label, new label), over those that have both; none for values.
+        old: Scores of the articles that have both, before.
+        new: The same, now.
+        products: Sums over values that have both: of old squared, new squared, and old times new.
+        fresh_labels: Articles per label, over those that have a new label only.
+        fresh: Their scores.
+        examples: A few articles whose label differs.
+    """
+
+    kind: str
+    fingerprint: str = ""
+    replaced: Counter[tuple[str, str]] = field(default_factory=Counter)
+    pairs: Counter[tuple[str, str]] = field(default_factory=Counter)
+    old: Scores = field(default_factory=Scores)
+    new: Scores = field(default_factory=Scores)
+    products: Floats = field(default_factory=lambda: np.zeros(3))
+    fresh_labels: Counter[str] = field(default_factory=Counter)
+    fresh: Scores = field(default_factory=Scores)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether its labels have names; a regression has values."""
+        return self.kind != "regression"
+
+    def add(
+        self,
+        task: str,
+        new: pa.Table,
+        old: pa.Table | None,
+        *,
+        source: str = "",
+        first_row: int = 0,
+        replaced: tuple[str, str] = ("", ""),
+    ) -> None:
+        """Count some articles.
+
+        Args:
+            task: Its name: the columns are `<task>_label` (not for values) and `<task>_score`.
+            new: The new labels, and `id`.
+            old: The old labels of the same articles in the same order, null where an article has none.
+            source: Where the articles come from, for the examples.
+            first_row: Their first row there.
+            replaced: Bundle and fingerprint of the old labels.
+        """
+        now = _numbers(new, f"{task}_score")
+        before = np.full(len(now), np.nan) if old is None else _numbers(old, f"{task}_score")
+        in_both = ~np.isnan(now) & ~np.isnan(before)
+        is_fresh = ~np.isnan(now) & np.isnan(before)
+        values = not self.has_labels
+        self.old.add(before[in_both], are_values=values)
+        self.new.add(now[in_both], are_values=values)
+        self.fresh.add(now[is_fresh], are_values=values)
+        if in_both.any():
+            self.replaced[replaced] += int(in_both.sum())
+        if values:
+            first, second = before[in_both], now[in_both]
+            self.products += np.array([first @ first, second @ second, first @ second])
+            return
+        names: dict[str, int] = {}
+        new_codes = _codes(new[f"{task}_label"], names)
+        old_codes = new_codes if old is None else _codes(old[f"{task}_label"], names)
+        known = list(names)
+        self._count_fresh(new_codes[is_fresh], known)
+        self._count_pairs(old_codes[in_both], new_codes[in_both], known)
+        flipped = np.flatnonzero(in_both & (old_codes != new_codes))
+        for row in flipped[np.linspace(0, len(flipped) - 1, MAX_EXAMPLES).astype(int)] if len(flipped) else ():
+            self.examples.append(
+                {
+                    "source": source,
+                    "row": first_row + int(row),
+                    "id": _shown_id(new["id"][int(row)]),
+                    "old": known[old_codes[row]],
+                    "old_score": round(float(before[row]), 4),
+                    "new": known[new_codes[row]],
+                    "new_score": round(float(now[row]), 4),
+                }
+            )
+        self._keep_few_examples()
+
+    def merge(self, other: TaskChange) -> None:
+        """Count the articles of the other too."""
+        for mine, theirs in ((self.old, other.old), (self.new, other.new), (self.fresh, other.fresh)):
+            mine.merge(theirs)
+        self.replaced.update(other.replaced)
+        self.pairs.update(other.pairs)
+        self.fresh_labels.update(other.fresh_labels)
+        self.products = self.products + other.products
+        self.examples += other.examples
+        self._keep_few_examples()
+
+    @property
+    def num_same(self) -> int:
+        """Articles that have an old and a new label."""
+        return self.new.count
+
+    @property
+    def disagreement(self) -> float:
+        """Of labels, the share that differs; of values, 1 less Lin's concordance coefficient, at most 1."""
+        if not self.num_same:
+            return 0.0
+        if self.has_labels:
+            return sum(count for (old, new), count in self.pairs.items() if old != new) / self.num_same
+        n = self.num_same
+        old_mean, new_mean = self.old.total / n, self.new.total / n
+        old_square, new_square, product = (float(value) / n for value in self.products)
+        spread = old_square - old_mean**2 + new_square - new_mean**2 + (old_mean - new_mean) ** 2
+        distance = old_square + new_square - 2 * product
+        return min(1.0, distance / spread) if spread > 0 and distance > 0 else 0.0
+
+    @property
+    def old_shares(self) -> Counter[str]:
+        """Articles per old label, or per bin of the old value, over those that have both."""
+        if not self.has_labels:
+            return _bins_by_name(self.old)
+        return _sums((old, count) for (old, _), count in self.pairs.items())
+
+    @property
+    def new_shares(self) -> Counter[str]:
+        """The same of the new label or value."""
+        if not self.has_labels:
+            return _bins_by_name(self.new)
+        return _sums((new, count) for (_, new), count in self.pairs.items())
+
+    @property
+    def fresh_shares(self) -> Counter[str]:
+        """The same over the articles that have a new label only."""
+        return self.fresh_labels if self.has_labels else _bins_by_name(self.fresh)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "kind": self.kind,
+            "fingerprint": self.fingerprint,
+            "replaced": [
+                {"bundle": bundle, "fingerprint": fingerprint, "articles": count}
+                for (bundle, fingerprint), count in self.replaced.most_common()
+            ],
+            "same_articles": self.num_same,
+            "disagreement": round(self.disagreement, 6),
+            "old_counts": dict(self.old_shares.most_common()),
+            "new_counts": dict(self.new_shares.most_common()),
+            "old_scores": self.old.to_dict(),
+            "new_scores": self.new.to_dict(),
+            "flips": [
+                {"old": old, "new": new, "articles": count}
+                for (old, new), count in self.pairs.most_common()
+                if old != new
+            ],
+            "fresh_articles": self.fresh.count,
+            "fresh_counts": dict(self.fresh_shares.most_common()),
+            "fresh_scores": self.fresh.to_dict(),
+            "stability": stability(self.old_shares, self.new_shares),
+            "examples": self.examples,
+        }
+
+    def _count_fresh(self, codes: npt.NDArray[np.int64], known: Sequence[str]) -> None:
+        counts = np.bincount(codes, minlength=len(known))
+        self.fresh_labels.update({known[code]: int(counts[code]) for code in np.flatnonzero(counts).tolist()})
+
+    def _count_pairs(self, old: npt.NDArray[np.int64], new: npt.NDArray[np.int64], known: Sequence[str]) -> None:
+        counts = np.bincount(old * len(known) + new)
+        for code in np.flatnonzero(counts).tolist():
+            self.pairs[known[code // len(known)], known[code % len(known)]] += int(counts[code])
+
+    def _keep_few_examples(self) -> None:
+        """The same ones whatever the order in which files are read, and not all of one file."""
+        self.examples.sort(
+            key=lambda example: zlib.crc32(f"{example['source']}:{example['row']}".encode(errors="replace"))
+        )
+        del self.examples[MAX_EXAMPLES:]
+
+
+def stability(old: Mapping[str, int], new: Mapping[str, int]) -> float | None:
+    """The population stability index of two distributions; None where one is empty.
+
+    sum over labels of (p - q) ln(p / q), with half an article added to each label. Below 0.1 they are alike, above 0.25
+    they are not.
+
+    >>> stability({"no": 76, "yes": 24}, {"no": 75, "yes": 25}), stability({"no": 76, "yes": 24}, {"no": 5, "yes": 95})
+    (0.0005, 2.807)
+    """
+    labels = old.keys() | new.keys()
+    totals = [sum(counts.values()) + len(labels) / 2 for counts in (old, new)]
+    if not old or not new:
+        return None
+    shares = [
+        [(counts.get(label, 0) + 0.5) / total for label in sorted(labels)]
+        for counts, total in zip((old, new), totals, strict=True)
+    ]
+    return round(sum((q - p) * math.log(q / p) for p, q in zip(*shares, strict=True)), 4)
+
+
+def _numbers(table: pa.Table, column: str) -> Floats:
+    """A column of numbers, NaN where it is null or not there."""
+    if column not in table.schema.names:
+        return np.full(len(table), np.nan)
+    return table[column].cast(pa.float64()).to_numpy()
+
+
+def _codes(column: pa.ChunkedArray, names: dict[str, int]) -> npt.NDArray[np.int64]:
+    """The labels' numbers in `names`, which gets those that it lacks; -1 for null."""
+    codes = []
+    for chunk in column.chunks:
+        encoded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
+        numbers = [names.setdefault(str(name), len(names)) for name in encoded.dictionary.to_pylist()]
+        indices = encoded.indices.fill_null(len(numbers)).to_numpy(zero_copy_only=False)
+        codes.append(np.array([*numbers, -1], np.int64)[indices])
+    return np.concatenate(codes) if codes else np.empty(0, np.int64)
+
+
+def _shown_id(value: pa.Scalar) -> str:
+    return str(value.as_py())[:200]
+
+
+def _sums(items: Iterable[tuple[str, int]]) -> Counter[str]:
+    sums: Counter[str] = Counter()
+    for name, count in items:
+        sums[name] += count
+    return sums
+
+
+def _bins_by_name(scores: Scores) -> Counter[str]:
+    """Values by the lower end of their bin."""
+    return Counter({f"{math.sinh(key / _VALUE_BINS_PER_UNIT):.4g}": scores.bins[key] for key in sorted(scores.bins)})

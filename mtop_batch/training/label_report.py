@@ -1,0 +1,115 @@
+"""What to look at to make a task better: each label by itself, what is taken for what, and the worst errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import sklearn.metrics
+
+from mtop_batch.tasks import Metric, Task
+from mtop_batch.training.evaluation import TaskPredictions
+from mtop_batch.training.metrics import undefined
+
+ERROR_COLUMNS = pa.schema(
+    [
+        ("task", pa.string()),
+        ("text", pa.string()),
+        ("second_text", pa.string()),
+        ("label", pa.string()),
+        ("predicted", pa.string()),
+        ("score", pa.float32()),
+    ]
+)
+"""`score` is the probability of the predicted label; of a regression the absolute error."""
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """How good a task is at one of its labels; `support` is how many examples have it."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True)
+class LabelReport:
+    """How good a task is, label by label.
+
+    Args:
+        labels: One for each label; none for a regression.
+        confusion: Examples by given (rows) and predicted label.
+        undefined: Why the task's own metric means nothing on these examples; empty if it means something.
+    """
+
+    labels: list[LabelScores]
+    confusion: list[list[int]]
+    undefined: str
+
+
+def label_report(task: Task, predictions: TaskPredictions, labels: npt.NDArray[np.generic]) -> LabelReport:
+    """The report of a task on R examples.
+
+    Args:
+        task: The task.
+        predictions: What the model says.
+        labels: (R,) Given label ids, or values of a regression.
+    """
+    why = undefined(cast(Metric, task.metric), predictions.values, labels)
+    if task.kind == "regression":
+        return LabelReport([], [], why)
+    known = np.arange(len(task.labels))
+    columns = sklearn.metrics.precision_recall_fscore_support(labels, predictions.values, labels=known, zero_division=0)
+    scores = [
+        LabelScores(label, float(precision), float(recall), float(f1), int(support))
+        for label, precision, recall, f1, support in zip(task.labels, *columns, strict=True)
+    ]
+    confusion = sklearn.metrics.confusion_matrix(labels, predictions.values, labels=known)
+    return LabelReport(scores, confusion.tolist(), why)
+
+
+def worst_errors(
+    task: Task,
+    predictions: TaskPredictions,
+    labels: npt.NDArray[np.generic],
+    texts: Sequence[str],
+    seconds: Sequence[str | None] | None,
+) -> pa.Table:
+    """The examples that the model gets wrong, the surest error first: what is hard, or labelled wrongly.
+
+    Args:
+        task: The task.
+        predictions: What the model says of R examples.
+        labels: (R,) Given label ids, or values of a regression, of which every example counts as an error.
+        texts: R of them.
+        seconds: Their second texts, if the task has two text columns.
+
+    Returns:
+        The columns of `ERROR_COLUMNS`.
+    """
+    values = predictions.values
+    if task.kind == "regression":
+        scores, wrong = np.abs(values - labels.astype(np.float64)), np.arange(len(values))
+        given, predicted = ([f"{value:g}" for value in column] for column in (labels.astype(np.float64), values))
+    else:
+        scores, wrong = predictions.scores, np.flatnonzero(values != labels)
+        given, predicted = ([task.labels[int(value)] for value in column] for column in (labels, values))
+    rows = wrong[np.argsort(-scores[wrong], kind="stable")]
+    return pa.table(
+        {
+            "task": [task.name] * len(rows),
+            "text": [texts[row] for row in rows],
+            "second_text": [None if seconds is None else seconds[row] for row in rows],
+            "label": [given[row] for row in rows],
+            "predicted": [predicted[row] for row in rows],
+            "score": scores[rows].astype(np.float32),
+        },
+        schema=ERROR_COLUMNS,
+    )

@@ -1,0 +1,136 @@
+"""What a training begins with: the settings that a configuration says, and the model.
+
+Nothing here knows what runs the training: the caller learns the tasks alone, side by side or one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mtop_batch.config.sections import Config, MTOPModelConfig, OptimizerConfig, PromptedModelConfig, TrainConfig
+from mtop_batch.data.examples import token_counts
+from mtop_batch.errors import ConfigError
+from mtop_batch.model.encoder.backbone import check_backbone
+from mtop_batch.model.kinds.base import MultiTaskModel
+from mtop_batch.model.kinds.by_name import model_class
+from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.model.kinds.p_tuning import PromptedModel
+from mtop_batch.training.optimizer import check_num_layers, freeze_backbone, freeze_layers, freeze_word_embeddings
+from mtop_batch.training.settings import TaskData, TrainSettings
+from mtop_batch.training.warm_start import initialise, start_from_tokens
+
+LearnAlone = Callable[[MTOPModel, Mapping[str, Any]], Mapping[str, Mapping[str, Tensor]]]
+"""Given a model without tasks, and the arguments of `MTOPModel.add_tasks`, the tensors that each task learns alone."""
+
+
+def check_readers(config: Config) -> None:
+    """Refuse tasks that the model cannot have, and those that read the vector: they need a trained encoder.
+
+    Raises:
+        ConfigError, TaskError: Names the task.
+    """
+    model_class(config.model.kind).check_readers(config.tasks())
+    probes = [task.name for task in config.tasks() if task.reads_vector]
+    if probes:
+        raise ConfigError(
+            f"task {probes[0]!r} reads the vector of a trained encoder, so it cannot be trained together with other "
+            "tasks; train these first, then add it with `mtop add-tasks`"
+        )
+
+
+def check_encoder(config: Config, backbone: PreTrainedModel) -> None:
+    """Refuse a backbone that the configuration's model cannot have.
+
+    Raises:
+        ConfigError: Says why.
+    """
+    check_backbone(backbone, config.backbone.max_tokens, config.model.settings().get("pooler_rank", 0))
+    model_class(config.model.kind).check_encoder(backbone)
+    check_num_layers(backbone, config.train.freeze_layers)
+
+
+def first_model(
+    config: Config,
+    backbone: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Sequence[TaskData],
+    learn_alone: LearnAlone,
+) -> MultiTaskModel:
+    """What the training of all tasks begins with.
+
+    Args:
+        config: Says which model, and how it begins.
+        backbone: Becomes the model's.
+        tokenizer: Of the backbone.
+        data: Of every task, in the order of the configuration.
+        learn_alone: Called where the model begins with what each task learns alone (paper, section 4.3).
+
+    Raises:
+        MtopError: A task cannot be learned alone, or the settings do not fit.
+    """
+    section = config.model
+    settings = {"max_tokens": config.backbone.max_tokens, "seed": config.train.seed, **section.settings()}
+    warm: Mapping[str, Mapping[str, Tensor]] = {}
+    if isinstance(section, MTOPModelConfig):
+        if section.needs_warm_start:
+            warm = _warm_start(config, section, backbone, learn_alone)
+        settings["prompt_groups"] = config.prompt_groups()
+    tasks = [item.task for item in data]
+    model = model_class(section.kind).from_backbone(backbone, tasks, **settings)
+    counts = None
+    if isinstance(section, MTOPModelConfig | PromptedModelConfig) and section.prompt_init == "token":
+        counts = token_counts((item.train.tokens for item in data), model.word_embeddings.num_embeddings)
+    special_ids = tuple(tokenizer.all_special_ids)
+    if isinstance(section, MTOPModelConfig) and isinstance(model, MTOPModel):
+        initialise(
+            model,
+            prompt_init=section.prompt_init,
+            pooler_init=section.pooler_init,
+            warm=warm,
+            token_counts=counts,
+            special_ids=special_ids,
+            seed=config.train.seed,
+        )
+    elif isinstance(model, PromptedModel) and counts is not None:
+        start_from_tokens(model, counts, special_ids, config.train.seed)
+    _freeze(model, config.train)
+    return model
+
+
+def warm_start_settings(train: TrainConfig) -> TrainSettings:
+    """Those of the single-task phase; it ends with its last weights, and is short, so it takes no checkpoints."""
+    return train_settings(train, **train.warm_start.model_dump(), head_learning_rate=None, alpha=1.0, evaluate=False)
+
+
+def train_settings(section: OptimizerConfig, **changes: Any) -> TrainSettings:
+    """How a section of the configuration says to train, but for some changes."""
+    known = {field.name for field in fields(TrainSettings)}
+    values = {key: value for key, value in section.model_dump().items() if key in known}
+    return TrainSettings(**{**values, **changes})
+
+
+def _warm_start(
+    config: Config, section: MTOPModelConfig, backbone: PreTrainedModel, learn_alone: LearnAlone
+) -> Mapping[str, Mapping[str, Tensor]]:
+    """What each task learns alone, without shared prompts: those belong to no single task."""
+    start = MTOPModel.without_tasks(
+        backbone,
+        prompt_attention=section.prompt_attention,
+        pooler_rank=section.pooler_rank,
+        max_tokens=config.backbone.max_tokens,
+    )
+    return learn_alone(start, {"prompts_per_task": section.prompts_per_task, "seed": config.train.seed})
+
+
+def _freeze(model: MultiTaskModel, train: TrainConfig) -> None:
+    """Leave as pretrained what is to stay so."""
+    freeze_layers(model, train.freeze_layers)
+    if train.freeze_word_embeddings:
+        freeze_word_embeddings(model)
+    if train.freeze_backbone:
+        freeze_backbone(model)

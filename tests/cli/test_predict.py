@@ -1,0 +1,139 @@
+"""`mtop predict`: what it takes from people and programs, and what each task is asked."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtop_batch.cli import predict as prediction
+from mtop_batch.cli.commands import main
+from mtop_batch.cli.predict import Given, read_lines
+from mtop_batch.cli.tables import print_predictions
+from mtop_batch.errors import ConfigError
+from mtop_batch.labelling.run.predictor import Predictor
+from mtop_batch.model.bundle.bundle import save_bundle
+from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.tasks import Task
+from tests.conftest import make_backbone, make_tokenizer
+
+SINGLE = Task("politics")
+PAIR = Task("follows", labels=("no", "yes", "maybe"), text=("premise", "hypothesis"))
+VALUE = Task("mood", kind="regression", labels=(), text=("title", "body"))
+
+Save = Callable[..., str]
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Save:
+    """`save(task, ...)`: a bundle with these tasks."""
+
+    def write(*tasks: Task) -> str:
+        uri = str(tmp_path / "model")
+        model = MTOPModel.from_backbone(make_backbone(), list(tasks), max_tokens=32, prompt_attention="isolated")
+        save_bundle(uri, model, make_tokenizer(), metrics={}, training_config={}, backbone_name="tiny")
+        return uri
+
+    return write
+
+
+def predict(model: str, *given: Given) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows, and what was noted."""
+    notes: list[str] = []
+    return prediction.predict(model, given, "fp32", notes.append), notes
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        (b"a\nb\n", ["a", "b"]),
+        (b"\xef\xbb\xbfa\r\nb\r\n", ["a", "b"]),
+        (b"\xef\xbb\xbf\n\nb", ["", "", "b"]),
+        ("ü\u2028x\x85y\r".encode(), ["ü\u2028x\x85y"]),
+        (b"", []),
+    ],
+)
+def test_lines_are_utf8_with_or_without_a_mark_and_end_as_on_any_system(content: bytes, texts: list[str]) -> None:
+    assert list(read_lines(io.BytesIO(content))) == [Given(text) for text in texts]
+
+
+def test_a_line_that_cannot_be_decoded_is_one_bad_line(save: Save) -> None:
+    given = read_lines(io.BytesIO(b"bank\nfilm \xff star\ncup"))
+    rows, _ = predict(save(SINGLE), *given)
+    assert [row["error"] for row in rows] == [None, "line 2 is not valid UTF-8", None]
+    assert [row["politics_label"] is None for row in rows] == [False, True, False]
+    assert rows[1]["text"] == "film \ufffd star"
+
+
+def test_utf16_is_refused_with_what_to_do() -> None:
+    with pytest.raises(ConfigError, match="standard input is UTF-16; convert it"):
+        list(read_lines(io.BytesIO("bank".encode("utf-16"))))
+
+
+def test_tasks_on_pairs_are_asked_about_pairs_and_others_about_the_text(save: Save) -> None:
+    model = save(SINGLE, PAIR, VALUE)
+    given = [Given("bank profit", "market"), Given("team\tcup final"), Given("film star")]
+    rows, notes = predict(model, *given)
+    single = Predictor.load(model, precision="fp32", tasks=["politics"])
+    pairs = Predictor.load(model, precision="fp32", tasks=["follows", "mood"])
+    expected = single.predict(["bank profit", "team", "film star"]).to_pylist()
+    of_pairs = pairs.predict(["bank profit", "team"], ["market", "cup final"]).to_pylist()
+    for row, one in zip(rows, expected, strict=True):
+        assert row["politics_score"] == pytest.approx(one["politics_score"])
+    for row, two in zip(rows, of_pairs, strict=False):
+        assert row["mood_score"] == pytest.approx(two["mood_score"])
+        assert row["follows_label"] == two["follows_label"]
+    assert list(rows[0]) == [
+        *("text", "second", "politics_label", "politics_score", "follows_label", "follows_score", "mood_score", "error")
+    ]
+    assert (rows[2]["follows_label"], rows[2]["mood_score"], rows[2]["error"]) == (None, None, None)
+    assert notes == [
+        "left out for 1 of 3 texts, because they read two texts: follows, mood; give the second by --second, or after "
+        "a tab"
+    ]
+
+
+def test_a_bundle_of_pairs_alone_is_asked_about_the_first_text_and_says_so(save: Save) -> None:
+    rows, notes = predict(save(PAIR), Given("bank profit"), Given("cup"))
+    assert [row["error"] for row in rows] == [None, None]
+    assert notes == [
+        "warning: all tasks read two texts, and are asked about the first alone; give the second by --second, or after "
+        "a tab"
+    ]
+
+
+def test_a_tab_means_nothing_where_no_task_reads_two_texts(save: Save) -> None:
+    model = save(SINGLE)
+    (row,), notes = predict(model, Given("bank\tprofit"))
+    assert (row["text"], notes) == ("bank\tprofit", [])
+    with pytest.raises(ConfigError, match=r"no task of the bundle .* reads two texts"):
+        predict(model, Given("bank", "profit"))
+
+
+def exit_code(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    return int(end.value.code or 0)
+
+
+def test_second_texts_and_precision_are_options(save: Save, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["predict", "--model", save(SINGLE, PAIR), "bank", "cup", "--precision", "bf16", "--json"]
+    assert exit_code([*command, "--second", "profit", "--second", "final"]) == 0
+    output = capsys.readouterr()
+    assert [json.loads(line)["second"] for line in output.out.splitlines()] == ["profit", "final"]
+    assert output.err == ""
+    assert exit_code([*command, "--second", "profit"]) == 2
+    assert "--second is given 1 time for 2 texts" in capsys.readouterr().err
+
+
+def test_a_table_shows_texts_and_labels_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"text": "[/b] x", "second": "[red]", "a_label": "[bold]", "a_score": 0.5, "b_score": None, "error": None}
+    print_predictions([row, {"text": "t", "error": "[/b]"}])
+    output = capsys.readouterr().out
+    assert "[/b] x | [red]" in output
+    assert "[bold]" in output
+    assert output.count("[/b]") == 2

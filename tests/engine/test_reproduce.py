@@ -1,0 +1,107 @@
+"""The experiments on a real local Ray."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mtop_batch.data.nhc import TOPICS
+from mtop_batch.engine.progress import Progress
+from mtop_batch.engine.reproduce import Reproduced, ReproduceOptions, reproduce
+from mtop_batch.errors import ConfigError
+from mtop_batch.experiments.methods import METHODS, TABLE_METHODS
+from mtop_batch.experiments.records import RunRecord
+from mtop_batch.experiments.specs import RunSettings
+from tests.conftest import WORDS
+from tests.documents import run_mtop
+from tests.experiments.conftest import QUICK, write_data_set
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory, backbone_dir: Path) -> ReproduceOptions:
+    root = tmp_path_factory.mktemp("reproduce")
+    return ReproduceOptions(
+        table="news",
+        methods=("mt-dnn", "single-task"),
+        seeds=(0, 1),
+        settings=RunSettings(str(backbone_dir), max_tokens=16, train=QUICK),
+        tasks=str(write_data_set(root / "data")),
+        results=str(root / "results"),
+    )
+
+
+def run(options: ReproduceOptions, *, plan_only: bool = False) -> Reproduced:
+    with Progress() as progress:
+        return reproduce(options, progress=progress, plan_only=plan_only)
+
+
+def test_a_rerun_does_only_what_is_missing(options: ReproduceOptions) -> None:
+    first = run(options)
+    assert (len(first.done), len(first.known)) == (4, 0)
+    results = Path(options.results)
+    assert {path.stem for path in results.glob("*.json")} > set(first.done)
+    assert not list(results.glob("*.unfinished"))
+    page = Path(first.page).read_text()
+    assert "| MT-DNN | 2 |" in page
+    assert "not measured" not in page
+    again = run(options)
+    assert (again.done, set(again.known)) == ((), set(first.done))
+    lost = results / f"{first.done[0]}.json"
+    before = RunRecord.from_dict(json.loads(lost.read_bytes()))
+    lost.unlink()
+    assert run(options, plan_only=True).missing == (first.done[0],)
+    assert run(replace(options, speed=False)).done == (first.done[0],)
+    after = RunRecord.from_dict(json.loads(lost.read_bytes()))
+    assert (after.predictions, after.test) == (before.predictions, before.test)
+    assert Path(first.page).read_text().replace(" ", "")[:3000] == page.replace(" ", "")[:3000]
+
+
+def test_a_quick_trial_keeps_apart(options: ReproduceOptions) -> None:
+    done = run(replace(options, quick=True, methods=("mt-dnn",), speed=False))
+    assert len(done.done) == 1
+    assert done.page == f"{options.results}/quick.md"
+    assert "Rows with fewer than five seeds" in Path(done.page).read_text()
+
+
+@pytest.mark.slow
+def test_the_whole_news_table_is_tried_by_one_command(
+    tmp_path: Path, backbone_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"category": category, "headline": f"{category} {random.Random(number).choice(WORDS)} {number}"}
+        for category in [*TOPICS.values(), "SPORTS"]
+        for number in range(60)
+    ]
+    (tmp_path / "news.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data, results = tmp_path / "nhc", tmp_path / "results"
+    run_mtop(["build-nhc", "--source", str(tmp_path / "news.json"), "--output", str(data)], capsys)
+    where = ["--backbone", str(backbone_dir), "--tasks", str(data / "tasks.toml"), "--results", str(results)]
+    run_mtop(["reproduce", "news", "--quick", *where], capsys)
+    page = (results / "quick.md").read_text()
+    for name in TABLE_METHODS["news"]:
+        assert f"| {METHODS[name].title} | 1 |" in page
+    assert "not measured" not in page
+    assert {path.name for path in (results / "quick").glob("*.png")} == {"news-curves.png", "news-speed.png"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"table": "table-1"}, "there is no table 'table-1'; allowed: news, glue"),
+        ({"methods": ("bert",)}, "there is no method 'bert'"),
+        ({"on": "imdb"}, "--on 'imdb' is not a data set; allowed: news, glue"),
+        ({"seeds": ()}, "--seeds .* cannot be used"),
+        ({"tasks": "nowhere.toml"}, "there is no configuration file 'nowhere.toml'"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_work_starts(
+    options: ReproduceOptions, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(replace(options, **change))  # type: ignore[arg-type]

@@ -1,0 +1,89 @@
+"""One run without Ray."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mtop_batch.experiments.data import DataSet, Prepared
+from mtop_batch.experiments.methods import METHODS
+from mtop_batch.experiments.records import RunRecord, unpack
+from mtop_batch.experiments.run import Encoder, run_spec
+from mtop_batch.experiments.speed import measure_speed
+from mtop_batch.experiments.unfinished import Unfinished
+from mtop_batch.training.settings import Event, Worker
+from tests.experiments.conftest import SIZES, MakeSpec
+
+
+class Killed(Exception):
+    """The process is gone."""
+
+
+def run(spec: Any, prepared: Prepared, data: DataSet, encoder: Encoder, **options: Any) -> RunRecord:
+    return run_spec(spec, prepared, data.configs, encoder, **options)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if not name.endswith(("prompts", "shared"))])
+def test_a_run_has_metrics_predictions_and_costs(
+    method: str, spec_of: MakeSpec, prepared: Prepared, data_set: DataSet, encoder: Encoder
+) -> None:
+    before = encoder.backbone.state_dict()["embeddings.word_embeddings.weight"].clone()
+    record = run(spec_of(method), prepared, data_set, encoder)
+    assert encoder.backbone.state_dict()["embeddings.word_embeddings.weight"].equal(before)
+    for task, examples in zip(data_set.tasks, prepared.test, strict=True):
+        name = task.config.name
+        predictions = unpack(record.predictions[name])
+        assert len(predictions) == SIZES["test"]
+        assert record.test[name]["num_examples"] == SIZES["test"]
+        assert record.dev[name]["num_examples"] == SIZES["eval"]
+        if task.config.kind == "classification":
+            assert record.test[name]["accuracy"] == np.mean(predictions == examples.labels)
+    passes_per_task = METHODS[method].model["kind"] not in ("mtop", "mt-dnn")
+    assert record.passes == (3 if passes_per_task else 1)
+    assert record.parameters["total"] > record.parameters["per_task"] > 0
+    assert {entry["epoch"] for entry in record.history} == {1.0, 2.0}
+    assert RunRecord.from_dict(json.loads(record.to_json())) == record
+
+
+@pytest.mark.parametrize("method", ["mtop", "single-task"])
+def test_a_killed_run_goes_on_from_its_checkpoint(
+    method: str, spec_of: MakeSpec, prepared: Prepared, data_set: DataSet, encoder: Encoder, tmp_path: Path
+) -> None:
+    spec = spec_of(method)
+    undisturbed = run(spec, prepared, data_set, encoder)
+    evaluations = 0
+
+    def kill(event: Event) -> None:
+        nonlocal evaluations
+        evaluations += event["event"] == "evaluation"
+        if evaluations == 2:
+            raise Killed
+
+    unfinished = Unfinished(str(tmp_path / "run"))
+    with pytest.raises(Killed):
+        run(spec, prepared, data_set, encoder, worker=Worker(event_sink=kill), unfinished=unfinished)
+    starts: list[int] = []
+
+    def note(event: Event) -> None:
+        if event["event"] == "start":
+            starts.append(event["step"])
+
+    record = run(spec, prepared, data_set, encoder, worker=Worker(event_sink=note), unfinished=unfinished)
+    assert max(starts) > 0
+    same: dict[str, Any] = {"seconds": {}, "finished": ""}
+    assert replace(record, **same) == replace(undisturbed, **same)
+    unfinished.discard()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_speed_does_not_need_a_trained_model(
+    spec_of: MakeSpec, prepared: Prepared, data_set: DataSet, encoder: Encoder
+) -> None:
+    record = measure_speed(spec_of("mtop"), data_set, prepared, encoder, worker=Worker(), documents=20)
+    assert record.documents == 20
+    assert record.documents_per_s > 0

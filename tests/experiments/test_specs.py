@@ -1,0 +1,81 @@
+"""What decides the outcome of a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mtop_batch.config.load import load_config
+from mtop_batch.data.tokens import TextTokenizer
+from mtop_batch.errors import ConfigError
+from mtop_batch.experiments.data import DataSet, first_rows, prepare, read_data_set
+from mtop_batch.experiments.methods import METHODS, TABLE_METHODS, TABLES
+from mtop_batch.experiments.specs import RunSettings, make_spec
+from tests.conftest import make_tokenizer
+from tests.experiments.conftest import MakeSpec
+
+JOBS = Path(__file__).parents[2] / "jobs"
+
+
+def test_every_method_of_every_table_has_a_configuration(data_set: DataSet) -> None:
+    for name in METHODS:
+        spec = make_spec(name, 3, data_set.name, data_set.digest, data_set.configs, RunSettings("tiny"))
+        config = spec.config(data_set.configs, backbone="elsewhere")
+        assert (config.train.seed, config.backbone.name) == (3, "elsewhere")
+        assert config.model.kind == METHODS[name].model["kind"]
+    assert {name for table in TABLES for name in TABLE_METHODS[table]} == set(METHODS)
+
+
+@pytest.mark.parametrize("name", ["single-task", "mt-dnn", "p-tuning", "p-tuning-v2", "ca-mtl", "mtop-isolated"])
+def test_methods_are_the_shipped_configurations(name: str, data_set: DataSet, tasks_file: Path) -> None:
+    file = "nhc-cpu" if name == "mtop-isolated" else f"nhc-{name}"
+    config = load_config(JOBS / f"{file}.toml", [f"tasks={tasks_file}"])
+    settings = RunSettings(config.backbone.name)
+    spec = make_spec(name, 0, data_set.name, data_set.digest, data_set.configs, settings)
+    assert spec.config(data_set.configs).model_dump(include={"model", "train"}) == config.model_dump(
+        include={"model", "train"}
+    )
+
+
+def test_what_decides_the_outcome_changes_the_digest_and_nothing_else_does(spec_of: MakeSpec) -> None:
+    spec = spec_of("mtop")
+    others = [
+        spec_of("mtop", seed=1),
+        spec_of("mtop-isolated"),
+        spec_of("mtop", epochs=3),
+        replace(spec, examples=5),
+        replace(spec, data_digest="x"),
+        replace(spec, backbone="larger"),
+    ]
+    assert len({other.digest for other in [spec, *others]}) == 7
+    same = [spec_of("mtop", num_workers=2), spec_of("mtop", precision="bf16"), spec_of("mtop", max_failures=0)]
+    assert {other.digest for other in same} == {spec.digest}
+
+
+def test_methods_differ_in_nothing_that_a_default_says(spec_of: MakeSpec) -> None:
+    """A new default must not change what an old digest stands for."""
+    for name in METHODS:
+        spec = spec_of(name)
+        assert {"epochs", "batch_size", "learning_rate", "weight_decay", "warmup_fraction", "alpha"} <= set(spec.train)
+
+
+def test_the_digest_of_the_data_is_that_of_its_contents(data_set: DataSet, tasks_file: object) -> None:
+    assert read_data_set("other name", str(tasks_file)).digest == data_set.digest
+    assert first_rows(data_set, 5).digest != data_set.digest
+
+
+def test_fewer_examples_are_some_of_the_larger_draw(data_set: DataSet) -> None:
+    tokenizer = TextTokenizer(make_tokenizer(), 16)
+    few, more = (prepare(data_set, tokenizer, examples) for examples in (4, 8))
+    for small, large in zip(few.train, more.train, strict=True):
+        assert len(small.train) == 4
+        assert small.train.labels.tolist() == large.train.labels[:4].tolist()
+
+
+def test_unknown_methods_and_settings_are_refused(spec_of: MakeSpec) -> None:
+    with pytest.raises(ConfigError, match="there is no method 'bert'; allowed: single-task, mt-dnn"):
+        spec_of("bert")
+    with pytest.raises(ConfigError, match=r"unknown key train\.epoch; did you mean 'epochs'"):
+        spec_of("mt-dnn", epoch=2)

@@ -1,0 +1,83 @@
+"""Differences between methods."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from mtop_batch.experiments.records import pack, unpack
+from mtop_batch.experiments.statistics import TestOutputs, differences
+from mtop_batch.tasks import Metric
+from mtop_batch.training.metrics import compute_metric
+
+
+def outputs(seed: int, rate: float, labels: np.ndarray, num_seeds: int = 5) -> TestOutputs:
+    """Of a method that is right so often."""
+    rng = np.random.default_rng(seed)
+    right = rng.random((num_seeds, len(labels))) < rate
+    return TestOutputs(np.where(right, labels, 1 - labels), labels, "accuracy", 2)
+
+
+@pytest.fixture
+def labels() -> np.ndarray:
+    return np.random.default_rng(0).integers(2, size=600).astype(float)
+
+
+@pytest.mark.parametrize("metric", get_args(Metric))
+@pytest.mark.parametrize("num_labels", [2, 4])
+def test_metrics_are_those_of_training_also_on_drawn_examples(metric: Metric, num_labels: int) -> None:
+    rng = np.random.default_rng(1)
+    labels = rng.integers(num_labels, size=80).astype(float)
+    predictions = np.where(rng.random((2, 80)) < 0.6, labels, rng.integers(num_labels, size=(2, 80)))
+    found = TestOutputs(predictions, labels, metric, num_labels)
+    expected = [compute_metric(metric, row, labels, num_labels) for row in predictions]
+    assert found.value() == pytest.approx(expected)
+    if "spearman" in metric:
+        return  # the ranks are those of the whole set
+    rows = rng.integers(80, size=80)
+    weights = np.bincount(rows, minlength=80)[None].astype(float)
+    expected = [compute_metric(metric, row[rows], labels[rows], num_labels) for row in predictions]
+    assert found.samples(weights)[0] == pytest.approx(expected)
+
+
+def test_a_better_method_wins_and_the_interval_holds_the_difference(labels: np.ndarray) -> None:
+    difference, by_task = differences([outputs(1, 0.9, labels)] * 2, [outputs(2, 0.8, labels)] * 2)
+    assert difference.low < 0.1 < difference.high
+    assert difference.low < difference.mean < difference.high
+    assert (difference.outcome, [part.outcome for part in by_task]) == ("win", ["win", "win"])
+    back, _ = differences([outputs(2, 0.8, labels)] * 2, [outputs(1, 0.9, labels)] * 2)
+    assert back.mean == pytest.approx(-difference.mean)
+    assert back.outcome == "loss"
+
+
+def test_equal_methods_tie_and_one_seed_tells_nothing(labels: np.ndarray) -> None:
+    same, _ = differences([outputs(1, 0.85, labels)], [outputs(2, 0.85, labels)])
+    assert same.outcome == "tie"
+    one, _ = differences([outputs(1, 0.95, labels, 1)], [outputs(2, 0.6, labels, 1)])
+    assert one.low > 0
+    assert one.outcome == "tie"
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for trial in range(100):
+        labels = rng.integers(2, size=300).astype(float)
+        found, _ = differences([outputs(3 * trial, 0.8, labels)], [outputs(3 * trial + 1, 0.8, labels)], draws=300)
+        hits += found.low <= 0 <= found.high
+    assert 88 <= hits <= 100
+
+
+def test_a_comparison_is_the_same_each_time(labels: np.ndarray) -> None:
+    first, second = outputs(1, 0.9, labels), outputs(2, 0.8, labels)
+    assert differences([first], [second]) == differences([first], [second])
+
+
+def test_predictions_are_kept_in_little_space() -> None:
+    ids = np.random.default_rng(0).integers(3, size=1000)
+    assert len(pack(ids)) == 1000
+    assert (unpack(pack(ids)) == ids).all()
+    values = np.array([0.123456, -2.0])
+    assert unpack(pack(values)).tolist() == [0.1235, -2.0]
