@@ -31,6 +31,7 @@ import numpy.typing as npt
 import torch
 from results_file import write_result
 from torch import Tensor, nn
+from torch._C._autograd import DeviceType
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, BertTokenizer
 
@@ -89,7 +90,7 @@ def _synchronise(device: torch.device) -> None:
 
 def inputs_of(tokens: Tokens, rows: npt.NDArray[np.int64], device: torch.device) -> dict[str, Any]:
     """A batch as `Predictor` makes it: with a mask where there is padding."""
-    batch: dict[str, Any] = {key: value.to(device) for key, value in pad_batch(tokens, rows).items()}
+    batch: dict[str, Any] = pad_batch(tokens, rows, device)
     if batch["attention_mask"].all():
         del batch["attention_mask"]
     return {**batch, "num_tokens": int(tokens.lengths[rows].sum())}
@@ -168,11 +169,7 @@ def kernels(predictor: Predictor, lengths: npt.NDArray[np.int64], most: int = 20
     seconds = min(forward() for _ in range(5))
     with torch.profiler.profile(activities=[activity]) as profile:
         forward()
-    found = [
-        (event.self_device_time_total or event.self_cpu_time_total, event.count, event.key)
-        for event in profile.key_averages()
-    ]
-    found.sort(reverse=True)
+    found = times_of(profile, device)
     return {
         "texts": len(batch["input_ids"]),
         "tokens": batch["num_tokens"],
@@ -180,6 +177,17 @@ def kernels(predictor: Predictor, lengths: npt.NDArray[np.int64], most: int = 20
         "busy_ms": round(sum(microseconds for microseconds, *_ in found) / 1e3, 2),
         "kernels": [[round(us / 1e3, 3), count, key[:110]] for us, count, key in found[:most]],
     }
+
+
+def times_of(profile: torch.profiler.profile, device: torch.device) -> list[tuple[float, int, str]]:
+    """Microseconds, calls and names of what a device did, longest first."""
+    on_gpu = device.type == "cuda"
+    found = [
+        (event.self_device_time_total if on_gpu else event.self_cpu_time_total, event.count, event.key)
+        for event in profile.key_averages()
+        if not on_gpu or event.device_type == DeviceType.CUDA
+    ]
+    return sorted(found, reverse=True)
 
 
 def products(size: Mapping[str, int], positions: int, device: torch.device) -> dict[str, float]:

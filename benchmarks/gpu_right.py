@@ -137,7 +137,7 @@ def compare(own: Outputs, other: Outputs) -> dict[str, Any]:
 def waits(predictor: Predictor, tokens: Tokens) -> str:
     """What in a forward pass waits for the GPU: the error of PyTorch's own watch; "nowhere" if it finds none."""
     rows = length_sorted_batches(tokens.lengths, 8192)[1]
-    batch = {key: value.to(predictor.device) for key, value in pad_batch(tokens, rows).items()}
+    batch = pad_batch(tokens, rows, predictor.device)
     wanted = {"tasks": predictor._names, "num_tokens": int(tokens.lengths[rows].sum())}
     with torch.inference_mode():
         predictor._model.all_tasks(**batch, **wanted)

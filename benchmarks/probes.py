@@ -48,7 +48,6 @@ from mtop_batch.data.examples import LabelledTokens, load_examples, tokenise_exa
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.add_tasks import add_tasks
 from mtop_batch.engine.label import LabelOptions, label_corpus
-from mtop_batch.engine.phases import train_settings
 from mtop_batch.engine.progress import Progress
 from mtop_batch.model.bundle.bundle import Bundle, load_bundle
 from mtop_batch.model.encoder.backbone import load_backbone
@@ -56,6 +55,7 @@ from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
 from mtop_batch.training.settings import TaskData, TrainSettings, Worker
 from mtop_batch.training.single_task import train_single_task
+from mtop_batch.training.start import train_settings
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ def main() -> None:
         eval_fraction=arguments.eval_fraction,
     )
     for task, count in counts.items():
-        print(f"{task:20} {count.train:6,} train {count.eval:6,} eval")
+        print(f"{task:20} {count['train']:6,} train {count['eval']:6,} eval")
 
 
 if __name__ == "__main__":
