@@ -48,6 +48,7 @@ def run(config: Config) -> list[Event]:
     return events
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_asks_no_teacher_twice_and_ends_alike(
     config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
