@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -219,10 +220,11 @@ def test_a_file_that_changes_whenever_it_is_written_is_an_error(corpus: Path, la
     label_corpus(corpus, labels, AB)
     compute(corpus, labels, ABD)
 
-    def meddle() -> None:
+    def meddle() -> None:  # called from several threads
         for path in (labels / "current").rglob("*.parquet"):
-            shutil.copy(path, f"{path}.copy")
-            shutil.move(f"{path}.copy", path)
+            copy = f"{path}.{threading.get_ident()}"
+            shutil.copy(path, copy)
+            shutil.move(copy, path)
 
     with pytest.raises(LabelTableError, match="changes whenever it is published; find out what else writes"):
         republish(corpus, labels, ABD, check=meddle)
