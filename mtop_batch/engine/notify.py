@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mtop_batch.errors import ConfigError, one_line
+from mtop_batch.lines import without_secrets
 
 _TIMEOUT_S = 10.0
 _MAX_REASONS = 20
@@ -25,14 +26,18 @@ def check_notify_url(url: str) -> None:
         raise ConfigError(f"--notify {url!r} is not a URL; give one that takes a POST, such as https://host/path")
 
 
+def _without_secrets(value: Any) -> Any:
+    return without_secrets(value) if isinstance(value, str) else value
+
+
 def summary(report: Mapping[str, Any], line: str) -> dict[str, Any]:
     """What is posted: `text`, which chat services show, and the numbers."""
     gate = report.get("gate")
     reasons = [reason["text"] for reason in gate["reasons"][:_MAX_REASONS]] if gate and not gate["open"] else []
     keys = ("run", "status", "failure", "labels", "bundle", "rows", "labelled", "errors", "cells_done", "seconds")
     return {
-        "text": "\n".join([line, *reasons]),
-        **{key: report.get(key) for key in keys},
+        "text": without_secrets("\n".join([line, *reasons])),
+        **{key: _without_secrets(report.get(key)) for key in keys},
         "unreadable_files": len(report.get("unreadable_files", ())),
         "gate_reasons": reasons,
     }

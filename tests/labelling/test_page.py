@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from mtop_batch.labelling.report import page
 from mtop_batch.labelling.report.page import comparison_page, run_page
 from mtop_batch.table.gate.rules import MetricChange, Rules, TableChange, judge
 from mtop_batch.table.gate.statistics import TaskChange
@@ -176,3 +177,8 @@ def test_a_run_without_a_gate_and_one_that_failed_have_pages() -> None:
     text = check(run_page(report_of(1, gate=None, status="failed", failure="storage does not answer"))).text
     assert "storage does not answer" in text
     check(run_page({"run": "r", "status": "done", "gate": report_of(0)["gate"], "published": {"files": 1, "rows": 2}}))
+
+
+def test_a_page_shows_no_secrets() -> None:
+    assert "***" in page._text("s3://key:secret@bucket/a failed")
+    assert "secret" not in page._text("s3://key:secret@bucket/a failed")

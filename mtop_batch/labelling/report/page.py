@@ -9,6 +9,8 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mtop_batch.lines import without_secrets
+
 _MAX_DETAILED, _MAX_LABELS, _MAX_ROWS, _MAX_TEXT = 12, 8, 50, 300
 _COLORS = ("#2f6db3", "#c8722c", "#3d8f5f", "#8a5fb0", "#b33f52", "#6b6f2a", "#2c8f9a", "#777777")
 _STYLE = """
@@ -75,8 +77,8 @@ def _page(title: str, parts: Iterable[str]) -> str:
 
 
 def _text(value: object, limit: int = _MAX_TEXT) -> str:
-    """A value as text of the page: in one line, without characters that nobody sees, shortened, escaped."""
-    line = " ".join(str(value).split())
+    """A value as text of the page: in one line, without secrets and characters that nobody sees, shortened, escaped."""
+    line = " ".join(without_secrets(str(value)).split())
     line = line if len(line) <= limit else f"{line[:limit]} ..."
     seen = "".join(
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode() for char in line
