@@ -98,7 +98,7 @@ def test_the_log_beside_the_bundle_has_every_event(trained: tuple[Config, TrainR
     config, result, events = trained
     lines = (Path(config.output) / "training.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == events
-    assert {event["event"] for event in events} == {"run", "worker", "start", "step", "evaluation", "end"}
+    assert {event["event"] for event in events} == {"run", "worker", "start", "texts", "step", "evaluation", "end"}
     assert events[-1]["mean"] == result.mean == max(e["mean"] for e in events if e["event"] == "evaluation")
 
 
