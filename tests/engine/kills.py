@@ -19,7 +19,7 @@ from typing import Any
 
 from cluster.local_cluster import Process
 from mtop_batch import storage
-from tests.engine.kill_world import TASKS, RayKind, Run, RunEnded, Storage, World, open_world
+from tests.engine.kill_world import TASKS, UNIT_ROWS, RayKind, Run, RunEnded, Storage, World, open_world
 from tests.engine.label_readers import TableReader, contents, label_files, num_rows, published_files, reports
 
 GUEST = "guest"
@@ -115,9 +115,9 @@ def kill_publisher(_: World, run: Run, moments: Moments) -> int:
 
 
 def kill_one_of_two(world: World, run: Run, moments: Moments) -> int:
-    """Two runs write one table at once, without the lease; one of the drivers dies, and the other goes on."""
-    case = moments.case
-    with world.start(case.where, case.ray, run.labels, with_lease=False) as other:
+    """Two runs write one table at once, without the lease and with other units; one of the drivers dies, and the other
+    goes on."""
+    with _other(world, run, moments) as other:
         moments.wait(moments.rng.uniform(-0.3, 0.8))
         run.process.kill()
         assert other.end() == 0, other.output
@@ -125,11 +125,15 @@ def kill_one_of_two(world: World, run: Run, moments: Moments) -> int:
 
 
 def let_two_write(world: World, run: Run, moments: Moments) -> int:
-    """Two runs write one table at once, without the lease, and nothing dies."""
-    case = moments.case
-    with world.start(case.where, case.ray, run.labels, with_lease=False) as other:
+    """Two runs write one table at once, without the lease and with other units, and nothing dies."""
+    with _other(world, run, moments) as other:
         assert other.end() == 0, other.output
     return 0
+
+
+def _other(world: World, run: Run, moments: Moments) -> Run:
+    units = ["--unit-rows", str(UNIT_ROWS // 3)]  # of an option that is given twice the last one counts
+    return world.start(moments.case.where, moments.case.ray, run.labels, *units, with_lease=False)
 
 
 def kill_actors(_: World, run: Run, moments: Moments) -> int:
