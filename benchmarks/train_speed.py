@@ -35,7 +35,7 @@ import numpy as np
 from results_file import write_result
 
 from mtop_batch.data.examples import LabelledTokens
-from mtop_batch.engine.memory import KEEP_FREED_MEMORY
+from mtop_batch.engine.monitoring.memory import KEEP_FREED_MEMORY
 from mtop_batch.model.kinds.config import PromptAttention
 
 WORKERS = {"one_worker": 1, "two_workers": 2}

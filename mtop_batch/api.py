@@ -51,7 +51,7 @@ def train(
             command.
     """
     loaded = _loaded(config, overrides)  # first: importing torch and Ray takes seconds
-    from mtop_batch.engine.progress import Progress
+    from mtop_batch.engine.monitoring.progress import Progress
     from mtop_batch.engine.train import train as run
 
     with Progress() as progress:
@@ -74,7 +74,7 @@ def add_tasks(
         MtopError: As the command; nothing is written to `output` then.
     """
     from mtop_batch.engine.add_tasks import add_tasks as run
-    from mtop_batch.engine.progress import Progress
+    from mtop_batch.engine.monitoring.progress import Progress
 
     with Progress() as progress:
         return run(model, str(config), output, progress=progress, overrides=overrides, replace=replace)
@@ -120,7 +120,7 @@ def evaluate_in_detail(
     defaults = {"output": model, "backbone": {"name": model}}
     loaded = None if config is None else _loaded(config, overrides, defaults)  # first: importing torch takes seconds
     from mtop_batch.engine.evaluate import evaluate_in_detail as run
-    from mtop_batch.engine.progress import Progress
+    from mtop_batch.engine.monitoring.progress import Progress
 
     with Progress() as progress:
         return run(model, loaded, progress=progress)

@@ -24,7 +24,7 @@ from ray.autoscaler._private.util import fillout_defaults, validate_config
 from cluster.local_cluster import ClusterError, find_cluster, start_cluster, stop_cluster
 from mtop_batch.cli.commands import app
 from mtop_batch.engine import submit
-from mtop_batch.engine.metrics import EXPORTED
+from mtop_batch.engine.monitoring.metrics import EXPORTED
 
 ROOT = Path(__file__).resolve().parent.parent
 KUBERNETES = sorted(path for path in (ROOT / "cluster").glob("*.yaml") if "apiVersion:" in path.read_text())

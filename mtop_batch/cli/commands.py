@@ -100,7 +100,7 @@ def train(
     place = _json_place(json_out)
     result = api.train(config, set_ or (), overwrite=overwrite)
     from mtop_batch.cli.tables import print_metrics
-    from mtop_batch.engine.monitor import untrained
+    from mtop_batch.engine.monitoring.monitor import untrained
 
     print_metrics(result.metrics, result.tasks)
     if result.was_there:
@@ -521,7 +521,9 @@ def reproduce(
     epochs: Annotated[float | None, typer.Option(help="Default: what the methods say.")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Another value of \\[train], for all methods; may be repeated.", metavar="KEY=VALUE"),
+        typer.Option(
+            "--set", help="Another value of \\[train], for all methods; may be repeated.", metavar="KEY=VALUE"
+        ),
     ] = None,
     on: Annotated[str | None, typer.Option(help="The data set: news or glue. Default: the paper's.")] = None,
     tasks: Annotated[
@@ -548,7 +550,7 @@ def reproduce(
         typer.echo(f"wrote {write_results(results)}")
         return
     from mtop_batch.config.load import parse_value
-    from mtop_batch.engine.progress import Progress
+    from mtop_batch.engine.monitoring.progress import Progress
     from mtop_batch.engine.reproduce import ReproduceOptions
     from mtop_batch.engine.reproduce import reproduce as run
     from mtop_batch.experiments.specs import RunSettings

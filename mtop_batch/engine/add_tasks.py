@@ -16,9 +16,9 @@ from mtop_batch import storage
 from mtop_batch.config.load import load_config
 from mtop_batch.config.sections import BackboneConfig, Config
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.engine.events import EventQueue
-from mtop_batch.engine.monitor import TrainingMonitor
-from mtop_batch.engine.progress import Progress
+from mtop_batch.engine.monitoring.events import EventQueue
+from mtop_batch.engine.monitoring.monitor import TrainingMonitor
+from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.run_directory import RunDirectory, run_digest
 from mtop_batch.engine.session import ray_session
 from mtop_batch.engine.single_tasks import SingleTasks

@@ -13,7 +13,7 @@ from mtop_batch import storage
 from mtop_batch.config.sections import Config, TaskConfig
 from mtop_batch.data.examples import load_examples, tokenise_examples
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.engine.progress import Progress
+from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.workers import single_worker
 from mtop_batch.errors import BundleError, TaskError
 from mtop_batch.lines import counted, listed

@@ -18,14 +18,14 @@ from rich.console import Console
 
 from mtop_batch import storage
 from mtop_batch.corpus.paths import parse_partitions
-from mtop_batch.engine.events import EventQueue
 from mtop_batch.engine.gate import ask_gate
-from mtop_batch.engine.label_monitor import LabelMonitor
-from mtop_batch.engine.metrics import RunMetrics
-from mtop_batch.engine.native_stderr import without_unwanted_lines
-from mtop_batch.engine.notify import check_notify_url, notify, summary
+from mtop_batch.engine.monitoring.events import EventQueue
+from mtop_batch.engine.monitoring.label_monitor import LabelMonitor
+from mtop_batch.engine.monitoring.metrics import RunMetrics
+from mtop_batch.engine.monitoring.native_stderr import without_unwanted_lines
+from mtop_batch.engine.monitoring.notify import check_notify_url, notify, summary
+from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.pipeline import most_actors, plan_actors, run_pieces
-from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.session import ray_session
 from mtop_batch.errors import AccessRefused, ConfigError, JobError, LabelTableError, MtopError, one_line
 from mtop_batch.labelling.plan.explain import estimate, explain_plan, plan_dict

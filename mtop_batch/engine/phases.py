@@ -23,10 +23,10 @@ from torch import Tensor
 
 from mtop_batch.config.sections import Config
 from mtop_batch.engine import single_tasks
-from mtop_batch.engine.events import EventQueue
 from mtop_batch.engine.failures import Failures
-from mtop_batch.engine.memory import KEEP_FREED_MEMORY
-from mtop_batch.engine.monitor import TrainingMonitor
+from mtop_batch.engine.monitoring.events import EventQueue
+from mtop_batch.engine.monitoring.memory import KEEP_FREED_MEMORY
+from mtop_batch.engine.monitoring.monitor import TrainingMonitor
 from mtop_batch.engine.run_directory import RunDirectory
 from mtop_batch.engine.session import Resources
 from mtop_batch.engine.single_tasks import SingleTasks, max_threads

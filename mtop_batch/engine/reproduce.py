@@ -16,7 +16,7 @@ from ray.exceptions import RayTaskError
 
 from mtop_batch import storage
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.engine.progress import Progress
+from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.session import Resources, ray_session
 from mtop_batch.engine.single_tasks import POLL_S, max_threads, ray_options
 from mtop_batch.engine.workers import single_worker, use_threads

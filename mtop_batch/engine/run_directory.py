@@ -38,7 +38,7 @@ from mtop_batch import storage
 from mtop_batch.config.sections import Config
 from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.data.tokens import Tokens
-from mtop_batch.engine.events import Event
+from mtop_batch.engine.monitoring.events import Event
 from mtop_batch.json_text import to_json
 from mtop_batch.training.settings import TaskData
 from mtop_batch.training.soft_labels import FloatArray

@@ -15,9 +15,9 @@ from ray.exceptions import RayError, RayTaskError
 from transformers import PreTrainedModel
 
 from mtop_batch.config.sections import OptimizerConfig
-from mtop_batch.engine.events import EventQueue
-from mtop_batch.engine.memory import KEEP_FREED_MEMORY
-from mtop_batch.engine.monitor import TrainingMonitor
+from mtop_batch.engine.monitoring.events import EventQueue
+from mtop_batch.engine.monitoring.memory import KEEP_FREED_MEMORY
+from mtop_batch.engine.monitoring.monitor import TrainingMonitor
 from mtop_batch.engine.run_directory import RunDirectory
 from mtop_batch.engine.session import Resources
 from mtop_batch.engine.workers import SingleTaskJob, train_task

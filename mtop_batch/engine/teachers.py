@@ -19,11 +19,11 @@ from mtop_batch.config.sections import Config, UnlabelledConfig
 from mtop_batch.data.examples import RawExamples, load_examples, load_train_and_eval
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.data.unlabelled import Pair, UnlabelledTexts, choose_texts, read_texts
-from mtop_batch.engine.events import EventQueue
-from mtop_batch.engine.memory import KEEP_FREED_MEMORY
-from mtop_batch.engine.monitor import TrainingMonitor
+from mtop_batch.engine.monitoring.events import EventQueue
+from mtop_batch.engine.monitoring.memory import KEEP_FREED_MEMORY
+from mtop_batch.engine.monitoring.monitor import TrainingMonitor
+from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.phases import Phases
-from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.run_directory import RunDirectory, run_digest, tokens_digest
 from mtop_batch.engine.session import Resources
 from mtop_batch.engine.single_tasks import POLL_S, max_threads

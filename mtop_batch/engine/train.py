@@ -1,9 +1,9 @@
 """`mtop train`: from a configuration to a bundle.
 
 Everything that can be checked is checked before work starts. Examples are tokenised once, here, and lie in Ray's
-object store for all workers. Both phases (`mtop_batch.engine.phases`) leave what they have done in the run's directory
-(`mtop_batch.engine.run_directory`): a lost worker costs the steps since the last checkpoint, and after a lost driver
-the same command resumes from there.
+object store for all workers. Both phases (`mtop_batch.engine.phases`) leave what they have done in the run's
+directory (`mtop_batch.engine.run_directory`): a lost worker costs the steps since the last checkpoint, and after a lost
+driver the same command resumes from there.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from mtop_batch import storage
 from mtop_batch.config.sections import Config, TaskConfig
 from mtop_batch.data.examples import load_train_and_eval, tokenise_examples, with_label_scale
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.engine.events import Event, EventQueue
-from mtop_batch.engine.monitor import TrainingMonitor
+from mtop_batch.engine.monitoring.events import Event, EventQueue
+from mtop_batch.engine.monitoring.monitor import TrainingMonitor
+from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.phases import Phases
-from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.run_directory import RunDirectory, interrupted_runs, run_digest
 from mtop_batch.engine.session import Resources, ray_session
 from mtop_batch.engine.teachers import check_teachers, learn_soft_labels, read_unlabelled

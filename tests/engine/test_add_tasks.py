@@ -15,7 +15,7 @@ from rich.console import Console
 from mtop_batch import Predictor, Task, read_labels
 from mtop_batch.engine.add_tasks import ChangeResult, add_tasks, drop_tasks
 from mtop_batch.engine.label import LabelOptions, label_corpus
-from mtop_batch.engine.progress import Progress
+from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.errors import BundleError, ConfigError, DataError, MtopError, TaskError
 from mtop_batch.model.bundle.bundle import load_bundle, save_bundle
 from mtop_batch.model.kinds.mtop import MTOPModel

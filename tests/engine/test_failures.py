@@ -13,7 +13,7 @@ import ray
 
 from mtop_batch.engine import train as training
 from mtop_batch.engine.failures import Failures
-from mtop_batch.engine.progress import Progress
+from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.run_directory import RunDirectory
 from mtop_batch.engine.single_tasks import _result
 from mtop_batch.errors import JobError

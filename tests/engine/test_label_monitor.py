@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from mtop_batch.engine.label_monitor import LabelMonitor
-from mtop_batch.engine.progress import Progress
+from mtop_batch.engine.monitoring.label_monitor import LabelMonitor
+from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.labelling.plan.work import Plan
 from mtop_batch.labelling.report.run_report import RunReport
 from mtop_batch.labelling.run.stages import UnitResult

@@ -10,13 +10,13 @@ import sys
 
 import pytest
 
-from mtop_batch.engine.metrics import COUNTERS, EXPORTED
+from mtop_batch.engine.monitoring.metrics import COUNTERS, EXPORTED
 from mtop_batch.engine.session import _set_local_defaults, ray_session
 from mtop_batch.errors import ConfigError
 
 SCRIPT = """
 import re, sys, time, urllib.request
-from mtop_batch.engine.metrics import EXPORTED, RunMetrics
+from mtop_batch.engine.monitoring.metrics import EXPORTED, RunMetrics
 from mtop_batch.engine.session import ray_session
 from mtop_batch.labelling.run.stages import UnitResult
 

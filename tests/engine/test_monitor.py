@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mtop_batch.engine.events import Event
-from mtop_batch.engine.monitor import TrainingMonitor
-from mtop_batch.engine.progress import Progress
+from mtop_batch.engine.monitoring.events import Event
+from mtop_batch.engine.monitoring.monitor import TrainingMonitor
+from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.run_directory import RunDirectory
 
 START = {"num_steps": 40, "num_workers": 2, "device": "cpu", "precision": "fp32", "left_out": ("tiny", "rare")}

@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-from mtop_batch.engine.native_stderr import without_unwanted_lines
+from mtop_batch.engine.monitoring.native_stderr import without_unwanted_lines
 
 UNWANTED = "[E 1] Actor 'MapWorker' has constructor arguments in the object store and max_restarts > 0. If they ..."
 
@@ -25,7 +25,7 @@ def test_a_known_line_is_left_out_and_all_else_comes_through_in_order(capfd: pyt
 def test_python_and_children_write_as_before() -> None:
     script = f"""
         import os, subprocess, sys
-        from mtop_batch.engine.native_stderr import without_unwanted_lines
+        from mtop_batch.engine.monitoring.native_stderr import without_unwanted_lines
         before = sys.stderr
         with without_unwanted_lines():
             print("python \u00fc", file=sys.stderr)
@@ -46,7 +46,7 @@ def test_python_and_children_write_as_before() -> None:
 def test_without_a_standard_error_nothing_is_done() -> None:
     script = (
         "import os; os.close(2)\n"
-        "from mtop_batch.engine.native_stderr import without_unwanted_lines\n"
+        "from mtop_batch.engine.monitoring.native_stderr import without_unwanted_lines\n"
         "with without_unwanted_lines(): print('ran')"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 from rich.console import Console
 
-from mtop_batch.engine.progress import Progress
+from mtop_batch.engine.monitoring.progress import Progress
 
 
 class Clock:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mtop_batch.data.nhc import TOPICS
-from mtop_batch.engine.progress import Progress
+from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.reproduce import Reproduced, ReproduceOptions, reproduce
 from mtop_batch.errors import ConfigError
 from mtop_batch.experiments.methods import METHODS, TABLE_METHODS

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from mtop_batch.config.sections import Config
 from mtop_batch.engine.evaluate import evaluate_bundle, evaluate_in_detail, write_errors
-from mtop_batch.engine.events import Event, EventQueue
-from mtop_batch.engine.progress import Progress
+from mtop_batch.engine.monitoring.events import Event, EventQueue
+from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.train import TrainResult, train
 from mtop_batch.errors import ConfigError, DataError, JobError, TaskError
 from mtop_batch.model.bundle.bundle import load_bundle

@@ -16,7 +16,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from mtop_batch import storage
-from mtop_batch.engine.events import Event
+from mtop_batch.engine.monitoring.events import Event
 from tests.engine.conftest import MakeConfig
 from tests.s3 import s3_server
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SCRIPT = """
 import json, os, signal, sys
 from mtop_batch.config.sections import Config
-from mtop_batch.engine.progress import Progress
+from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.train import train
 
 config = Config.model_validate_json(sys.argv[1])

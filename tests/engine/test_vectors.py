@@ -21,7 +21,7 @@ from mtop_batch.engine import pipeline
 from mtop_batch.engine.add_tasks import drop_tasks
 from mtop_batch.engine.evaluate import evaluate_bundle
 from mtop_batch.engine.label import LabelOptions, label_corpus
-from mtop_batch.engine.progress import Progress
+from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.train import train
 from mtop_batch.errors import BundleError, ConfigError, LabelTableError
 from mtop_batch.labelling.plan import staleness

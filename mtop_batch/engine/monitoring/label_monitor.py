@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from mtop_batch.engine.events import Event, EventQueue
-from mtop_batch.engine.metrics import RunMetrics
-from mtop_batch.engine.progress import Progress
+from mtop_batch.engine.monitoring.events import Event, EventQueue
+from mtop_batch.engine.monitoring.metrics import RunMetrics
+from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.labelling.report.run_report import RunReport
 from mtop_batch.labelling.run.stages import UnitResult
 from mtop_batch.storage.retry import ACTOR_STARTED, ANSWERED, GAVE_UP, TRIED_ALONE, WAITING

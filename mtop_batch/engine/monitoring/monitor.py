@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from statistics import median
 
-from mtop_batch.engine.events import Event, EventQueue
-from mtop_batch.engine.progress import Progress
+from mtop_batch.engine.monitoring.events import Event, EventQueue
+from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.run_directory import RunDirectory
 from mtop_batch.errors import MtopError
 from mtop_batch.lines import counted
