@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -32,7 +33,7 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 from mtop_batch import storage
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.experiments.data import DataSet, Prepared, prepare, read_data_set
+from mtop_batch.experiments.data import DataSet, Prepared, prepare, read_for
 from mtop_batch.experiments.methods import TABLE_METHODS, TABLES
 from mtop_batch.experiments.records import DataRecord, data_uri, run_uri, speed_uri
 from mtop_batch.experiments.run import Encoder, run_spec
@@ -100,9 +101,14 @@ def wanted(arguments: argparse.Namespace, data: DataSet) -> list[RunSpec]:
         epochs=arguments.epochs,
         train=json.loads(arguments.train),
     )
-    tables = [arguments.methods] if arguments.methods else [TABLE_METHODS[table] for table in arguments.tables]
-    order = dict.fromkeys((name, seed) for methods in tables for seed in arguments.seeds for name in methods)
-    return [make_spec(name, seed, data.name, data.digest, data.configs, settings) for name, seed in order]
+    order = dict.fromkeys((name, seed) for methods in tables(arguments) for seed in arguments.seeds for name in methods)
+    texts = "" if data.unlabelled is None else data.unlabelled.digest
+    return [make_spec(name, seed, data.name, data.digest, data.configs, settings, texts) for name, seed in order]
+
+
+def tables(arguments: argparse.Namespace) -> list[Sequence[str]]:
+    """The methods of each table."""
+    return [arguments.methods] if arguments.methods else [TABLE_METHODS[table] for table in arguments.tables]
 
 
 def time_methods(bench: Bench, specs: Sequence[RunSpec]) -> None:
@@ -163,8 +169,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = arguments_of(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     torch.set_num_threads(1)  # threads that exist before a fork are dead after it, and waited for
-    name, _, tasks = arguments.data.partition("=")
-    data = read_data_set(name, tasks)
+    name, _, file = arguments.data.partition("=")
+    data = read_for(chain.from_iterable(tables(arguments)), name, file)
     specs = wanted(arguments, data)
     missing = [spec for spec in specs if not storage.is_file(run_uri(arguments.results, spec.digest))]
     print(f"{len(specs)} runs on {data.name} ({data.digest}), {len(missing)} missing", flush=True)

@@ -529,6 +529,13 @@ def reproduce(
     tasks: Annotated[
         str | None, typer.Option(help="Its tasks.toml. Default: data/nhc/tasks.toml or data/glue/tasks.toml.")
     ] = None,
+    unlabelled: Annotated[
+        str | None,
+        typer.Option(
+            help="Corpus of further texts for methods with soft labels. Default: unlabelled/ beside the tasks.",
+            metavar="CORPUS",
+        ),
+    ] = None,
     results: Annotated[
         str, typer.Option(help="Directory of the runs' JSON files; the page RESULTS.md is written beside it.")
     ] = "docs/results",
@@ -567,6 +574,7 @@ def reproduce(
         results=results,
         quick=quick,
         speed=speed,
+        unlabelled=unlabelled,
     )
     with Progress() as progress:
         done = run(options, progress=progress, plan_only=plan)

@@ -5,6 +5,8 @@ No text that a task is evaluated on is among them, so that what teachers say of 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -38,6 +40,16 @@ class UnlabelledTexts:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def seconds_or_none(self) -> list[str | None] | None:
+        """The second texts; None if there is no pair at all, as a tokenizer wants it."""
+        return self.seconds if any(second is not None for second in self.seconds) else None
+
+    @property
+    def digest(self) -> str:
+        """Of the texts and their order."""
+        return hashlib.sha256(json.dumps([self.texts, self.seconds]).encode()).hexdigest()[:16]
 
 
 def normalised(text: str) -> str:

@@ -21,7 +21,7 @@ from mtop_batch.engine.session import Resources, ray_session
 from mtop_batch.engine.single_tasks import POLL_S, max_threads, ray_options
 from mtop_batch.engine.workers import single_worker, use_threads
 from mtop_batch.errors import ConfigError, JobError, MtopError, one_line
-from mtop_batch.experiments.data import DataSet, Prepared, first_rows, prepare, read_data_set
+from mtop_batch.experiments.data import DataSet, Prepared, prepare, read_for
 from mtop_batch.experiments.methods import TABLE_DATA, TABLE_METHODS, TABLES, TableName
 from mtop_batch.experiments.records import DataRecord, RunRecord, SpeedRecord, data_uri, run_uri, speed_uri
 from mtop_batch.experiments.run import Encoder, run_spec
@@ -51,6 +51,8 @@ class ReproduceOptions:
         quick: One seed, one epoch, a few examples: a trial of everything, whose numbers mean nothing. Its records lie
             in `<results>/quick`.
         speed: Also time the methods that have not been timed.
+        unlabelled: Corpus of further texts for methods that learn from texts without labels; None for the directory
+            `unlabelled` beside the tasks, if it is there.
     """
 
     table: TableName
@@ -62,6 +64,7 @@ class ReproduceOptions:
     results: str = "docs/results"
     quick: bool = False
     speed: bool = True
+    unlabelled: str | None = None
 
 
 @dataclass(frozen=True)
@@ -170,16 +173,22 @@ def _checked(options: ReproduceOptions) -> ReproduceOptions:
 
 def _read(options: ReproduceOptions) -> DataSet:
     name = options.on or TABLE_DATA[options.table]
-    data = read_data_set(name, options.tasks or f"data/{'nhc' if name == 'news' else name}/tasks.toml")
-    return first_rows(data, _QUICK_ROWS) if options.quick else data
+    tasks = options.tasks or f"data/{'nhc' if name == 'news' else name}/tasks.toml"
+    rows = _QUICK_ROWS if options.quick else None
+    return read_for(_method_names(options), name, tasks, options.unlabelled, rows)
+
+
+def _method_names(options: ReproduceOptions) -> Sequence[str]:
+    return list(dict.fromkeys(options.methods or TABLE_METHODS[options.table]))
 
 
 def _specs(options: ReproduceOptions, data: DataSet) -> list[RunSpec]:
     """All runs, seed by seed, so that a table with some seeds is there early."""
+    texts = "" if data.unlabelled is None else data.unlabelled.digest
     return [
-        make_spec(name, seed, data.name, data.digest, data.configs, options.settings)
+        make_spec(name, seed, data.name, data.digest, data.configs, options.settings, texts)
         for seed in dict.fromkeys(options.seeds)
-        for name in dict.fromkeys(options.methods or TABLE_METHODS[options.table])
+        for name in _method_names(options)
     ]
 
 

@@ -114,8 +114,7 @@ def read_unlabelled(config: Config, text_tokenizer: TextTokenizer, progress: Pro
         f"{len(texts):,} texts to learn from without labels, of {texts.num_read:,} read; {texts.num_in_evaluation:,} "
         "are left out because a task is evaluated or tested on them"
     )
-    seconds = texts.seconds if any(second is not None for second in texts.seconds) else None
-    return Unlabelled(texts, text_tokenizer.encode(texts.texts, seconds))
+    return Unlabelled(texts, text_tokenizer.encode(texts.texts, texts.seconds_or_none))
 
 
 def learn_soft_labels(
@@ -198,8 +197,7 @@ def _ask_bundle(
 ) -> FloatArray:
     """What a bundle says, which may have another vocabulary, and have learned regressions from other labels."""
     texts = unlabelled.texts
-    seconds = texts.seconds if any(second is not None for second in texts.seconds) else None
-    tokens = TextTokenizer(bundle.tokenizer, bundle.model.config.max_tokens).encode(texts.texts, seconds)
+    tokens = TextTokenizer(bundle.tokenizer, bundle.model.config.max_tokens).encode(texts.texts, texts.seconds_or_none)
     tasks = [bundle.model.task(task.name) for task in config.tasks()]
     said = _ask(bundle.model, tokens, tasks, config.train.precision, resources, progress).copy()
     for number, (own, item) in enumerate(zip(tasks, data, strict=True)):

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, repeat
 
 import numpy as np
 
+from mtop_batch import storage
 from mtop_batch.config.load import load_tasks
 from mtop_batch.config.sections import TaskConfig
 from mtop_batch.data.examples import LabelledTokens, RawExamples, load_examples, tokenise_examples, with_label_scale
-from mtop_batch.data.tokens import TextTokenizer
+from mtop_batch.data.tokens import TextTokenizer, Tokens
+from mtop_batch.data.unlabelled import Pair, UnlabelledTexts, choose_texts, read_texts
 from mtop_batch.errors import DataError
+from mtop_batch.experiments.methods import method
 from mtop_batch.tasks import Reader
 from mtop_batch.training.settings import TaskData
 
@@ -42,11 +47,13 @@ class DataSet:
         name: "news" or "glue".
         tasks: In the order of the file.
         digest: Of all that the tasks and their examples are; where the files lie is no part of it.
+        unlabelled: Texts to learn from without labels; None if they are not wanted.
     """
 
     name: str
     tasks: tuple[RawTask, ...]
     digest: str
+    unlabelled: UnlabelledTexts | None = None
 
     @property
     def configs(self) -> list[TaskConfig]:
@@ -61,10 +68,12 @@ class Prepared:
     Args:
         train: Training and evaluation examples of every task.
         test: Test examples, in the same order.
+        unlabelled: Texts to learn from without labels.
     """
 
     train: list[TaskData]
     test: list[LabelledTokens]
+    unlabelled: Tokens | None = None
 
 
 def read_data_set(name: str, tasks_file: str) -> DataSet:
@@ -94,6 +103,59 @@ def read_data_set(name: str, tasks_file: str) -> DataSet:
     return DataSet(name, tuple(tasks), _digest(tasks))
 
 
+def read_for(
+    methods: Iterable[str], name: str, tasks_file: str, corpus: str | None = None, rows: int | None = None
+) -> DataSet:
+    """Read a data set with all that some methods learn from.
+
+    Args:
+        methods: Names of `METHODS`.
+        name: What the results call the data set.
+        tasks_file: As for `read_data_set`.
+        corpus: Further texts for methods that learn from texts without labels; None for the directory `unlabelled`
+            beside `tasks_file`, if it is there.
+        rows: At most so many examples in each part, and texts; None for all.
+
+    Raises:
+        ConfigError: There is no such method or file, or the file is none of tasks.
+        DataError: A task has no test part, its examples cannot be used, or the corpus does not exist.
+    """
+    data = read_data_set(name, tasks_file)
+    if rows is not None:
+        data = first_rows(data, rows)
+    sections = [method(each).unlabelled for each in methods]
+    most = max((int(section["max_texts"]) for section in sections if section), default=0)
+    if not most:
+        return data
+    beside = storage.join(storage.absolute(os.path.dirname(tasks_file) or "."), "unlabelled")
+    found = corpus or (beside if storage.exists(beside) else None)
+    return with_unlabelled(data, found, most if rows is None else rows)
+
+
+def with_unlabelled(data: DataSet, corpus: str | None, max_texts: int) -> DataSet:
+    """The data set with texts to learn from without labels: those of its training examples, and of a corpus.
+
+    No text of an evaluation or test part is among them.
+
+    Args:
+        data: The data set.
+        corpus: Parquet with the first task's text columns; None for the examples' texts only.
+        max_texts: Most texts, those of examples included.
+
+    Raises:
+        DataError: The corpus does not exist, or lacks a column.
+        LabelTableError: The storage cannot be reached or refuses.
+    """
+    texts = choose_texts(
+        chain.from_iterable(_pairs(task.train) for task in data.tasks),
+        read_texts(corpus, data.tasks[0].config.text) if corpus else (),
+        chain.from_iterable(_pairs(part) for task in data.tasks for part in (task.eval, task.test)),
+        max_texts=max_texts,
+        seed=0,
+    )
+    return replace(data, unlabelled=texts)
+
+
 def first_rows(data: DataSet, most: int) -> DataSet:
     """A data set with at most so many examples in each part: another one, with a digest of its own."""
     tasks = tuple(RawTask(task.config, *(_first(part, most) for part in task.parts)) for task in data.tasks)
@@ -118,7 +180,9 @@ def prepare(
         definition = task.config.definition(default_reader)
         train.append(TaskData(with_label_scale(definition, own), own, eval_))
         test.append(held_out)
-    return Prepared(train, test)
+    texts = data.unlabelled
+    unlabelled = None if texts is None else text_tokenizer.encode(texts.texts, texts.seconds_or_none)
+    return Prepared(train, test, unlabelled)
 
 
 def with_reader(prepared: Prepared, configs: Sequence[TaskConfig], default_reader: Reader) -> Prepared:
@@ -127,7 +191,11 @@ def with_reader(prepared: Prepared, configs: Sequence[TaskConfig], default_reade
         replace(item, task=replace(item.task, reads=config.reads or default_reader))
         for config, item in zip(configs, prepared.train, strict=True)
     ]
-    return Prepared(train, prepared.test)
+    return replace(prepared, train=train)
+
+
+def _pairs(examples: RawExamples) -> Iterable[Pair]:
+    return zip(examples.texts, examples.seconds or repeat(None), strict=False)
 
 
 def _some(examples: LabelledTokens, name: str, most: int | None) -> LabelledTokens:

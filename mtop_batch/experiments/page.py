@@ -8,7 +8,7 @@ from statistics import median
 
 from mtop_batch.data.glue import GLUE_TASKS as GLUE_RECIPES
 from mtop_batch.experiments import paper
-from mtop_batch.experiments.methods import COMMON, METHODS, MTOP, TABLE_DATA, TableName
+from mtop_batch.experiments.methods import COMMON, METHODS, MTOP, TABLE_DATA, Method, TableName
 from mtop_batch.experiments.records import Records, RunRecord
 from mtop_batch.experiments.statistics import Difference
 from mtop_batch.experiments.summary import ResultTable, Row, Spread, tables
@@ -196,11 +196,15 @@ def _made_on(runs: Sequence[RunRecord]) -> str:
 
 def _recipes() -> str:
     own = "; ".join(
-        f"{chosen.title} `{json.dumps({**chosen.model, **chosen.train})}`"
+        f"{chosen.title} `{json.dumps({**chosen.model, **chosen.train, **_soft_labels(chosen)})}`"
         for name, chosen in METHODS.items()
-        if not name.startswith("mtop-") or name == "mtop-isolated"
+        if not name.startswith("mtop-") or name in ("mtop-isolated", "mtop-taught")
     )
     return "\n## Recipes\n" + _RECIPE.format(common=json.dumps(COMMON), own=own)
+
+
+def _soft_labels(chosen: Method) -> dict[str, object]:
+    return {} if chosen.unlabelled is None else {"unlabelled": dict(chosen.unlabelled)}
 
 
 def _spread(spread: Spread | None) -> str:

@@ -49,7 +49,7 @@ class RunRecord:
         num_steps: Of the whole run.
         passes: Forward passes for all labels of a text.
         parameters: "total", "per_task" (the mean over tasks of what belongs to a task alone) and "backbone".
-        seconds: "warm_start", "train", "test".
+        seconds: "teachers", "warm_start", "train", "test".
         machine: Where it ran, and the precision of training.
         versions: Of what computes.
         finished: When, in UTC.

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtop_batch.config.sections import Config, TaskConfig
+from mtop_batch.errors import ConfigError
 from mtop_batch.experiments.data import Prepared, with_reader
 from mtop_batch.experiments.records import RunRecord, machine, pack, versions
 from mtop_batch.experiments.specs import RunSpec
@@ -28,6 +29,7 @@ from mtop_batch.training.evaluation import task_metrics, task_predictions
 from mtop_batch.training.loop import fit
 from mtop_batch.training.settings import TaskData, Worker
 from mtop_batch.training.single_task import train_single_task
+from mtop_batch.training.soft_labels import SoftLabels, label_softly, mean_labels
 from mtop_batch.training.start import check_encoder, check_readers, first_model, train_settings, warm_start_settings
 
 
@@ -79,8 +81,10 @@ def run_spec(
     check_encoder(config, encoder.backbone)
     data = with_reader(prepared, tasks, config.model.default_reader)
     clock = _Clock()
+    soft = _soft_labels(config, data, encoder, worker, unfinished)
+    clock.lap("teachers")
     model = _begin(config, data, encoder, worker, unfinished, clock)
-    trained = _train(model, config, data, worker, unfinished)
+    trained = _train(model, config, data, worker, unfinished, soft)
     clock.lap("train")
     test, predictions = _test(model, data, worker)
     clock.lap("test")
@@ -134,6 +138,29 @@ class _Clock:
         self._last = now
 
 
+def _soft_labels(
+    config: Config, data: Prepared, encoder: Encoder, worker: Worker, unfinished: Unfinished
+) -> SoftLabels | None:
+    """What teachers, trained here, say of the texts without labels."""
+    section = config.unlabelled
+    if section is None:
+        return None
+    if data.unlabelled is None:
+        raise ConfigError("this method learns from texts without labels, and the data set was read without any")
+    said = []
+    for number in range(int(section.teachers)):  # type: ignore[arg-type]  # experiments train their own
+        kept = unfinished.soft_labels(number)
+        if kept is None:
+            own = config.teacher(number)
+            examples = with_reader(data, own.task, own.model.default_reader)
+            teacher = _begin(own, examples, encoder, worker, Unfinished(None), _Clock())
+            _train(teacher, own, examples, worker, unfinished, training=f"teacher-{number}")
+            kept = label_softly(teacher, data.unlabelled, [item.task for item in examples.train], worker=worker)
+            unfinished.keep_soft_labels(number, kept)
+        said.append(kept)
+    return SoftLabels(data.unlabelled, mean_labels(said), section.batch_size, section.weight)
+
+
 def _begin(
     config: Config, data: Prepared, encoder: Encoder, worker: Worker, unfinished: Unfinished, clock: _Clock
 ) -> MultiTaskModel:
@@ -156,17 +183,25 @@ def _begin(
     return first_model(config, copy.deepcopy(encoder.backbone), encoder.tokenizer, data.train, learn_alone)
 
 
-def _train(model: MultiTaskModel, config: Config, data: Prepared, worker: Worker, unfinished: Unfinished) -> _Trained:
+def _train(
+    model: MultiTaskModel,
+    config: Config,
+    data: Prepared,
+    worker: Worker,
+    unfinished: Unfinished,
+    soft: SoftLabels | None = None,
+    training: str = "all",
+) -> _Trained:
     """Train all tasks together, or each one's own model; the model ends with the chosen weights."""
     settings = train_settings(config.train)
 
     def trained(part: MultiTaskModel, items: Sequence[TaskData], training: str) -> _Trained:
         with unfinished.checkpoints(training) as (checkpoint, save):
-            result = fit(part, items, settings, worker=worker, checkpoint=checkpoint, save=save)
+            result = fit(part, items, settings, soft=soft, worker=worker, checkpoint=checkpoint, save=save)
         return _Trained(result.best_metrics, _history(result.history, items), result.best_step, result.num_steps)
 
     if not isinstance(model, SingleTaskModel):
-        return trained(model, data.train, "all")
+        return trained(model, data.train, training)
     parts = [trained(model.model_of(item.task.name), [item], f"own-{item.task.name}") for item in data.train]
     return _Trained(
         {name: metrics for part in parts for name, metrics in part.dev.items()},

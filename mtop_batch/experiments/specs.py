@@ -52,6 +52,8 @@ class RunSpec:
         max_tokens: Texts are cut to so many tokens.
         model: What is said in the section `[model]`.
         train: What is said in the section `[train]`, without seed and what only changes the speed.
+        unlabelled: What is said in the section `[unlabelled]`, and with "texts" a digest of the texts without labels;
+            None for a method that does not learn from them.
     """
 
     method: str
@@ -63,6 +65,7 @@ class RunSpec:
     max_tokens: int
     model: dict[str, Any]
     train: dict[str, Any]
+    unlabelled: dict[str, Any] | None = None
 
     @property
     def digest(self) -> str:
@@ -71,7 +74,8 @@ class RunSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """The run as JSON-ready values."""
-        return asdict(self)
+        values = asdict(self)
+        return values if self.unlabelled else {key: value for key, value in values.items() if key != "unlabelled"}
 
     def config(self, tasks: Sequence[TaskConfig], backbone: str | None = None) -> Config:
         """The configuration of the run.
@@ -87,13 +91,21 @@ class RunSpec:
             "train": {**self.train, "seed": self.seed},
             "task": [task.model_dump() for task in tasks],
         }
+        if self.unlabelled:
+            values["unlabelled"] = {key: value for key, value in self.unlabelled.items() if key != "texts"}
         return validate(values, f"run {self.method}, seed {self.seed}")
 
 
 def make_spec(
-    name: str, seed: int, data: str, data_digest: str, tasks: Sequence[TaskConfig], settings: RunSettings
+    name: str,
+    seed: int,
+    data: str,
+    data_digest: str,
+    tasks: Sequence[TaskConfig],
+    settings: RunSettings,
+    texts_digest: str = "",
 ) -> RunSpec:
-    """The run of a method with a seed on a data set.
+    """The run of a method with a seed on a data set; `texts_digest` is that of the texts without labels.
 
     Raises:
         ConfigError: There is no such method, or a setting is not allowed.
@@ -114,6 +126,7 @@ def make_spec(
         max_tokens=settings.max_tokens,
         model=config.model.model_dump(mode="json", exclude_unset=True),
         train={key: value for key, value in values.items() if key not in _UNDECISIVE},
+        unlabelled=None if chosen.unlabelled is None else {**chosen.unlabelled, "texts": texts_digest},
     )
 
 

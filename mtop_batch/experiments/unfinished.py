@@ -2,21 +2,25 @@
 
 <uri>/alone/<task>.safetensors      what a task learned alone
 <uri>/tasks/<training>.checkpoint/  the last checkpoint of the training of all tasks, or of a task's own model
+<uri>/teacher-<n>.npy               what a teacher said of the texts without labels
 """
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from safetensors.torch import load, save
 from torch import Tensor
 
 from mtop_batch import storage
 from mtop_batch.training.loop import Save
+from mtop_batch.training.soft_labels import FloatArray
 from mtop_batch.training.task_checkpoints import TaskCheckpoints
 
 
@@ -45,6 +49,23 @@ class Unfinished:
             contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
             storage.write_bytes(_alone(self._uri, name), save(contiguous))
 
+    def soft_labels(self, teacher: int) -> FloatArray | None:
+        """What a teacher said; None if it is not there."""
+        if self._uri is None:
+            return None
+        try:
+            said: FloatArray = np.load(io.BytesIO(storage.read_bytes(_teacher(self._uri, teacher))), allow_pickle=False)
+        except FileNotFoundError:
+            return None
+        return said
+
+    def keep_soft_labels(self, teacher: int, said: FloatArray) -> None:
+        """Keep what a teacher said."""
+        if self._uri is not None:
+            file = io.BytesIO()
+            np.save(file, said, allow_pickle=False)
+            storage.write_bytes(_teacher(self._uri, teacher), file.getvalue())
+
     @contextmanager
     def checkpoints(self, training: str) -> Iterator[tuple[Path | None, Save | None]]:
         """The last checkpoint of a training, if there is one, and what keeps the next ones: for `fit`."""
@@ -65,6 +86,10 @@ class Unfinished:
             storage.delete(storage.join(self._uri, info.path))
         if not storage.is_remote(self._uri):
             shutil.rmtree(storage.absolute(self._uri), ignore_errors=True)
+
+
+def _teacher(uri: str, number: int) -> str:
+    return storage.join(uri, f"teacher-{number}.npy")
 
 
 def _alone(uri: str, task: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from mtop_batch.data.task_files import TaskExamples, write_tasks
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.experiments.data import DataSet, Prepared, prepare, read_data_set
+from mtop_batch.experiments.data import DataSet, Prepared, prepare, read_data_set, with_unlabelled
 from mtop_batch.experiments.methods import METHODS
 from mtop_batch.experiments.records import DataRecord, Records, RunRecord, SpeedRecord, pack
 from mtop_batch.experiments.run import Encoder
@@ -59,7 +59,7 @@ def tasks_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data_set(tasks_file: Path) -> DataSet:
-    return read_data_set("news", str(tasks_file))
+    return with_unlabelled(read_data_set("news", str(tasks_file)), None, 100)
 
 
 @pytest.fixture(scope="session")

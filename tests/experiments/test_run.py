@@ -50,7 +50,7 @@ def test_a_run_has_metrics_predictions_and_costs(
     assert RunRecord.from_dict(json.loads(record.to_json())) == record
 
 
-@pytest.mark.parametrize("method", ["mtop", "single-task"])
+@pytest.mark.parametrize("method", ["mtop", "single-task", "mt-dnn-taught"])
 def test_a_killed_run_goes_on_from_its_checkpoint(
     method: str, spec_of: MakeSpec, prepared: Prepared, data_set: DataSet, encoder: Encoder, tmp_path: Path
 ) -> None:
@@ -79,6 +79,25 @@ def test_a_killed_run_goes_on_from_its_checkpoint(
     assert replace(record, **same) == replace(undisturbed, **same)
     unfinished.discard()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_is_asked_once(
+    spec_of: MakeSpec, prepared: Prepared, data_set: DataSet, encoder: Encoder, tmp_path: Path
+) -> None:
+    events: list[Event] = []
+
+    def note(event: Event) -> None:
+        events.append(event)
+        if [event["event"] for event in events].count("start") == 2:  # the teacher has said what it has to say
+            raise Killed
+
+    unfinished, spec = Unfinished(str(tmp_path / "run")), spec_of("mt-dnn-taught")
+    with pytest.raises(Killed):
+        run(spec, prepared, data_set, encoder, worker=Worker(event_sink=note), unfinished=unfinished)
+    assert len(unfinished.soft_labels(0)) == len(prepared.unlabelled)  # type: ignore[arg-type]
+    record = run(spec, prepared, data_set, encoder, worker=Worker(event_sink=events.append), unfinished=unfinished)
+    assert [event["event"] for event in events].count("start") == 3
+    assert record.test != run(spec_of("mt-dnn"), prepared, data_set, encoder).test
 
 
 def test_the_speed_does_not_need_a_trained_model(

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mtop_batch.config.load import load_config
 from mtop_batch.data.tokens import TextTokenizer
+from mtop_batch.data.unlabelled import normalised
 from mtop_batch.errors import ConfigError
-from mtop_batch.experiments.data import DataSet, first_rows, prepare, read_data_set
+from mtop_batch.experiments.data import DataSet, first_rows, prepare, read_data_set, with_unlabelled
 from mtop_batch.experiments.methods import METHODS, TABLE_METHODS, TABLES
 from mtop_batch.experiments.specs import RunSettings, make_spec
 from tests.conftest import make_tokenizer
@@ -48,8 +51,10 @@ def test_what_decides_the_outcome_changes_the_digest_and_nothing_else_does(spec_
         replace(spec, examples=5),
         replace(spec, data_digest="x"),
         replace(spec, backbone="larger"),
+        spec_of("mtop-taught"),
+        replace(spec_of("mtop-taught"), unlabelled={"texts": "x"}),
     ]
-    assert len({other.digest for other in [spec, *others]}) == 7
+    assert len({other.digest for other in [spec, *others]}) == 9
     same = [spec_of("mtop", num_workers=2), spec_of("mtop", precision="bf16"), spec_of("mtop", max_failures=0)]
     assert {other.digest for other in same} == {spec.digest}
 
@@ -64,6 +69,18 @@ def test_methods_differ_in_nothing_that_a_default_says(spec_of: MakeSpec) -> Non
 def test_the_digest_of_the_data_is_that_of_its_contents(data_set: DataSet, tasks_file: object) -> None:
     assert read_data_set("other name", str(tasks_file)).digest == data_set.digest
     assert first_rows(data_set, 5).digest != data_set.digest
+
+
+def test_texts_without_labels_are_those_of_no_evaluation(data_set: DataSet, tmp_path: Path) -> None:
+    evaluated = data_set.tasks[0].test.texts[0]
+    columns = list(data_set.tasks[0].config.text)
+    pq.write_table(pa.table({key: ["of nobody", evaluated.upper()] for key in columns}), tmp_path / "more.parquet")
+    chosen = with_unlabelled(data_set, str(tmp_path), 1000).unlabelled
+    assert chosen is not None
+    assert "of nobody" in chosen.texts
+    assert not {normalised(text) for text in chosen.texts} & {
+        normalised(text) for task in data_set.tasks for part in (task.eval, task.test) for text in part.texts
+    }
 
 
 def test_fewer_examples_are_some_of_the_larger_draw(data_set: DataSet) -> None:
