@@ -521,7 +521,9 @@ def reproduce(
     epochs: Annotated[float | None, typer.Option(help="Default: what the methods say.")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Another value of \\[train], for all methods; may be repeated.", metavar="KEY=VALUE"),
+        typer.Option(
+            "--set", help="Another value of \\[train], for all methods; may be repeated.", metavar="KEY=VALUE"
+        ),
     ] = None,
     on: Annotated[str | None, typer.Option(help="The data set: news or glue. Default: the paper's.")] = None,
     tasks: Annotated[
