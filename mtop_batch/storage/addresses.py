@@ -37,6 +37,8 @@ def absolute(typed: str) -> str:
     """
     if not typed:
         raise ConfigError("a path or URL is empty; name a local path or s3://...")
+    if "\0" in typed:
+        raise ConfigError(f"{shown(typed)}: no path or URL has a NUL character; correct it")
     if is_remote(typed):
         return _absolute_url(check_address(typed))
     return _absolute_path(local_path_of(typed) if _LOST_SLASH.match(typed) else os.path.expanduser(typed))
