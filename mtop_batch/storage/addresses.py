@@ -41,7 +41,12 @@ def absolute(typed: str) -> str:
         raise ConfigError(f"{shown(typed)}: no path or URL has a NUL character; correct it")
     if is_remote(typed):
         return _absolute_url(check_address(typed))
-    return _absolute_path(local_path_of(typed) if _LOST_SLASH.match(typed) else os.path.expanduser(typed))
+    if _LOST_SLASH.match(typed):
+        return _absolute_path(local_path_of(typed))
+    path = os.path.expanduser(typed)
+    if path.startswith("~"):
+        raise ConfigError(f"{shown(typed)}: there is no such user; write ./{shown(typed)} for a local path of that name")
+    return _absolute_path(path)
 
 
 def check_address(uri: str) -> str:
