@@ -11,6 +11,7 @@ from mtop_batch.config.load import load_config
 from mtop_batch.config.sections import MODEL_SECTIONS, Config, ModelConfig, MTOPModelConfig
 from mtop_batch.errors import ConfigError
 from mtop_batch.model.kinds.by_name import KINDS
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.storage import write_bytes
 from tests.s3 import S3Server
 
@@ -54,6 +55,12 @@ def test_defaults_are_the_papers_but_for_isolated_prompts(write: Callable[..., P
     assert config.train.alpha == 1.0
     assert config.backbone.max_tokens == 128
     assert config.tasks()[0].metric == "accuracy"
+
+
+def test_a_model_made_in_python_has_the_configurations_defaults() -> None:
+    defaults = {name: field.default for name, field in inspect.signature(MTOPModel.from_backbone).parameters.items()}
+    for name in ("prompts_per_task", "shared_prompts", "prompt_attention", "pooler_rank", "stop_gradient"):
+        assert defaults[name] == MTOPModelConfig.model_fields[name].default
 
 
 def test_tasks_are_assigned_to_prompt_groups_round_robin_unless_they_name_theirs(write: Callable[..., Path]) -> None:

@@ -53,6 +53,9 @@ PrecisionOption = Annotated[
 ]
 
 
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the bundle that the output holds.")]
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"mtop-batch {__version__}")
@@ -127,18 +130,17 @@ def add_tasks(
     replace: Annotated[
         bool, typer.Option("--replace", help="Train a task that the bundle has again, in its place.")
     ] = False,
+    overwrite: OverwriteOption = False,
     json_out: JsonOption = None,
 ) -> None:
     """Learn new tasks on a trained bundle; outputs and labels of the tasks it has stay as they are."""
     place = _json_place(json_out)
-    result = api.add_tasks(model, config, output, set_ or (), replace=replace)
+    result = api.add_tasks(model, config, output, set_ or (), replace=replace, overwrite=overwrite)
     from mtop_batch.cli.tables import print_metrics
 
     print_metrics(result.added, result.added_tasks)
-    typer.echo(
-        f"wrote {result.output}: tasks added: {len(result.added)}, unchanged: {len(result.unchanged)}; "
-        f"{result.seconds:,.0f} s"
-    )
+    wrote = f"{result.output} is there already, with" if result.was_there else f"wrote {result.output}:"
+    typer.echo(f"{wrote} tasks added: {len(result.added)}, unchanged: {len(result.unchanged)}; {result.seconds:,.0f} s")
     _write_json(place, asdict(result))
 
 
@@ -147,14 +149,16 @@ def drop_tasks(
     model: ModelOption,
     tasks: Annotated[str, typer.Option(help="The tasks to leave out.", metavar="a,b")],
     output: Annotated[str, typer.Option(help="Where the new bundle goes; --model stays as it is.")],
+    overwrite: OverwriteOption = False,
     json_out: JsonOption = None,
 ) -> None:
     """Write a bundle without some isolated tasks; the other tasks and all labels stay as they are."""
     from mtop_batch.engine.add_tasks import drop_tasks as drop
 
     place = _json_place(json_out)
-    result = drop(model, _comma_separated(tasks, "--tasks"), output)
-    typer.echo(f"wrote {result.output}: {counted(len(result.tasks), 'task')}: {listed(result.tasks)}")
+    result = drop(model, _comma_separated(tasks, "--tasks"), output, overwrite=overwrite)
+    wrote = f"{result.output} is there already, with" if result.was_there else f"wrote {result.output}:"
+    typer.echo(f"{wrote} {counted(len(result.tasks), 'task')}: {listed(result.tasks)}")
     _write_json(place, asdict(result))
 
 

@@ -45,7 +45,9 @@ def absolute(typed: str) -> str:
         return _absolute_path(local_path_of(typed))
     path = os.path.expanduser(typed)
     if path.startswith("~"):
-        raise ConfigError(f"{shown(typed)}: there is no such user; write ./{shown(typed)} for a local path of that name")
+        raise ConfigError(
+            f"{shown(typed)}: there is no such user; write ./{shown(typed)} for a local path of that name"
+        )
     return _absolute_path(path)
 
 
