@@ -112,11 +112,14 @@ def evaluate(
     Raises:
         MtopError: As the command.
     """
+    from mtop_batch.storage import file_place
+
+    place = None if errors is None else file_place(errors, "errors")
     evaluated = evaluate_in_detail(model, config, overrides)
-    if errors is not None:
+    if place is not None:
         from mtop_batch.engine.evaluate import write_errors
 
-        write_errors(errors, evaluated)
+        write_errors(place, evaluated)
     return {name: item.metrics for name, item in evaluated.items()}
 
 

@@ -73,7 +73,7 @@ def _options(
 
 AllowEmptyOption = Annotated[bool, typer.Option("--allow-empty", help="A --partition that no file has is no mistake.")]
 GateConfigOption = Annotated[
-    str | None, typer.Option("--config", help="TOML file with a section [gate].", metavar="F.toml")
+    str | None, typer.Option("--config", help="TOML file with a section \\[gate].", metavar="F.toml")
 ]
 GateShareOption = Annotated[
     float | None, typer.Option(help="Keep labels back if the share of one changes by more, on the same articles.")
@@ -180,15 +180,15 @@ def evaluate(
     json_out: JsonOption = None,
 ) -> None:
     """Measure the tasks of a bundle, label by label, on their evaluation data."""
-    place = _json_place(json_out)
+    place, errors_place = _json_place(json_out), _file_place(errors, "--errors")
     evaluated = api.evaluate_in_detail(model, config, set_ or ())
     from mtop_batch.cli.tables import print_label_reports, print_metrics
     from mtop_batch.engine.evaluate import write_errors
 
     print_metrics({name: item.metrics for name, item in evaluated.items()}, [item.task for item in evaluated.values()])
     print_label_reports({name: item.report for name, item in evaluated.items()})
-    if errors is not None:
-        typer.echo(f"wrote {errors}: {write_errors(errors, evaluated):,} examples")
+    if errors_place is not None:
+        typer.echo(f"wrote {errors}: {write_errors(errors_place, evaluated):,} examples")
     _write_json(place, {name: {**item.metrics, **asdict(item.report)} for name, item in evaluated.items()})
 
 
@@ -481,7 +481,7 @@ def build_nhc(
             help="Also write the headlines of no evaluation or test part, as a corpus, to OUTPUT/unlabelled.",
         ),
     ] = True,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which part a text belongs to.")] = 0,
 ) -> None:
     """Make the paper's eight-task news set (NHC) from the News Category Dataset, in three parts."""
     from mtop_batch.data.nhc import build_nhc as build
@@ -500,7 +500,7 @@ def build_nhc(
 def build_glue(
     source: Annotated[str, typer.Option(help="Directory with <task>/train.parquet and <task>/dev.parquet.")],
     output: Annotated[str, typer.Option(help="Directory for the tasks' Parquet files and tasks.toml.")] = "data/glue",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which part a text belongs to.")] = 0,
 ) -> None:
     """Make the tasks of the GLUE benchmark; its development sets are the test parts."""
     from mtop_batch.data.glue import build_glue as build
@@ -628,11 +628,9 @@ def _file_place(typed: str | None, option: str) -> str | None:
     """The same of the file that another option names."""
     if typed is None:
         return None
-    from mtop_batch import storage
+    from mtop_batch.storage import file_place
 
-    place = storage.absolute(typed)
-    storage.check_file(place, option)
-    return place
+    return file_place(typed, option)
 
 
 def _write_json(place: str | None, value: Any) -> None:
