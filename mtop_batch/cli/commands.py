@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from mtop_batch import __version__, api
-from mtop_batch.errors import ConfigError, MtopError
+from mtop_batch.errors import ConfigError, MtopError, one_line
 from mtop_batch.json_text import to_json
 from mtop_batch.lines import counted, for_people, listed
 from mtop_batch.precision import PrecisionChoice
@@ -449,7 +449,8 @@ def predict(
 
     if second and not texts:
         raise ConfigError("--second goes with texts that are arguments; on standard input put a tab between the two")
-    given = prediction.of_arguments(texts, second or ()) if texts else list(prediction.read_lines(sys.stdin.buffer))
+    lines = sys.stdin.buffer if sys.stdin else ()  # it may be closed
+    given = prediction.of_arguments(texts, second or ()) if texts else list(prediction.read_lines(lines))
     if not given:
         raise ConfigError("there is no text: give texts as arguments, or lines on standard input")
     rows = prediction.predict(model, given, precision, lambda text: typer.echo(text, err=True))
@@ -671,6 +672,11 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         typer.echo(f"error: {for_people(str(error))}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk behind standard output, for one
+        if os.environ.get("MTOP_TRACEBACK"):
+            raise
+        typer.echo(f"error: {for_people(one_line(error))}", err=True)
+        sys.exit(1)
     except _Stopped:
         typer.echo("stopped; the same command goes on where it stopped", err=True)
         sys.exit(1)
