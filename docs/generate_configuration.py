@@ -90,7 +90,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 def _type(field: FieldInfo) -> str:
     bounds = [
-        f"{sign}{limit:g}"
+        f"{sign}{limit:,}"
         for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
         for limit in (getattr(constraint, name, None) for constraint in field.metadata)
         if limit is not None

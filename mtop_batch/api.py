@@ -59,7 +59,13 @@ def train(
 
 
 def add_tasks(
-    model: str, config: str | Path, output: str, overrides: Sequence[str] = (), *, replace: bool = False
+    model: str,
+    config: str | Path,
+    output: str,
+    overrides: Sequence[str] = (),
+    *,
+    replace: bool = False,
+    overwrite: bool = False,
 ) -> ChangeResult:
     """Learn new tasks on a trained bundle; outputs and labels of the tasks it has stay as they are.
 
@@ -69,6 +75,8 @@ def add_tasks(
         output: Where the new bundle goes.
         overrides: `section.key=value` strings, as with `--set`.
         replace: Train a task that the bundle has again, in its place.
+        overwrite: Replace whatever bundle `output` holds; without it, the bundle of the same call is left there, and
+            another one refused.
 
     Raises:
         MtopError: As the command; nothing is written to `output` then.
@@ -77,7 +85,9 @@ def add_tasks(
     from mtop_batch.engine.monitoring.progress import Progress
 
     with Progress() as progress:
-        return run(model, str(config), output, progress=progress, overrides=overrides, replace=replace)
+        return run(
+            model, str(config), output, progress=progress, overrides=overrides, replace=replace, overwrite=overwrite
+        )
 
 
 def evaluate(
@@ -102,11 +112,14 @@ def evaluate(
     Raises:
         MtopError: As the command.
     """
+    from mtop_batch.storage import file_place
+
+    place = None if errors is None else file_place(errors, "errors")
     evaluated = evaluate_in_detail(model, config, overrides)
-    if errors is not None:
+    if place is not None:
         from mtop_batch.engine.evaluate import write_errors
 
-        write_errors(errors, evaluated)
+        write_errors(place, evaluated)
     return {name: item.metrics for name, item in evaluated.items()}
 
 

@@ -11,6 +11,7 @@ from mtop_batch.config.load import load_config
 from mtop_batch.config.sections import MODEL_SECTIONS, Config, ModelConfig, MTOPModelConfig
 from mtop_batch.errors import ConfigError
 from mtop_batch.model.kinds.by_name import KINDS
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.storage import write_bytes
 from tests.s3 import S3Server
 
@@ -54,6 +55,12 @@ def test_defaults_are_the_papers_but_for_isolated_prompts(write: Callable[..., P
     assert config.train.alpha == 1.0
     assert config.backbone.max_tokens == 128
     assert config.tasks()[0].metric == "accuracy"
+
+
+def test_a_model_made_in_python_has_the_configurations_defaults() -> None:
+    defaults = {name: field.default for name, field in inspect.signature(MTOPModel.from_backbone).parameters.items()}
+    for name in ("prompts_per_task", "shared_prompts", "prompt_attention", "pooler_rank", "stop_gradient"):
+        assert defaults[name] == MTOPModelConfig.model_fields[name].default
 
 
 def test_tasks_are_assigned_to_prompt_groups_round_robin_unless_they_name_theirs(write: Callable[..., Path]) -> None:
@@ -135,6 +142,37 @@ def test_tasks_may_stand_in_a_file_of_their_own(write: Callable[..., Path]) -> N
         ),
         ("epochs = 2", "epochs = inf", r"train\.epochs = inf cannot be used: input should be a finite number"),
         ("epochs = 2", "epochs = 1e9", r"train\.epochs = 1000000000\.0 cannot be used: .* less than or equal to 10000"),
+        ("epochs = 2", "epochs = true", r"train\.epochs = True cannot be used: neither true nor false is meant here"),
+        ("epochs = 2", "batch_size = false", r"train\.batch_size = False cannot be used: neither true nor false"),
+        ("epochs = 2", "seed = 18446744073709551616", r"train\.seed = 18446744073709551616 .* less than 4294967296"),
+        ("epochs = 2", "batch_size = 99999999999999999999", r"less than or equal to 1000000"),
+        (
+            'output = "models/news"',
+            'output = ""',
+            r"output = '' cannot be used: string should have at least 1 character",
+        ),
+        ('train = "train.parquet"', 'train = ""', r"task\[politics\]\.train = '' cannot be used"),
+        (
+            "[train]",
+            "[model]\nkind = ['mtop']\n[train]",
+            r"model = .* cannot be used: kind = \['mtop'\] is not one of mtop",
+        ),
+        (
+            "[train]",
+            "[model]\nkind = {a = 1}\n[train]",
+            r"model = .* cannot be used: kind = \{'a': 1\} is not one of mtop",
+        ),
+        (
+            "[train]",
+            "[unlabelled]\nteachers = 'a'\n[train]",
+            r"unlabelled\.teachers = 'a' cannot be used: give how many to train, or a list of bundles",
+        ),
+        (
+            'text = ["headline"]',
+            'kind = "classify"',
+            r"task\[politics\]\.kind = 'classify' cannot be used: input should be",
+        ),
+        ('text = ["headline"]', 'text = ["label"]', r"task 'politics': 'label' is the label column and a text column"),
         ("epochs = 2", "learning_rate = nan", r"train\.learning_rate = nan cannot be used"),
         ('text = ["headline"]', 'text = ["a", "b", "c"]', r"give one, or two different ones for a pair"),
         (

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from mtop_batch import __version__, api
-from mtop_batch.errors import ConfigError, MtopError
+from mtop_batch.errors import ConfigError, MtopError, one_line
 from mtop_batch.json_text import to_json
 from mtop_batch.lines import counted, for_people, listed
 from mtop_batch.precision import PrecisionChoice
@@ -53,6 +53,9 @@ PrecisionOption = Annotated[
 ]
 
 
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the bundle that the output holds.")]
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"mtop-batch {__version__}")
@@ -70,7 +73,7 @@ def _options(
 
 AllowEmptyOption = Annotated[bool, typer.Option("--allow-empty", help="A --partition that no file has is no mistake.")]
 GateConfigOption = Annotated[
-    str | None, typer.Option("--config", help="TOML file with a section [gate].", metavar="F.toml")
+    str | None, typer.Option("--config", help="TOML file with a section \\[gate].", metavar="F.toml")
 ]
 GateShareOption = Annotated[
     float | None, typer.Option(help="Keep labels back if the share of one changes by more, on the same articles.")
@@ -127,18 +130,17 @@ def add_tasks(
     replace: Annotated[
         bool, typer.Option("--replace", help="Train a task that the bundle has again, in its place.")
     ] = False,
+    overwrite: OverwriteOption = False,
     json_out: JsonOption = None,
 ) -> None:
     """Learn new tasks on a trained bundle; outputs and labels of the tasks it has stay as they are."""
     place = _json_place(json_out)
-    result = api.add_tasks(model, config, output, set_ or (), replace=replace)
+    result = api.add_tasks(model, config, output, set_ or (), replace=replace, overwrite=overwrite)
     from mtop_batch.cli.tables import print_metrics
 
     print_metrics(result.added, result.added_tasks)
-    typer.echo(
-        f"wrote {result.output}: tasks added: {len(result.added)}, unchanged: {len(result.unchanged)}; "
-        f"{result.seconds:,.0f} s"
-    )
+    wrote = f"{result.output} is there already, with" if result.was_there else f"wrote {result.output}:"
+    typer.echo(f"{wrote} tasks added: {len(result.added)}, unchanged: {len(result.unchanged)}; {result.seconds:,.0f} s")
     _write_json(place, asdict(result))
 
 
@@ -147,14 +149,16 @@ def drop_tasks(
     model: ModelOption,
     tasks: Annotated[str, typer.Option(help="The tasks to leave out.", metavar="a,b")],
     output: Annotated[str, typer.Option(help="Where the new bundle goes; --model stays as it is.")],
+    overwrite: OverwriteOption = False,
     json_out: JsonOption = None,
 ) -> None:
     """Write a bundle without some isolated tasks; the other tasks and all labels stay as they are."""
     from mtop_batch.engine.add_tasks import drop_tasks as drop
 
     place = _json_place(json_out)
-    result = drop(model, _comma_separated(tasks, "--tasks"), output)
-    typer.echo(f"wrote {result.output}: {counted(len(result.tasks), 'task')}: {listed(result.tasks)}")
+    result = drop(model, _comma_separated(tasks, "--tasks"), output, overwrite=overwrite)
+    wrote = f"{result.output} is there already, with" if result.was_there else f"wrote {result.output}:"
+    typer.echo(f"{wrote} {counted(len(result.tasks), 'task')}: {listed(result.tasks)}")
     _write_json(place, asdict(result))
 
 
@@ -176,15 +180,15 @@ def evaluate(
     json_out: JsonOption = None,
 ) -> None:
     """Measure the tasks of a bundle, label by label, on their evaluation data."""
-    place = _json_place(json_out)
+    place, errors_place = _json_place(json_out), _file_place(errors, "--errors")
     evaluated = api.evaluate_in_detail(model, config, set_ or ())
     from mtop_batch.cli.tables import print_label_reports, print_metrics
     from mtop_batch.engine.evaluate import write_errors
 
     print_metrics({name: item.metrics for name, item in evaluated.items()}, [item.task for item in evaluated.values()])
     print_label_reports({name: item.report for name, item in evaluated.items()})
-    if errors is not None:
-        typer.echo(f"wrote {errors}: {write_errors(errors, evaluated):,} examples")
+    if errors_place is not None:
+        typer.echo(f"wrote {errors}: {write_errors(errors_place, evaluated):,} examples")
     _write_json(place, {name: {**item.metrics, **asdict(item.report)} for name, item in evaluated.items()})
 
 
@@ -445,7 +449,8 @@ def predict(
 
     if second and not texts:
         raise ConfigError("--second goes with texts that are arguments; on standard input put a tab between the two")
-    given = prediction.of_arguments(texts, second or ()) if texts else list(prediction.read_lines(sys.stdin.buffer))
+    lines = sys.stdin.buffer if sys.stdin else ()  # it may be closed
+    given = prediction.of_arguments(texts, second or ()) if texts else list(prediction.read_lines(lines))
     if not given:
         raise ConfigError("there is no text: give texts as arguments, or lines on standard input")
     rows = prediction.predict(model, given, precision, lambda text: typer.echo(text, err=True))
@@ -477,7 +482,7 @@ def build_nhc(
             help="Also write the headlines of no evaluation or test part, as a corpus, to OUTPUT/unlabelled.",
         ),
     ] = True,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which part a text belongs to.")] = 0,
 ) -> None:
     """Make the paper's eight-task news set (NHC) from the News Category Dataset, in three parts."""
     from mtop_batch.data.nhc import build_nhc as build
@@ -496,7 +501,7 @@ def build_nhc(
 def build_glue(
     source: Annotated[str, typer.Option(help="Directory with <task>/train.parquet and <task>/dev.parquet.")],
     output: Annotated[str, typer.Option(help="Directory for the tasks' Parquet files and tasks.toml.")] = "data/glue",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which part a text belongs to.")] = 0,
 ) -> None:
     """Make the tasks of the GLUE benchmark; its development sets are the test parts."""
     from mtop_batch.data.glue import build_glue as build
@@ -632,11 +637,9 @@ def _file_place(typed: str | None, option: str) -> str | None:
     """The same of the file that another option names."""
     if typed is None:
         return None
-    from mtop_batch import storage
+    from mtop_batch.storage import file_place
 
-    place = storage.absolute(typed)
-    storage.check_file(place, option)
-    return place
+    return file_place(typed, option)
 
 
 def _write_json(place: str | None, value: Any) -> None:
@@ -677,6 +680,11 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         typer.echo(f"error: {for_people(str(error))}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk behind standard output, for one
+        if os.environ.get("MTOP_TRACEBACK"):
+            raise
+        typer.echo(f"error: {for_people(one_line(error))}", err=True)
+        sys.exit(1)
     except _Stopped:
         typer.echo("stopped; the same command goes on where it stopped", err=True)
         sys.exit(1)

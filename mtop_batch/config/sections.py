@@ -8,7 +8,16 @@ from __future__ import annotations
 from itertools import cycle
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from mtop_batch.errors import TaskError
 from mtop_batch.precision import PrecisionChoice
@@ -17,6 +26,8 @@ from mtop_batch.tasks import LabelBy, Metric, Reader, Task, TaskKind, check_task
 
 Address = Annotated[str, AfterValidator(check_address)]
 """Where data or bundles are: without credentials, for a bundle holds its configuration."""
+GivenAddress = Annotated[Annotated[str, Field(min_length=1)], AfterValidator(check_address)]
+_MAX_BATCH = 1_000_000
 
 # The task of every step of a run is drawn at its start.
 _MAX_EPOCHS = 10_000
@@ -24,6 +35,14 @@ _MAX_EPOCHS = 10_000
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """True and false are numbers to Python."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError("neither true nor false is meant here")
+        return value
 
 
 class BackboneConfig(_Section):
@@ -180,7 +199,7 @@ class ScheduleConfig(_Section):
 
     epochs: float = Field(gt=0, le=_MAX_EPOCHS)
     """Passes over the examples."""
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=_MAX_BATCH)
     """Examples per step."""
     learning_rate: float = Field(gt=0, lt=1)
     """Highest learning rate."""
@@ -195,7 +214,7 @@ class OptimizerConfig(ScheduleConfig):
     """Share of the steps in which the rate rises linearly; it falls linearly to zero over the rest."""
     max_grad_norm: float = Field(1.0, ge=0)
     """Gradients are clipped to this norm; 0 turns clipping off."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Of everything random."""
     precision: PrecisionChoice = "auto"
     """"auto": bf16 autocast on GPUs that have it, fp32 elsewhere."""
@@ -208,7 +227,7 @@ class WarmStartConfig(ScheduleConfig):
 
     epochs: float = Field(2.0, gt=0, le=_MAX_EPOCHS)
     """Passes over the examples of each task."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, le=_MAX_BATCH)
     """Examples per step."""
     learning_rate: float = Field(1e-3, gt=0, lt=1)
     """Highest learning rate."""
@@ -219,7 +238,7 @@ class TrainConfig(OptimizerConfig):
 
     epochs: float = Field(5.0, gt=0, le=_MAX_EPOCHS)
     """One epoch is as many examples as all tasks have together."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, le=_MAX_BATCH)
     """Examples per step over all workers together; all of one task."""
     learning_rate: float = Field(1e-5, gt=0, lt=1)
     """Highest learning rate of the backbone."""
@@ -253,14 +272,21 @@ class UnlabelledConfig(_Section):
     """Its text columns; those of the first task if left out."""
     max_texts: int = Field(100_000, ge=1)
     """Most texts, those of examples included; of a larger corpus a random part is taken."""
-    teachers: tuple[Address, ...] | int = 2
+    teachers: tuple[GivenAddress, ...] | int = 2
     """How many teachers to train on the examples, with `[train]` and seeds of their own; or bundles that are there."""
     teacher_kind: str = "mt-dnn"
     """`model.kind` of teachers to train."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, le=_MAX_BATCH)
     """Texts per step over all workers together."""
     weight: float = Field(3.0, gt=0, le=100)
     """Of their loss, the mean over texts and tasks, beside that of the examples."""
+
+    @field_validator("teachers", mode="before")
+    @classmethod
+    def _number_or_bundles(cls, value: Any) -> Any:
+        if not isinstance(value, int | list | tuple):
+            raise ValueError("give how many to train, or a list of bundles")
+        return value
 
     @field_validator("teachers")
     @classmethod
@@ -286,7 +312,7 @@ class AddTasksConfig(OptimizerConfig):
 
     epochs: float = Field(10.0, gt=0, le=_MAX_EPOCHS)
     """The weights of the best one are taken."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, le=_MAX_BATCH)
     """Examples per step."""
     learning_rate: float = Field(1e-3, gt=0, lt=1)
     """Highest learning rate."""
@@ -304,7 +330,7 @@ class TaskConfig(_Section):
 
     name: str
     """Names the columns of the label table: letters, digits, `_` and `-`, starting with a letter."""
-    kind: TaskKind | Literal["probe"] = "classification"
+    kind: Literal[TaskKind, "probe"] = "classification"
     """"classification" or "regression"; "probe" is short for a classification that reads the vector."""
     reads: Reader | None = None
     """"prompts"; "pooled", the first token; or "vector", the document vector, which only `mtop add-tasks` learns to
@@ -322,16 +348,21 @@ class TaskConfig(_Section):
     are 1 and 0 then. Without it the values decide, and what can be both is refused."""
     prompt_group: str | None = Field(None, pattern="^[A-Za-z][A-Za-z0-9_-]*$")
     """The task shares the prompts of this group, whatever `model.prompt_groups` says; not in `mtop add-tasks`."""
-    train: Address
+    train: GivenAddress
     """Parquet file or directory (local or object storage), or `hub:<data set>?config=...&split=...`."""
-    eval: Address
+    eval: GivenAddress
     """Evaluation examples, as for `train`: they choose the checkpoint."""
-    test: Address | None = None
+    test: GivenAddress | None = None
     """Test examples, as for `train`: no training looks at them, `mtop reproduce` reports them."""
 
     @model_validator(mode="after")
     def _definition_fits(self) -> Self:
         self.definition()
+        if self.label in self.text:
+            raise TaskError(
+                f"task {self.name!r}: {self.label!r} is the label column and a text column; what a text shows of its "
+                "own label cannot be learned: name another column"
+            )
         return self
 
     def definition(self, default_reader: Reader = "prompts") -> Task:
@@ -364,7 +395,7 @@ class GateConfig(_Section):
 class Config(_Section):
     """A whole configuration file."""
 
-    output: Address
+    output: GivenAddress
     """Where the bundle goes: a local directory or an object-storage prefix."""
     backbone: BackboneConfig
     """The pretrained encoder."""
@@ -387,7 +418,7 @@ class Config(_Section):
         if not isinstance(value, dict):
             return value
         kind = value.get("kind", "mtop")
-        if kind not in MODEL_SECTIONS:
+        if not isinstance(kind, str) or kind not in MODEL_SECTIONS:
             raise ValueError(f"kind = {kind!r} is not one of {', '.join(MODEL_SECTIONS)}")
         return MODEL_SECTIONS[kind].model_validate(value)
 

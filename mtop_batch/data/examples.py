@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from mtop_batch.data.label_values import Labels, LabelValues, read_labels
 from mtop_batch.data.sources import Part, read_columns
-from mtop_batch.data.text_rows import TEXT_SAYS_NOTHING, holds_no_text, text_rows
+from mtop_batch.data.text_rows import TEXT_SAYS_NOTHING, text_column, text_rows
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import DataError
 from mtop_batch.lines import listed
@@ -35,7 +35,7 @@ class RawExamples:
         seconds: The second text of each example, None where it has one alone; None if the task has one text column.
         labels: (R,) int64 indices of labels, or float32 values of a regression.
         skipped: Rows that are no examples: their number in the source, over all its files, and the reason.
-        label_by: How numbers, or true and false, were read as labels; None where there was nothing to decide.
+        label_by: How the label column was read (`data.label_values`).
     """
 
     task: Task
@@ -163,8 +163,10 @@ def _examples(
     parts: Sequence[Part],
     found: LabelValues,
 ) -> RawExamples:
-    rows = text_rows([_read_texts(task, parts, column) for column in task.text])
-    reasons = pc.if_else(pa.array(found.missing), "label is null", rows.errors)
+    texts, problems = zip(*(_read_texts(task, parts, column) for column in task.text), strict=True)
+    rows = text_rows(texts)
+    # What is wrong with a column says more than that another one has no text.
+    reasons = pc.if_else(pa.array(found.missing), "label is null", pc.coalesce(*problems, rows.errors))
     kept = reasons.is_null()
     return RawExamples(
         task=task,
@@ -178,28 +180,11 @@ def _examples(
     )
 
 
-def _read_texts(task: Task, parts: Sequence[Part], column: str) -> pa.Array:
-    """A text column of all parts, one after the other, as large_string."""
-    texts = []
-    for part in parts:
-        kind = part.table.schema.field(column).type
-        for chunk in part.table[column].chunks:
-            decoded = chunk.dictionary_decode() if pa.types.is_dictionary(kind) else chunk
-            if _is_text(decoded.type):
-                texts.append(decoded.cast(pa.large_string()))
-            elif pc.any(holds_no_text(decoded)).as_py():
-                raise DataError(
-                    f"task {task.name!r}: text column {column!r} of {part.name} has type {kind}, not string; "
-                    "name another column, or write it as strings"
-                )
-            else:
-                texts.append(pa.nulls(len(decoded), pa.large_string()))
-    return pa.concat_arrays([pa.nulls(0, pa.large_string()), *texts])
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    types = pa.types
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_null(kind)
+def _read_texts(task: Task, parts: Sequence[Part], column: str) -> tuple[pa.Array, pa.Array]:
+    """A text column of all parts, one after the other, as `text_column` has it."""
+    found = [text_column(part.table[column], column, part.name, f"task {task.name!r}: ") for part in parts]
+    texts, problems = zip(*found, strict=True)
+    return pa.concat_arrays(texts), pa.concat_arrays(problems)
 
 
 def _check(examples: RawExamples, labels: Labels, reasons: Counter[str]) -> None:

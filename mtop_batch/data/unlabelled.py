@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.compute as pc
 
 from mtop_batch.data.sources import read_columns
-from mtop_batch.data.text_rows import text_rows
+from mtop_batch.data.text_rows import text_column, text_rows
 
 Pair = tuple[str, str | None]
 
@@ -69,13 +69,15 @@ def read_texts(source: str, columns: Sequence[str]) -> Iterable[Pair]:
         columns: One text column, or two for pairs.
 
     Raises:
-        DataError: The source does not exist, or lacks a column.
+        DataError: The source does not exist, or lacks a column, or one holds no texts.
         LabelTableError: The storage cannot be reached or refuses.
     """
     for part in read_columns(source, columns):
-        rows = text_rows([part.table[column].cast(pa.large_string()).combine_chunks() for column in columns])
-        for text, second in zip(rows.texts.to_pylist(), rows.seconds.to_pylist(), strict=True):
-            if text is not None:
+        texts, problems = zip(*(text_column(part.table[name], name, part.name) for name in columns), strict=True)
+        rows = text_rows(texts)
+        bad = pc.coalesce(*problems, rows.errors)
+        for text, second, reason in zip(rows.texts.to_pylist(), rows.seconds.to_pylist(), bad.to_pylist(), strict=True):
+            if reason is None:
                 yield text, second
 
 

@@ -105,7 +105,7 @@ def train(
     parts = _prepare(config, progress)
     texts = read_unlabelled(config, parts.text_tokenizer, progress) if config.unlabelled else None
     run = RunDirectory(config.output, run_digest(config, parts.data, "" if texts is None else texts.digest()))
-    if not overwrite and _is_finished(config.output, run.name):
+    if not overwrite and is_finished(config.output, run.name):
         return _finished(config, run, started)
     monitor = TrainingMonitor(run, progress, on_event)
     with ray_session() as resources:
@@ -134,8 +134,12 @@ def train(
     return result
 
 
-def _is_finished(output: str, run: str) -> bool:
+def is_finished(output: str, run: str) -> bool:
     """Whether `output` holds the bundle of this very run.
+
+    Args:
+        output: Where a bundle is to go.
+        run: What the bundle there says of the run that made it.
 
     Raises:
         ConfigError: It holds another one, or one that is damaged or of another version.
@@ -147,7 +151,7 @@ def _is_finished(output: str, run: str) -> bool:
         if is_same:
             check_bundle(output)
     except BundleError as error:
-        raise ConfigError(f"output = {output!r}: {error}; pass --overwrite to train it again") from error
+        raise ConfigError(f"output = {output!r}: {error}; pass --overwrite to replace it") from error
     if not is_same:
         raise ConfigError(
             f"output = {output!r} holds the bundle of another configuration or of other examples; name another output, "

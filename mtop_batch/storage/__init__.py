@@ -41,6 +41,7 @@ __all__ = [
     "error_code",
     "exists",
     "explained",
+    "file_place",
     "filesystem",
     "fsspec_filesystem",
     "in_threads",
@@ -162,6 +163,13 @@ def check_file(uri: str, option: str) -> None:
         if os.path.isdir(uri):
             raise ConfigError(f"{option} {uri} is a directory; name a file")
         check_directory(str(Path(uri).parent), option)
+
+
+def file_place(typed: str, option: str) -> str:
+    """The address of a file that a person names to be written; arguments and errors as `check_file` and `absolute`."""
+    place = absolute(typed)
+    check_file(place, option)
+    return place
 
 
 def read_bytes(uri: str) -> bytes:

@@ -107,7 +107,7 @@ class TaskData:
         task: Its definition.
         train: Examples to learn from.
         eval: Examples to evaluate on; None where nothing is evaluated.
-        label_by: How numbers in its label column were read; None where there was nothing to decide.
+        label_by: How its label column was read (`data.label_values`).
     """
 
     task: Task
