@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -57,8 +58,8 @@ def connect(target: LakeTarget, labels: str) -> IcebergLake:
                 f"--catalog {name!r} is not configured; give its URI in ~/.pyiceberg.yaml or as "
                 f"PYICEBERG_CATALOG__{name.upper()}__URI, or name a URI such as sqlite:////data/catalog.db"
             )
-        defaults = {key: value for key, value in _s3_properties().items() if key not in known}
-        catalog = load_catalog(name, **defaults, **({"uri": target.catalog} if is_uri else {}))
+        properties: dict[str, Any] = {**_s3_properties(), **known}
+        catalog = load_catalog(name, **properties | ({"uri": target.catalog} if is_uri else {}))
     except MtopError:
         raise
     except Exception as error:  # those of databases, HTTP and configuration share no base class

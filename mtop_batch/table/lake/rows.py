@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from mtop_batch import storage
-from mtop_batch.errors import ConfigError, DamagedLabelFile, LabelTableError
+from mtop_batch.errors import ConfigError, DamagedLabelFile
 from mtop_batch.lines import shown
 from mtop_batch.table.footer import PublishedFooter
 from mtop_batch.table.names import PUBLISHED
+from mtop_batch.table.publish import cast_column
 from mtop_batch.table.published import list_published, read_published, read_table_schema
 from mtop_batch.table.read import PublishedTable, open_table
 
@@ -145,12 +146,6 @@ def _lake_rows(rows: pa.Table, source: str, version: str, schema: pa.Schema) -> 
     for field in schema:
         if field.name in constants:
             columns.append(pa.repeat(pa.scalar(constants[field.name], pa.string()), len(rows)))
-            continue
-        try:
-            columns.append(rows[field.name].cast(field.type))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise LabelTableError(
-                f"{shown(source)}: {field.name} of type {rows[field.name].type} cannot be {field.type}: {error}; "
-                "publish as Parquet only, or give the corpus ids of a simpler type"
-            ) from error
+        else:
+            columns.append(cast_column(rows[field.name], field, source))
     return pa.table(columns, schema=schema)

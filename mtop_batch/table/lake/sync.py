@@ -246,9 +246,10 @@ def _check_columns(target: LakeTarget, there: pa.Schema, wanted: pa.Schema | Non
 
 
 def _plain(arrow: pa.DataType) -> pa.DataType:
-    """A type without the difference between strings that are stored in different ways."""
-    is_string = pa.types.is_large_string(arrow) or pa.types.is_string_view(arrow)
-    return pa.string() if is_string else arrow
+    """A type without the difference between strings, or bytes, that Arrow keeps in different ways."""
+    if pa.types.is_large_string(arrow) or pa.types.is_string_view(arrow):
+        return pa.string()
+    return pa.binary() if pa.types.is_large_binary(arrow) or pa.types.is_binary_view(arrow) else arrow
 
 
 def shorter_side(change: Change) -> tuple[bool, Collection[str]]:
