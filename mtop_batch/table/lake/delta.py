@@ -42,21 +42,29 @@ class DeltaLake:
 
     def open(self) -> DeltaSnapshot | None:
         """The newest version."""
+        found = self._load()
+        if found is None and self._has_files():
+            found = self._load()  # somebody may have created it between the two looks
+            if found is None:
+                raise ConfigError(
+                    f"--lake {self._uri} has files, and is not a Delta table; name a place that is empty or not there "
+                    "yet"
+                )
+        return found
+
+    def _load(self) -> DeltaSnapshot | None:
         with _explained(self._name):
             try:
                 return DeltaSnapshot(DeltaTable(self._uri, storage_options=self._options), self._name)
             except TableNotFoundError:
-                pass
+                return None
+
+    def _has_files(self) -> bool:
+        """Whether there is anything, but for the log that a table begins with."""
         if storage.is_remote(self._uri):
-            taken = storage.exists(self._uri)
-        else:
-            storage.check_directory(self._uri, "--lake")
-            taken = os.path.isdir(self._uri) and any(Path(self._uri).iterdir())
-        if taken:
-            raise ConfigError(
-                f"--lake {self._uri} has files, and is not a Delta table; name a place that is empty or not there yet"
-            )
-        return None
+            return storage.exists(self._uri)
+        storage.check_directory(self._uri, "--lake")
+        return os.path.isdir(self._uri) and any(path.name != "_delta_log" for path in Path(self._uri).iterdir())
 
     def create(self, schema: pa.Schema) -> None:
         """Version 0, without rows: what a killed first run leaves beside it is not taken for something else."""

@@ -7,7 +7,7 @@ snapshots in that commit (delete, overwrite, append); readers see the table befo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,9 +17,7 @@ from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import (
     CommitFailedException,
     CommitStateUnknownException,
-    NamespaceAlreadyExistsError,
     NoSuchTableError,
-    TableAlreadyExistsError,
     ValidationException,
 )
 from pyiceberg.expressions import AlwaysTrue, BooleanExpression, In, Not, Reference
@@ -94,26 +92,37 @@ class IcebergLake:
 
     def open(self) -> IcebergSnapshot | None:
         """The newest snapshot."""
+        found = self._load()
+        if found is None and self._has_files():
+            found = self._load()  # somebody may have created it between the two looks
+            if found is None:
+                raise ConfigError(
+                    f"--lake {self._place} has files, and the catalogue knows no table {'.'.join(self._table)}; name a "
+                    "place that is empty or not there yet, or the catalogue that knows it"
+                )
+        return found
+
+    def _load(self) -> IcebergSnapshot | None:
         with _explained(self._name):
             try:
                 return IcebergSnapshot(self._catalog.load_table(self._table), self._name)
             except NoSuchTableError:
-                pass
-        if self._place is not None and storage.list_files(self._place, hidden=True):
-            raise ConfigError(
-                f"--lake {self._place} has files, and the catalogue knows no table {'.'.join(self._table)}; name a "
-                "place that is empty or not there yet, or the catalogue that knows it"
-            )
-        return None
+                return None
+
+    def _has_files(self) -> bool:
+        """Whether there is anything where a new table is to be, but for metadata of a creation that was cut short."""
+        files = [] if self._place is None else storage.list_files(self._place)
+        return not all(file.path.startswith("metadata/") for file in files)
 
     def create(self, schema: pa.Schema) -> None:
         """Without a snapshot; the namespace too."""
+        catalog, namespace = self._catalog, self._table[:-1]
         with _explained(self._name):
-            try:
-                self._catalog.create_namespace_if_not_exists(self._table[:-1])
-                self._catalog.create_table(self._table, schema, location=self._place, properties=_PROPERTIES)
-            except (TableAlreadyExistsError, NamespaceAlreadyExistsError):
-                pass
+            # Two runs may be here at once, and databases say so in ways of their own.
+            with _unless(lambda: catalog.namespace_exists(namespace)):
+                catalog.create_namespace_if_not_exists(namespace)
+            with _unless(lambda: catalog.table_exists(self._table)):
+                catalog.create_table(self._table, schema, location=self._place, properties=_PROPERTIES)
 
 
 class IcebergSnapshot:
@@ -186,6 +195,16 @@ def _append(transaction: Transaction, table: Table, change: Change, properties: 
             task = WriteTask(append.commit_uuid, number, task_schema, batches)
             for data_file in write_file(table.io, transaction.table_metadata, iter([task])):
                 append.append_data_file(data_file)
+
+
+@contextmanager
+def _unless(is_there: Callable[[], bool]) -> Iterator[None]:
+    """Whatever is raised does not matter if what was to be created is there."""
+    try:
+        yield
+    except Exception:
+        if not is_there():
+            raise
 
 
 @contextmanager
