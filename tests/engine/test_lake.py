@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def mtop(*arguments: object) -> int:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four articles, labelled and published by `old`; the labels of `new` wait in the store."""
     root = tmp_path_factory.mktemp("lake")
     write_articles(f"{root}/corpus/d=1/a.parquet", TEXTS[:2])
@@ -37,6 +38,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     label_corpus(options(save_model(f"{root}/old"), str(root)))
     label_corpus(options(save_model(f"{root}/new", seed=1), str(root), publish=False))
     return root
+
+
+@pytest.fixture
+def root(labelled: Path, tmp_path: Path) -> Path:
+    """A copy, with the files' times: nothing of it is stale."""
+    return Path(shutil.copytree(labelled, tmp_path / "copy"))
 
 
 def lake_options(root: Path, table_format: str) -> list[object]:
