@@ -236,7 +236,7 @@ def label(
     publish: Annotated[
         bool, typer.Option("--publish/--no-publish", help="Show readers what was computed, or leave it in the store.")
     ] = True,
-    format_: FormatOption = "parquet",
+    format: FormatOption = "parquet",
     lake: LakeOption = None,
     catalog: CatalogOption = None,
     table: TableOption = None,
@@ -279,7 +279,7 @@ def label(
         prune=prune,
         force=force,
         publish=publish,
-        format=format_,
+        format=format,
         lake=lake,
         catalog=catalog,
         table=table,
@@ -339,7 +339,7 @@ def publish(
     ] = None,
     tasks: Annotated[str | None, typer.Option(help="Only these tasks.", metavar="a,b")] = None,
     force: Annotated[bool, typer.Option("--force", help="Publish although the gate is closed.")] = False,
-    format_: FormatOption = "parquet",
+    format: FormatOption = "parquet",
     lake: LakeOption = None,
     catalog: CatalogOption = None,
     table: TableOption = None,
@@ -369,7 +369,7 @@ def publish(
         min_articles=min_articles,
         max_metric_drop=max_metric_drop,
     )
-    target = lake_target(format_, labels, lake, catalog, table)
+    target = lake_target(format, labels, lake, catalog, table)
     done = publish_table(labels, model, _comma_separated(tasks, "--tasks"), lake=target, rules=rules, force=force)
     _write_json(place, done)
     if done["gate"]["reasons"]:
