@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mtop_batch.engine.add_tasks import ChangeResult
     from mtop_batch.engine.evaluate import EvaluatedTask
     from mtop_batch.engine.train import TrainResult
+    from mtop_batch.table.lake import TableFormat
 
 Event = dict[str, Any]
 
@@ -156,6 +157,10 @@ def label(
     prune: bool = False,
     force: bool = False,
     publish: bool = True,
+    format: TableFormat = "parquet",
+    lake: str | None = None,
+    catalog: str | None = None,
+    table: str | None = None,
     retry_timeout: float = 120.0,
     vectors: bool = False,
     precision: PrecisionChoice = "auto",
@@ -188,6 +193,10 @@ def label(
         prune: Remove labels whose source file is gone.
         force: Also if that is most of the table.
         publish: Show readers what was computed; else it stays in the store.
+        format: "delta" or "iceberg" publishes the same rows to such a table too, in one commit.
+        lake: Where that table's files lie; `<labels>/delta` by default, or where the Iceberg catalogue puts them.
+        catalog: The Iceberg catalogue: a name of pyiceberg's configuration, or a URI; `default` by default.
+        table: The Iceberg table, with its namespace, such as `news.labels`.
         retry_timeout: Fail when storage has not answered for this many seconds.
         vectors: Store a document vector of each article too.
         precision: Of the model; "auto" is bf16 where the hardware computes in it, fp32 elsewhere.
@@ -210,6 +219,7 @@ def label(
     """
     from mtop_batch.engine.gate import gate_rules
     from mtop_batch.engine.label import LabelOptions, label_corpus
+    from mtop_batch.table.lake.target import lake_target
 
     gate = gate_rules(
         config,
@@ -235,6 +245,7 @@ def label(
         prune=prune,
         force=force,
         publish=publish,
+        lake=lake_target(format, labels, lake, catalog, table),
         gate=gate,
         retry_timeout_s=retry_timeout,
         vectors=vectors,

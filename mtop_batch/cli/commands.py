@@ -24,6 +24,7 @@ from mtop_batch.errors import ConfigError, MtopError, one_line
 from mtop_batch.json_text import to_json
 from mtop_batch.lines import counted, for_people, listed
 from mtop_batch.precision import PrecisionChoice
+from mtop_batch.table.lake import TableFormat
 
 UNREADABLE_FILES_EXIT_CODE, GATE_CLOSED_EXIT_CODE = 3, 4
 
@@ -71,6 +72,23 @@ def _options(
     """One model, one forward pass, every text-classification label."""
 
 
+FormatOption = Annotated[
+    TableFormat, typer.Option("--format", help="Publish the same rows to a Delta or Iceberg table too, in one commit.")
+]
+LakeOption = Annotated[
+    str | None, typer.Option("--lake", help="Where its files lie. Default: LABELS/delta, or as the catalogue says.")
+]
+CatalogOption = Annotated[
+    str | None,
+    typer.Option(
+        "--catalog",
+        help="Iceberg catalogue: a name in ~/.pyiceberg.yaml, or a URI. Default: `default`.",
+        metavar="NAME_OR_URI",
+    ),
+]
+TableOption = Annotated[
+    str | None, typer.Option("--table", help="Name of the Iceberg table.", metavar="NAMESPACE.TABLE")
+]
 AllowEmptyOption = Annotated[bool, typer.Option("--allow-empty", help="A --partition that no file has is no mistake.")]
 GateConfigOption = Annotated[
     str | None, typer.Option("--config", help="TOML file with a section \\[gate].", metavar="F.toml")
@@ -222,6 +240,10 @@ def label(
     publish: Annotated[
         bool, typer.Option("--publish/--no-publish", help="Show readers what was computed, or leave it in the store.")
     ] = True,
+    format: FormatOption = "parquet",
+    lake: LakeOption = None,
+    catalog: CatalogOption = None,
+    table: TableOption = None,
     retry_timeout: Annotated[
         float, typer.Option(min=0.0, help="Fail when storage has not answered for this many seconds.")
     ] = 120.0,
@@ -261,6 +283,10 @@ def label(
         prune=prune,
         force=force,
         publish=publish,
+        format=format,
+        lake=lake,
+        catalog=catalog,
+        table=table,
         retry_timeout=retry_timeout,
         vectors=vectors,
         precision=precision,
@@ -317,6 +343,10 @@ def publish(
     ] = None,
     tasks: Annotated[str | None, typer.Option(help="Only these tasks.", metavar="a,b")] = None,
     force: Annotated[bool, typer.Option("--force", help="Publish although the gate is closed.")] = False,
+    format: FormatOption = "parquet",
+    lake: LakeOption = None,
+    catalog: CatalogOption = None,
+    table: TableOption = None,
     config: GateConfigOption = None,
     max_error_fraction: Annotated[
         float | None, typer.Option(help="Keep labels back if more of the articles cannot be labelled.")
@@ -331,6 +361,7 @@ def publish(
     """Make the published table what the store has for a bundle, without computing anything."""
     from mtop_batch.engine.gate import gate_rules
     from mtop_batch.engine.publish import publish_table
+    from mtop_batch.table.lake.target import lake_target
 
     place = _json_place(json_out)
     rules = gate_rules(
@@ -342,7 +373,8 @@ def publish(
         min_articles=min_articles,
         max_metric_drop=max_metric_drop,
     )
-    done = publish_table(labels, model, _comma_separated(tasks, "--tasks"), rules=rules, force=force)
+    target = lake_target(format, labels, lake, catalog, table)
+    done = publish_table(labels, model, _comma_separated(tasks, "--tasks"), lake=target, rules=rules, force=force)
     _write_json(place, done)
     if done["gate"]["reasons"]:
         typer.echo(f"the gate is {'opened by ' + done['gate']['opened_by'] if done['gate']['open'] else 'closed'}:")
@@ -352,6 +384,8 @@ def publish(
         f"published {counted(done['files'], 'file')}, {counted(done['rows'], 'article')}, for bundle {done['bundle']}; "
         f"already current: {counted(done['files_already_current'], 'file')}"
     )
+    if done["lake"]:
+        typer.echo(done["lake"]["summary"])
     if done["incomplete_files"]:
         typer.echo(
             f"no labels of these tasks in the store, left as they are: {counted(len(done['incomplete_files']), 'file')}"

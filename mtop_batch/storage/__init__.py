@@ -21,7 +21,15 @@ import pyarrow as pa
 
 from mtop_batch.errors import ConfigError, LabelTableError
 from mtop_batch.storage.addresses import absolute, check_address, is_remote, local_path_of, path_below
-from mtop_batch.storage.clients import error_code, explained, filesystem, fsspec_filesystem, is_disk_full, is_refusal
+from mtop_batch.storage.clients import (
+    error_code,
+    explained,
+    filesystem,
+    fsspec_filesystem,
+    is_disk_full,
+    is_refusal,
+    s3_options,
+)
 from mtop_batch.storage.local import DANGLING_LINK, FileInfo, is_hidden, list_local, local_info, replacing
 
 _COPY_BYTES = 8 << 20
@@ -54,6 +62,7 @@ __all__ = [
     "list_files",
     "path_below",
     "read_bytes",
+    "s3_options",
     "stat",
     "upload",
     "write_bytes",

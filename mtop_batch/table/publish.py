@@ -234,11 +234,16 @@ def _merged(tables: Sequence[pa.Table], schema: TableSchema, path: str) -> pa.Ta
         elif values.type == column.type:
             arrays.append(values)
         else:
-            arrays.append(_cast(values, column, path))
+            arrays.append(cast_column(values, column, path))
     return pa.table(arrays, schema=schema.arrow)
 
 
-def _cast(values: pa.ChunkedArray, column: pa.Field, path: str) -> pa.ChunkedArray:
+def cast_column(values: pa.ChunkedArray, column: pa.Field, path: str) -> pa.ChunkedArray:
+    """A column of a file in another type; what Arrow does not turn into strings is written as Python does.
+
+    Raises:
+        IdsDoNotFit: There is a value that the type has no room for.
+    """
     if pa.types.is_dictionary(values.type) and not pa.types.is_dictionary(column.type):
         values = values.cast(values.type.value_type)
     if pa.types.is_floating(values.type):  # NaN is how pandas writes that there is none

@@ -118,7 +118,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence
 
 
 def _numbers(report: Mapping[str, Any]) -> str:
-    published, performance = report.get("published"), report.get("performance")
+    published, performance, lake = report.get("published"), report.get("performance"), report.get("lake")
     found = {
         "articles labelled": report.get("labelled"),
         "articles with errors": report.get("errors"),
@@ -128,6 +128,7 @@ def _numbers(report: Mapping[str, Any]) -> str:
         "articles per second": report.get("documents_per_s"),
         "files published": published["files"] if published else "none",
         "articles published": published["rows"] if published else None,
+        "committed": lake and lake["summary"],
         "source files not readable": len(report.get("unreadable_files", ())) or None,
         "tokens per second": performance and performance["tokens_per_s"],
         "bottleneck": performance and performance["bottleneck"],
