@@ -102,7 +102,7 @@ def train(
     from mtop_batch.cli.tables import print_metrics
     from mtop_batch.engine.monitor import untrained
 
-    print_metrics(result.metrics, result.tasks)
+    print_metrics(result.metrics, result.tasks, result.undefined)
     if result.was_there:
         typer.echo(
             f"{result.output} is there already, of this configuration and these examples: nothing to do; --overwrite "
@@ -111,7 +111,8 @@ def train(
     else:
         typer.echo(
             f"wrote {result.output}: the weights of step {result.best_step:,} of {result.num_steps:,}, "
-            f"{result.examples_per_s:,.0f} examples/s, {result.seconds:,.0f} s in all"
+            + (f"stopped early after {result.last_step:,}, " if result.last_step < result.num_steps else "")
+            + f"{result.examples_per_s:,.0f} examples/s, {result.seconds:,.0f} s in all"
         )
     if result.left_out:
         typer.echo(untrained(result.left_out, result.num_steps), err=True)
@@ -134,7 +135,7 @@ def add_tasks(
     result = api.add_tasks(model, config, output, set_ or (), replace=replace)
     from mtop_batch.cli.tables import print_metrics
 
-    print_metrics(result.added, result.added_tasks)
+    print_metrics(result.added, result.added_tasks, result.undefined)
     typer.echo(
         f"wrote {result.output}: tasks added: {len(result.added)}, unchanged: {len(result.unchanged)}; "
         f"{result.seconds:,.0f} s"
@@ -181,7 +182,11 @@ def evaluate(
     from mtop_batch.cli.tables import print_label_reports, print_metrics
     from mtop_batch.engine.evaluate import write_errors
 
-    print_metrics({name: item.metrics for name, item in evaluated.items()}, [item.task for item in evaluated.values()])
+    print_metrics(
+        {name: item.metrics for name, item in evaluated.items()},
+        [item.task for item in evaluated.values()],
+        {name: item.report.undefined for name, item in evaluated.items()},
+    )
     print_label_reports({name: item.report for name, item in evaluated.items()})
     if errors is not None:
         typer.echo(f"wrote {errors}: {write_errors(errors, evaluated):,} examples")
@@ -521,7 +526,9 @@ def reproduce(
     epochs: Annotated[float | None, typer.Option(help="Default: what the methods say.")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Another value of \\[train], for all methods; may be repeated.", metavar="KEY=VALUE"),
+        typer.Option(
+            "--set", help="Another value of \\[train], for all methods; may be repeated.", metavar="KEY=VALUE"
+        ),
     ] = None,
     on: Annotated[str | None, typer.Option(help="The data set: news or glue. Default: the paper's.")] = None,
     tasks: Annotated[

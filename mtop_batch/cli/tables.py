@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -24,9 +25,11 @@ _MAX_LABELS = 100
 _MAX_SHARES = 8
 
 
-def print_metrics(metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) -> None:
+def print_metrics(
+    metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Task], undefined: Mapping[str, str]
+) -> None:
     """A table of each task's metrics."""
-    Console().print(metric_table(metrics, tasks))
+    Console().print(metric_table(metrics, tasks, undefined))
 
 
 def print_label_reports(reports: Mapping[str, LabelReport]) -> None:
@@ -36,15 +39,16 @@ def print_label_reports(reports: Mapping[str, LabelReport]) -> None:
     for name, report in reports.items():
         known = [scores.label for scores in report.labels]
         for index, scores in enumerate(report.labels):
-            numbers = [f"{value:.3f}" for value in (scores.precision, scores.recall, scores.f1)]
+            numbers = ["-" if isnan(of) else f"{of:.3f}" for of in (scores.precision, scores.recall, scores.f1)]
             mistaken = sorted(
                 ((count, other) for other, count in zip(known, report.confusion[index], strict=True)), reverse=True
             )
-            wrong = [f"{other} {count:,}" for count, other in mistaken if count and other != scores.label]
+            wrong = [f"{shown(other)} {count:,}" for count, other in mistaken if count and other != scores.label]
             taken = ", ".join(wrong[:_MOST_CONFUSED]) + (" ..." if len(wrong) > _MOST_CONFUSED else "")
-            table.add_row(name if not index else "", scores.label, *numbers, f"{scores.support:,}", taken)
-        if report.undefined:
-            notes.append(f"{name}: its metric is undefined, and counted as 0: {report.undefined}")
+            first = (name if not index else "", _name(scores.label))
+            table.add_row(*first, *numbers, f"{scores.support:,}", Text(taken))
+        if report.note:
+            notes.append(f"{name}: {report.note}")
     console = Console()
     if table.row_count:
         console.print(table)
@@ -154,13 +158,18 @@ def _shares_or_mean(task: Mapping[str, Any], side: str) -> str:
     return ", ".join(f"{shown(label)} {count / total:.1%}" for label, count in islice(counts.items(), _MAX_SHARES))
 
 
-def metric_table(metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) -> Table:
+def metric_table(
+    metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Task], undefined: Mapping[str, str]
+) -> Table:
     """A table of each task's own metric on its evaluation data, and their mean; of regressions the errors too.
 
     Args:
         metrics: Task name -> metric -> value, with "num_examples".
         tasks: The rows, in order.
+        undefined: Task name -> why its metric is undefined, where it is; the mean is that of the others.
     """
+    from mtop_batch.training.metrics import mean_of_defined  # SciPy is slow to import
+
     table = Table("task", "metric")
     table.add_column("value", justify="right")
     table.add_column("examples", justify="right")
@@ -172,7 +181,11 @@ def metric_table(metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Tas
         of_task = metrics[task.name]
         errors_of_task = [f"{of_task[name]:,.4g}" if name in of_task else "" for name in errors]
         num_examples = f"{of_task.get('num_examples', 0):,.0f}"
-        table.add_row(task.name, str(task.metric), f"{value:.4f}", num_examples, *errors_of_task)
+        shown_value = f"undefined: {undefined.get(task.name, 'no number')}" if isnan(value) else f"{value:.4f}"
+        table.add_row(task.name, str(task.metric), shown_value, num_examples, *errors_of_task)
     table.add_section()
-    table.add_row("mean", "", f"{sum(values) / len(values):.4f}", style="bold")
+    mean = mean_of_defined(values)
+    left_out = sum(map(isnan, values))
+    of_which = f"of {counted(len(values) - left_out, 'task')}" if left_out else ""
+    table.add_row("mean", of_which, "undefined" if isnan(mean) else f"{mean:.4f}", style="bold")
     return table

@@ -31,6 +31,7 @@ from mtop_batch.model.bundle.fingerprints import task_fingerprints, tokenizer_di
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task, check_task_names
 from mtop_batch.training.checkpoint import TaskMetrics
+from mtop_batch.training.evaluation import undefined_metrics
 from mtop_batch.training.start import train_settings
 
 
@@ -43,6 +44,7 @@ class ChangeResult:
         tasks: Names of all its tasks, in order.
         added_tasks: Those that were learned.
         added: Task -> metric -> value, of the tasks that were learned.
+        undefined: Those of them whose own metric is undefined on their evaluation data (NaN above), and why.
         unchanged: The tasks whose fingerprints, and so labels, are those of the bundle before.
         seconds: Of the whole command.
     """
@@ -51,6 +53,7 @@ class ChangeResult:
     tasks: tuple[str, ...]
     added_tasks: tuple[Task, ...]
     added: dict[str, TaskMetrics]
+    undefined: dict[str, str]
     unchanged: tuple[str, ...]
     seconds: float
 
@@ -113,7 +116,8 @@ def add_tasks(
     for name in names:
         model.load_task(name, learned[name].tensors)
     described = _described(bundle, as_read(config, data))
-    result = _write(bundle, output, described, {name: learned[name].metrics for name in names}, started)
+    added = {name: learned[name].metrics for name in names}
+    result = _write(bundle, output, described, added, undefined_metrics(data), started)
     run.discard()
     return result
 
@@ -131,7 +135,7 @@ def drop_tasks(model_uri: str, names: Sequence[str], output: str) -> ChangeResul
     _changeable(bundle).drop_tasks(names)
     change = {"dropped": list(names), "from": bundle.uri, "from_digest": bundle.digest}
     kept = [task for task in bundle.training_config.get("task", []) if task["name"] not in names]
-    return _write(bundle, output, _changed(bundle, change, kept), {}, started)
+    return _write(bundle, output, _changed(bundle, change, kept), {}, {}, started)
 
 
 def _check_apart(model_uri: str, output: str) -> None:
@@ -201,7 +205,12 @@ def _changed(bundle: Bundle, change: Mapping[str, Any], tasks: Sequence[Any]) ->
 
 
 def _write(
-    bundle: Bundle, output: str, training_config: Mapping[str, Any], added: Mapping[str, TaskMetrics], started: float
+    bundle: Bundle,
+    output: str,
+    training_config: Mapping[str, Any],
+    added: Mapping[str, TaskMetrics],
+    undefined: Mapping[str, str],
+    started: float,
 ) -> ChangeResult:
     """Write the changed model, after making sure that the tasks which were there are what they were."""
     model = bundle.model
@@ -226,6 +235,7 @@ def _write(
         tasks=tuple(model.task_names),
         added_tasks=tuple(task for task in model.tasks if task.name in added),
         added=dict(added),
+        undefined=dict(undefined),
         unchanged=tuple(unchanged),
         seconds=time.monotonic() - started,
     )

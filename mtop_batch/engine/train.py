@@ -12,7 +12,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,7 +39,8 @@ from mtop_batch.model.kinds.by_name import KINDS
 from mtop_batch.model.kinds.single_task import SingleTaskModel
 from mtop_batch.tasks import Task
 from mtop_batch.training.checkpoint import TaskMetrics
-from mtop_batch.training.evaluation import mean_metric
+from mtop_batch.training.class_weights import class_weights
+from mtop_batch.training.evaluation import mean_metric, undefined_metrics
 from mtop_batch.training.settings import TaskData
 from mtop_batch.training.start import check_encoder, check_readers, first_model, train_settings
 
@@ -58,10 +59,12 @@ class TrainResult:
         mean: Of the tasks' own metrics: what chose those weights.
         best_step: The steps after which they were taken; where each task has a model of its own, the sum over them.
         num_steps: Steps of the whole run.
+        last_step: Steps that were done: fewer, where `train.patience` ran out.
         examples_per_s: Of the training after any warm start; of one task where each has a model of its own, for these
             train side by side.
         seconds: Of this command; what an interrupted one did before is not counted.
         left_out: Tasks that no step trained, for want of steps.
+        undefined: The tasks whose own metric is undefined on their evaluation data (NaN above), and why.
         was_there: The bundle is that of an earlier call; nothing was trained.
     """
 
@@ -71,9 +74,11 @@ class TrainResult:
     mean: float
     best_step: int
     num_steps: int
+    last_step: int
     examples_per_s: float
     seconds: float
     left_out: tuple[str, ...] = ()
+    undefined: dict[str, str] = field(default_factory=dict)
     was_there: bool = False
 
 
@@ -106,7 +111,7 @@ def train(
     texts = read_unlabelled(config, parts.text_tokenizer, progress) if config.unlabelled else None
     run = RunDirectory(config.output, run_digest(config, parts.data, "" if texts is None else texts.digest()))
     if not overwrite and _is_finished(config.output, run.name):
-        return _finished(config, run, started)
+        return _finished(config, parts.data, run, started)
     monitor = TrainingMonitor(run, progress, on_event)
     with ray_session() as resources:
         _check_workers(config, resources, progress)
@@ -126,9 +131,11 @@ def train(
         mean=mean_metric(trained.metrics, config.tasks()),
         best_step=trained.best_step,
         num_steps=trained.num_steps,
+        last_step=trained.last_step,
         examples_per_s=monitor.examples_per_s(trained.phase),
         seconds=time.monotonic() - started,
         left_out=trained.left_out,
+        undefined=undefined_metrics(parts.data),
     )
     _write(as_read(config, parts.data), model, parts.tokenizer, result, run, monitor)
     return result
@@ -156,7 +163,7 @@ def _is_finished(output: str, run: str) -> bool:
     return True
 
 
-def _finished(config: Config, run: RunDirectory, started: float) -> TrainResult:
+def _finished(config: Config, data: Sequence[TaskData], run: RunDirectory, started: float) -> TrainResult:
     """What an earlier call left at the output; it may have been killed before it removed the run's directory."""
     output = storage.absolute(config.output)
     if storage.list_files(run.uri):
@@ -172,9 +179,11 @@ def _finished(config: Config, run: RunDirectory, started: float) -> TrainResult:
         mean=mean_metric(metrics, config.tasks()),
         best_step=end.get("best_step", 0),
         num_steps=end.get("num_steps", 0),
+        last_step=end.get("last_step", 0),
         examples_per_s=end.get("examples_per_s", 0.0),
         seconds=time.monotonic() - started,
         left_out=tuple(end.get("left_out", ())),
+        undefined=undefined_metrics(data),
         was_there=True,
     )
 
@@ -239,7 +248,8 @@ def load_task(config: TaskConfig, task: Task, text_tokenizer: TextTokenizer) -> 
     """
     raw_train, raw_eval = load_train_and_eval(task, config.train, config.eval, config.label, config.label_by)
     train, eval_ = (tokenise_examples(raw, text_tokenizer) for raw in (raw_train, raw_eval))
-    return TaskData(with_label_scale(task, train), train, eval_, raw_train.label_by)
+    weights = class_weights(task, config.class_weights, train.labels)
+    return TaskData(with_label_scale(task, train), train, eval_, raw_train.label_by, weights)
 
 
 def as_read(config: Config, data: Sequence[TaskData]) -> Config:

@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from mtop_batch.data.examples import LabelledTokens, RawExamples, load_examples,
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.errors import DataError
 from mtop_batch.tasks import Reader
+from mtop_batch.training.class_weights import class_weights
 from mtop_batch.training.settings import TaskData
 
 
@@ -116,7 +118,8 @@ def prepare(
         own, eval_, held_out = (tokenise_examples(part, text_tokenizer) for part in task.parts)
         own = _some(own, task.config.name, examples)
         definition = task.config.definition(default_reader)
-        train.append(TaskData(with_label_scale(definition, own), own, eval_))
+        weights = class_weights(definition, task.config.class_weights, own.labels)
+        train.append(TaskData(with_label_scale(definition, own), own, eval_, class_weights=weights))
         test.append(held_out)
     return Prepared(train, test)
 
@@ -147,7 +150,9 @@ def _digest(tasks: Sequence[RawTask]) -> str:
     digest = hashlib.sha256()
     for task in tasks:
         config = task.config
-        digest.update(json.dumps([config.name, config.kind, config.labels, config.text, config.metric]).encode())
+        described: list[Any] = [config.name, config.kind, config.labels, config.text, config.metric]
+        described += [config.class_weights] if config.class_weights else []
+        digest.update(json.dumps(described).encode())
         for part in task.parts:
             digest.update(json.dumps([part.texts, part.seconds]).encode())
             digest.update(part.labels.tobytes())

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import math
 from collections import Counter
 
 import pytest
 from rich.console import Console
 
-from mtop_batch.cli.tables import metric_table, print_predictions, print_stats
+from mtop_batch.cli.tables import metric_table, print_label_reports, print_predictions, print_stats
 from mtop_batch.table.stats import LabelSetStats, TableStats, TaskStats
 from mtop_batch.tasks import Task
+from mtop_batch.training.label_report import LabelReport, LabelScores
 
 
 def test_many_labels_are_shown_whole_on_a_narrow_terminal(
@@ -35,11 +37,39 @@ def test_the_table_has_each_tasks_own_metric_and_the_mean() -> None:
         "stars": {"pearson_spearman": 0.25, "loss": 1.0, "num_examples": 10, "rmse": 1234.5, "mae": 0.25},
     }
     output = io.StringIO()
-    Console(file=output, width=80).print(metric_table(metrics, tasks))
+    Console(file=output, width=80).print(metric_table(metrics, tasks, {}))
     rows = [line.replace("│", " ").split() for line in output.getvalue().splitlines()]
     assert ["topic", "accuracy", "0.7500", "1,200"] in rows
     assert ["stars", "pearson_spearman", "0.2500", "10", "1,234", "0.25"] in rows
     assert ["mean", "0.5000"] in rows
+
+
+def test_an_undefined_metric_says_why_and_is_no_part_of_the_mean() -> None:
+    tasks = [Task("topic", metric="f1"), Task("mood"), Task("stars", kind="regression", labels=())]
+    undefined = {"topic": "only one label in the evaluation data", "stars": "only one value in the evaluation data"}
+    metrics = {
+        "topic": {"f1": math.nan, "num_examples": 9},
+        "mood": {"accuracy": 0.75, "num_examples": 9},
+        "stars": {"pearson_spearman": math.nan, "num_examples": 9, "rmse": 1.0, "mae": 1.0},
+    }
+    output = io.StringIO()
+    Console(file=output, width=160).print(metric_table(metrics, tasks, undefined))
+    for why in undefined.values():
+        assert f"undefined: {why}" in output.getvalue()
+    assert ["mean", "of", "1", "task", "0.7500"] in [
+        line.replace("│", " ").split() for line in output.getvalue().splitlines()
+    ]
+    assert "nan" not in output.getvalue()
+
+
+def test_scores_of_labels_that_nobody_has_are_a_dash_and_labels_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = [LabelScores("[/red]", 0.5, math.nan, math.nan, 0, "no evaluation example has it")]
+    print_label_reports({"topic": LabelReport(scores, [[0]], "", "the same is predicted of all examples")})
+    output = capsys.readouterr().out
+    assert ["topic", "[/red]", "0.500", "-", "-", "0"] in [
+        line.replace("│", " ").split() for line in output.splitlines()
+    ]
+    assert "topic: the same is predicted of all examples" in output
 
 
 def test_names_from_files_are_no_markup_and_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
