@@ -234,6 +234,11 @@ class TrainConfig(OptimizerConfig):
     patience: int | None = Field(None, ge=1)
     """Stop after so many evaluations, one an epoch, without a higher mean metric; without this key all epochs are
     trained. The learning rate falls over all `epochs` either way."""
+    tensorboard: bool = False
+    """Write event files of TensorBoard, with losses, learning rates and metrics, to `<output>.training` while the
+    training runs, and then beside the bundle (`pip install 'mtop-batch[tensorboard]'`)."""
+    mlflow: Address | None = None
+    """Log these to MLflow: its tracking URI, or else the name of an experiment (`pip install mlflow`)."""
     freeze_word_embeddings: bool = False
     """Leave the word-embedding table as pretrained; on a CPU and with a small backbone that is faster."""
     freeze_layers: int = Field(0, ge=0)

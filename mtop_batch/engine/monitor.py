@@ -20,13 +20,13 @@ class TrainingMonitor:
     Args:
         run: Where the events are kept.
         progress: Where people look.
-        on_event: Called with every event as well.
+        sinks: Called with every event as well.
     """
 
-    def __init__(self, run: RunDirectory, progress: Progress, on_event: Callable[[Event], None] | None = None) -> None:
+    def __init__(self, run: RunDirectory, progress: Progress, *sinks: Callable[[Event], None]) -> None:
         self._run = run
         self._progress = progress
-        self._on_event = on_event
+        self._sinks = sinks
         self._single_phase = ""
         self._steps: dict[str, int] = {}
         self._num_steps: dict[str, int] = {}
@@ -68,8 +68,8 @@ class TrainingMonitor:
             self._show_training(event)
         elif self._single_phase and event.get("phase") == self._single_phase:
             self._show_single_task(event)
-        if self._on_event is not None:
-            self._on_event(event)
+        for sink in self._sinks:
+            sink(event)
 
     def examples_per_s(self, phase: str = "train") -> float:
         """How fast a phase was, most of the time; 0 where it was over before anyone looked.

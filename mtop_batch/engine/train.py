@@ -12,6 +12,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 
@@ -28,6 +29,7 @@ from mtop_batch.engine.progress import Progress
 from mtop_batch.engine.run_directory import RunDirectory, interrupted_runs, run_digest
 from mtop_batch.engine.session import Resources, ray_session
 from mtop_batch.engine.teachers import check_teachers, learn_soft_labels, read_unlabelled
+from mtop_batch.engine.trackers import Trackers, check_trackers
 from mtop_batch.errors import BundleError, ConfigError
 from mtop_batch.lines import counted
 from mtop_batch.model.bundle.bundle import parse_metrics, save_bundle
@@ -112,32 +114,35 @@ def train(
     run = RunDirectory(config.output, run_digest(config, parts.data, "" if texts is None else texts.digest()))
     if not overwrite and _is_finished(config.output, run.name):
         return _finished(config, parts.data, run, started)
-    monitor = TrainingMonitor(run, progress, on_event)
-    with ray_session() as resources:
-        _check_workers(config, resources, progress)
-        if found := run.begin(config):
-            progress.note(found)
-        monitor.record({"event": "run", "resources": str(resources), "versions": versions()})
-        soft = None
-        if texts is not None:
-            soft = learn_soft_labels(config, texts, parts.data, parts.tokenizer, resources, run, progress)
-        phases = Phases(config, parts.data, resources, run, monitor, EventQueue(), soft)
-        model = first_model(config, parts.backbone, parts.tokenizer, parts.data, phases.single_tasks)
-        trained = phases.own_models(model) if isinstance(model, SingleTaskModel) else phases.all_tasks(model)
-    result = TrainResult(
-        output=config.output,
-        tasks=tuple(config.tasks()),
-        metrics=trained.metrics,
-        mean=mean_metric(trained.metrics, config.tasks()),
-        best_step=trained.best_step,
-        num_steps=trained.num_steps,
-        last_step=trained.last_step,
-        examples_per_s=monitor.examples_per_s(trained.phase),
-        seconds=time.monotonic() - started,
-        left_out=trained.left_out,
-        undefined=undefined_metrics(parts.data),
-    )
-    _write(as_read(config, parts.data), model, parts.tokenizer, result, run, monitor)
+    with ExitStack() as until_written:
+        with ray_session() as resources:
+            _check_workers(config, resources, progress)
+            if found := run.begin(config):
+                progress.note(found)
+            trackers = until_written.enter_context(Trackers.of(config, run, progress))
+            monitor = TrainingMonitor(run, progress, trackers, *([on_event] if on_event else []))
+            monitor.record({"event": "run", "resources": str(resources), "versions": versions()})
+            soft = None
+            if texts is not None:
+                soft = learn_soft_labels(config, texts, parts.data, parts.tokenizer, resources, run, progress)
+            phases = Phases(config, parts.data, resources, run, monitor, EventQueue(), soft)
+            model = first_model(config, parts.backbone, parts.tokenizer, parts.data, phases.single_tasks)
+            trained = phases.own_models(model) if isinstance(model, SingleTaskModel) else phases.all_tasks(model)
+        result = TrainResult(
+            output=config.output,
+            tasks=tuple(config.tasks()),
+            metrics=trained.metrics,
+            mean=mean_metric(trained.metrics, config.tasks()),
+            best_step=trained.best_step,
+            num_steps=trained.num_steps,
+            last_step=trained.last_step,
+            examples_per_s=monitor.examples_per_s(trained.phase),
+            seconds=time.monotonic() - started,
+            left_out=trained.left_out,
+            undefined=undefined_metrics(parts.data),
+        )
+        _write_log(result, run, monitor, trackers)
+        _write(as_read(config, parts.data), model, parts.tokenizer, result, run)
     return result
 
 
@@ -203,6 +208,7 @@ def _prepare(config: Config, progress: Progress) -> _Parts:
     check_readers(config)
     train_settings(config.train).check_workers(config.train.num_workers)
     check_teachers(config)
+    check_trackers(config.train)
     check_output(config.output)
     progress.phase("read and tokenise the examples", len(config.task), "tasks")
     tokenizer = load_tokenizer(config.backbone.name)
@@ -275,19 +281,19 @@ def _check_workers(config: Config, resources: Resources, progress: Progress) -> 
     )
 
 
-def _write(
-    config: Config,
-    model: MultiTaskModel,
-    tokenizer: PreTrainedTokenizerBase,
-    result: TrainResult,
-    run: RunDirectory,
-    monitor: TrainingMonitor,
-) -> None:
-    """Write the bundle and the log beside it; then the run's directory is no longer needed."""
+def _write_log(result: TrainResult, run: RunDirectory, monitor: TrainingMonitor, trackers: Trackers) -> None:
+    """Write what happened to where the bundle goes."""
     elsewhere = ("output", "tasks", "metrics", "was_there")
     summary = {key: value for key, value in asdict(result).items() if key not in elsewhere}
     monitor.record({"event": "end", **summary, "left_out": list(result.left_out)})
-    storage.write_bytes(storage.join(storage.absolute(config.output), _LOG), run.event_lines())
+    storage.write_bytes(storage.join(storage.absolute(result.output), _LOG), run.event_lines())
+    trackers.finish(result.output)
+
+
+def _write(
+    config: Config, model: MultiTaskModel, tokenizer: PreTrainedTokenizerBase, result: TrainResult, run: RunDirectory
+) -> None:
+    """Write the bundle; then the run's directory is no longer needed."""
     save_bundle(
         config.output,
         model,
