@@ -174,13 +174,23 @@ def evaluate(
         str | None,
         typer.Option(help="Also write the examples it gets wrong here, the surest first.", metavar="OUT.parquet"),
     ] = None,
+    suspects: Annotated[
+        str | None,
+        typer.Option(help="Also write training examples here whose label is likely wrong.", metavar="OUT.parquet"),
+    ] = None,
+    report: Annotated[
+        str | None, typer.Option(help="Also write a page for people here, with plots.", metavar="OUT.html")
+    ] = None,
     json_out: JsonOption = None,
 ) -> None:
     """Measure the tasks of a bundle, label by label, on their evaluation data."""
     place = _json_place(json_out)
-    evaluated = api.evaluate_in_detail(model, config, set_ or ())
-    from mtop_batch.cli.tables import print_label_reports, print_metrics
-    from mtop_batch.engine.evaluate import write_errors
+    options = {"--errors": errors, "--suspects": suspects, "--report": report}
+    files = {option: _file_place(typed, option) for option, typed in options.items()}
+    find_suspects = suspects is not None or report is not None
+    evaluated = api.evaluate_in_detail(model, config, set_ or (), suspects=find_suspects)
+    from mtop_batch.cli.tables import print_doubts, print_label_reports, print_metrics
+    from mtop_batch.engine.evaluate import write_errors, write_report, write_suspects
 
     print_metrics(
         {name: item.metrics for name, item in evaluated.items()},
@@ -188,9 +198,15 @@ def evaluate(
         {name: item.report.undefined for name, item in evaluated.items()},
     )
     print_label_reports({name: item.report for name, item in evaluated.items()})
-    if errors is not None:
-        typer.echo(f"wrote {errors}: {write_errors(errors, evaluated):,} examples")
-    _write_json(place, {name: {**item.metrics, **asdict(item.report)} for name, item in evaluated.items()})
+    print_doubts(evaluated)
+    if (errors_place := files["--errors"]) is not None:
+        typer.echo(f"wrote {errors}: {counted(write_errors(errors_place, evaluated), 'example')}")
+    if (suspects_place := files["--suspects"]) is not None:
+        typer.echo(f"wrote {suspects}: {counted(write_suspects(suspects_place, evaluated), 'example')}")
+    if (report_place := files["--report"]) is not None:
+        write_report(report_place, model, evaluated)
+        typer.echo(f"wrote {report}")
+    _write_json(place, {name: item.to_dict() for name, item in evaluated.items()})
 
 
 @app.command()

@@ -16,10 +16,13 @@ from mtop_batch.table.stats import TableStats
 from mtop_batch.tasks import Task
 
 if TYPE_CHECKING:  # it needs torch
+    from mtop_batch.data.repeats import RepeatedText
+    from mtop_batch.training.evaluated import EvaluatedTask
     from mtop_batch.training.label_report import LabelReport
 
 _LABEL_COLUMNS = ("precision", "recall", "F1", "support")
 _MOST_CONFUSED = 3
+_MOST_QUOTED, _MAX_QUOTED = 3, 80
 _BORDERS_OF_TWO_COLUMNS = 7
 _MAX_LABELS = 100
 _MAX_SHARES = 8
@@ -54,6 +57,29 @@ def print_label_reports(reports: Mapping[str, LabelReport]) -> None:
         console.print(table)
     for note in notes:
         console.print(note)
+
+
+def print_doubts(evaluated: Mapping[str, EvaluatedTask]) -> None:
+    """What of the tasks' data to doubt, a line for each kind and task, with the first of the texts."""
+    console = Console(highlight=False)
+
+    def say(task: str, what: str, texts: Sequence[RepeatedText] = ()) -> None:
+        some = "; ".join(shown(" ".join(of.text.split()), _MAX_QUOTED) for of in texts[:_MOST_QUOTED])
+        console.print(Text(f"{task}: {what}{': ' if texts else ''}{some}"), soft_wrap=True)
+
+    for name, item in evaluated.items():
+        if item.not_compared:
+            say(name, f"not compared with its training data: {for_people(item.not_compared)}")
+        if item.no_suspects and not item.not_compared:
+            say(name, f"no search for wrong labels: {for_people(item.no_suspects)}")
+        if item.repeats is None:
+            continue
+        if item.repeats.overlap:
+            of_all = f"{item.repeats.num_overlap:,} of {item.metrics['num_examples']:,.0f} evaluation examples"
+            say(name, f"{of_all} have texts that it was trained on", item.repeats.overlap)
+        if item.repeats.contradictions:
+            number = counted(len(item.repeats.contradictions), "text")
+            say(name, f"{number} with labels that contradict each other", item.repeats.contradictions)
 
 
 def print_predictions(rows: list[dict[str, Any]]) -> None:

@@ -52,18 +52,38 @@ class LabelScores:
 
 
 @dataclass(frozen=True)
+class ScoreBin:
+    """Examples whose scores are alike.
+
+    Args:
+        examples: How many.
+        score: The mean of their scores, which are probabilities of the predicted label.
+        accuracy: The share of them whose predicted label is right; as large as `score` if scores can be trusted.
+    """
+
+    examples: int
+    score: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
 class LabelReport:
     """How good a task is, label by label.
 
     Args:
         labels: One for each label; none for a regression.
         confusion: Examples by given (rows) and predicted label.
+        calibration: By score, in tenths that have examples; none for a regression.
+        calibration_error: How far score and accuracy are apart, the mean over the examples (expected calibration
+            error); None for a regression.
         undefined: Why the task's own metric is undefined on these examples; empty if it is defined.
         note: What else there is to say of it.
     """
 
     labels: list[LabelScores]
     confusion: list[list[int]]
+    calibration: list[ScoreBin]
+    calibration_error: float | None
     undefined: str
     note: str = ""
 
@@ -79,7 +99,7 @@ def label_report(task: Task, predictions: TaskPredictions, labels: npt.NDArray[n
     why = undefined(cast(Metric, task.metric), labels, task.num_outputs)
     note = "" if why or not is_constant(predictions.values) else _ALL_THE_SAME
     if task.kind == "regression":
-        return LabelReport([], [], why, note)
+        return LabelReport([], [], [], None, why, note)
     known = np.arange(len(task.labels))
     columns = sklearn.metrics.precision_recall_fscore_support(
         labels, predictions.values, labels=known, zero_division=np.nan
@@ -89,7 +109,16 @@ def label_report(task: Task, predictions: TaskPredictions, labels: npt.NDArray[n
         for label, precision, recall, f1, support in zip(task.labels, *columns, strict=True)
     ]
     confusion = sklearn.metrics.confusion_matrix(labels, predictions.values, labels=known)
-    return LabelReport(scores, confusion.tolist(), why, note)
+    bins = _calibration(predictions.scores, predictions.values == labels)
+    error = sum(of.examples * abs(of.score - of.accuracy) for of in bins) / len(labels)
+    return LabelReport(scores, confusion.tolist(), bins, error, why, note)
+
+
+def _calibration(scores: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> list[ScoreBin]:
+    """Scores and outcomes by tenths of the score (Guo et al., 2017)."""
+    tenths = np.clip((scores * 10).astype(np.int64), 0, 9)
+    in_bins = [tenths == tenth for tenth in np.unique(tenths)]
+    return [ScoreBin(int(rows.sum()), float(scores[rows].mean()), float(right[rows].mean())) for rows in in_bins]
 
 
 def _why(precision: float, recall: float) -> str:
