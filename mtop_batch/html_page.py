@@ -22,6 +22,10 @@ td.m{text-align:right;padding:.1em .4em;min-width:1.6em}
 details{margin:1.2em 0;border-top:1px solid #d8dde4}
 summary{font-size:1.15em;font-weight:600;padding:.5em 0;cursor:pointer;overflow-wrap:anywhere}
 .wide{overflow-x:auto}
+.whole{white-space:nowrap}
+table.small{font-size:11px}
+.small th.n{padding:.1em .2em;min-width:1.2em}
+.small td.m{padding:.1em .2em;min-width:1.2em}
 td.n,th.n{text-align:right;white-space:nowrap}
 .closed,.failed{color:#a3222f}
 .open,.done{color:#256f43}

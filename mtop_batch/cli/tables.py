@@ -31,8 +31,18 @@ _MAX_SHARES = 8
 def print_metrics(
     metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Task], undefined: Mapping[str, str]
 ) -> None:
-    """A table of each task's metrics."""
-    Console().print(metric_table(metrics, tasks, undefined))
+    """A table of each task's metrics, and a line for each that is undefined.
+
+    Args:
+        metrics: As for `metric_table`.
+        tasks: The rows, in order.
+        undefined: Task name -> why its metric is undefined; empty where it is not.
+    """
+    console = Console()
+    console.print(metric_table(metrics, tasks))
+    for task in tasks:
+        if why := undefined.get(task.name):
+            console.print(Text(f"{task.name}: {task.metric} is undefined: {why}"), soft_wrap=True)
 
 
 def print_label_reports(reports: Mapping[str, LabelReport]) -> None:
@@ -184,15 +194,12 @@ def _shares_or_mean(task: Mapping[str, Any], side: str) -> str:
     return ", ".join(f"{shown(label)} {count / total:.1%}" for label, count in islice(counts.items(), _MAX_SHARES))
 
 
-def metric_table(
-    metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Task], undefined: Mapping[str, str]
-) -> Table:
+def metric_table(metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) -> Table:
     """A table of each task's own metric on its evaluation data, and their mean; of regressions the errors too.
 
     Args:
         metrics: Task name -> metric -> value, with "num_examples".
-        tasks: The rows, in order.
-        undefined: Task name -> why its metric is undefined, where it is; the mean is that of the others.
+        tasks: The rows, in order. The mean is that of those whose metric is defined.
     """
     from mtop_batch.training.metrics import mean_of_defined  # SciPy is slow to import
 
@@ -207,11 +214,13 @@ def metric_table(
         of_task = metrics[task.name]
         errors_of_task = [f"{of_task[name]:,.4g}" if name in of_task else "" for name in errors]
         num_examples = f"{of_task.get('num_examples', 0):,.0f}"
-        shown_value = f"undefined: {undefined.get(task.name, 'no number')}" if isnan(value) else f"{value:.4f}"
-        table.add_row(task.name, str(task.metric), shown_value, num_examples, *errors_of_task)
+        table.add_row(task.name, str(task.metric), _metric(value), num_examples, *errors_of_task)
     table.add_section()
-    mean = mean_of_defined(values)
     left_out = sum(map(isnan, values))
     of_which = f"of {counted(len(values) - left_out, 'task')}" if left_out else ""
-    table.add_row("mean", of_which, "undefined" if isnan(mean) else f"{mean:.4f}", style="bold")
+    table.add_row("mean", of_which, _metric(mean_of_defined(values)), style="bold")
     return table
+
+
+def _metric(value: float) -> str:
+    return "undefined" if isnan(value) else f"{value:.4f}"

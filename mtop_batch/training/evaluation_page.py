@@ -65,9 +65,9 @@ def _all_tasks(evaluated: Mapping[str, EvaluatedTask]) -> str:
         rows.append(
             (
                 escaped(name),
-                str(item.task.metric),
-                escaped(f"undefined: {item.report.undefined}") if isnan(value) else _number(value),
-                "" if isnan(value) else svg_bar(value, 100),
+                f"<span class=whole>{item.task.metric}</span>",
+                _number(value),
+                escaped(item.report.undefined) if isnan(value) else svg_bar(value, 100),
                 f"{item.metrics['num_examples']:,.0f}",
                 "" if error is None else f"{error:.3f}",
                 "" if repeats is None else f"{repeats.num_overlap:,}",
@@ -75,8 +75,9 @@ def _all_tasks(evaluated: Mapping[str, EvaluatedTask]) -> str:
                 "" if item.suspects is None else f"{len(item.suspects):,}",
             )
         )
-    head = ("task", "metric", "value", "", "examples", "calibration error", "overlap", "contradictions", "suspects")
-    return "<h2>All tasks</h2>" + html_table(head, rows, numbers=(2, 4, 5, 6, 7, 8))
+    head = ("task", "metric", "value", "", "examples", "calibration", "overlap", "contradictions", "suspects")
+    table = html_table(head, rows, numbers=(2, 4, 5, 6, 7, 8))
+    return f"<h2>All tasks</h2><div class=wide>{table}</div>"
 
 
 def _task(item: EvaluatedTask, rows: int, is_open: bool) -> str:
@@ -96,7 +97,7 @@ def _task(item: EvaluatedTask, rows: int, is_open: bool) -> str:
         _confusion(item.report),
         _reliability(item.report.calibration),
         _scatter(item.errors) if item.task.kind == "regression" else "",
-        _examples("Worst errors", item.errors, rows),
+        _examples("Worst errors", item.errors, rows, "error" if item.task.kind == "regression" else "score"),
         _repeats(item, rows),
         _suspects(item, rows),
     ]
@@ -137,12 +138,13 @@ def _confusion(report: LabelReport) -> str:
     lines = []
     for name, row in zip(names, chosen, strict=True):
         cells = [_cell(int(counts[row, column]), counts[row, column] / totals[row], row == column) for column in chosen]
-        lines.append(f"<tr><td>{name if by_name else f'{row + 1} {name}'}</td>{''.join(cells)}</tr>")
+        lines.append(f"<tr><td class=whole>{name if by_name else f'{row + 1} {name}'}</td>{''.join(cells)}</tr>")
     head = "".join(f"<th class=n>{head}</th>" for head in heads)
     few = "" if len(chosen) == len(counts) else f", the {len(chosen)} of {len(counts):,} labels that are most confused"
+    size = "" if by_name else " class=small"
     return (
         f"<h3>Given label (rows) and predicted label (columns){few}</h3>"
-        f"<div class=wide><table><tr><th></th>{head}</tr>{''.join(lines)}</table></div>"
+        f"<div class=wide><table{size}><tr><th></th>{head}</tr>{''.join(lines)}</table></div>"
     )
 
 
@@ -186,30 +188,30 @@ def _plot(
     points: Sequence[tuple[float, float, float]], x: str, y: str, x_ends: tuple[str, str], y_ends: tuple[str, str]
 ) -> str:
     """Points (x and y in 0 to 1, radius) in a square with its diagonal."""
-    left, side = 50, _SIDE
+    left, top, side = 50, 30, _SIDE
     circles = "".join(
-        f'<circle cx="{left + side * px:.1f}" cy="{5 + side * (1 - py):.1f}" r="{radius:.1f}" fill="{COLORS[0]}" '
+        f'<circle cx="{left + side * px:.1f}" cy="{top + side * (1 - py):.1f}" r="{radius:.1f}" fill="{COLORS[0]}" '
         'fill-opacity="0.6"/>'
         for px, py, radius in points
     )
     words = [
-        (left, side + 20, "start", x_ends[0]),
-        (left + side / 2, side + 20, "middle", x),
-        (left + side, side + 20, "end", x_ends[1]),
-        (left - 5, side + 5, "end", y_ends[0]),
-        (left - 5, 15, "end", y_ends[1]),
-        (left + 5, 18, "start", y),
+        (left, top + side + 15, "start", x_ends[0]),
+        (left + side / 2, top + side + 15, "middle", x),
+        (left + side, top + side + 15, "end", x_ends[1]),
+        (left - 5, top + side, "end", y_ends[0]),
+        (left - 5, top + 10, "end", y_ends[1]),
+        (left, 12, "start", y),
     ]
     texts = "".join(
         f'<text x="{at_x:g}" y="{at_y:g}" text-anchor="{anchor}" font-size="12" fill="#5a6675">{escaped(word)}</text>'
         for at_x, at_y, anchor, word in words
     )
-    frame = f'<path d="M{left} 5V{side + 5}H{left + side}" fill="none" stroke="#9aa4b0"/>'
-    diagonal = f'<path d="M{left} {side + 5}L{left + side} 5" stroke="#d8dde4"/>'
-    return f'<svg width="{left + side + 15}" height="{side + 30}">{diagonal}{frame}{circles}{texts}</svg>'
+    frame = f'<path d="M{left} {top}V{top + side}H{left + side}" fill="none" stroke="#9aa4b0"/>'
+    diagonal = f'<path d="M{left} {top + side}L{left + side} {top}" stroke="#d8dde4"/>'
+    return f'<svg width="{left + side + 15}" height="{top + side + 25}">{diagonal}{frame}{circles}{texts}</svg>'
 
 
-def _examples(title: str, table: pa.Table, most: int) -> str:
+def _examples(title: str, table: pa.Table, most: int, score: str = "score") -> str:
     """The first examples of a table of errors or suspects."""
     if not len(table):
         return f"<h3>{title}: none</h3>"
@@ -223,7 +225,7 @@ def _examples(title: str, table: pa.Table, most: int) -> str:
         for of in table.slice(0, most).to_pylist()
     ]
     of_all = f"{len(rows):,} of {len(table):,}" if len(table) > len(rows) else f"{len(table):,}"
-    return f"<h3>{title}: {of_all}</h3>" + html_table(("label", "predicted", "score", "text"), rows, numbers=(2,))
+    return f"<h3>{title}: {of_all}</h3>" + html_table(("label", "predicted", score, "text"), rows, numbers=(2,))
 
 
 def _texts(text: str, second: str | None) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mtop_batch.data.examples import RawExamples
+from mtop_batch.data.label_values import Labels
 from mtop_batch.data.repeats import RepeatedText, find_repeats
 from mtop_batch.data.same_text import same_text_key
 from mtop_batch.tasks import Task
@@ -15,7 +16,8 @@ SCORE = Task("score", kind="regression", labels=())
 
 
 def examples(task: Task, *rows: tuple[str, float], seconds: list[str | None] | None = None) -> RawExamples:
-    labels = np.array([label for _, label in rows], np.float32 if task.kind == "regression" else np.int64)
+    values = [label for _, label in rows]
+    labels: Labels = np.array(values, np.float32) if task.kind == "regression" else np.array(values, np.int64)
     return RawExamples(task, "there", True, [text for text, _ in rows], seconds, labels, [])
 
 

@@ -52,7 +52,7 @@ def read_curves(uri: str) -> Curves:
     for info in storage.list_files(uri):
         for event in _read(storage.read_bytes(storage.join(uri, info.path))):
             for value in event.summary.value:
-                found[value.tag].append((event.step, pytest.approx(value.simple_value)))
+                found[value.tag].append((event.step, value.simple_value))
     return dict(found)
 
 

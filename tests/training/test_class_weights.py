@@ -38,10 +38,10 @@ def rare_examples(count: int, seed: int) -> LabelledTokens:
 
 def test_balanced_weights_are_those_of_scikit_learn_and_all_have_mean_1() -> None:
     labels = np.array([0] * 50 + [1] * 9 + [2])
-    balanced = class_weights(TOPIC, "balanced", labels)
-    np.testing.assert_allclose(balanced, compute_class_weight("balanced", classes=np.arange(3), y=labels), rtol=1e-6)
-    named = class_weights(TOPIC, {"c": 20.0}, labels)
+    balanced, named = class_weights(TOPIC, "balanced", labels), class_weights(TOPIC, {"c": 20.0}, labels)
+    assert balanced is not None
     assert named is not None
+    np.testing.assert_allclose(balanced, compute_class_weight("balanced", classes=np.arange(3), y=labels), rtol=1e-6)
     assert named[2] / named[0] == pytest.approx(20)
     assert named[1] == named[0]
     for weights in (balanced, named):
@@ -61,13 +61,10 @@ def test_the_loss_is_that_of_weighted_examples_and_equal_weights_change_nothing(
 def test_every_kind_of_model_learns_with_them(kind: str) -> None:
     task = replace(RARE, reads=KINDS[kind].readers[0])
     model = KINDS[kind].from_backbone(make_encoder(), [task], max_tokens=16, seed=0)
-    inputs = {"input_ids": torch.tensor([[2, 10, 3], [2, 11, 3]]), "labels": torch.tensor([0, 1]), "task": "rare"}
+    texts, labels = torch.tensor([[2, 10, 3], [2, 11, 3]]), torch.tensor([0, 1])
     with torch.no_grad():
-        rows = [
-            model(**{**inputs, "input_ids": inputs["input_ids"][[row]], "labels": inputs["labels"][[row]]}).loss
-            for row in (0, 1)
-        ]
-        loss = model(**inputs, class_weights=torch.tensor([0.5, 3.0])).loss
+        rows = [model(texts[[row]], task="rare", labels=labels[[row]]).loss for row in (0, 1)]
+        loss = model(texts, task="rare", labels=labels, class_weights=torch.tensor([0.5, 3.0])).loss
     torch.testing.assert_close(loss, (0.5 * rows[0] + 3.0 * rows[1]) / 2, rtol=1e-4, atol=1e-5)
 
 

@@ -84,9 +84,9 @@ def test_the_mean_is_over_the_tasks_own_metrics() -> None:
 def test_an_undefined_metric_says_so_and_leaves_the_mean_to_the_others() -> None:
     tasks = (Task("one", metric="matthews"), SCORE, Task("other"))
     data = make_data((8, 8, 8), tasks)
-    labels = (np.ones(12, np.int64), np.full(12, 2.5, np.float32))
-    for index, same in enumerate(labels):
-        data[index] = replace(data[index], eval=LabelledTokens(data[index].evaluation_examples().tokens, same))
+    tokens = data[0].evaluation_examples().tokens
+    data[0] = replace(data[0], eval=LabelledTokens(tokens, np.ones(12, np.int64)))
+    data[1] = replace(data[1], eval=LabelledTokens(tokens, np.full(12, 2.5, np.float32)))
     metrics = evaluate(make_model(tasks=tasks), data)
     assert np.isnan([metrics["one"]["matthews"], metrics["score"]["pearson_spearman"]]).all()
     assert np.isfinite([metrics["one"]["accuracy"], metrics["score"]["rmse"], metrics["score"]["loss"]]).all()

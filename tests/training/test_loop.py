@@ -106,17 +106,17 @@ def test_the_model_ends_with_its_best_weights_not_its_last(monkeypatch: pytest.M
 def test_patience_ends_the_run_with_its_best_weights_also_when_it_resumes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(loop, "mean_metric", lambda *_: next(means))
+    left = [0.1, 0.9, 0.2, 0.9]
+    monkeypatch.setattr(loop, "mean_metric", lambda *_: left.pop(0))
     settings, save, model = make_settings(epochs=6, patience=2, checkpoint_steps=5), Checkpoints(tmp_path), make_model()
-    means = iter([0.1, 0.9, 0.2, 0.9])
     events: list[dict[str, Any]] = []
     result = fit(model, make_data(), settings, save=save, worker=Worker(event_sink=events.append))
     assert (result.last_step, result.num_steps) == (32, 48)
     assert result.best_step in (16, 32)  # of equal means the one with the lower loss
     assert len(result.history) == 4
     assert events[-1] == {"event": "stopped", "step": 32, "num_steps": 48, "epoch": 4.0}
-    for step, left in ((10, [0.9, 0.2, 0.9]), (20, [0.2, 0.9]), (32, [])):
-        means = iter(left)
+    for step, to_come in ((10, [0.9, 0.2, 0.9]), (20, [0.2, 0.9]), (32, [])):
+        left[:] = to_come
         resumed = make_model()
         again = fit(resumed, make_data(), settings, checkpoint=tmp_path / str(step))
         assert again == result
