@@ -18,9 +18,9 @@ from mtop_batch.precision import PrecisionChoice
 if TYPE_CHECKING:
     from mtop_batch.config.sections import Config
     from mtop_batch.engine.add_tasks import ChangeResult
-    from mtop_batch.engine.evaluate import EvaluatedTask
     from mtop_batch.engine.train import TrainResult
     from mtop_batch.table.lake import TableFormat
+    from mtop_batch.training.evaluated import EvaluatedTask
 
 Event = dict[str, Any]
 
@@ -97,6 +97,8 @@ def evaluate(
     overrides: Sequence[str] = (),
     *,
     errors: str | None = None,
+    suspects: str | None = None,
+    report: str | None = None,
 ) -> dict[str, dict[str, float]]:
     """Measure the tasks of a bundle on their evaluation data.
 
@@ -106,28 +108,50 @@ def evaluate(
             already. By default the tasks and the evaluation data that the bundle was trained with.
         overrides: `section.key=value` strings, as with `--set`; only with a file.
         errors: Also write the examples it gets wrong to this Parquet file, the surest first.
+        suspects: Also write the training examples that are likely to be labelled wrongly to this Parquet file.
+        report: Also write all that the command knows to this HTML file.
 
     Returns:
-        Task -> metric -> value: the task's own metric, "loss", "num_examples".
+        Task -> metric -> value: the task's own metric, "loss", "num_examples". NaN stands for a metric that the
+        evaluation data leave undefined, such as a correlation where all labels are the same.
 
     Raises:
         MtopError: As the command.
     """
     from mtop_batch.storage import file_place
 
-    place = None if errors is None else file_place(errors, "errors")
-    evaluated = evaluate_in_detail(model, config, overrides)
-    if place is not None:
-        from mtop_batch.engine.evaluate import write_errors
+    options = {"errors": errors, "suspects": suspects, "report": report}
+    files = {option: file_place(typed, option) for option, typed in options.items() if typed is not None}
+    wants_suspects = suspects is not None or report is not None
+    evaluated = evaluate_in_detail(model, config, overrides, compare=report is not None, suspects=wants_suspects)
+    from mtop_batch.engine.evaluate import write_errors, write_report, write_suspects
 
-        write_errors(place, evaluated)
+    if "errors" in files:
+        write_errors(files["errors"], evaluated)
+    if "suspects" in files:
+        write_suspects(files["suspects"], evaluated)
+    if "report" in files:
+        write_report(files["report"], model, evaluated)
     return {name: item.metrics for name, item in evaluated.items()}
 
 
 def evaluate_in_detail(
-    model: str, config: str | Path | Config | None = None, overrides: Sequence[str] = ()
+    model: str,
+    config: str | Path | Config | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    compare: bool = True,
+    suspects: bool = False,
 ) -> dict[str, EvaluatedTask]:
-    """As `evaluate`, and each task label by label, with the examples that it gets wrong."""
+    """As `evaluate`, and each task label by label, with the examples that it gets wrong, and what of its data to doubt.
+
+    Args:
+        model: As for `evaluate`, like the next two.
+        config: See there.
+        overrides: See there.
+        compare: Compare evaluation with training data, where these can be read.
+        suspects: Look for training examples that are likely to be labelled wrongly.
+    """
     if config is None and overrides:
         raise ConfigError("--set changes a configuration; name one with --config")
     # What a file of `add-tasks` leaves out is the bundle's, and does not count here.
@@ -137,7 +161,7 @@ def evaluate_in_detail(
     from mtop_batch.engine.monitoring.progress import Progress
 
     with Progress() as progress:
-        return run(model, loaded, progress=progress)
+        return run(model, loaded, progress=progress, compare=compare, suspects=suspects)
 
 
 def label(

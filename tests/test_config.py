@@ -322,3 +322,33 @@ def test_a_probe_is_a_classification_that_reads_the_vector(write: Callable[..., 
         task = load_config(write(CONFIG + line)).tasks()[0]
         assert (task.kind, task.reads, task.metric) == ("classification", "vector", "accuracy")
     assert load_config(write(CONFIG)).tasks()[0].reads == "prompts"
+
+
+@pytest.mark.parametrize("text", ['class_weights = "balanced"', "class_weights = { yes = 10 }", ""])
+def test_labels_may_have_weights(write: Callable[..., Path], text: str) -> None:
+    weights = load_config(write(CONFIG + text)).task[0].class_weights
+    assert weights == (("balanced" if "balanced" in text else {"yes": 10.0}) if text else None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("class_weights = { maybe = 2.0 }", r"task 'politics': class_weights has no label 'maybe'; labels: no, yes"),
+        ("class_weights = { yes = 0 }", r'task\[politics\].class_weights = .* give "balanced", or a table'),
+        ("class_weights = { yes = nan }", r'task\[politics\].class_weights = .* give "balanced", or a table'),
+        ("class_weights = { yes = true }", r'task\[politics\].class_weights = .* give "balanced", or a table'),
+        ("class_weights = {}", r'task\[politics\].class_weights = .* give "balanced", or a table'),
+        ('class_weights = "auto"', r"task\[politics\].class_weights = 'auto' cannot be used"),
+        ("class_weights = [1.0, 2.0]", r"task\[politics\].class_weights = \[1.0, 2.0\] cannot be used"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused_in_one_line(write: Callable[..., Path], text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(write(CONFIG + text))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_regression_has_no_labels_to_weigh(write: Callable[..., Path]) -> None:
+    regression = CONFIG.replace('labels = ["no", "yes"]', 'kind = "regression"')
+    with pytest.raises(ConfigError, match="a regression has no labels to weigh; remove class_weights"):
+        load_config(write(regression + 'class_weights = "balanced"'))

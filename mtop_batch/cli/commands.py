@@ -123,7 +123,7 @@ def train(
     from mtop_batch.cli.tables import print_metrics
     from mtop_batch.engine.monitoring.monitor import untrained
 
-    print_metrics(result.metrics, result.tasks)
+    print_metrics(result.metrics, result.tasks, result.undefined)
     if result.was_there:
         typer.echo(
             f"{result.output} is there already, of this configuration and these examples: nothing to do; --overwrite "
@@ -132,7 +132,8 @@ def train(
     else:
         typer.echo(
             f"wrote {result.output}: the weights of step {result.best_step:,} of {result.num_steps:,}, "
-            f"{result.examples_per_s:,.0f} examples/s, {result.seconds:,.0f} s in all"
+            + (f"stopped early after {result.last_step:,}, " if result.last_step < result.num_steps else "")
+            + f"{result.examples_per_s:,.0f} examples/s, {result.seconds:,.0f} s in all"
         )
     if result.left_out:
         typer.echo(untrained(result.left_out, result.num_steps), err=True)
@@ -156,7 +157,7 @@ def add_tasks(
     result = api.add_tasks(model, config, output, set_ or (), replace=replace, overwrite=overwrite)
     from mtop_batch.cli.tables import print_metrics
 
-    print_metrics(result.added, result.added_tasks)
+    print_metrics(result.added, result.added_tasks, result.undefined)
     wrote = f"{result.output} is there already, with" if result.was_there else f"wrote {result.output}:"
     typer.echo(f"{wrote} tasks added: {len(result.added)}, unchanged: {len(result.unchanged)}; {result.seconds:,.0f} s")
     _write_json(place, asdict(result))
@@ -195,19 +196,39 @@ def evaluate(
         str | None,
         typer.Option(help="Also write the examples it gets wrong here, the surest first.", metavar="OUT.parquet"),
     ] = None,
+    suspects: Annotated[
+        str | None,
+        typer.Option(help="Also write training examples here whose label is likely wrong.", metavar="OUT.parquet"),
+    ] = None,
+    report: Annotated[
+        str | None, typer.Option(help="Also write a page for people here, with plots.", metavar="OUT.html")
+    ] = None,
     json_out: JsonOption = None,
 ) -> None:
     """Measure the tasks of a bundle, label by label, on their evaluation data."""
-    place, errors_place = _json_place(json_out), _file_place(errors, "--errors")
-    evaluated = api.evaluate_in_detail(model, config, set_ or ())
-    from mtop_batch.cli.tables import print_label_reports, print_metrics
-    from mtop_batch.engine.evaluate import write_errors
+    place = _json_place(json_out)
+    options = {"--errors": errors, "--suspects": suspects, "--report": report}
+    files = {option: _file_place(typed, option) for option, typed in options.items()}
+    find_suspects = suspects is not None or report is not None
+    evaluated = api.evaluate_in_detail(model, config, set_ or (), suspects=find_suspects)
+    from mtop_batch.cli.tables import print_doubts, print_label_reports, print_metrics
+    from mtop_batch.engine.evaluate import write_errors, write_report, write_suspects
 
-    print_metrics({name: item.metrics for name, item in evaluated.items()}, [item.task for item in evaluated.values()])
+    print_metrics(
+        {name: item.metrics for name, item in evaluated.items()},
+        [item.task for item in evaluated.values()],
+        {name: item.report.undefined for name, item in evaluated.items()},
+    )
     print_label_reports({name: item.report for name, item in evaluated.items()})
-    if errors_place is not None:
-        typer.echo(f"wrote {errors}: {write_errors(errors_place, evaluated):,} examples")
-    _write_json(place, {name: {**item.metrics, **asdict(item.report)} for name, item in evaluated.items()})
+    print_doubts(evaluated)
+    if (errors_place := files["--errors"]) is not None:
+        typer.echo(f"wrote {errors}: {counted(write_errors(errors_place, evaluated), 'example')}")
+    if (suspects_place := files["--suspects"]) is not None:
+        typer.echo(f"wrote {suspects}: {counted(write_suspects(suspects_place, evaluated), 'example')}")
+    if (report_place := files["--report"]) is not None:
+        write_report(report_place, model, evaluated)
+        typer.echo(f"wrote {report}")
+    _write_json(place, {name: item.to_dict() for name, item in evaluated.items()})
 
 
 @app.command()

@@ -6,6 +6,7 @@ The resolved configuration is stored in the bundle, so that a bundle says how it
 from __future__ import annotations
 
 from itertools import cycle
+from math import inf
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -20,6 +21,7 @@ from pydantic import (
 )
 
 from mtop_batch.errors import TaskError
+from mtop_batch.lines import listed
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.storage import absolute, check_address
 from mtop_batch.tasks import LabelBy, Metric, Reader, Task, TaskKind, check_task_names
@@ -248,6 +250,14 @@ class TrainConfig(OptimizerConfig):
     """Task i is drawn at a rate proportional to (its number of examples) ** alpha: 1 proportional, 0 uniform."""
     num_workers: int = Field(1, ge=1)
     """Ray Train workers; each holds the whole model and takes its part of every batch."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after so many evaluations, one an epoch, without a higher mean metric; without this key all epochs are
+    trained. The learning rate falls over all `epochs` either way."""
+    tensorboard: bool = False
+    """Write event files of TensorBoard, with losses, learning rates and metrics, to `<output>.training` while the
+    training runs, and then beside the bundle (`pip install 'mtop-batch[tensorboard]'`)."""
+    mlflow: Address | None = None
+    """Log these to MLflow: its tracking URI, or else the name of an experiment (`pip install mlflow`)."""
     freeze_word_embeddings: bool = False
     """Leave the word-embedding table as pretrained; on a CPU and with a small backbone that is faster."""
     freeze_layers: int = Field(0, ge=0)
@@ -346,6 +356,9 @@ class TaskConfig(_Section):
     label_by: LabelBy | None = None
     """What numbers in it are: "name", labels written as numbers, or "index", places in `labels` from 0; true and false
     are 1 and 0 then. Without it the values decide, and what can be both is refused."""
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    """What an example of each label counts in the loss, where some labels are rare: "balanced", in inverse proportion
+    to its examples; or a table of labels and weights, such as `{ yes = 10.0 }`, the others having 1."""
     prompt_group: str | None = Field(None, pattern="^[A-Za-z][A-Za-z0-9_-]*$")
     """The task shares the prompts of this group, whatever `model.prompt_groups` says; not in `mtop add-tasks`."""
     train: GivenAddress
@@ -355,14 +368,31 @@ class TaskConfig(_Section):
     test: GivenAddress | None = None
     """Test examples, as for `train`: no training looks at them, `mtop reproduce` reports them."""
 
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _are_weights(cls, value: Any) -> Any:
+        if value in (None, "balanced"):
+            return value
+        usable = isinstance(value, dict) and value and all(_is_weight(weight) for weight in value.values())
+        if not usable:  # one line, and not one for each of the types that it may have
+            raise ValueError('give "balanced", or a table of labels and weights above 0, such as { yes = 10.0 }')
+        return value
+
     @model_validator(mode="after")
     def _definition_fits(self) -> Self:
-        self.definition()
+        task = self.definition()
         if self.label in self.text:
             raise TaskError(
                 f"task {self.name!r}: {self.label!r} is the label column and a text column; what a text shows of its "
                 "own label cannot be learned: name another column"
             )
+        for label in self.class_weights if isinstance(self.class_weights, dict) else ():
+            if label not in task.labels:
+                raise TaskError(
+                    f"task {self.name!r}: class_weights has no label {label!r}; labels: {listed(task.labels)}"
+                )
+        if self.class_weights is not None and task.kind == "regression":
+            raise TaskError(f"task {self.name!r}: a regression has no labels to weigh; remove class_weights")
         return self
 
     def definition(self, default_reader: Reader = "prompts") -> Task:
@@ -372,6 +402,10 @@ class TaskConfig(_Section):
             default_reader: What it reads if it does not say.
         """
         return Task(self.name, self.kind, self.labels, self.text, self.metric or "", self.reads or default_reader)
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < inf
 
 
 class GateConfig(_Section):

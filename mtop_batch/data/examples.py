@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtop_batch.data.label_values import Labels, LabelValues, read_labels
+from mtop_batch.data.same_text import Pair
 from mtop_batch.data.sources import Part, read_columns
 from mtop_batch.data.text_rows import TEXT_SAYS_NOTHING, text_column, text_rows
 from mtop_batch.data.tokens import TextTokenizer, Tokens
@@ -49,6 +50,21 @@ class RawExamples:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def pairs(self) -> Iterator[Pair]:
+        """Each example's text and its second one, if it has one."""
+        return zip(self.texts, self.seconds or [None] * len(self), strict=True)
+
+    def label_names(self) -> list[str]:
+        """Each example's label, or the value of a regression, as text."""
+        if self.task.kind == "regression":
+            return [f"{value:g}" for value in self.labels]
+        return [self.task.labels[index] for index in self.labels.tolist()]
+
+    def take(self, rows: npt.NDArray[np.integer]) -> RawExamples:
+        """Some of them."""
+        seconds = None if self.seconds is None else [self.seconds[row] for row in rows]
+        return replace(self, texts=[self.texts[row] for row in rows], seconds=seconds, labels=self.labels[rows])
 
 
 @dataclass(frozen=True)
@@ -108,13 +124,18 @@ def tokenise_examples(raw: RawExamples, text_tokenizer: TextTokenizer) -> Labell
     Raises:
         DataError: No example is left, or a label has none to learn from.
     """
+    return tokenise_with_texts(raw, text_tokenizer)[0]
+
+
+def tokenise_with_texts(raw: RawExamples, text_tokenizer: TextTokenizer) -> tuple[LabelledTokens, RawExamples]:
+    """What `tokenise_examples` returns, and the very same examples as texts."""
     tokens = text_tokenizer.encode(raw.texts, raw.seconds)
     kept = np.flatnonzero(tokens.lengths)
     if len(kept) == len(raw):
-        return LabelledTokens(tokens, raw.labels)
+        return LabelledTokens(tokens, raw.labels), raw
     examples = LabelledTokens(tokens.take(kept), raw.labels[kept])
     _check(raw, examples.labels, Counter({TEXT_SAYS_NOTHING: len(raw) - len(kept)}))
-    return examples
+    return examples, raw.take(kept)
 
 
 def with_label_scale(task: Task, examples: LabelledTokens) -> Task:

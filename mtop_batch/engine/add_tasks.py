@@ -34,6 +34,7 @@ from mtop_batch.model.bundle.fingerprints import task_fingerprints, tokenizer_di
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task, check_task_names
 from mtop_batch.training.checkpoint import TaskMetrics
+from mtop_batch.training.evaluation import undefined_metrics
 from mtop_batch.training.start import train_settings
 
 
@@ -46,6 +47,7 @@ class ChangeResult:
         tasks: Names of all its tasks, in order.
         added_tasks: Those that were learned.
         added: Task -> metric -> value, of the tasks that were learned.
+        undefined: Those of them whose own metric is undefined on their evaluation data (NaN above), and why.
         unchanged: The tasks whose fingerprints, and so labels, are those of the bundle before.
         seconds: Of the whole command.
         was_there: The bundle is that of an earlier call; nothing was done.
@@ -55,6 +57,7 @@ class ChangeResult:
     tasks: tuple[str, ...]
     added_tasks: tuple[Task, ...]
     added: dict[str, TaskMetrics]
+    undefined: dict[str, str]
     unchanged: tuple[str, ...]
     seconds: float
     was_there: bool = False
@@ -105,7 +108,7 @@ def add_tasks(
         progress.advance(1, f"{task.name}: {counted(len(data[-1].train), 'example')}")
     run = RunDirectory(output, run_digest(config, data, bundle.digest))
     if not overwrite and is_finished(output, run.name):
-        return _finished(output, names, started)
+        return _finished(output, names, undefined_metrics(data), started)
     monitor = TrainingMonitor(run, progress)
     settings = config.add_tasks
     new_task: dict[str, Any] = {
@@ -123,7 +126,8 @@ def add_tasks(
     for name in names:
         model.load_task(name, learned[name].tensors)
     described = _described(bundle, as_read(config, data))
-    result = _write(bundle, output, described, {name: learned[name].metrics for name in names}, run.name, started)
+    added = {name: learned[name].metrics for name in names}
+    result = _write(bundle, output, described, added, undefined_metrics(data), run.name, started)
     run.discard()
     return result
 
@@ -144,13 +148,13 @@ def drop_tasks(model_uri: str, names: Sequence[str], output: str, *, overwrite: 
     _changeable(bundle).drop_tasks(names)
     run = hashlib.sha256(json.dumps(["drop", bundle.digest, sorted(names)]).encode()).hexdigest()[:16]
     if not overwrite and is_finished(output, run):
-        return _finished(output, (), started)
+        return _finished(output, (), {}, started)
     change = {"dropped": list(names), "from": bundle.uri, "from_digest": bundle.digest}
     kept = [task for task in bundle.training_config.get("task", []) if task["name"] not in names]
-    return _write(bundle, output, _changed(bundle, change, kept), {}, run, started)
+    return _write(bundle, output, _changed(bundle, change, kept), {}, {}, run, started)
 
 
-def _finished(output: str, names: Collection[str], started: float) -> ChangeResult:
+def _finished(output: str, names: Collection[str], undefined: Mapping[str, str], started: float) -> ChangeResult:
     """What an earlier call left at the output."""
     tasks = read_bundle_info(output).tasks
     metrics = parse_metrics(storage.read_bytes(storage.join(storage.absolute(output), "metrics.json")))
@@ -159,6 +163,7 @@ def _finished(output: str, names: Collection[str], started: float) -> ChangeResu
         tasks=tuple(task.name for task in tasks),
         added_tasks=tuple(task for task in tasks if task.name in names),
         added={name: metrics[name] for name in names},
+        undefined=dict(undefined),
         unchanged=tuple(task.name for task in tasks if task.name not in names),
         seconds=time.monotonic() - started,
         was_there=True,
@@ -236,6 +241,7 @@ def _write(
     output: str,
     training_config: Mapping[str, Any],
     added: Mapping[str, TaskMetrics],
+    undefined: Mapping[str, str],
     run: str,
     started: float,
 ) -> ChangeResult:
@@ -263,6 +269,7 @@ def _write(
         tasks=tuple(model.task_names),
         added_tasks=tuple(task for task in model.tasks if task.name in added),
         added=dict(added),
+        undefined=dict(undefined),
         unchanged=tuple(unchanged),
         seconds=time.monotonic() - started,
     )

@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtop_batch.data.unlabelled import Pair, choose_texts, read_texts
+from mtop_batch.data.same_text import Pair
+from mtop_batch.data.unlabelled import choose_texts, read_texts
 from mtop_batch.errors import DataError
 
 

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtop_batch.config.load import load_config
+from mtop_batch.data.same_text import normalised
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.data.unlabelled import normalised
 from mtop_batch.errors import ConfigError
 from mtop_batch.experiments.data import DataSet, first_rows, prepare, read_data_set, with_unlabelled
 from mtop_batch.experiments.methods import METHODS, TABLE_METHODS, TABLES
