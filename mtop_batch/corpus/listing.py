@@ -101,5 +101,5 @@ def _nothing(corpus: str, ignored: Collection[str], hidden: Collection[str]) -> 
         )
     if not ignored:
         return "there is nothing in it" if storage.exists(corpus) else "it does not exist"
-    some = shown(next(iter(ignored)))
-    return f"none of its {len(ignored)} files, such as {some}, is a Parquet file by its name (.parquet)"
+    example = shown(next(iter(ignored)))
+    return f"none of its {len(ignored)} files, such as {example}, is a Parquet file by its name (.parquet)"
