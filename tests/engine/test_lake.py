@@ -16,6 +16,7 @@ from mtop_batch import read_labels
 from mtop_batch.cli.commands import main
 from mtop_batch.engine import label as label_module
 from mtop_batch.engine.label import label_corpus
+from mtop_batch.errors import LabelTableError
 from tests.engine.test_label import options, save_model, write_articles
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -134,7 +135,7 @@ def test_a_lake_that_fails_in_the_end_is_told_and_the_same_command_does_the_rest
     from mtop_batch.table.lake import sync
 
     def broken(*_: Any) -> None:
-        raise sync.LabelTableError("the Delta table cannot be used: the disk is gone")
+        raise LabelTableError("the Delta table cannot be used: the disk is gone")
 
     write_articles(f"{root}/corpus/d=3/c.parquet", ["bank"], first_id=9)
     command = ["label", "--model", f"{root}/old", "--corpus", f"{root}/corpus", "--labels", f"{root}/labels"]
