@@ -68,15 +68,19 @@ class DeltaLake:
 
     def create(self, schema: pa.Schema) -> None:
         """Version 0, without rows: what a killed first run leaves beside it is not taken for something else."""
-        with _explained(self._name):
-            DeltaTable.create(
-                self._uri,
-                schema,
-                mode="ignore",
-                name="labels",
-                configuration={"delta.targetFileSize": str(_FILE_BYTES)},
-                storage_options=self._options,
-            )
+        try:
+            with _explained(self._name):
+                DeltaTable.create(
+                    self._uri,
+                    schema,
+                    mode="ignore",
+                    name="labels",
+                    configuration={"delta.targetFileSize": str(_FILE_BYTES)},
+                    storage_options=self._options,
+                )
+        except (CommitConflict, LabelTableError):
+            if self._load() is None:  # else another run has created it at the same moment
+                raise
 
 
 class DeltaSnapshot:

@@ -11,6 +11,7 @@ import importlib
 import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -175,7 +176,8 @@ def sync_lake(target: LakeTarget, labels: str, run: str) -> LakeCommit | None:
             return None
         table = lake.open()
         if table is None:
-            lake.create(current.schema)
+            with suppress(CommitConflict):
+                lake.create(current.schema)
             continue
         _check_columns(target, table.columns, current.schema)
         there = table.versions()
