@@ -219,6 +219,8 @@ def test_a_missing_file_and_broken_toml_are_named(write: Callable[..., Path], tm
     path = write(CONFIG)
     with pytest.raises(ConfigError, match=r"leads through '.*config\.toml', which is a file; name a TOML file"):
         load_config(path / "news.toml")
+    with pytest.raises(ConfigError, match="has more than 64,000,000 bytes"):
+        load_config("/dev/zero")
     with pytest.raises(ConfigError, match="is a directory; name a TOML file"):
         load_config(tmp_path)
     path.write_bytes(CONFIG.encode("utf-16"))

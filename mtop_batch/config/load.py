@@ -19,6 +19,9 @@ from mtop_batch.config.sections import MODEL_SECTIONS, Config, GateConfig, TaskC
 from mtop_batch.errors import ConfigError, TaskError
 from mtop_batch.storage import absolute, is_remote, read_bytes
 
+# A thousand tasks take half a megabyte.
+_MAX_BYTES = 64_000_000
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None) -> Config:
     """Read, complete and check a configuration.
@@ -72,10 +75,19 @@ def load_gate(path: str | Path | None, given: Mapping[str, Any]) -> GateConfig:
         raise ConfigError(f"{path or 'the options'}: " + "\n  ".join(lines)) from None
 
 
+def _read_local(place: str) -> bytes:
+    """A file, or what a pipe says; a device may never come to an end."""
+    with open(place, "rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise ConfigError(f"{place!r} has more than {_MAX_BYTES:,} bytes; a configuration is smaller: name a TOML file")
+    return data
+
+
 def _read_toml(path: str | Path) -> dict[str, Any]:
     try:
         place = absolute(str(path))
-        data = read_bytes(place) if is_remote(place) else Path(place).read_bytes()
+        data = read_bytes(place) if is_remote(place) else _read_local(place)
         return tomllib.loads(data.decode("utf-8-sig"))  # some editors begin a file with a byte order mark
     except FileNotFoundError:
         place = "" if is_remote(str(path)) else f" (relative to {Path.cwd()})"

@@ -171,10 +171,12 @@ def _finished(output: str, names: Collection[str], undefined: Mapping[str, str],
 
 
 def _check_apart(model_uri: str, output: str) -> None:
-    if storage.path_below(output, model_uri) == "":
+    below = storage.path_below(output, model_uri)
+    if below is not None:
+        what = f"lies in the bundle {model_uri}" if below else "is the bundle itself"
         raise ConfigError(
-            f"--output {output} is the bundle itself; name another place, so that the one that made the labels "
-            "stays and a failure costs nothing"
+            f"--output {output} {what}; name another place, so that the one that made the labels stays and a failure "
+            "costs nothing"
         )
 
 

@@ -205,6 +205,8 @@ def test_bundles_that_cannot_work_are_refused(tmp_path: Path, task_tables: list[
     model, config = save_model(tmp_path / "m"), write_config(tmp_path / "new.toml", task_tables)
     with pytest.raises(ConfigError, match="is the bundle itself"):
         add(model, config, tmp_path / "m")
+    with pytest.raises(ConfigError, match="lies in the bundle"):
+        add(model, config, tmp_path / "m" / "next")
     with pytest.raises(BundleError, match="there is no bundle at"):
         add(str(tmp_path / "nowhere"), config, tmp_path / "m2")
     (tmp_path / "full").mkdir()
