@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAn
 from mtop_batch.errors import TaskError
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.storage import absolute, check_address
-from mtop_batch.tasks import LabelBy, Metric, Reader, Task, TaskKind, check_task_names
+from mtop_batch.tasks import LabelBy, Metric, Reader, ScoresKept, Task, TaskKind, check_task_names
 
 Address = Annotated[str, AfterValidator(check_address)]
 """Where data or bundles are: without credentials, for a bundle holds its configuration."""
@@ -305,18 +305,22 @@ class TaskConfig(_Section):
     name: str
     """Names the columns of the label table: letters, digits, `_` and `-`, starting with a letter."""
     kind: TaskKind | Literal["probe"] = "classification"
-    """"classification" or "regression"; "probe" is short for a classification that reads the vector."""
+    """"classification", one label for each text; "multi-label", any number of them, also none; or "regression".
+    "probe" is short for a classification that reads the vector."""
     reads: Reader | None = None
     """"prompts"; "pooled", the first token; or "vector", the document vector, which only `mtop add-tasks` learns to
     read. The kind of model says which it has; without this key it chooses."""
     labels: tuple[str, ...] = ()
-    """Two or more; none for a regression."""
+    """Two or more; of a multi-label task one or more; none for a regression."""
+    scores: ScoresKept = "label"
+    """What the label table keeps: "label", the probability of the label, or of each label that a text is given; "all",
+    those of all labels too, as a column `<task>_scores`. Nothing that is computed depends on it."""
     metric: Metric | None = None
     """What judges the task; the mean over the tasks chooses the checkpoint. The kind's first one if left out."""
     text: tuple[str, ...] = ("text",)
     """One column, or two for a pair."""
     label: str = "label"
-    """The label column."""
+    """The label column; of a multi-label task lists of labels."""
     label_by: LabelBy | None = None
     """What numbers in it are: "name", labels written as numbers, or "index", places in `labels` from 0; true and false
     are 1 and 0 then. Without it the values decide, and what can be both is refused."""
@@ -340,7 +344,15 @@ class TaskConfig(_Section):
         Args:
             default_reader: What it reads if it does not say.
         """
-        return Task(self.name, self.kind, self.labels, self.text, self.metric or "", self.reads or default_reader)
+        return Task(
+            self.name,
+            self.kind,
+            self.labels,
+            self.text,
+            self.metric or "",
+            self.reads or default_reader,
+            scores=self.scores,
+        )
 
 
 class GateConfig(_Section):

@@ -13,7 +13,7 @@ import sklearn.metrics
 
 from mtop_batch.tasks import Metric, Task
 from mtop_batch.training.evaluation import TaskPredictions
-from mtop_batch.training.metrics import undefined
+from mtop_batch.training.metrics import indicator, undefined
 
 ERROR_COLUMNS = pa.schema(
     [
@@ -25,7 +25,8 @@ ERROR_COLUMNS = pa.schema(
         ("score", pa.float32()),
     ]
 )
-"""`score` is the probability of the predicted label; of a regression the absolute error."""
+"""`score` is the probability of the predicted label; of a regression the absolute error; of a multi-label task how sure
+the model is of the label that it is most wrong about."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class LabelReport:
 
     Args:
         labels: One for each label; none for a regression.
-        confusion: Examples by given (rows) and predicted label.
+        confusion: Examples by given (rows) and predicted label; none for a multi-label task, in which a label that is
+            missed is not taken for another one.
         undefined: Why the task's own metric means nothing on these examples; empty if it means something.
     """
 
@@ -60,17 +62,22 @@ def label_report(task: Task, predictions: TaskPredictions, labels: npt.NDArray[n
     Args:
         task: The task.
         predictions: What the model says.
-        labels: (R,) Given label ids, or values of a regression.
+        labels: (R,) Given label ids, or values of a regression; (R, C) those that a text has, of a multi-label task.
     """
     why = undefined(cast(Metric, task.metric), predictions.values, labels)
     if task.kind == "regression":
         return LabelReport([], [], why)
     known = np.arange(len(task.labels))
-    columns = sklearn.metrics.precision_recall_fscore_support(labels, predictions.values, labels=known, zero_division=0)
+    given, predicted = labels, predictions.values
+    if task.is_multi_label:
+        given, predicted = indicator(given), indicator(predicted)
+    columns = sklearn.metrics.precision_recall_fscore_support(given, predicted, labels=known, zero_division=0)
     scores = [
         LabelScores(label, float(precision), float(recall), float(f1), int(support))
         for label, precision, recall, f1, support in zip(task.labels, *columns, strict=True)
     ]
+    if task.is_multi_label:
+        return LabelReport(scores, [], why)
     confusion = sklearn.metrics.confusion_matrix(labels, predictions.values, labels=known)
     return LabelReport(scores, confusion.tolist(), why)
 
@@ -87,7 +94,8 @@ def worst_errors(
     Args:
         task: The task.
         predictions: What the model says of R examples.
-        labels: (R,) Given label ids, or values of a regression, of which every example counts as an error.
+        labels: (R,) Given label ids, or values of a regression, of which every example counts as an error; (R, C) the
+            labels that a text has, of a multi-label task: an error is a label too many or too few.
         texts: R of them.
         seconds: Their second texts, if the task has two text columns.
 
@@ -98,6 +106,11 @@ def worst_errors(
     if task.kind == "regression":
         scores, wrong = np.abs(values - labels.astype(np.float64)), np.arange(len(values))
         given, predicted = ([f"{value:g}" for value in column] for column in (labels.astype(np.float64), values))
+    elif task.is_multi_label:
+        differs = values != labels
+        sure_of = np.where(values > 0, predictions.scores, 1 - predictions.scores)
+        scores, wrong = np.where(differs, sure_of, 0).max(axis=1), np.flatnonzero(differs.any(axis=1))
+        given, predicted = ([_names(task, row) for row in rows] for rows in (labels, values))
     else:
         scores, wrong = predictions.scores, np.flatnonzero(values != labels)
         given, predicted = ([task.labels[int(value)] for value in column] for column in (labels, values))
@@ -113,3 +126,7 @@ def worst_errors(
         },
         schema=ERROR_COLUMNS,
     )
+
+
+def _names(task: Task, has_label: npt.NDArray[np.generic]) -> str:
+    return ", ".join(task.labels[index] for index in np.flatnonzero(has_label))

@@ -39,6 +39,34 @@ def matthews(predictions: Values, labels: Values) -> float:
     return float(sklearn.metrics.matthews_corrcoef(labels, predictions))
 
 
+def micro_f1(predictions: Values, labels: Values) -> float:
+    """F1 of all labels of all rows of a multi-label task, counted together; both are (rows, labels)."""
+    given, predicted = indicator(labels), indicator(predictions)
+    return float(sklearn.metrics.f1_score(given, predicted, average="micro", zero_division=0))
+
+
+def macro_f1(predictions: Values, labels: Values) -> float:
+    """The mean over the labels of a multi-label task of each one's F1; both are (rows, labels).
+
+    Labels that neither occur nor are predicted are left out of the mean.
+    """
+    wanted = np.flatnonzero(labels.any(axis=0) | predictions.any(axis=0))
+    if not len(wanted):
+        return 0.0
+    given, predicted = indicator(labels), indicator(predictions)
+    return float(sklearn.metrics.f1_score(given, predicted, labels=wanted, average="macro", zero_division=0))
+
+
+def subset_accuracy(predictions: Values, labels: Values) -> float:
+    """The share of rows of a multi-label task with all of their labels, and no others; both are (rows, labels)."""
+    return float(sklearn.metrics.accuracy_score(indicator(labels), indicator(predictions)))
+
+
+def indicator(has_label: Values) -> Values:
+    """Which labels rows have, as scikit-learn takes it: one label alone it would take for one of two classes."""
+    return has_label if has_label.shape[1] > 1 else np.column_stack([has_label, np.zeros_like(has_label)])
+
+
 def pearson(predictions: Values, labels: Values) -> float:
     """Pearson correlation."""
     if _is_constant(predictions) or _is_constant(labels):
@@ -73,8 +101,9 @@ def compute_metric(name: Metric, predictions: Values, labels: Values, num_labels
 
     Args:
         name: One of `mtop_batch.tasks.METRICS`.
-        predictions: Label ids, or values for regression (rows,), at least one.
-        labels: The same for the truth (rows,).
+        predictions: Label ids, or values for regression (rows,), at least one; which labels a row has, of a multi-label
+            task (rows, labels).
+        labels: The same for the truth.
         num_labels: How many labels the task has; of use to "f1".
     """
     match name:
@@ -84,6 +113,12 @@ def compute_metric(name: Metric, predictions: Values, labels: Values, num_labels
             return f1(predictions, labels, num_labels)
         case "matthews":
             return matthews(predictions, labels)
+        case "micro_f1":
+            return micro_f1(predictions, labels)
+        case "macro_f1":
+            return macro_f1(predictions, labels)
+        case "subset_accuracy":
+            return subset_accuracy(predictions, labels)
         case "pearson":
             return pearson(predictions, labels)
         case "spearman":
@@ -98,8 +133,10 @@ def undefined(name: Metric, predictions: Values, labels: Values) -> str:
     >>> undefined("matthews", np.array([0, 1]), np.array([1, 1]))
     'all examples have the same label'
     """
-    if name == "accuracy":
+    if name in ("accuracy", "subset_accuracy"):
         return ""
+    if name in ("micro_f1", "macro_f1"):
+        return "" if labels.any() else "no example has a label"
     if name == "f1":
         return "" if labels.any() or predictions.any() else "no example has, and none is given, the second label"
     if _is_constant(labels):

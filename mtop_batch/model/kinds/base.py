@@ -216,7 +216,8 @@ class MultiTaskModel(EncoderModel):
             token_type_ids: (B, T) 0 and 1 for the two texts of a pair.
             kv_cache: What `cache` returned for the texts, in place of the three above.
             task: The one task wanted; None for all.
-            labels: (B,) Label indices or regression values of that task.
+            labels: (B,) Label indices or regression values of that task; (B, C) which labels a text has, of a
+                multi-label task.
 
         Raises:
             TaskError: There is no such task, labels or a KV cache are given without one, or the task cannot use it.
