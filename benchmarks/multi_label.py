@@ -11,9 +11,9 @@
         [--epochs 4] [--seeds 0 1 2] [--set train.freeze_word_embeddings=true] [--limit 2000]
         [--work models/multi-label]
 
-`prepare` writes train, eval and test Parquet files with the columns `text` and `labels`. `--goemotions` is a directory
 `prepare` writes train, eval and test Parquet files with columns `text` and `labels`. `--goemotions` is a directory with
 train, dev and test.parquet (`text`, `labels`). `--reuters` is a Parquet file of Reuters-21578 with `title`, `body`,
+`topics` and `modapte`: all ModApte documents and the 90 topics that occur in training and in test, so that many
 documents have none; a tenth of the training documents is for evaluation.
 
 The weights of the epoch with the best micro F1 on evaluation examples are tested. Each method, set and seed is a step
@@ -165,7 +165,7 @@ def by_transformers(config: Config, test: str) -> Scores:
     backbone = load_backbone(config.backbone.name)
     settings = copy.deepcopy(backbone.config)
     settings.num_labels, settings.problem_type = len(task.labels), "multi_label_classification"
-    model = AutoModelForSequenceClassification.from_config(settings).to(device)
+    model = AutoModelForSequenceClassification.from_config(settings).to(device)  # type: ignore[no-untyped-call]
     missing = model.base_model.load_state_dict(backbone.state_dict(), strict=False)
     assert not missing.unexpected_keys
     if train.freeze_word_embeddings:
@@ -173,7 +173,8 @@ def by_transformers(config: Config, test: str) -> Scores:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, train.learning_rate, weight_decay=train.weight_decay, fused=True)
     num_steps = round(train.epochs * len(learned) / train.batch_size)
-    schedule = get_linear_schedule_with_warmup(optimizer, round(train.warmup_fraction * num_steps), num_steps)
+    num_warm = round(train.warmup_fraction * num_steps)
+    schedule = get_linear_schedule_with_warmup(optimizer, num_warm, num_steps)  # type: ignore[no-untyped-call]
     rng = np.random.default_rng(train.seed)
     best, best_weights, rows = -1.0, {}, np.empty(0, np.int64)
     steps_per_epoch = max(1, len(learned) // train.batch_size)

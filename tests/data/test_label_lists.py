@@ -47,7 +47,8 @@ def load(tmp_path: Path, labels: Any, label_by: LabelBy | None = None) -> RawExa
 )
 def test_lists_of_any_type_are_sets_of_labels_and_null_is_no_example(tmp_path: Path, labels: pa.Array) -> None:
     raw = load(tmp_path, labels)
-    assert (raw.labels.tolist(), raw.labels.dtype) == (EXPECTED, np.bool_)
+    assert raw.labels.tolist() == EXPECTED
+    assert raw.labels.dtype == np.bool_
     assert raw.skipped == [(3, "label is null")]
 
 

@@ -117,8 +117,8 @@ def label_unit(corpus: str, labels: str, wanted: Definition, unit: Unit, run: st
         columns["vector"] = pa.array(vectors, pa.list_(pa.float16(), 2))
     pairs_of_texts = list(zip(texts, seconds, strict=True))
     kept = {task.name: task for task in wanted.tasks if task.keeps_probabilities and task.name in unit.tasks}
-    for name, task in kept.items():
-        columns |= _columns_of_all(task, wanted.fingerprints[name], pairs_of_texts)
+    for name, kept_task in kept.items():
+        columns |= _columns_of_all(kept_task, wanted.fingerprints[name], pairs_of_texts)
     for task in (task for task in unit.tasks if task != VECTOR and task not in kept):
         pairs = [
             (None, None) if text is None else expected_label(task, wanted.fingerprints[task], text, second)

@@ -18,6 +18,7 @@ from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.errors import BundleError, ConfigError, DataError, TaskError
 from mtop_batch.labelling.run import predictor as predictor_module
+from mtop_batch.labelling.run.device_copies import ToHost
 from mtop_batch.labelling.run.predictor import Predictor
 from mtop_batch.model.bundle.bundle import save_bundle
 from mtop_batch.model.kinds.config import PromptAttention
@@ -399,7 +400,7 @@ def test_a_batch_comes_to_the_host_as_one_tensor_and_no_larger_than_it_must_be(
 ) -> None:
     shapes: list[tuple[int, ...]] = []
 
-    class Watched(predictor_module.ToHost):
+    class Watched(ToHost):
         def __init__(self, tensor: Tensor) -> None:
             shapes.append(tuple(tensor.shape))
             super().__init__(tensor)

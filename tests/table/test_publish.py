@@ -321,7 +321,7 @@ def test_the_tables_columns_are_read_back_as_written(labels: Path) -> None:
         {"a": OutputKind("classification"), "r": OutputKind("regression")}, pa.dictionary(pa.int32(), pa.string())
     )
     assert TableSchema.decode(schema.encode(), "x") == schema
-    assert schema.with_tasks({"_vector": "vector"}) == schema
+    assert schema.with_tasks({"_vector": OutputKind("vector")}) == schema
     assert read_table_schema(str(labels)) is None
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from sklearn import metrics as reference
 from sklearn.linear_model import LogisticRegression
+from torch import distributed
 from torch.nn import functional as F
 
 from mtop_batch.data.batches import pad_batch
@@ -18,7 +19,6 @@ from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.kinds.by_name import KINDS
 from mtop_batch.model.parts.losses import task_loss
 from mtop_batch.tasks import METRICS, Metric, Task
-from mtop_batch.training import evaluation
 from mtop_batch.training.evaluation import TaskPredictions, evaluate_task, task_predictions
 from mtop_batch.training.label_report import label_report, worst_errors
 from mtop_batch.training.loop import fit
@@ -124,6 +124,20 @@ def test_every_kind_of_model_learns_it_beside_others(kind: str) -> None:
     assert metrics["topics"]["loss"] < before["loss"]
 
 
+def test_tasks_of_different_kinds_share_prompts() -> None:
+    tasks = (TASKS[1], TOPICS, ALERT)
+    groups = {task.name: "a" for task in tasks}
+    model = make_model(tasks=tasks, prompt_attention="isolated", prompt_groups=groups, pooler_rank=2)
+    data = [TaskData(task, make_examples(task, 16, seed=1), make_examples(task, 8, seed=2)) for task in tasks]
+    fit(model, data, make_settings(epochs=1))
+    inputs = pad_batch(data[0].train.tokens, np.arange(5))
+    with torch.no_grad():
+        together = model.eval().all_tasks(**inputs)
+        alone = [model(**inputs, task=task.name).logits for task in tasks]
+    for place, own in enumerate(alone):
+        torch.testing.assert_close(together[:, place, : own.shape[1]], own, rtol=1e-4, atol=1e-5)
+
+
 def test_two_workers_evaluate_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     model, examples = make_model(tasks=(TOPICS,)), make_examples(TOPICS, 7, seed=1)
     seen: list[Any] = []
@@ -132,7 +146,7 @@ def test_two_workers_evaluate_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(own)
         parts[:] = [seen[0], own]
 
-    monkeypatch.setattr(evaluation.distributed, "all_gather_object", all_gather)
+    monkeypatch.setattr(distributed, "all_gather_object", all_gather)
     found = [task_predictions(model, examples, TOPICS, worker=Worker(rank, 2)) for rank in (0, 1)][1]
     alone = task_predictions(model, examples, TOPICS)
     np.testing.assert_allclose(found.scores, alone.scores, atol=1e-6)
