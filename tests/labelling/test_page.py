@@ -192,7 +192,7 @@ def test_shares_of_several_labels_are_those_of_articles() -> None:
     counts = {"label_counts": {"t": {"a": 60, "b": 120}}, "list_counts": {"t": 120}}
     page = run_page(report_of(2, gate=judge(table, Rules()).to_dict(), **counts), [counts, counts])
     check(page)
-    for shown in ("a 90.0%", "b 100.0%", "a</td><td>20.0%", "a 50.0%", "&ndash;", "70 "):
+    for shown in ("a 90.0%", "b 100.0%", "a</td><td>20.0%", "a 50.0%", "&ndash;", "70</td>"):
         assert shown in page, shown
 
 
