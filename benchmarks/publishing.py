@@ -1,20 +1,27 @@
 """What does publishing cost? Seconds and memory for a table of some rows and tasks, and for one more task on top.
 
 Writes label files of random labels into a store, as `mtop label` would, and times `table.publisher.publish`
-alone: of all tasks into a new table, of nothing new, of one task more, and back to an older bundle.
+alone: of all tasks into a new table, of nothing new, of one task more, and back to an older bundle. With `--format
+delta` or `iceberg` it times the commit to such a table behind each of these, and tells the most memory that the process
+had meanwhile.
 
-With `--storage s3` the table lies on a SeaweedFS that is started for it.
+With `--storage s3` the tables lie on a SeaweedFS that is started for it; an Iceberg catalogue is a local SQLite file.
 
     PYTHONPATH=. python benchmarks/publishing.py [--rows 1000000] [--tasks 8] [--files 50] [--storage s3]
+        [--format delta]
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import resource
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +35,9 @@ from mtop_batch.table.definition import Definition
 from mtop_batch.table.footer import LabelFooter
 from mtop_batch.table.gate.preview import preview
 from mtop_batch.table.gate.rules import DEFAULT_RULES, judge
+from mtop_batch.table.lake import TableFormat
+from mtop_batch.table.lake.sync import sync_lake
+from mtop_batch.table.lake.target import LakeTarget, lake_target
 from mtop_batch.table.names import label_path
 from mtop_batch.table.publisher import publish
 from mtop_batch.table.row_ranges import slice_rows
@@ -79,8 +89,10 @@ def store(labels: str, wanted: Definition, sources: Sequence[SourceFile], num_ro
         pass
 
 
-def measure(labels: str, num_rows: int, num_tasks: int, num_files: int) -> dict[str, dict[str, float]]:
-    """Seconds and files of each publication."""
+def measure(
+    labels: str, num_rows: int, num_tasks: int, num_files: int, lake: LakeTarget | None
+) -> dict[str, dict[str, float]]:
+    """Seconds and files of each publication, and of each commit to a lake table."""
     sources = [SourceFile(f"part-{number:05d}.parquet", 1_000 + number, "v1") for number in range(num_files)]
     rows_of_a_file = num_rows // num_files
     tasks = [f"task_{number}" for number in range(num_tasks)]
@@ -89,22 +101,37 @@ def measure(labels: str, num_rows: int, num_tasks: int, num_files: int) -> dict[
     for wanted in (first, added, retrained):
         store(labels, wanted, sources, rows_of_a_file)
     steps = {
-        "a new table": first,
-        "nothing new": first,
-        "one task more": added,
-        "a retrained bundle": retrained,
-        "back to the first bundle": first,
+        "a new table": (first, sources),
+        "nothing new": (first, sources),
+        "one task more": (added, sources),
+        "one file changed": (retrained, sources[:1]),
+        "a retrained bundle": (retrained, sources),
+        "back to the first bundle": (first, sources),
     }
     found: dict[str, dict[str, float]] = {}
-    for name, wanted in steps.items():
+    for name, (wanted, of_step) in steps.items():
         started = time.perf_counter()
-        judge(preview(labels, wanted.view, wanted.kinds, sources), DEFAULT_RULES)
+        judge(preview(labels, wanted.view, wanted.kinds, of_step), DEFAULT_RULES)
         judged = time.perf_counter()
-        done = publish(labels, wanted.view, wanted.kinds, sources, name)
+        done = publish(labels, wanted.view, wanted.kinds, of_step, name)
         seconds = {"seconds": round(time.perf_counter() - judged, 2), "gate_seconds": round(judged - started, 2)}
         found[name] = {**seconds, "files": len(done.files)}
         print(f"{name:26} {seconds['gate_seconds']:8.2f} s gate, {seconds['seconds']:8.2f} s, {len(done.files)} files")
+        if lake is not None:
+            found[name] |= measure_commit(lake, labels, name)
     return found
+
+
+def measure_commit(lake: LakeTarget, labels: str, name: str) -> dict[str, float]:
+    """Seconds, rows and most memory of a commit."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    started = time.perf_counter()
+    done = sync_lake(lake, labels, name)
+    seconds = time.perf_counter() - started
+    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    rows = 0 if done is None else done.rows
+    print(f"{'':26} {seconds:8.2f} s commit, {rows:,} rows, {int(peak) / 1e3:,.0f} MB")
+    return {"commit_seconds": round(seconds, 2), "commit_rows": rows, "commit_peak_memory_mb": round(int(peak) / 1e3)}
 
 
 def main() -> None:
@@ -115,13 +142,27 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=50)
     parser.add_argument("--storage", choices=("local", "s3"), default="local")
     parser.add_argument("--name", default="publishing", help="of the result file; with the storage behind it")
+    parser.add_argument(
+        "--format", choices=get_args(TableFormat), default="parquet", help="also commit to such a table"
+    )
     arguments = parser.parse_args()
-    with place(arguments.storage) as (root, environment):
+    with place(arguments.storage) as (root, environment), tempfile.TemporaryDirectory() as directory:
         os.environ.update(environment)
-        steps = measure(f"{root}/labels", arguments.rows, arguments.tasks, arguments.files)
+        options = (
+            (f"sqlite:///{directory}/catalog.db", "news.labels") if arguments.format == "iceberg" else (None, None)
+        )
+        lake = lake_target(arguments.format, f"{root}/labels", None, *options)
+        steps = measure(f"{root}/labels", arguments.rows, arguments.tasks, arguments.files, lake)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    result = {"rows": arguments.rows, "tasks": arguments.tasks, "files": arguments.files, "steps": steps}
-    print(f"wrote {write_result(f'{arguments.name}_{arguments.storage}', {**result, 'peak_memory_mb': round(peak)})}")
+    result: dict[str, Any] = {
+        "rows": arguments.rows,
+        "tasks": arguments.tasks,
+        "files": arguments.files,
+        "steps": steps,
+    }
+    result |= {"peak_memory_mb": round(peak), "load_average": os.getloadavg()}
+    name = arguments.name if lake is None else f"{arguments.name}_{arguments.format}"
+    print(f"wrote {write_result(f'{name}_{arguments.storage}', result)}")
 
 
 if __name__ == "__main__":

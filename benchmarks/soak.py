@@ -2,7 +2,8 @@
 
 Starts a cluster of some nodes on this machine and `mtop label` on it. Every so often a node dies, as if its machine had
 lost power, and a new one joins. A run that ends with code 1 is started again, as a scheduler would. In the end the
-table is compared, column by column, with one that an undisturbed run has made.
+table is compared, column by column, with one that undisturbed runs have made: of the first half of the articles, and of
+the rest, of which the plan's estimate is compared with what the run took.
 
     PYTHONPATH=. python benchmarks/soak.py [--articles 200000] [--nodes 4] [--every 60] [--dir DIR]
 """
@@ -49,10 +50,12 @@ def write_corpus(directory: Path, num_articles: int) -> None:
         pq.write_table(table, directory / f"articles-{number:03d}.parquet")
 
 
-def start_label(root: Path, labels: Path, environment: Mapping[str, str], *options: str) -> subprocess.Popen[bytes]:
+def start_label(
+    root: Path, labels: Path, environment: Mapping[str, str], *options: str, corpus: str = "corpus"
+) -> subprocess.Popen[bytes]:
     """`mtop label`, whose output goes to a log."""
     command = [sys.executable, "-m", "mtop_batch.cli", "label", "--model", str(root / "model")]
-    command += ["--corpus", str(root / "corpus"), "--labels", str(labels), "--id-column", "id", *options]
+    command += ["--corpus", str(root / corpus), "--labels", str(labels), "--id-column", "id", *options]
     with (root / "label.log").open("ab") as log:
         return subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=subprocess.STDOUT)
 
@@ -109,6 +112,33 @@ def disturb(root: Path, labels: Path, cluster: LocalCluster, every_s: float) -> 
     }
 
 
+def label_quietly(root: Path, labels: Path, *options: str) -> None:
+    """A run that nothing disturbs, on a Ray of its own, with as many articles as are in `root / "half"`."""
+    code = start_label(root, labels, {}, *options, corpus="half").wait()
+    if code != 0:
+        raise SystemExit(f"an undisturbed run ended with code {code}; see {root / 'label.log'}")
+
+
+def in_two_halves(root: Path, labels: Path) -> dict[str, Any]:
+    """Label half of the corpus, plan the rest, and label that; planned and actual seconds of the second run."""
+    files = sorted((root / "corpus").iterdir())
+    (root / "half").mkdir()
+    for number, some in enumerate((files[: FILES // 2], files[FILES // 2 :])):
+        for file in some:
+            os.link(file, root / "half" / file.name)
+        if number:
+            label_quietly(root, labels, "--plan", "--json", str(root / "plan.json"))
+        label_quietly(root, labels)
+    planned, report = json.loads((root / "plan.json").read_bytes()), reports(labels)[-1]
+    return {
+        "planned_seconds": round(planned["estimated_seconds"], 1),
+        "actual_seconds": round(report["seconds"], 1),
+        "actual_over_planned": round(report["seconds"] / planned["estimated_seconds"], 3),
+        "planned_device_hours": round(planned["estimated_device_hours"], 4),
+        "actual_device_hours": round(report["device_hours"], 4),
+    }
+
+
 def table_of(labels: Path) -> pa.Table:
     """What readers see, in the order of the files."""
     return ds.dataset(labels / "current", format="parquet").to_table()
@@ -138,9 +168,7 @@ def main() -> None:
     finally:
         stop_cluster(root / "cluster")
     started = time.monotonic()
-    quiet = start_label(root, root / "quiet", {})
-    if quiet.wait() != 0:
-        raise SystemExit(f"the undisturbed run ended with code {quiet.returncode}; see {root / 'label.log'}")
+    estimate = in_two_halves(root, root / "quiet")
     made = reports(root / "disturbed")
     disturbed, undisturbed = table_of(root / "disturbed"), table_of(root / "quiet")
     result = {
@@ -150,6 +178,7 @@ def main() -> None:
         "every_s": arguments.every,
         **happened,
         "undisturbed_seconds": round(time.monotonic() - started),
+        "second_half": estimate,
         "rows": disturbed.num_rows,
         "ids_once": len(set(disturbed["id"].to_pylist())) == disturbed.num_rows == arguments.articles,
         "equal": disturbed.equals(undisturbed),

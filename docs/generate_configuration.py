@@ -90,7 +90,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 def _type(field: FieldInfo) -> str:
     bounds = [
-        f"{sign}{limit:g}"
+        f"{sign}{limit:,}"
         for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
         for limit in (getattr(constraint, name, None) for constraint in field.metadata)
         if limit is not None
@@ -106,6 +106,8 @@ def _type_name(annotation: Any) -> str:
         return ", ".join(f"`{part}`" for part in parts)
     if origin is tuple:
         return f"list of {_type_name(parts[0])}s"
+    if origin is dict:
+        return f"table of {_type_name(parts[1])}s"
     if parts:
         return " or ".join(_type_name(part) for part in parts if part is not type(None))
     return _NAMES[annotation]

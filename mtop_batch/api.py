@@ -18,8 +18,9 @@ from mtop_batch.precision import PrecisionChoice
 if TYPE_CHECKING:
     from mtop_batch.config.sections import Config
     from mtop_batch.engine.add_tasks import ChangeResult
-    from mtop_batch.engine.evaluate import EvaluatedTask
     from mtop_batch.engine.train import TrainResult
+    from mtop_batch.table.lake import TableFormat
+    from mtop_batch.training.evaluated import EvaluatedTask
 
 Event = dict[str, Any]
 
@@ -59,7 +60,13 @@ def train(
 
 
 def add_tasks(
-    model: str, config: str | Path, output: str, overrides: Sequence[str] = (), *, replace: bool = False
+    model: str,
+    config: str | Path,
+    output: str,
+    overrides: Sequence[str] = (),
+    *,
+    replace: bool = False,
+    overwrite: bool = False,
 ) -> ChangeResult:
     """Learn new tasks on a trained bundle; outputs and labels of the tasks it has stay as they are.
 
@@ -69,6 +76,8 @@ def add_tasks(
         output: Where the new bundle goes.
         overrides: `section.key=value` strings, as with `--set`.
         replace: Train a task that the bundle has again, in its place.
+        overwrite: Replace whatever bundle `output` holds; without it, the bundle of the same call is left there, and
+            another one refused.
 
     Raises:
         MtopError: As the command; nothing is written to `output` then.
@@ -77,7 +86,9 @@ def add_tasks(
     from mtop_batch.engine.monitoring.progress import Progress
 
     with Progress() as progress:
-        return run(model, str(config), output, progress=progress, overrides=overrides, replace=replace)
+        return run(
+            model, str(config), output, progress=progress, overrides=overrides, replace=replace, overwrite=overwrite
+        )
 
 
 def evaluate(
@@ -86,6 +97,8 @@ def evaluate(
     overrides: Sequence[str] = (),
     *,
     errors: str | None = None,
+    suspects: str | None = None,
+    report: str | None = None,
 ) -> dict[str, dict[str, float]]:
     """Measure the tasks of a bundle on their evaluation data.
 
@@ -95,25 +108,50 @@ def evaluate(
             already. By default the tasks and the evaluation data that the bundle was trained with.
         overrides: `section.key=value` strings, as with `--set`; only with a file.
         errors: Also write the examples it gets wrong to this Parquet file, the surest first.
+        suspects: Also write the training examples that are likely to be labelled wrongly to this Parquet file.
+        report: Also write all that the command knows to this HTML file.
 
     Returns:
-        Task -> metric -> value: the task's own metric, "loss", "num_examples".
+        Task -> metric -> value: the task's own metric, "loss", "num_examples". NaN stands for a metric that the
+        evaluation data leave undefined, such as a correlation where all labels are the same.
 
     Raises:
         MtopError: As the command.
     """
-    evaluated = evaluate_in_detail(model, config, overrides)
-    if errors is not None:
-        from mtop_batch.engine.evaluate import write_errors
+    from mtop_batch.storage import file_place
 
-        write_errors(errors, evaluated)
+    options = {"errors": errors, "suspects": suspects, "report": report}
+    files = {option: file_place(typed, option) for option, typed in options.items() if typed is not None}
+    wants_suspects = suspects is not None or report is not None
+    evaluated = evaluate_in_detail(model, config, overrides, compare=report is not None, suspects=wants_suspects)
+    from mtop_batch.engine.evaluate import write_errors, write_report, write_suspects
+
+    if "errors" in files:
+        write_errors(files["errors"], evaluated)
+    if "suspects" in files:
+        write_suspects(files["suspects"], evaluated)
+    if "report" in files:
+        write_report(files["report"], model, evaluated)
     return {name: item.metrics for name, item in evaluated.items()}
 
 
 def evaluate_in_detail(
-    model: str, config: str | Path | Config | None = None, overrides: Sequence[str] = ()
+    model: str,
+    config: str | Path | Config | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    compare: bool = True,
+    suspects: bool = False,
 ) -> dict[str, EvaluatedTask]:
-    """As `evaluate`, and each task label by label, with the examples that it gets wrong."""
+    """As `evaluate`, and each task label by label, with the examples that it gets wrong, and what of its data to doubt.
+
+    Args:
+        model: As for `evaluate`, like the next two.
+        config: See there.
+        overrides: See there.
+        compare: Compare evaluation with training data, where these can be read.
+        suspects: Look for training examples that are likely to be labelled wrongly.
+    """
     if config is None and overrides:
         raise ConfigError("--set changes a configuration; name one with --config")
     # What a file of `add-tasks` leaves out is the bundle's, and does not count here.
@@ -123,7 +161,7 @@ def evaluate_in_detail(
     from mtop_batch.engine.monitoring.progress import Progress
 
     with Progress() as progress:
-        return run(model, loaded, progress=progress)
+        return run(model, loaded, progress=progress, compare=compare, suspects=suspects)
 
 
 def label(
@@ -143,6 +181,10 @@ def label(
     prune: bool = False,
     force: bool = False,
     publish: bool = True,
+    format: TableFormat = "parquet",
+    lake: str | None = None,
+    catalog: str | None = None,
+    table: str | None = None,
     retry_timeout: float = 120.0,
     vectors: bool = False,
     precision: PrecisionChoice = "auto",
@@ -175,6 +217,10 @@ def label(
         prune: Remove labels whose source file is gone.
         force: Also if that is most of the table.
         publish: Show readers what was computed; else it stays in the store.
+        format: "delta" or "iceberg" publishes the same rows to such a table too, in one commit.
+        lake: Where that table's files lie; `<labels>/delta` by default, or where the Iceberg catalogue puts them.
+        catalog: The Iceberg catalogue: a name of pyiceberg's configuration, or a URI; `default` by default.
+        table: The Iceberg table, with its namespace, such as `news.labels`.
         retry_timeout: Fail when storage has not answered for this many seconds.
         vectors: Store a document vector of each article too.
         precision: Of the model; "auto" is bf16 where the hardware computes in it, fp32 elsewhere.
@@ -197,6 +243,7 @@ def label(
     """
     from mtop_batch.engine.gate import gate_rules
     from mtop_batch.engine.label import LabelOptions, label_corpus
+    from mtop_batch.table.lake.target import lake_target
 
     gate = gate_rules(
         config,
@@ -222,6 +269,7 @@ def label(
         prune=prune,
         force=force,
         publish=publish,
+        lake=lake_target(format, labels, lake, catalog, table),
         gate=gate,
         retry_timeout_s=retry_timeout,
         vectors=vectors,

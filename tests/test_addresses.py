@@ -76,6 +76,9 @@ def test_a_url_becomes_one_form(typed: str, url: str) -> None:
         ("gs:b/x", "write gs://bucket/path"),
         ("s3:///x", "names no bucket"),
         ("s3://b/../x", "leads above its bucket"),
+        ("~no-such-user/x", r"there is no such user; write \./~no-such-user/x for a local path"),
+        ("data\0/x", r"data\\x00/x: no path or URL has a NUL"),
+        ("s3://b/\0", "no path or URL has a NUL"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(typed: str, message: str) -> None:

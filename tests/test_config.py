@@ -11,6 +11,7 @@ from mtop_batch.config.load import load_config
 from mtop_batch.config.sections import MODEL_SECTIONS, Config, ModelConfig, MTOPModelConfig
 from mtop_batch.errors import ConfigError
 from mtop_batch.model.kinds.by_name import KINDS
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.storage import write_bytes
 from tests.s3 import S3Server
 
@@ -54,6 +55,12 @@ def test_defaults_are_the_papers_but_for_isolated_prompts(write: Callable[..., P
     assert config.train.alpha == 1.0
     assert config.backbone.max_tokens == 128
     assert config.tasks()[0].metric == "accuracy"
+
+
+def test_a_model_made_in_python_has_the_configurations_defaults() -> None:
+    defaults = {name: field.default for name, field in inspect.signature(MTOPModel.from_backbone).parameters.items()}
+    for name in ("prompts_per_task", "shared_prompts", "prompt_attention", "pooler_rank", "stop_gradient"):
+        assert defaults[name] == MTOPModelConfig.model_fields[name].default
 
 
 def test_tasks_are_assigned_to_prompt_groups_round_robin_unless_they_name_theirs(write: Callable[..., Path]) -> None:
@@ -135,6 +142,37 @@ def test_tasks_may_stand_in_a_file_of_their_own(write: Callable[..., Path]) -> N
         ),
         ("epochs = 2", "epochs = inf", r"train\.epochs = inf cannot be used: input should be a finite number"),
         ("epochs = 2", "epochs = 1e9", r"train\.epochs = 1000000000\.0 cannot be used: .* less than or equal to 10000"),
+        ("epochs = 2", "epochs = true", r"train\.epochs = True cannot be used: neither true nor false is meant here"),
+        ("epochs = 2", "batch_size = false", r"train\.batch_size = False cannot be used: neither true nor false"),
+        ("epochs = 2", "seed = 18446744073709551616", r"train\.seed = 18446744073709551616 .* less than 4294967296"),
+        ("epochs = 2", "batch_size = 99999999999999999999", r"less than or equal to 1000000"),
+        (
+            'output = "models/news"',
+            'output = ""',
+            r"output = '' cannot be used: string should have at least 1 character",
+        ),
+        ('train = "train.parquet"', 'train = ""', r"task\[politics\]\.train = '' cannot be used"),
+        (
+            "[train]",
+            "[model]\nkind = ['mtop']\n[train]",
+            r"model = .* cannot be used: kind = \['mtop'\] is not one of mtop",
+        ),
+        (
+            "[train]",
+            "[model]\nkind = {a = 1}\n[train]",
+            r"model = .* cannot be used: kind = \{'a': 1\} is not one of mtop",
+        ),
+        (
+            "[train]",
+            "[unlabelled]\nteachers = 'a'\n[train]",
+            r"unlabelled\.teachers = 'a' cannot be used: give how many to train, or a list of bundles",
+        ),
+        (
+            'text = ["headline"]',
+            'kind = "classify"',
+            r"task\[politics\]\.kind = 'classify' cannot be used: input should be",
+        ),
+        ('text = ["headline"]', 'text = ["label"]', r"task 'politics': 'label' is the label column and a text column"),
         ("epochs = 2", "learning_rate = nan", r"train\.learning_rate = nan cannot be used"),
         ('text = ["headline"]', 'text = ["a", "b", "c"]', r"give one, or two different ones for a pair"),
         (
@@ -298,3 +336,33 @@ def test_a_multi_label_task_needs_one_label_and_keeps_scores_on_request(write: C
     ):
         with pytest.raises(ConfigError, match=message):
             load_config(write(CONFIG.replace('labels = ["no", "yes"]', wrong)))
+
+
+@pytest.mark.parametrize("text", ['class_weights = "balanced"', "class_weights = { yes = 10 }", ""])
+def test_labels_may_have_weights(write: Callable[..., Path], text: str) -> None:
+    weights = load_config(write(CONFIG + text)).task[0].class_weights
+    assert weights == (("balanced" if "balanced" in text else {"yes": 10.0}) if text else None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("class_weights = { maybe = 2.0 }", r"task 'politics': class_weights has no label 'maybe'; labels: no, yes"),
+        ("class_weights = { yes = 0 }", r'task\[politics\].class_weights = .* give "balanced", or a table'),
+        ("class_weights = { yes = nan }", r'task\[politics\].class_weights = .* give "balanced", or a table'),
+        ("class_weights = { yes = true }", r'task\[politics\].class_weights = .* give "balanced", or a table'),
+        ("class_weights = {}", r'task\[politics\].class_weights = .* give "balanced", or a table'),
+        ('class_weights = "auto"', r"task\[politics\].class_weights = 'auto' cannot be used"),
+        ("class_weights = [1.0, 2.0]", r"task\[politics\].class_weights = \[1.0, 2.0\] cannot be used"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused_in_one_line(write: Callable[..., Path], text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(write(CONFIG + text))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_regression_has_no_labels_to_weigh(write: Callable[..., Path]) -> None:
+    regression = CONFIG.replace('labels = ["no", "yes"]', 'kind = "regression"')
+    with pytest.raises(ConfigError, match="a regression has no labels to weigh; remove class_weights"):
+        load_config(write(regression + 'class_weights = "balanced"'))

@@ -20,10 +20,11 @@ from typing import Annotated, Any
 import typer
 
 from mtop_batch import __version__, api
-from mtop_batch.errors import ConfigError, MtopError
+from mtop_batch.errors import ConfigError, MtopError, one_line
 from mtop_batch.json_text import to_json
 from mtop_batch.lines import counted, for_people, listed
 from mtop_batch.precision import PrecisionChoice
+from mtop_batch.table.lake import TableFormat
 
 UNREADABLE_FILES_EXIT_CODE, GATE_CLOSED_EXIT_CODE = 3, 4
 
@@ -53,6 +54,9 @@ PrecisionOption = Annotated[
 ]
 
 
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the bundle that the output holds.")]
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"mtop-batch {__version__}")
@@ -68,9 +72,26 @@ def _options(
     """One model, one forward pass, every text-classification label."""
 
 
+FormatOption = Annotated[
+    TableFormat, typer.Option("--format", help="Publish the same rows to a Delta or Iceberg table too, in one commit.")
+]
+LakeOption = Annotated[
+    str | None, typer.Option("--lake", help="Where its files lie. Default: LABELS/delta, or as the catalogue says.")
+]
+CatalogOption = Annotated[
+    str | None,
+    typer.Option(
+        "--catalog",
+        help="Iceberg catalogue: a name in ~/.pyiceberg.yaml, or a URI. Default: `default`.",
+        metavar="NAME_OR_URI",
+    ),
+]
+TableOption = Annotated[
+    str | None, typer.Option("--table", help="Name of the Iceberg table.", metavar="NAMESPACE.TABLE")
+]
 AllowEmptyOption = Annotated[bool, typer.Option("--allow-empty", help="A --partition that no file has is no mistake.")]
 GateConfigOption = Annotated[
-    str | None, typer.Option("--config", help="TOML file with a section [gate].", metavar="F.toml")
+    str | None, typer.Option("--config", help="TOML file with a section \\[gate].", metavar="F.toml")
 ]
 GateShareOption = Annotated[
     float | None, typer.Option(help="Keep labels back if the share of one changes by more, on the same articles.")
@@ -102,7 +123,7 @@ def train(
     from mtop_batch.cli.tables import print_metrics
     from mtop_batch.engine.monitoring.monitor import untrained
 
-    print_metrics(result.metrics, result.tasks)
+    print_metrics(result.metrics, result.tasks, result.undefined)
     if result.was_there:
         typer.echo(
             f"{result.output} is there already, of this configuration and these examples: nothing to do; --overwrite "
@@ -111,7 +132,8 @@ def train(
     else:
         typer.echo(
             f"wrote {result.output}: the weights of step {result.best_step:,} of {result.num_steps:,}, "
-            f"{result.examples_per_s:,.0f} examples/s, {result.seconds:,.0f} s in all"
+            + (f"stopped early after {result.last_step:,}, " if result.last_step < result.num_steps else "")
+            + f"{result.examples_per_s:,.0f} examples/s, {result.seconds:,.0f} s in all"
         )
     if result.left_out:
         typer.echo(untrained(result.left_out, result.num_steps), err=True)
@@ -127,18 +149,17 @@ def add_tasks(
     replace: Annotated[
         bool, typer.Option("--replace", help="Train a task that the bundle has again, in its place.")
     ] = False,
+    overwrite: OverwriteOption = False,
     json_out: JsonOption = None,
 ) -> None:
     """Learn new tasks on a trained bundle; outputs and labels of the tasks it has stay as they are."""
     place = _json_place(json_out)
-    result = api.add_tasks(model, config, output, set_ or (), replace=replace)
+    result = api.add_tasks(model, config, output, set_ or (), replace=replace, overwrite=overwrite)
     from mtop_batch.cli.tables import print_metrics
 
-    print_metrics(result.added, result.added_tasks)
-    typer.echo(
-        f"wrote {result.output}: tasks added: {len(result.added)}, unchanged: {len(result.unchanged)}; "
-        f"{result.seconds:,.0f} s"
-    )
+    print_metrics(result.added, result.added_tasks, result.undefined)
+    wrote = f"{result.output} is there already, with" if result.was_there else f"wrote {result.output}:"
+    typer.echo(f"{wrote} tasks added: {len(result.added)}, unchanged: {len(result.unchanged)}; {result.seconds:,.0f} s")
     _write_json(place, asdict(result))
 
 
@@ -147,14 +168,16 @@ def drop_tasks(
     model: ModelOption,
     tasks: Annotated[str, typer.Option(help="The tasks to leave out.", metavar="a,b")],
     output: Annotated[str, typer.Option(help="Where the new bundle goes; --model stays as it is.")],
+    overwrite: OverwriteOption = False,
     json_out: JsonOption = None,
 ) -> None:
     """Write a bundle without some isolated tasks; the other tasks and all labels stay as they are."""
     from mtop_batch.engine.add_tasks import drop_tasks as drop
 
     place = _json_place(json_out)
-    result = drop(model, _comma_separated(tasks, "--tasks"), output)
-    typer.echo(f"wrote {result.output}: {counted(len(result.tasks), 'task')}: {listed(result.tasks)}")
+    result = drop(model, _comma_separated(tasks, "--tasks"), output, overwrite=overwrite)
+    wrote = f"{result.output} is there already, with" if result.was_there else f"wrote {result.output}:"
+    typer.echo(f"{wrote} {counted(len(result.tasks), 'task')}: {listed(result.tasks)}")
     _write_json(place, asdict(result))
 
 
@@ -173,19 +196,39 @@ def evaluate(
         str | None,
         typer.Option(help="Also write the examples it gets wrong here, the surest first.", metavar="OUT.parquet"),
     ] = None,
+    suspects: Annotated[
+        str | None,
+        typer.Option(help="Also write training examples here whose label is likely wrong.", metavar="OUT.parquet"),
+    ] = None,
+    report: Annotated[
+        str | None, typer.Option(help="Also write a page for people here, with plots.", metavar="OUT.html")
+    ] = None,
     json_out: JsonOption = None,
 ) -> None:
     """Measure the tasks of a bundle, label by label, on their evaluation data."""
     place = _json_place(json_out)
-    evaluated = api.evaluate_in_detail(model, config, set_ or ())
-    from mtop_batch.cli.tables import print_label_reports, print_metrics
-    from mtop_batch.engine.evaluate import write_errors
+    options = {"--errors": errors, "--suspects": suspects, "--report": report}
+    files = {option: _file_place(typed, option) for option, typed in options.items()}
+    find_suspects = suspects is not None or report is not None
+    evaluated = api.evaluate_in_detail(model, config, set_ or (), suspects=find_suspects)
+    from mtop_batch.cli.tables import print_doubts, print_label_reports, print_metrics
+    from mtop_batch.engine.evaluate import write_errors, write_report, write_suspects
 
-    print_metrics({name: item.metrics for name, item in evaluated.items()}, [item.task for item in evaluated.values()])
+    print_metrics(
+        {name: item.metrics for name, item in evaluated.items()},
+        [item.task for item in evaluated.values()],
+        {name: item.report.undefined for name, item in evaluated.items()},
+    )
     print_label_reports({name: item.report for name, item in evaluated.items()})
-    if errors is not None:
-        typer.echo(f"wrote {errors}: {write_errors(errors, evaluated):,} examples")
-    _write_json(place, {name: {**item.metrics, **asdict(item.report)} for name, item in evaluated.items()})
+    print_doubts(evaluated)
+    if (errors_place := files["--errors"]) is not None:
+        typer.echo(f"wrote {errors}: {counted(write_errors(errors_place, evaluated), 'example')}")
+    if (suspects_place := files["--suspects"]) is not None:
+        typer.echo(f"wrote {suspects}: {counted(write_suspects(suspects_place, evaluated), 'example')}")
+    if (report_place := files["--report"]) is not None:
+        write_report(report_place, model, evaluated)
+        typer.echo(f"wrote {report}")
+    _write_json(place, {name: item.to_dict() for name, item in evaluated.items()})
 
 
 @app.command()
@@ -218,6 +261,10 @@ def label(
     publish: Annotated[
         bool, typer.Option("--publish/--no-publish", help="Show readers what was computed, or leave it in the store.")
     ] = True,
+    format: FormatOption = "parquet",
+    lake: LakeOption = None,
+    catalog: CatalogOption = None,
+    table: TableOption = None,
     retry_timeout: Annotated[
         float, typer.Option(min=0.0, help="Fail when storage has not answered for this many seconds.")
     ] = 120.0,
@@ -257,6 +304,10 @@ def label(
         prune=prune,
         force=force,
         publish=publish,
+        format=format,
+        lake=lake,
+        catalog=catalog,
+        table=table,
         retry_timeout=retry_timeout,
         vectors=vectors,
         precision=precision,
@@ -313,6 +364,10 @@ def publish(
     ] = None,
     tasks: Annotated[str | None, typer.Option(help="Only these tasks.", metavar="a,b")] = None,
     force: Annotated[bool, typer.Option("--force", help="Publish although the gate is closed.")] = False,
+    format: FormatOption = "parquet",
+    lake: LakeOption = None,
+    catalog: CatalogOption = None,
+    table: TableOption = None,
     config: GateConfigOption = None,
     max_error_fraction: Annotated[
         float | None, typer.Option(help="Keep labels back if more of the articles cannot be labelled.")
@@ -327,6 +382,7 @@ def publish(
     """Make the published table what the store has for a bundle, without computing anything."""
     from mtop_batch.engine.gate import gate_rules
     from mtop_batch.engine.publish import publish_table
+    from mtop_batch.table.lake.target import lake_target
 
     place = _json_place(json_out)
     rules = gate_rules(
@@ -338,7 +394,8 @@ def publish(
         min_articles=min_articles,
         max_metric_drop=max_metric_drop,
     )
-    done = publish_table(labels, model, _comma_separated(tasks, "--tasks"), rules=rules, force=force)
+    target = lake_target(format, labels, lake, catalog, table)
+    done = publish_table(labels, model, _comma_separated(tasks, "--tasks"), lake=target, rules=rules, force=force)
     _write_json(place, done)
     if done["gate"]["reasons"]:
         typer.echo(f"the gate is {'opened by ' + done['gate']['opened_by'] if done['gate']['open'] else 'closed'}:")
@@ -348,6 +405,8 @@ def publish(
         f"published {counted(done['files'], 'file')}, {counted(done['rows'], 'article')}, for bundle {done['bundle']}; "
         f"already current: {counted(done['files_already_current'], 'file')}"
     )
+    if done["lake"]:
+        typer.echo(done["lake"]["summary"])
     if done["incomplete_files"]:
         typer.echo(
             f"no labels of these tasks in the store, left as they are: {counted(len(done['incomplete_files']), 'file')}"
@@ -445,7 +504,8 @@ def predict(
 
     if second and not texts:
         raise ConfigError("--second goes with texts that are arguments; on standard input put a tab between the two")
-    given = prediction.of_arguments(texts, second or ()) if texts else list(prediction.read_lines(sys.stdin.buffer))
+    lines = sys.stdin.buffer if sys.stdin else ()  # it may be closed
+    given = prediction.of_arguments(texts, second or ()) if texts else list(prediction.read_lines(lines))
     if not given:
         raise ConfigError("there is no text: give texts as arguments, or lines on standard input")
     rows = prediction.predict(model, given, precision, lambda text: typer.echo(text, err=True))
@@ -477,7 +537,7 @@ def build_nhc(
             help="Also write the headlines of no evaluation or test part, as a corpus, to OUTPUT/unlabelled.",
         ),
     ] = True,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which part a text belongs to.")] = 0,
 ) -> None:
     """Make the paper's eight-task news set (NHC) from the News Category Dataset, in three parts."""
     from mtop_batch.data.nhc import build_nhc as build
@@ -496,7 +556,7 @@ def build_nhc(
 def build_glue(
     source: Annotated[str, typer.Option(help="Directory with <task>/train.parquet and <task>/dev.parquet.")],
     output: Annotated[str, typer.Option(help="Directory for the tasks' Parquet files and tasks.toml.")] = "data/glue",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which part a text belongs to.")] = 0,
 ) -> None:
     """Make the tasks of the GLUE benchmark; its development sets are the test parts."""
     from mtop_batch.data.glue import build_glue as build
@@ -632,11 +692,9 @@ def _file_place(typed: str | None, option: str) -> str | None:
     """The same of the file that another option names."""
     if typed is None:
         return None
-    from mtop_batch import storage
+    from mtop_batch.storage import file_place
 
-    place = storage.absolute(typed)
-    storage.check_file(place, option)
-    return place
+    return file_place(typed, option)
 
 
 def _write_json(place: str | None, value: Any) -> None:
@@ -677,6 +735,11 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         typer.echo(f"error: {for_people(str(error))}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk behind standard output, for one
+        if os.environ.get("MTOP_TRACEBACK"):
+            raise
+        typer.echo(f"error: {for_people(one_line(error))}", err=True)
+        sys.exit(1)
     except _Stopped:
         typer.echo("stopped; the same command goes on where it stopped", err=True)
         sys.exit(1)

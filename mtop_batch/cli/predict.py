@@ -36,10 +36,7 @@ def read_lines(lines: Iterable[bytes]) -> Iterator[Given]:
                 raise ConfigError("standard input is UTF-16; convert it to UTF-8, as `iconv -f utf-16 -t utf-8` does")
             line = line.removeprefix(_UTF8_MARK)
         line = line.removesuffix(b"\n").removesuffix(b"\r")
-        try:
-            yield Given(line.decode())
-        except UnicodeDecodeError:
-            yield Given(line.decode(errors="replace"), error=f"line {number + 1} is not valid UTF-8")
+        yield _given(line, f"line {number + 1}")
 
 
 def of_arguments(texts: Sequence[str], seconds: Sequence[str]) -> list[Given]:
@@ -48,14 +45,28 @@ def of_arguments(texts: Sequence[str], seconds: Sequence[str]) -> list[Given]:
     Raises:
         ConfigError: There are not as many second texts as texts.
     """
+    given = [_given(text.encode(errors="surrogateescape"), f"text {number}") for number, text in enumerate(texts, 1)]
     if not seconds:
-        return [Given(text) for text in texts]
+        return given
     if len(seconds) != len(texts):
         raise ConfigError(
             f"--second is given {counted(len(seconds), 'time')} for {counted(len(texts), 'text')}; give it once for "
             "each text, or put a tab between the two"
         )
-    return [Given(text, second) for text, second in zip(texts, seconds, strict=True)]
+    others = [
+        _given(text.encode(errors="surrogateescape"), f"second text {number}") for number, text in enumerate(seconds, 1)
+    ]
+    return [
+        Given(first.text, second.text, first.error or second.error) for first, second in zip(given, others, strict=True)
+    ]
+
+
+def _given(data: bytes, name: str) -> Given:
+    try:
+        error = f"{name} has NUL characters, as UTF-16 does; write it as UTF-8" if b"\0" in data else None
+        return Given(data.decode(), error=error)
+    except UnicodeDecodeError:
+        return Given(data.decode(errors="replace"), error=f"{name} is not valid UTF-8")
 
 
 def predict(

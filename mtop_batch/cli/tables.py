@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,18 +16,33 @@ from mtop_batch.table.stats import TableStats
 from mtop_batch.tasks import Task
 
 if TYPE_CHECKING:  # it needs torch
+    from mtop_batch.data.repeats import RepeatedText
+    from mtop_batch.training.evaluated import EvaluatedTask
     from mtop_batch.training.label_report import LabelReport
 
 _LABEL_COLUMNS = ("precision", "recall", "F1", "support")
 _MOST_CONFUSED = 3
+_MOST_QUOTED, _MAX_QUOTED = 3, 80
 _BORDERS_OF_TWO_COLUMNS = 7
 _MAX_LABELS = 100
 _MAX_SHARES = 8
 
 
-def print_metrics(metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) -> None:
-    """A table of each task's metrics."""
-    Console().print(metric_table(metrics, tasks))
+def print_metrics(
+    metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Task], undefined: Mapping[str, str]
+) -> None:
+    """A table of each task's metrics, and a line for each that is undefined.
+
+    Args:
+        metrics: As for `metric_table`.
+        tasks: The rows, in order.
+        undefined: Task name -> why its metric is undefined; empty where it is not.
+    """
+    console = Console()
+    console.print(metric_table(metrics, tasks))
+    for task in tasks:
+        if why := undefined.get(task.name):
+            console.print(Text(f"{task.name}: {task.metric} is undefined: {why}"), soft_wrap=True)
 
 
 def print_label_reports(reports: Mapping[str, LabelReport]) -> None:
@@ -36,19 +52,43 @@ def print_label_reports(reports: Mapping[str, LabelReport]) -> None:
     for name, report in reports.items():
         known = [scores.label for scores in report.labels]
         for index, scores in enumerate(report.labels):
-            numbers = [f"{value:.3f}" for value in (scores.precision, scores.recall, scores.f1)]
+            numbers = ["-" if isnan(of) else f"{of:.3f}" for of in (scores.precision, scores.recall, scores.f1)]
             confused = zip(known, report.confusion[index], strict=True) if report.confusion else ()
             mistaken = sorted(((count, other) for other, count in confused), reverse=True)
-            wrong = [f"{other} {count:,}" for count, other in mistaken if count and other != scores.label]
+            wrong = [f"{shown(other)} {count:,}" for count, other in mistaken if count and other != scores.label]
             taken = ", ".join(wrong[:_MOST_CONFUSED]) + (" ..." if len(wrong) > _MOST_CONFUSED else "")
-            table.add_row(name if not index else "", scores.label, *numbers, f"{scores.support:,}", taken)
-        if report.undefined:
-            notes.append(f"{name}: its metric is undefined, and counted as 0: {report.undefined}")
+            first = (name if not index else "", _name(scores.label))
+            table.add_row(*first, *numbers, f"{scores.support:,}", Text(taken))
+        if report.note:
+            notes.append(f"{name}: {report.note}")
     console = Console()
     if table.row_count:
         console.print(table)
     for note in notes:
         console.print(note)
+
+
+def print_doubts(evaluated: Mapping[str, EvaluatedTask]) -> None:
+    """What of the tasks' data to doubt, a line for each kind and task, with the first of the texts."""
+    console = Console(highlight=False)
+
+    def say(task: str, what: str, texts: Sequence[RepeatedText] = ()) -> None:
+        some = "; ".join(shown(" ".join(of.text.split()), _MAX_QUOTED) for of in texts[:_MOST_QUOTED])
+        console.print(Text(f"{task}: {what}{': ' if texts else ''}{some}"), soft_wrap=True)
+
+    for name, item in evaluated.items():
+        if item.not_compared:
+            say(name, f"not compared with its training data: {for_people(item.not_compared)}")
+        if item.no_suspects and not item.not_compared:
+            say(name, f"no search for wrong labels: {for_people(item.no_suspects)}")
+        if item.repeats is None:
+            continue
+        if item.repeats.overlap:
+            of_all = f"{item.repeats.num_overlap:,} of {item.metrics['num_examples']:,.0f} evaluation examples"
+            say(name, f"{of_all} have texts that it was trained on", item.repeats.overlap)
+        if item.repeats.contradictions:
+            number = counted(len(item.repeats.contradictions), "text")
+            say(name, f"{number} with labels that contradict each other", item.repeats.contradictions)
 
 
 def print_predictions(rows: list[dict[str, Any]]) -> None:
@@ -174,8 +214,10 @@ def metric_table(metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Tas
 
     Args:
         metrics: Task name -> metric -> value, with "num_examples".
-        tasks: The rows, in order.
+        tasks: The rows, in order. The mean is that of those whose metric is defined.
     """
+    from mtop_batch.training.metrics import mean_of_defined  # SciPy is slow to import
+
     table = Table("task", "metric")
     table.add_column("value", justify="right")
     table.add_column("examples", justify="right")
@@ -187,7 +229,13 @@ def metric_table(metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Tas
         of_task = metrics[task.name]
         errors_of_task = [f"{of_task[name]:,.4g}" if name in of_task else "" for name in errors]
         num_examples = f"{of_task.get('num_examples', 0):,.0f}"
-        table.add_row(task.name, str(task.metric), f"{value:.4f}", num_examples, *errors_of_task)
+        table.add_row(task.name, str(task.metric), _metric(value), num_examples, *errors_of_task)
     table.add_section()
-    table.add_row("mean", "", f"{sum(values) / len(values):.4f}", style="bold")
+    left_out = sum(map(isnan, values))
+    of_which = f"of {counted(len(values) - left_out, 'task')}" if left_out else ""
+    table.add_row("mean", of_which, _metric(mean_of_defined(values)), style="bold")
     return table
+
+
+def _metric(value: float) -> str:
+    return "undefined" if isnan(value) else f"{value:.4f}"

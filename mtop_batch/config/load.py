@@ -173,7 +173,8 @@ def _explain(detail: dict[str, Any], values: Mapping[str, Any]) -> str:
         return f"{location} = {detail['input']!r} is no list; write {detail['loc'][-1]} = {listed}"
     if detail["type"].startswith("model_"):
         return f"{location} = {detail['input']!r} is no section of keys and values"
-    return f"{location} = {detail['input']!r} cannot be used: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+    reason = detail["msg"].removeprefix("Value error, ")
+    return f"{location} = {detail['input']!r} cannot be used: {reason[0].lower()}{reason[1:]}"
 
 
 def _hint(location: Sequence[str | int], values: Mapping[str, Any]) -> str:

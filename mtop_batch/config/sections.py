@@ -6,17 +6,30 @@ The resolved configuration is stored in the bundle, so that a bundle says how it
 from __future__ import annotations
 
 from itertools import cycle
+from math import inf
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from mtop_batch.errors import TaskError
+from mtop_batch.lines import listed
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.storage import absolute, check_address
 from mtop_batch.tasks import LabelBy, Metric, Reader, ScoresKept, Task, TaskKind, check_task_names
 
 Address = Annotated[str, AfterValidator(check_address)]
 """Where data or bundles are: without credentials, for a bundle holds its configuration."""
+GivenAddress = Annotated[Annotated[str, Field(min_length=1)], AfterValidator(check_address)]
+_MAX_BATCH = 1_000_000
 
 # The task of every step of a run is drawn at its start.
 _MAX_EPOCHS = 10_000
@@ -24,6 +37,14 @@ _MAX_EPOCHS = 10_000
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """True and false are numbers to Python."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError("neither true nor false is meant here")
+        return value
 
 
 class BackboneConfig(_Section):
@@ -180,7 +201,7 @@ class ScheduleConfig(_Section):
 
     epochs: float = Field(gt=0, le=_MAX_EPOCHS)
     """Passes over the examples."""
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=_MAX_BATCH)
     """Examples per step."""
     learning_rate: float = Field(gt=0, lt=1)
     """Highest learning rate."""
@@ -195,7 +216,7 @@ class OptimizerConfig(ScheduleConfig):
     """Share of the steps in which the rate rises linearly; it falls linearly to zero over the rest."""
     max_grad_norm: float = Field(1.0, ge=0)
     """Gradients are clipped to this norm; 0 turns clipping off."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Of everything random."""
     precision: PrecisionChoice = "auto"
     """"auto": bf16 autocast on GPUs that have it, fp32 elsewhere."""
@@ -208,7 +229,7 @@ class WarmStartConfig(ScheduleConfig):
 
     epochs: float = Field(2.0, gt=0, le=_MAX_EPOCHS)
     """Passes over the examples of each task."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, le=_MAX_BATCH)
     """Examples per step."""
     learning_rate: float = Field(1e-3, gt=0, lt=1)
     """Highest learning rate."""
@@ -219,7 +240,7 @@ class TrainConfig(OptimizerConfig):
 
     epochs: float = Field(5.0, gt=0, le=_MAX_EPOCHS)
     """One epoch is as many examples as all tasks have together."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, le=_MAX_BATCH)
     """Examples per step over all workers together; all of one task."""
     learning_rate: float = Field(1e-5, gt=0, lt=1)
     """Highest learning rate of the backbone."""
@@ -229,6 +250,14 @@ class TrainConfig(OptimizerConfig):
     """Task i is drawn at a rate proportional to (its number of examples) ** alpha: 1 proportional, 0 uniform."""
     num_workers: int = Field(1, ge=1)
     """Ray Train workers; each holds the whole model and takes its part of every batch."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after so many evaluations, one an epoch, without a higher mean metric; without this key all epochs are
+    trained. The learning rate falls over all `epochs` either way."""
+    tensorboard: bool = False
+    """Write event files of TensorBoard, with losses, learning rates and metrics, to `<output>.training` while the
+    training runs, and then beside the bundle (`pip install 'mtop-batch[tensorboard]'`)."""
+    mlflow: Address | None = None
+    """Log these to MLflow: its tracking URI, or else the name of an experiment (`pip install mlflow`)."""
     freeze_word_embeddings: bool = False
     """Leave the word-embedding table as pretrained; on a CPU and with a small backbone that is faster."""
     freeze_layers: int = Field(0, ge=0)
@@ -253,14 +282,21 @@ class UnlabelledConfig(_Section):
     """Its text columns; those of the first task if left out."""
     max_texts: int = Field(100_000, ge=1)
     """Most texts, those of examples included; of a larger corpus a random part is taken."""
-    teachers: tuple[Address, ...] | int = 2
+    teachers: tuple[GivenAddress, ...] | int = 2
     """How many teachers to train on the examples, with `[train]` and seeds of their own; or bundles that are there."""
     teacher_kind: str = "mt-dnn"
     """`model.kind` of teachers to train."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, le=_MAX_BATCH)
     """Texts per step over all workers together."""
     weight: float = Field(3.0, gt=0, le=100)
     """Of their loss, the mean over texts and tasks, beside that of the examples."""
+
+    @field_validator("teachers", mode="before")
+    @classmethod
+    def _number_or_bundles(cls, value: Any) -> Any:
+        if not isinstance(value, int | list | tuple):
+            raise ValueError("give how many to train, or a list of bundles")
+        return value
 
     @field_validator("teachers")
     @classmethod
@@ -286,7 +322,7 @@ class AddTasksConfig(OptimizerConfig):
 
     epochs: float = Field(10.0, gt=0, le=_MAX_EPOCHS)
     """The weights of the best one are taken."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, le=_MAX_BATCH)
     """Examples per step."""
     learning_rate: float = Field(1e-3, gt=0, lt=1)
     """Highest learning rate."""
@@ -304,7 +340,7 @@ class TaskConfig(_Section):
 
     name: str
     """Names the columns of the label table: letters, digits, `_` and `-`, starting with a letter."""
-    kind: TaskKind | Literal["probe"] = "classification"
+    kind: Literal[TaskKind, "probe"] = "classification"
     """"classification", one label for each text; "multi-label", any number of them, also none; or "regression".
     "probe" is short for a classification that reads the vector."""
     reads: Reader | None = None
@@ -324,18 +360,44 @@ class TaskConfig(_Section):
     label_by: LabelBy | None = None
     """What numbers in it are: "name", labels written as numbers, or "index", places in `labels` from 0; true and false
     are 1 and 0 then. Without it the values decide, and what can be both is refused."""
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    """What an example of each label counts in the loss, where some labels are rare: "balanced", in inverse proportion
+    to its examples; or a table of labels and weights, such as `{ yes = 10.0 }`, the others having 1. Of a multi-label
+    task it is what an example with the label counts beside one without it."""
     prompt_group: str | None = Field(None, pattern="^[A-Za-z][A-Za-z0-9_-]*$")
     """The task shares the prompts of this group, whatever `model.prompt_groups` says; not in `mtop add-tasks`."""
-    train: Address
+    train: GivenAddress
     """Parquet file or directory (local or object storage), or `hub:<data set>?config=...&split=...`."""
-    eval: Address
+    eval: GivenAddress
     """Evaluation examples, as for `train`: they choose the checkpoint."""
-    test: Address | None = None
+    test: GivenAddress | None = None
     """Test examples, as for `train`: no training looks at them, `mtop reproduce` reports them."""
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _are_weights(cls, value: Any) -> Any:
+        if value in (None, "balanced"):
+            return value
+        usable = isinstance(value, dict) and value and all(_is_weight(weight) for weight in value.values())
+        if not usable:  # one line, and not one for each of the types that it may have
+            raise ValueError('give "balanced", or a table of labels and weights above 0, such as { yes = 10.0 }')
+        return value
 
     @model_validator(mode="after")
     def _definition_fits(self) -> Self:
-        self.definition()
+        task = self.definition()
+        if self.label in self.text:
+            raise TaskError(
+                f"task {self.name!r}: {self.label!r} is the label column and a text column; what a text shows of its "
+                "own label cannot be learned: name another column"
+            )
+        for label in self.class_weights if isinstance(self.class_weights, dict) else ():
+            if label not in task.labels:
+                raise TaskError(
+                    f"task {self.name!r}: class_weights has no label {label!r}; labels: {listed(task.labels)}"
+                )
+        if self.class_weights is not None and task.kind == "regression":
+            raise TaskError(f"task {self.name!r}: a regression has no labels to weigh; remove class_weights")
         return self
 
     def definition(self, default_reader: Reader = "prompts") -> Task:
@@ -353,6 +415,10 @@ class TaskConfig(_Section):
             self.reads or default_reader,
             scores=self.scores,
         )
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < inf
 
 
 class GateConfig(_Section):
@@ -376,7 +442,7 @@ class GateConfig(_Section):
 class Config(_Section):
     """A whole configuration file."""
 
-    output: Address
+    output: GivenAddress
     """Where the bundle goes: a local directory or an object-storage prefix."""
     backbone: BackboneConfig
     """The pretrained encoder."""
@@ -399,7 +465,7 @@ class Config(_Section):
         if not isinstance(value, dict):
             return value
         kind = value.get("kind", "mtop")
-        if kind not in MODEL_SECTIONS:
+        if not isinstance(kind, str) or kind not in MODEL_SECTIONS:
             raise ValueError(f"kind = {kind!r} is not one of {', '.join(MODEL_SECTIONS)}")
         return MODEL_SECTIONS[kind].model_validate(value)
 

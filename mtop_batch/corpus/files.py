@@ -216,7 +216,7 @@ def _text_columns(names: list[str], id_column: str, text_columns: Sequence[str],
         raise MissingColumns(f"no text column {' or '.join(map(repr, missing))}; {columns}")
     for column in (id_column, *found):
         if names.count(column) > 1:
-            raise MissingColumns(f"column {column!r} occurs {names.count(column)} times; {columns}")
+            raise MissingColumns(f"{names.count(column)} columns {column!r}; {columns}")
     return found
 
 

@@ -83,7 +83,7 @@ def list_corpus(corpus: str, labels: str | None = None) -> Listing:
         if storage.is_hidden(info.path) and is_source(info.path) and not _is_inside(info.path, own)
     ]
     if not sources:
-        raise DataError(f"--corpus {corpus}: {_nothing(ignored, hidden)}; check the path")
+        raise DataError(f"--corpus {corpus}: {_nothing(corpus, ignored, hidden)}; check the path")
     dangling = [info.path for info in visible if info.version == storage.DANGLING_LINK]
     return Listing(corpus, sources, ignored, hidden, dangling)
 
@@ -92,14 +92,14 @@ def _is_inside(path: str, directory: str | None) -> bool:
     return directory is not None and path.startswith(f"{directory}/")
 
 
-def _nothing(ignored: Collection[str], hidden: Collection[str]) -> str:
+def _nothing(corpus: str, ignored: Collection[str], hidden: Collection[str]) -> str:
     if hidden:
         example = next(iter(hidden))
         return (
             f"its {len(hidden)} Parquet files, such as {shown(example)}, are hidden by a name that starts with '_' or "
             "'.'; rename it, or name one file"
         )
-    found = "nothing there"
-    if ignored:
-        found = f"none of its {len(ignored)} files, such as {shown(next(iter(ignored)))},"
-    return f"{found} is a Parquet file by its name (.parquet)"
+    if not ignored:
+        return "there is nothing in it" if storage.exists(corpus) else "it does not exist"
+    example = shown(next(iter(ignored)))
+    return f"none of its {len(ignored)} files, such as {example}, is a Parquet file by its name (.parquet)"

@@ -31,6 +31,8 @@ def path_problem(path: str) -> str | None:
         return "its name is not valid UTF-8; rename it"
     if "" in path.split("/"):
         return "its path has a directory without a name; rename it"
+    if "\\" in path:
+        return "its path has a backslash, so some readers, such as DuckDB, would not find its labels; rename it"
     if len(PurePosixPath(path).name.encode()) > _MAX_NAME_BYTES:
         return f"its name is longer than {_MAX_NAME_BYTES} bytes; rename it"
     if any(len(part.encode()) > _MAX_DIRECTORY_BYTES for part in path.split("/")[:-1]):

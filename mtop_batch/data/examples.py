@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtop_batch.data.label_values import Labels, LabelValues, read_labels
+from mtop_batch.data.same_text import Pair
 from mtop_batch.data.sources import Part, read_columns
-from mtop_batch.data.text_rows import TEXT_SAYS_NOTHING, holds_no_text, text_rows
+from mtop_batch.data.text_rows import TEXT_SAYS_NOTHING, text_column, text_rows
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import DataError
 from mtop_batch.lines import listed
@@ -35,7 +36,7 @@ class RawExamples:
         seconds: The second text of each example, None where it has one alone; None if the task has one text column.
         labels: (R,) int64 indices of labels, or float32 values of a regression; (R, C) bool of a multi-label task.
         skipped: Rows that are no examples: their number in the source, over all its files, and the reason.
-        label_by: How numbers, or true and false, were read as labels; None where there was nothing to decide.
+        label_by: How the label column was read (`data.label_values`).
     """
 
     task: Task
@@ -49,6 +50,23 @@ class RawExamples:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def pairs(self) -> Iterator[Pair]:
+        """Each example's text and its second one, if it has one."""
+        return zip(self.texts, self.seconds or [None] * len(self), strict=True)
+
+    def label_names(self) -> list[str]:
+        """Each example's label, or the value of a regression, as text."""
+        if self.task.kind == "regression":
+            return [f"{value:g}" for value in self.labels]
+        if self.task.is_multi_label:
+            return [", ".join(self.task.labels[index] for index in np.flatnonzero(row)) for row in self.labels]
+        return [self.task.labels[index] for index in self.labels.tolist()]
+
+    def take(self, rows: npt.NDArray[np.integer]) -> RawExamples:
+        """Some of them."""
+        seconds = None if self.seconds is None else [self.seconds[row] for row in rows]
+        return replace(self, texts=[self.texts[row] for row in rows], seconds=seconds, labels=self.labels[rows])
 
 
 @dataclass(frozen=True)
@@ -108,13 +126,18 @@ def tokenise_examples(raw: RawExamples, text_tokenizer: TextTokenizer) -> Labell
     Raises:
         DataError: No example is left, or a label has none to learn from.
     """
+    return tokenise_with_texts(raw, text_tokenizer)[0]
+
+
+def tokenise_with_texts(raw: RawExamples, text_tokenizer: TextTokenizer) -> tuple[LabelledTokens, RawExamples]:
+    """What `tokenise_examples` returns, and the very same examples as texts."""
     tokens = text_tokenizer.encode(raw.texts, raw.seconds)
     kept = np.flatnonzero(tokens.lengths)
     if len(kept) == len(raw):
-        return LabelledTokens(tokens, raw.labels)
+        return LabelledTokens(tokens, raw.labels), raw
     examples = LabelledTokens(tokens.take(kept), raw.labels[kept])
     _check(raw, examples.labels, Counter({TEXT_SAYS_NOTHING: len(raw) - len(kept)}))
-    return examples
+    return examples, raw.take(kept)
 
 
 def with_label_scale(task: Task, examples: LabelledTokens) -> Task:
@@ -163,8 +186,10 @@ def _examples(
     parts: Sequence[Part],
     found: LabelValues,
 ) -> RawExamples:
-    rows = text_rows([_read_texts(task, parts, column) for column in task.text])
-    reasons = pc.if_else(pa.array(found.missing), "label is null", rows.errors)
+    texts, problems = zip(*(_read_texts(task, parts, column) for column in task.text), strict=True)
+    rows = text_rows(texts)
+    # What is wrong with a column says more than that another one has no text.
+    reasons = pc.if_else(pa.array(found.missing), "label is null", pc.coalesce(*problems, rows.errors))
     kept = reasons.is_null()
     return RawExamples(
         task=task,
@@ -178,28 +203,11 @@ def _examples(
     )
 
 
-def _read_texts(task: Task, parts: Sequence[Part], column: str) -> pa.Array:
-    """A text column of all parts, one after the other, as large_string."""
-    texts = []
-    for part in parts:
-        kind = part.table.schema.field(column).type
-        for chunk in part.table[column].chunks:
-            decoded = chunk.dictionary_decode() if pa.types.is_dictionary(kind) else chunk
-            if _is_text(decoded.type):
-                texts.append(decoded.cast(pa.large_string()))
-            elif pc.any(holds_no_text(decoded)).as_py():
-                raise DataError(
-                    f"task {task.name!r}: text column {column!r} of {part.name} has type {kind}, not string; "
-                    "name another column, or write it as strings"
-                )
-            else:
-                texts.append(pa.nulls(len(decoded), pa.large_string()))
-    return pa.concat_arrays([pa.nulls(0, pa.large_string()), *texts])
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    types = pa.types
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_null(kind)
+def _read_texts(task: Task, parts: Sequence[Part], column: str) -> tuple[pa.Array, pa.Array]:
+    """A text column of all parts, one after the other, as `text_column` has it."""
+    found = [text_column(part.table[column], column, part.name, f"task {task.name!r}: ") for part in parts]
+    texts, problems = zip(*found, strict=True)
+    return pa.concat_arrays(texts), pa.concat_arrays(problems)
 
 
 def _check(examples: RawExamples, labels: Labels, reasons: Counter[str]) -> None:

@@ -32,6 +32,7 @@ _CHOOSE = 'set label_by = "name" or label_by = "index" of the task, or write the
 # The share of the labels' spread that rounding to float32 may cost.
 _MAX_ROUNDING = 1e-3
 _MAX_NAMED = 10
+_NUMBERS = (pa.int64(), pa.float64())
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class LabelValues:
         labels: (R,) int64 indices of labels, or float32 values of a regression; (R, C) bool, which of its C labels a
             text of a multi-label task has. What stands at missing ones means nothing.
         missing: (R,) Those that are null, NaN, or -1 beside names.
-        label_by: How numbers, or true and false, were read; None where there was nothing to decide.
+        label_by: How they were read, strings and names that come with the data by name; None for true and false, and
+            for a regression.
     """
 
     labels: Labels
@@ -147,29 +149,50 @@ def _is_list(kind: pa.DataType) -> bool:
     return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
 
 
-def _plain(task: Task, part: Part, column: str, label_by: LabelBy | None) -> pa.Array:
-    """A part's label column as strings, booleans, int64, float64, or nulls."""
+@dataclass(frozen=True)
+class _Plain:
+    """A part's label column as strings, booleans, int64, float64, or nulls; whether the names of numbers were taken."""
+
+    values: pa.Array
+    are_names: bool = False
+
+    def __str__(self) -> str:
+        return "whole numbers with names" if self.are_names else str(self.values.type)
+
+
+def _plain(task: Task, part: Part, column: str, label_by: LabelBy | None) -> _Plain:
     values = part.table[column].combine_chunks()
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     kind = values.type
     if pc.all(values.is_null(nan_is_null=True)).as_py() is not False:
-        return pa.nulls(len(values))
+        return _Plain(pa.nulls(len(values)))
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return values.cast(pa.string())
+        return _Plain(_valid_strings(task, part, column, values))
     if pa.types.is_boolean(kind):
-        return values
+        return _Plain(values)
     names = part.label_names.get(column)
     if pa.types.is_integer(kind) or (pa.types.is_floating(kind) and names is not None):
         numbers = _whole_numbers(task, part, column, values)
-        return numbers if names is None else _named(task, part, column, numbers, names, label_by)
+        return _Plain(numbers) if names is None else _named(task, part, column, numbers, names, label_by)
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return values.cast(pa.float64())
+        return _Plain(values.cast(pa.float64()))
     way_out = '; a task with lists of labels has kind = "multi-label"' if _is_list(kind) and task.labels else ""
     raise DataError(
         f"task {task.name!r}: label column {column!r} of {part.name} has type {kind}; allowed are strings, integers, "
         f"booleans and floats{', and lists of these' if task.is_multi_label else way_out}"
     )
+
+
+def _valid_strings(task: Task, part: Part, column: str, values: pa.Array) -> pa.Array:
+    strings = values.cast(pa.string())
+    try:
+        strings.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"task {task.name!r}: label column {column!r} of {part.name} has strings that are not UTF-8; write it again"
+        ) from error
+    return strings
 
 
 def _whole_numbers(task: Task, part: Part, column: str, values: pa.Array) -> pa.Array:
@@ -182,23 +205,23 @@ def _whole_numbers(task: Task, part: Part, column: str, values: pa.Array) -> pa.
 
 def _named(
     task: Task, part: Part, column: str, values: pa.Array, names: Sequence[str], label_by: LabelBy | None
-) -> pa.Array:
+) -> _Plain:
     """The integers of a `ClassLabel` column as its names, those of a regression as the numbers that these are.
 
     -1 is how such data sets mark a missing label. Names "0", "1", "2" ... are none: who gives no names gets these.
     """
     values = pc.if_else(pc.equal(values, -1), pa.scalar(None, pa.int64()), values)
     if list(names) == list(map(str, range(len(names)))):
-        return values
+        return _Plain(values)
     used = pc.unique(values.drop_null()).to_pylist()
     occurring = [names[value] for value in used if 0 <= value < len(names)]
     fits = len(occurring) == len(used)
     if fits and task.kind == "regression" and all(_number(name) is not None for name in occurring):
-        return pa.array([_number(name) for name in names], pa.float64()).take(values)
+        return _Plain(pa.array([_number(name) for name in names], pa.float64()).take(values), are_names=True)
     if fits and task.kind != "regression" and set(occurring) <= set(task.labels):
-        return pa.array(names, pa.string()).take(values)
+        return _Plain(pa.array(names, pa.string()).take(values), are_names=True)
     if label_by == "index":
-        return values
+        return _Plain(values)
     wanted = f"labels = {list(task.labels)}" if task.labels else "a regression, which needs numbers"
     raise DataError(
         f"task {task.name!r}: label column {column!r} of {part.name} comes with the names {_listed(names)} for its "
@@ -207,17 +230,20 @@ def _named(
     )
 
 
-def _same_kind(task: Task, parts: Sequence[Part], columns: Sequence[pa.Array]) -> pa.Array:
-    """All columns as one; integers and floats together are floats, a column of nulls is what the others are."""
-    kinds = {column.type: part.name for part, column in zip(parts, columns, strict=True)}
-    kinds.pop(pa.null(), None)
-    if set(kinds) == {pa.int64(), pa.float64()}:
-        kinds.pop(pa.int64())
-    if len(kinds) > 1:
-        found = "; ".join(f"{kind} in {name}" for kind, name in kinds.items())
+def _same_kind(task: Task, parts: Sequence[Part], columns: Sequence[_Plain]) -> pa.Array:
+    """All columns as one; integers and floats together are floats, a column of nulls is what the others are.
+
+    Numbers beside those of which the names were taken would be of another scale, or of other labels.
+    """
+    given = [(plain, part.name) for part, plain in zip(parts, columns, strict=True) if plain.values.type != pa.null()]
+    scales = {(plain.values.type in _NUMBERS, plain.values.type in _NUMBERS and plain.are_names) for plain, _ in given}
+    types = {pa.float64() if plain.values.type in _NUMBERS else plain.values.type for plain, _ in given}
+    if len(types) > 1 or len(scales) > 1:
+        found = "; ".join(f"{kind} in {name}" for kind, name in {str(plain): name for plain, name in given}.items())
         raise DataError(f"task {task.name!r}: its labels are of different types: {found}; write them all in one type")
-    kind = next(iter(kinds), pa.float64() if task.kind == "regression" else pa.string())
-    return pa.concat_arrays([column.cast(kind) for column in columns])
+    kinds = {plain.values.type for plain, _ in given} or {pa.float64() if task.kind == "regression" else pa.string()}
+    kind = kinds.pop() if len(kinds) == 1 else pa.float64()
+    return pa.concat_arrays([plain.values.cast(kind) for plain in columns])
 
 
 def _regression_values(task: Task, values: pa.Array) -> pa.Array:
@@ -235,8 +261,8 @@ def _regression_values(task: Task, values: pa.Array) -> pa.Array:
     rounding = np.abs(given - rounded[finite]).max(initial=0.0)
     if rounding > _MAX_ROUNDING * given.std() and np.ptp(given):
         raise DataError(
-            f"task {task.name!r}: its labels, from {given.min()!r} to {given.max()!r}, differ by less than float32, "
-            "which models compute in, can tell apart; subtract their mean, or use another unit"
+            f"task {task.name!r}: its labels, from {float(given.min())!r} to {float(given.max())!r}, differ by less "
+            "than float32, which models compute in, can tell apart; subtract their mean, or use another unit"
         )
     return pa.array(rounded, mask=~finite)
 
@@ -247,7 +273,7 @@ def _label_indices(
     """The index of each label, null where it is missing or not allowed; how it was read, and what is allowed."""
     allowed = _listed(task.labels, len(task.labels))
     if pa.types.is_string(values.type):
-        return pc.index_in(values, pa.array(task.labels, pa.string())).cast(pa.int64()), None, allowed
+        return pc.index_in(values, pa.array(task.labels, pa.string())).cast(pa.int64()), "name", allowed
     if pa.types.is_boolean(values.type):
         places = _places_of_booleans(task, column, label_by)
         return pc.if_else(values, pa.scalar(places[True]), pa.scalar(places[False])), label_by, allowed
@@ -256,6 +282,7 @@ def _label_indices(
     label_by = label_by or _reading(task, column, different)
     if label_by == "name":
         indices: Mapping[Any, int] = _numbers_among(task.labels)
+        allowed += ', for numbers are read by name here; label_by = "index" of the task takes them as indices'
     else:
         indices = {index: index for index in range(len(task.labels))}
         allowed += f", or their indices 0 to {len(task.labels) - 1}"

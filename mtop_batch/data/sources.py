@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,8 @@ from mtop_batch.errors import DataError
 from mtop_batch.lines import did_you_mean, listed
 from mtop_batch.storage.parquet import is_parquet_name, open_parquet
 from mtop_batch.storage.table_formats import check_plain_files
+
+logger = logging.getLogger(__name__)
 
 _HUB_PREFIX = "hub:"
 _HUB_OPTIONS = ("config", "split")
@@ -82,7 +85,8 @@ def read_parquet(source: str, wanted: Callable[[str, list[str]], Sequence[str]])
         except (pa.ArrowException, OSError) as error:
             reason = " ".join(str(error).split())
             raise DataError(
-                f"{uri} cannot be read as Parquet: {reason}; check the path, or write the file again"
+                f"{uri} cannot be read as Parquet: {reason}; check the path, write the file again if it is damaged, or "
+                "write it as Parquet if it is CSV or JSON"
             ) from error
         yield uri, table.select(columns)
 
@@ -91,9 +95,13 @@ def check_columns(name: str, columns: Sequence[str], present: Sequence[str]) -> 
     """Refuse a file that lacks a column.
 
     Raises:
-        DataError: Names the column, the closest one there is, and all there are.
+        DataError: Names the column, the closest one there is, and all there are; or it occurs more than once.
     """
     for column in columns:
+        if present.count(column) > 1:
+            raise DataError(
+                f"{name} has {present.count(column)} columns called {column!r}; write it with one, or name another"
+            )
         if column not in present:
             raise DataError(
                 f"{name} has no column {column!r}; {did_you_mean(column, present)}columns: {listed(present)}; "
@@ -129,11 +137,17 @@ def _parquet_files(source: str) -> list[str]:
     source = storage.absolute(source)
     if storage.is_file(source):
         return [source]
-    listed = [info.path for info in storage.list_files(source, hidden=True)]
-    check_plain_files(source, listed)
-    files = [storage.join(source, path) for path in listed if is_parquet_name(path) and not storage.is_hidden(path)]
+    paths = [info.path for info in storage.list_files(source, hidden=True)]
+    check_plain_files(source, paths)
+    parquet = [path for path in paths if is_parquet_name(path)]
+    files = [storage.join(source, path) for path in parquet if not storage.is_hidden(path)]
+    hidden = [path for path in parquet if storage.is_hidden(path)]
+    if files and hidden:
+        logger.warning("%s: not read, for a name on the path starts with '_' or '.': %s", source, listed(hidden))
     if not files:
         what = "no file below it ends in .parquet" if storage.exists(source) else "it does not exist"
+        if hidden:
+            what = f"on the paths of its Parquet files a name starts with '_' or '.': {listed(hidden)}"
         raise DataError(
             f"there is no data at {source!r}: {what}; give a Parquet file, a directory of such files, or "
             f"{_HUB_PREFIX}<data set>"

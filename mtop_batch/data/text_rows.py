@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mtop_batch.errors import DataError
+
 MAX_CHARS = 100_000
 TEXT_IS_NULL = "text is null"
 TEXT_IS_EMPTY = "text is empty"
@@ -68,6 +70,83 @@ def joined_texts(columns: Sequence[pa.Array]) -> TextRows:
         seconds=pc.if_else(is_single, none, second),
         errors=pc.if_else(texts.is_valid(), pa.scalar(None, pa.string()), reasons),
     )
+
+
+def text_column(column: pa.ChunkedArray, name: str, file: str, whose: str = "") -> tuple[pa.Array, pa.Array]:
+    """A text column of labelled data as large_string, and why rows hold no text (R,); those are null.
+
+    Args:
+        column: The column.
+        name: Its name.
+        file: Whose column it is.
+        whose: What a message begins with, such as a task.
+
+    Raises:
+        DataError: It has values, of a type that is none of texts.
+    """
+    found = [(pa.nulls(0, pa.large_string()), pa.nulls(0, pa.string()))]
+    for chunk in column.chunks:
+        plain = chunk.dictionary_decode() if pa.types.is_dictionary(chunk.type) else chunk
+        if is_text_type(plain_type(plain.type)):
+            found.append(valid_texts(plain, name))
+        elif pc.any(holds_no_text(plain)).as_py():
+            raise DataError(
+                f"{whose}text column {name!r} of {file} has type {column.type}, not string; name another column, or "
+                "write it as strings"
+            )
+        else:
+            found.append((pa.nulls(len(plain), pa.large_string()), pa.nulls(len(plain), pa.string())))
+    texts, reasons = zip(*found, strict=True)
+    return pa.concat_arrays(texts), pa.concat_arrays(reasons)
+
+
+def plain_type(column_type: pa.DataType) -> pa.DataType:
+    """The type of a column's values."""
+    if isinstance(column_type, pa.BaseExtensionType) and column_type != pa.uuid():
+        return plain_type(column_type.storage_type)
+    return column_type.value_type if pa.types.is_dictionary(column_type) else column_type
+
+
+def is_text_type(column_type: pa.DataType) -> bool:
+    """Whether values of a plain type are texts: strings, or the bytes of strings as some writers leave them."""
+    types = pa.types
+    return any(
+        is_type(column_type)
+        for is_type in (
+            types.is_string,
+            types.is_large_string,
+            types.is_string_view,
+            types.is_binary,
+            types.is_large_binary,
+            types.is_binary_view,
+            types.is_fixed_size_binary,
+            types.is_null,
+        )
+    )
+
+
+def valid_texts(column: pa.Array, name: str) -> tuple[pa.Array, pa.Array]:
+    """Texts of such a type, no dictionary, as valid large_string; and why some cannot be (R,), which are null."""
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    no_reasons = pa.nulls(len(column), pa.string())
+    if pa.types.is_null(column.type):
+        return pa.nulls(len(column), pa.large_string()), no_reasons
+    raw = column.cast(pa.large_binary())
+    try:
+        return raw.cast(pa.large_string()), no_reasons
+    except pa.ArrowInvalid:  # some row is not UTF-8; Parquet writers are not made to check
+        texts = [_decoded_text(value) for value in raw]
+    is_bad = pc.and_(raw.is_valid(), pc.is_null(pa.array(texts, pa.large_string())))
+    reasons = pc.if_else(is_bad, f"text column {name!r} is not valid UTF-8", pa.scalar(None, pa.string()))
+    return pa.array(texts, pa.large_string()), reasons
+
+
+def _decoded_text(value: pa.Scalar) -> str | None:
+    try:
+        return None if value.as_py() is None else str(value.as_py(), "utf-8")
+    except UnicodeDecodeError:
+        return None
 
 
 def holds_no_text(column: pa.Array) -> pa.Array:

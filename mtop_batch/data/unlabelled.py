@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.compute as pc
 
+from mtop_batch.data.same_text import Pair, same_text_key
 from mtop_batch.data.sources import read_columns
-from mtop_batch.data.text_rows import text_rows
-
-Pair = tuple[str, str | None]
-
-_NO_WORD = re.compile(r"[\W_]+")
+from mtop_batch.data.text_rows import text_column, text_rows
 
 
 @dataclass(frozen=True)
@@ -52,15 +48,6 @@ class UnlabelledTexts:
         return hashlib.sha256(json.dumps([self.texts, self.seconds]).encode()).hexdigest()[:16]
 
 
-def normalised(text: str) -> str:
-    """What two texts have in common that differ in case, punctuation and spaces only.
-
-    >>> normalised("It's  HERE!")
-    'it s here'
-    """
-    return _NO_WORD.sub(" ", text.casefold()).strip()
-
-
 def read_texts(source: str, columns: Sequence[str]) -> Iterable[Pair]:
     """The texts of a source, without rows that have none.
 
@@ -69,13 +56,15 @@ def read_texts(source: str, columns: Sequence[str]) -> Iterable[Pair]:
         columns: One text column, or two for pairs.
 
     Raises:
-        DataError: The source does not exist, or lacks a column.
+        DataError: The source does not exist, or lacks a column, or one holds no texts.
         LabelTableError: The storage cannot be reached or refuses.
     """
     for part in read_columns(source, columns):
-        rows = text_rows([part.table[column].cast(pa.large_string()).combine_chunks() for column in columns])
-        for text, second in zip(rows.texts.to_pylist(), rows.seconds.to_pylist(), strict=True):
-            if text is not None:
+        texts, problems = zip(*(text_column(part.table[name], name, part.name) for name in columns), strict=True)
+        rows = text_rows(texts)
+        bad = pc.coalesce(*problems, rows.errors)
+        for text, second, reason in zip(rows.texts.to_pylist(), rows.seconds.to_pylist(), bad.to_pylist(), strict=True):
+            if reason is None:
                 yield text, second
 
 
@@ -84,7 +73,7 @@ def choose_texts(
 ) -> UnlabelledTexts:
     """The texts to learn from: a pure function of its arguments.
 
-    Texts count as the same, and as texts of an evaluation, if they are so when normalised.
+    Texts count as the same, and as texts of an evaluation, as `same_text_key` says.
 
     Args:
         examples: The texts of all tasks' training examples. All of them are taken, for they come first.
@@ -93,13 +82,13 @@ def choose_texts(
         max_texts: Most texts; of a larger corpus a random part is taken.
         seed: Of that part.
     """
-    left_out = {_key(pair) for pair in evaluation}
+    left_out = {same_text_key(pair) for pair in evaluation}
     chosen: dict[Pair, Pair] = {}
     num_read = num_left_out = num_examples = 0
     for number, pairs in enumerate((examples, corpus)):
         for pair in pairs:
             num_read += 1
-            key = _key(pair)
+            key = same_text_key(pair)
             if key in left_out:
                 num_left_out += 1
             else:
@@ -111,8 +100,3 @@ def choose_texts(
         rows = np.random.default_rng(seed).choice(len(found) - num_examples, room, replace=False)
         found = found[:num_examples] + [found[num_examples + row] for row in np.sort(rows)]
     return UnlabelledTexts([text for text, _ in found], [second for _, second in found], num_read, num_left_out)
-
-
-def _key(pair: Pair) -> Pair:
-    text, second = pair
-    return normalised(text), None if second is None else normalised(second)

@@ -7,8 +7,10 @@ their labels.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,15 +24,17 @@ from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.run_directory import RunDirectory, run_digest
 from mtop_batch.engine.session import ray_session
 from mtop_batch.engine.single_tasks import SingleTasks
-from mtop_batch.engine.train import as_read, check_output, load_task, versions
+from mtop_batch.engine.train import as_read, check_output, is_finished, load_task, versions
 from mtop_batch.engine.workers import ADD_PHASE
 from mtop_batch.errors import BundleError, ConfigError, TaskError
 from mtop_batch.lines import counted
-from mtop_batch.model.bundle.bundle import Bundle, load_bundle, save_bundle
+from mtop_batch.model.bundle.bundle import Bundle, load_bundle, parse_metrics, save_bundle
+from mtop_batch.model.bundle.files import read_bundle_info
 from mtop_batch.model.bundle.fingerprints import task_fingerprints, tokenizer_digest
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task, check_task_names
 from mtop_batch.training.checkpoint import TaskMetrics
+from mtop_batch.training.evaluation import undefined_metrics
 from mtop_batch.training.start import train_settings
 
 
@@ -43,16 +47,20 @@ class ChangeResult:
         tasks: Names of all its tasks, in order.
         added_tasks: Those that were learned.
         added: Task -> metric -> value, of the tasks that were learned.
+        undefined: Those of them whose own metric is undefined on their evaluation data (NaN above), and why.
         unchanged: The tasks whose fingerprints, and so labels, are those of the bundle before.
         seconds: Of the whole command.
+        was_there: The bundle is that of an earlier call; nothing was done.
     """
 
     output: str
     tasks: tuple[str, ...]
     added_tasks: tuple[Task, ...]
     added: dict[str, TaskMetrics]
+    undefined: dict[str, str]
     unchanged: tuple[str, ...]
     seconds: float
+    was_there: bool = False
 
 
 def add_tasks(
@@ -63,11 +71,12 @@ def add_tasks(
     progress: Progress,
     overrides: Sequence[str] = (),
     replace: bool = False,
+    overwrite: bool = False,
 ) -> ChangeResult:
     """Learn the tasks of a configuration on a trained bundle, and write the bundle with both.
 
     If it fails or is killed, `<output>.training` holds the tasks that were learned, and the same call does the rest;
-    there is no bundle at `output` before all are.
+    there is no bundle at `output` before all are. If `output` holds what the same call has made, nothing is done.
 
     Args:
         model_uri: The bundle to add to; it stays as it is.
@@ -77,9 +86,11 @@ def add_tasks(
         progress: Where to show how it gets on; it is entered already.
         overrides: `section.key=value` strings.
         replace: A task that the bundle has is learned again in its place, if it is isolated; otherwise it is refused.
+        overwrite: Replace whatever bundle `output` holds.
 
     Raises:
-        MtopError: The bundle, the configuration or the examples cannot work, or storage fails; nothing is written then.
+        MtopError: The bundle, the configuration or the examples cannot work, `output` holds another bundle and is not
+            to be overwritten, or storage fails; nothing is written then.
     """
     started = time.monotonic()
     _check_apart(model_uri, output)
@@ -96,6 +107,8 @@ def add_tasks(
         data.append(load_task(task, task.definition(config.model.default_reader), tokenizer))
         progress.advance(1, f"{task.name}: {counted(len(data[-1].train), 'example')}")
     run = RunDirectory(output, run_digest(config, data, bundle.digest))
+    if not overwrite and is_finished(output, run.name):
+        return _finished(output, names, undefined_metrics(data), started)
     monitor = TrainingMonitor(run, progress)
     settings = config.add_tasks
     new_task: dict[str, Any] = {
@@ -113,25 +126,48 @@ def add_tasks(
     for name in names:
         model.load_task(name, learned[name].tensors)
     described = _described(bundle, as_read(config, data))
-    result = _write(bundle, output, described, {name: learned[name].metrics for name in names}, started)
+    added = {name: learned[name].metrics for name in names}
+    result = _write(bundle, output, described, added, undefined_metrics(data), run.name, started)
     run.discard()
     return result
 
 
-def drop_tasks(model_uri: str, names: Sequence[str], output: str) -> ChangeResult:
+def drop_tasks(model_uri: str, names: Sequence[str], output: str, *, overwrite: bool = False) -> ChangeResult:
     """Write a bundle without some isolated tasks of another one; the other tasks stay as they are.
 
+    If `output` holds what the same call has made, nothing is done.
+
     Raises:
-        MtopError: The bundle cannot be read, a task does not exist or other tasks depend on it, or storage fails.
+        MtopError: The bundle cannot be read, a task does not exist or other tasks depend on it, `output` holds another
+            bundle and is not to be overwritten, or storage fails.
     """
     started = time.monotonic()
     _check_apart(model_uri, output)
     check_output(output)
     bundle = load_bundle(model_uri)
     _changeable(bundle).drop_tasks(names)
+    run = hashlib.sha256(json.dumps(["drop", bundle.digest, sorted(names)]).encode()).hexdigest()[:16]
+    if not overwrite and is_finished(output, run):
+        return _finished(output, (), {}, started)
     change = {"dropped": list(names), "from": bundle.uri, "from_digest": bundle.digest}
     kept = [task for task in bundle.training_config.get("task", []) if task["name"] not in names]
-    return _write(bundle, output, _changed(bundle, change, kept), {}, started)
+    return _write(bundle, output, _changed(bundle, change, kept), {}, {}, run, started)
+
+
+def _finished(output: str, names: Collection[str], undefined: Mapping[str, str], started: float) -> ChangeResult:
+    """What an earlier call left at the output."""
+    tasks = read_bundle_info(output).tasks
+    metrics = parse_metrics(storage.read_bytes(storage.join(storage.absolute(output), "metrics.json")))
+    return ChangeResult(
+        output=output,
+        tasks=tuple(task.name for task in tasks),
+        added_tasks=tuple(task for task in tasks if task.name in names),
+        added={name: metrics[name] for name in names},
+        undefined=dict(undefined),
+        unchanged=tuple(task.name for task in tasks if task.name not in names),
+        seconds=time.monotonic() - started,
+        was_there=True,
+    )
 
 
 def _check_apart(model_uri: str, output: str) -> None:
@@ -201,7 +237,13 @@ def _changed(bundle: Bundle, change: Mapping[str, Any], tasks: Sequence[Any]) ->
 
 
 def _write(
-    bundle: Bundle, output: str, training_config: Mapping[str, Any], added: Mapping[str, TaskMetrics], started: float
+    bundle: Bundle,
+    output: str,
+    training_config: Mapping[str, Any],
+    added: Mapping[str, TaskMetrics],
+    undefined: Mapping[str, str],
+    run: str,
+    started: float,
 ) -> ChangeResult:
     """Write the changed model, after making sure that the tasks which were there are what they were."""
     model = bundle.model
@@ -220,12 +262,14 @@ def _write(
         metrics={name: metrics[name] for name in model.task_names if name in metrics},
         training_config=training_config,
         backbone_name=bundle.backbone_name,
+        run=run,
     )
     return ChangeResult(
         output=output,
         tasks=tuple(model.task_names),
         added_tasks=tuple(task for task in model.tasks if task.name in added),
         added=dict(added),
+        undefined=dict(undefined),
         unchanged=tuple(unchanged),
         seconds=time.monotonic() - started,
     )

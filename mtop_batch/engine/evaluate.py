@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,46 +11,41 @@ from pydantic import ValidationError
 
 from mtop_batch import storage
 from mtop_batch.config.sections import Config, TaskConfig
-from mtop_batch.data.examples import load_examples, tokenise_examples
+from mtop_batch.data.examples import RawExamples, load_examples, tokenise_with_texts
+from mtop_batch.data.repeats import find_repeats
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.workers import single_worker
-from mtop_batch.errors import BundleError, TaskError
+from mtop_batch.errors import BundleError, DataError, MtopError, TaskError, one_line
 from mtop_batch.lines import counted, listed
 from mtop_batch.model.bundle.bundle import Bundle, load_bundle
-from mtop_batch.tasks import Task, select_tasks
+from mtop_batch.model.kinds.base import MultiTaskModel
+from mtop_batch.tasks import LabelBy, Task, select_tasks
 from mtop_batch.training.checkpoint import TaskMetrics
+from mtop_batch.training.evaluated import EvaluatedTask
 from mtop_batch.training.evaluation import task_metrics, task_predictions
-from mtop_batch.training.label_report import LabelReport, label_report, worst_errors
-
-
-@dataclass(frozen=True)
-class EvaluatedTask:
-    """How good a bundle is at a task.
-
-    Args:
-        task: Its definition in the bundle, with the metric that judged it.
-        metrics: As `training.evaluation.task_metrics` returns them.
-        report: Label by label.
-        errors: The examples that it gets wrong (`label_report.ERROR_COLUMNS`).
-    """
-
-    task: Task
-    metrics: TaskMetrics
-    report: LabelReport
-    errors: pa.Table
+from mtop_batch.training.evaluation_page import evaluation_page
+from mtop_batch.training.label_report import ERROR_COLUMNS, label_report, worst_errors
+from mtop_batch.training.probe import example_vectors
+from mtop_batch.training.settings import Worker
+from mtop_batch.training.suspects import find_suspects
 
 
 def evaluate_bundle(
     model_uri: str, config: Config | None = None, *, progress: Progress | None = None
 ) -> dict[str, TaskMetrics]:
     """The metrics alone of what `evaluate_in_detail` returns."""
-    evaluated = evaluate_in_detail(model_uri, config, progress=progress)
+    evaluated = evaluate_in_detail(model_uri, config, progress=progress, compare=False)
     return {name: item.metrics for name, item in evaluated.items()}
 
 
 def evaluate_in_detail(
-    model_uri: str, config: Config | None = None, *, progress: Progress | None = None
+    model_uri: str,
+    config: Config | None = None,
+    *,
+    progress: Progress | None = None,
+    compare: bool = True,
+    suspects: bool = False,
 ) -> dict[str, EvaluatedTask]:
     """Evaluate tasks of a bundle, label by label, in one process, on a GPU if there is one.
 
@@ -62,6 +57,9 @@ def evaluate_in_detail(
         config: Its tasks must be tasks of the bundle, and defined in the same way; the bundle may have more. By default
             the tasks and the evaluation data that the bundle was trained with.
         progress: Where to show how it gets on, and which tasks are left out; it is entered already.
+        compare: Look for texts that training and evaluation data have in common, and for labels that contradict each
+            other, where the training data can be read.
+        suspects: Also look for training examples that are likely to be labelled wrongly.
 
     Returns:
         By task, in the bundle's order.
@@ -89,7 +87,7 @@ def evaluate_in_detail(
         source = sources[name]
         label_by = source.label_by or recorded.get(name)  # numbers mean here what they meant in training
         raw = load_examples(task, source.eval, source.label, training=False, label_by=label_by)
-        examples = tokenise_examples(raw, text_tokenizer)
+        examples, raw = tokenise_with_texts(raw, text_tokenizer)
         found = task_predictions(model, examples, task, worker=worker)
         evaluated[name] = EvaluatedTask(
             task,
@@ -97,9 +95,61 @@ def evaluate_in_detail(
             label_report(task, found, examples.labels),
             worst_errors(task, found, examples.labels, raw.texts, raw.seconds),
         )
+        if compare or suspects:
+            learned = _training_examples(task, source, label_by)
+            evaluated[name] = _compared(evaluated[name], learned, raw)
+            if suspects:
+                evaluated[name] = _with_suspects(evaluated[name], learned, model, text_tokenizer, worker)
         if progress is not None:
             progress.advance(1, f"{name}: {counted(len(examples.labels), 'example')}")
     return evaluated
+
+
+def _training_examples(task: Task, source: TaskConfig, label_by: LabelBy | None) -> RawExamples | str:
+    """What the task was trained on, or why it cannot be read: an evaluation does without."""
+    try:
+        return load_examples(task, source.train, source.label, training=False, label_by=label_by)
+    except MtopError as error:
+        return one_line(error)
+
+
+def _compared(item: EvaluatedTask, learned: RawExamples | str, judged: RawExamples) -> EvaluatedTask:
+    if isinstance(learned, str):
+        return replace(item, not_compared=learned)
+    return replace(item, repeats=find_repeats(learned, judged))
+
+
+def _with_suspects(
+    item: EvaluatedTask,
+    learned: RawExamples | str,
+    model: MultiTaskModel,
+    text_tokenizer: TextTokenizer,
+    worker: Worker,
+) -> EvaluatedTask:
+    """The same with training examples that are likely to be labelled wrongly, or with why nobody can tell."""
+    if isinstance(learned, str):
+        return replace(item, no_suspects=learned)
+    if item.task.kind == "regression":
+        return replace(item, no_suspects="a regression has no labels")
+    if item.task.is_multi_label:
+        return replace(item, no_suspects="an example may have several labels")
+    if model.pass_per_task:
+        return replace(item, no_suspects=model.no_vectors(model.config.model_type))
+    try:
+        examples, learned = tokenise_with_texts(learned, text_tokenizer)
+        vectors = example_vectors(model, examples, worker=worker).numpy()
+        return replace(item, suspects=find_suspects(learned, vectors))
+    except DataError as error:
+        return replace(item, no_suspects=one_line(error))
+
+
+def write_report(uri: str, bundle: str, evaluated: Mapping[str, EvaluatedTask]) -> None:
+    """Write a page for people.
+
+    Raises:
+        LabelTableError: The storage cannot be reached or refuses.
+    """
+    storage.write_bytes(uri, evaluation_page(bundle, evaluated).encode())
 
 
 def write_errors(uri: str, evaluated: Mapping[str, EvaluatedTask]) -> int:
@@ -108,7 +158,20 @@ def write_errors(uri: str, evaluated: Mapping[str, EvaluatedTask]) -> int:
     Raises:
         LabelTableError: The storage cannot be reached or refuses.
     """
-    table = pa.concat_tables(item.errors for item in evaluated.values())
+    return _write_table(uri, [item.errors for item in evaluated.values()])
+
+
+def write_suspects(uri: str, evaluated: Mapping[str, EvaluatedTask]) -> int:
+    """Write the training examples that are likely to be labelled wrongly in the same way.
+
+    Raises:
+        LabelTableError: The storage cannot be reached or refuses.
+    """
+    return _write_table(uri, [item.suspects for item in evaluated.values() if item.suspects is not None])
+
+
+def _write_table(uri: str, tables: Sequence[pa.Table]) -> int:
+    table = pa.concat_tables([ERROR_COLUMNS.empty_table(), *tables])
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     storage.write_bytes(uri, sink.getvalue())

@@ -41,6 +41,8 @@ from mtop_batch.storage.conditional import can_compare
 from mtop_batch.storage.retry import DEFAULT_RETRY_TIMEOUT_S
 from mtop_batch.table.definition import VECTOR, Definition
 from mtop_batch.table.gate.rules import DEFAULT_RULES, Rules
+from mtop_batch.table.lake.sync import check_lake, sync_lake
+from mtop_batch.table.lake.target import LakeTarget
 from mtop_batch.table.lease.lease import Lease, hold_lease
 from mtop_batch.table.publisher import publish
 from mtop_batch.table.row_ranges import SLICE_ROWS
@@ -74,6 +76,7 @@ class LabelOptions:
         prune: Remove published files whose source file is gone from the corpus.
         force: Also if that is most of the table.
         publish: Publish what is computed, if the gate lets it through; else it stays in the store.
+        lake: A Delta or Iceberg table to publish to as well.
         gate: Which labels readers may see.
         retry_timeout_s: The run fails when storage has not answered for so long.
         vectors: Store document vectors too.
@@ -96,6 +99,7 @@ class LabelOptions:
     prune: bool = False
     force: bool = False
     publish: bool = True
+    lake: LakeTarget | None = None
     gate: Rules = DEFAULT_RULES
     retry_timeout_s: float = DEFAULT_RETRY_TIMEOUT_S
     vectors: bool = False
@@ -147,6 +151,8 @@ def _label_corpus(options: LabelOptions, plan_only: bool, begun: list[RunReport]
     try:
         storage.check_directory(options.labels, "--labels")
         check_same_tasks(options.labels, definition)
+        if options.lake is not None and options.publish and not plan_only:
+            check_lake(options.lake, options.labels)
         runs_before = list_runs(options.labels)
         plan = _plan(options, definition)
     except AccessRefused as error:  # at the start it is a wrong option, later an accident
@@ -253,6 +259,7 @@ def _run(options: LabelOptions, report: RunReport, lease: Lease | None) -> dict[
             _remove_damaged(options, report, lease)
             _label_units(options, report, lease)
             _publish(options, report, lease)
+        _publish_to_lake(options, report)
         failure = ""
     except Exception as error:
         failure = one_line(_cause(error), with_type=True)
@@ -317,6 +324,13 @@ def _publish(options: LabelOptions, report: RunReport, lease: Lease) -> None:
         orphans=plan.removals,
         check=lease.check,
     )
+
+
+def _publish_to_lake(options: LabelOptions, report: RunReport) -> None:
+    """Commit what readers see to the lake table, also where a run before this one did not come so far."""
+    is_closed = report.gate is not None and not report.gate.is_open
+    if options.lake is not None and options.publish and not is_closed:
+        report.lake = sync_lake(options.lake, options.labels, report.run)
 
 
 def _label_units(options: LabelOptions, report: RunReport, lease: Lease) -> None:

@@ -62,7 +62,9 @@ class Trained:
     Args:
         metrics: Of each task, at the chosen weights.
         best_step: The steps after which these were taken.
-        num_steps: Steps of the whole training. Where each task has a model of its own, both are sums over the tasks.
+        num_steps: Steps of the whole training.
+        last_step: Steps that were done: fewer, where patience ran out. Where each task has a model of its own, all
+            three are sums over the tasks.
         phase: The last phase; events carry it.
         left_out: Tasks that no step trained, for want of steps.
     """
@@ -70,6 +72,7 @@ class Trained:
     metrics: dict[str, TaskMetrics]
     best_step: int
     num_steps: int
+    last_step: int
     phase: str
     left_out: tuple[str, ...] = ()
 
@@ -141,6 +144,7 @@ class Phases:
             {item.task.name: learned[item.task.name].metrics for item in self.data},
             sum(task.best_step for task in learned.values()),
             sum(task.num_steps for task in learned.values()),
+            sum(task.last_step for task in learned.values()),
             OWN_MODELS_PHASE,
         )
 
@@ -155,7 +159,8 @@ class Phases:
         """
         fitted, weights = self._train(model)
         model.load_state_dict(weights)
-        return Trained(fitted.best_metrics, fitted.best_step, fitted.num_steps, TRAIN_PHASE, fitted.left_out)
+        steps = fitted.best_step, fitted.num_steps, fitted.last_step
+        return Trained(fitted.best_metrics, *steps, TRAIN_PHASE, fitted.left_out)
 
     def _train(self, model: MultiTaskModel) -> tuple[FitResult, dict[str, Tensor]]:
         """How the run went, and the weights that it chose."""

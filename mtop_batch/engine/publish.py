@@ -16,6 +16,8 @@ from mtop_batch.model.bundle.files import read_bundle_info
 from mtop_batch.table.columns import OutputKind
 from mtop_batch.table.definition import ViewDefinition
 from mtop_batch.table.gate.rules import DEFAULT_RULES, Rules
+from mtop_batch.table.lake.sync import LakeCommit, check_lake, sync_lake
+from mtop_batch.table.lake.target import LakeTarget
 from mtop_batch.table.lease.lease import hold_lease
 from mtop_batch.table.names import STORE, displaced, published_path
 from mtop_batch.table.published import list_published, near_tables, read_published
@@ -31,6 +33,7 @@ def publish_table(
     model: str | None = None,
     tasks: Sequence[str] = (),
     *,
+    lake: LakeTarget | None = None,
     rules: Rules = DEFAULT_RULES,
     force: bool = False,
 ) -> dict[str, Any]:
@@ -43,6 +46,7 @@ def publish_table(
         labels: The label table.
         model: The bundle; the one of the newest run by default.
         tasks: Only these tasks; all by default.
+        lake: A Delta or Iceberg table to publish to as well.
         rules: Which labels readers may see.
         force: Publish whatever the rules say.
 
@@ -52,11 +56,14 @@ def publish_table(
 
     Raises:
         BundleError, TaskError: There is no such bundle, or it lacks one of the tasks.
+        ConfigError: The lake table cannot be published to.
         NotInTable: There is no label table.
         LabelTableError: Another run holds it, or the storage does not answer.
     """
     labels = storage.absolute(labels)
     record = _newest_run(labels)
+    if lake is not None:
+        check_lake(lake, labels)
     wanted, kinds, task_labels, bundle = _wanted(labels, record, model)
     task_kinds = {task: kind.kind for task, kind in kinds.items()}
     names = select_tasks(tasks or list(wanted.fingerprints), list(wanted.fingerprints))
@@ -66,6 +73,7 @@ def publish_table(
         opened_by = f"run {earlier}, which has published these labels before"
     run = new_run_id()
     done = Published()
+    committed: LakeCommit | None = None
     with hold_lease(labels, run) as lease:
         record_run(
             labels,
@@ -85,6 +93,8 @@ def publish_table(
         )
         if gate.is_open:
             done = publish(labels, wanted, kinds, sources, run, require_all=False, check=lease.check)
+            if lake is not None:
+                committed = sync_lake(lake, labels, run)
         report = {
             "run": run,
             "status": "done" if gate.is_open else "gate closed",
@@ -92,6 +102,7 @@ def publish_table(
             "bundle": bundle,
             "tasks": names,
             "published": done.to_dict() if gate.is_open else None,
+            "lake": None if committed is None else committed.to_dict(),
             "gate": gate.to_dict(),
             **done.to_dict(),
         }

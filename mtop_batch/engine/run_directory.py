@@ -4,6 +4,7 @@
       <digest>/                        one run: a configuration and its examples
         config.json                    that configuration
         events.jsonl                   the events so far
+      tensorboard/                   and some of their numbers for TensorBoard
         tasks/<task>.safetensors       what each task learned alone: a warm start, an added task, or a model of its own
         tasks/<task>.checkpoint/       the last checkpoint of a task's own model, until that has been learned
         teachers/<number>.safetensors  what a teacher said of unlabelled texts, and
@@ -44,6 +45,7 @@ from mtop_batch.training.settings import TaskData
 from mtop_batch.training.soft_labels import FloatArray
 from mtop_batch.training.task_checkpoints import TaskCheckpoints
 
+_WITHOUT_EFFECT = {"num_workers", "max_failures", "tensorboard", "mlflow"}
 _SNAPSHOT = "checkpoint_manager_snapshot.json"
 _CHECKPOINT = re.compile(r"checkpoint_\d.*")
 
@@ -51,14 +53,14 @@ _CHECKPOINT = re.compile(r"checkpoint_\d.*")
 def run_digest(config: Config, data: Sequence[TaskData], base: str = "") -> str:
     """What names a run: it changes with whatever means that an earlier, unfinished one cannot be resumed.
 
-    The number of workers and of tolerated failures does not count: the result is the same.
+    The number of workers and of tolerated failures does not count, nor does who else is told: the result is the same.
 
     Args:
         config: Of the run.
         data: Its examples.
         base: Digest of what else it starts from: a bundle, or unlabelled texts.
     """
-    left_out: Any = {"output": True, "train": {"num_workers", "max_failures"}, "add_tasks": {"max_failures"}}
+    left_out: Any = {"output": True, "train": _WITHOUT_EFFECT, "add_tasks": {"max_failures"}}
     values = config.model_dump(mode="json", exclude=left_out)
     digest = hashlib.sha256(json.dumps([version("mtop-batch"), values, base], sort_keys=True).encode())
     for item in data:

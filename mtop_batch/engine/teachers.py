@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from mtop_batch.config.sections import Config, UnlabelledConfig
 from mtop_batch.data.examples import RawExamples, load_examples, load_train_and_eval
 from mtop_batch.data.tokens import TextTokenizer, Tokens
-from mtop_batch.data.unlabelled import Pair, UnlabelledTexts, choose_texts, read_texts
+from mtop_batch.data.unlabelled import UnlabelledTexts, choose_texts, read_texts
 from mtop_batch.engine.monitoring.events import EventQueue
 from mtop_batch.engine.monitoring.memory import KEEP_FREED_MEMORY
 from mtop_batch.engine.monitoring.monitor import TrainingMonitor
@@ -103,9 +103,9 @@ def read_unlabelled(config: Config, text_tokenizer: TextTokenizer, progress: Pro
         for own, task in zip(config.task, config.tasks(), strict=True)
     ]
     texts = choose_texts(
-        chain.from_iterable(_texts_of(training) for training, _ in examples),
+        chain.from_iterable(training.pairs() for training, _ in examples),
         read_texts(section.corpus, columns) if section.corpus else (),
-        chain.from_iterable(_texts_of(raw) for raw in (*(evaluation for _, evaluation in examples), *_tests(config))),
+        chain.from_iterable(raw.pairs() for raw in (*(evaluation for _, evaluation in examples), *_tests(config))),
         max_texts=section.max_texts,
         seed=config.train.seed,
     )
@@ -254,10 +254,6 @@ def _tests(config: Config) -> Iterator[RawExamples]:
     for own, task in zip(config.task, config.tasks(), strict=True):
         if own.test is not None:
             yield load_examples(task, own.test, own.label, training=False, label_by=own.label_by)
-
-
-def _texts_of(raw: RawExamples) -> Iterator[Pair]:
-    return zip(raw.texts, raw.seconds or [None] * len(raw), strict=True)
 
 
 def _bundles(section: UnlabelledConfig) -> Sequence[str]:

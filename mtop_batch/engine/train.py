@@ -12,7 +12,8 @@ import json
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,6 +25,7 @@ from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.monitoring.events import Event, EventQueue
 from mtop_batch.engine.monitoring.monitor import TrainingMonitor
 from mtop_batch.engine.monitoring.progress import Progress
+from mtop_batch.engine.monitoring.trackers import Trackers, check_trackers
 from mtop_batch.engine.phases import Phases
 from mtop_batch.engine.run_directory import RunDirectory, interrupted_runs, run_digest
 from mtop_batch.engine.session import Resources, ray_session
@@ -39,7 +41,8 @@ from mtop_batch.model.kinds.by_name import KINDS
 from mtop_batch.model.kinds.single_task import SingleTaskModel
 from mtop_batch.tasks import Task
 from mtop_batch.training.checkpoint import TaskMetrics
-from mtop_batch.training.evaluation import mean_metric
+from mtop_batch.training.class_weights import class_weights
+from mtop_batch.training.evaluation import mean_metric, undefined_metrics
 from mtop_batch.training.settings import TaskData
 from mtop_batch.training.start import check_encoder, check_readers, first_model, train_settings
 
@@ -58,10 +61,12 @@ class TrainResult:
         mean: Of the tasks' own metrics: what chose those weights.
         best_step: The steps after which they were taken; where each task has a model of its own, the sum over them.
         num_steps: Steps of the whole run.
+        last_step: Steps that were done: fewer, where `train.patience` ran out.
         examples_per_s: Of the training after any warm start; of one task where each has a model of its own, for these
             train side by side.
         seconds: Of this command; what an interrupted one did before is not counted.
         left_out: Tasks that no step trained, for want of steps.
+        undefined: The tasks whose own metric is undefined on their evaluation data (NaN above), and why.
         was_there: The bundle is that of an earlier call; nothing was trained.
     """
 
@@ -71,9 +76,11 @@ class TrainResult:
     mean: float
     best_step: int
     num_steps: int
+    last_step: int
     examples_per_s: float
     seconds: float
     left_out: tuple[str, ...] = ()
+    undefined: dict[str, str] = field(default_factory=dict)
     was_there: bool = False
 
 
@@ -105,37 +112,46 @@ def train(
     parts = _prepare(config, progress)
     texts = read_unlabelled(config, parts.text_tokenizer, progress) if config.unlabelled else None
     run = RunDirectory(config.output, run_digest(config, parts.data, "" if texts is None else texts.digest()))
-    if not overwrite and _is_finished(config.output, run.name):
-        return _finished(config, run, started)
-    monitor = TrainingMonitor(run, progress, on_event)
-    with ray_session() as resources:
-        _check_workers(config, resources, progress)
-        if found := run.begin(config):
-            progress.note(found)
-        monitor.record({"event": "run", "resources": str(resources), "versions": versions()})
-        soft = None
-        if texts is not None:
-            soft = learn_soft_labels(config, texts, parts.data, parts.tokenizer, resources, run, progress)
-        phases = Phases(config, parts.data, resources, run, monitor, EventQueue(), soft)
-        model = first_model(config, parts.backbone, parts.tokenizer, parts.data, phases.single_tasks)
-        trained = phases.own_models(model) if isinstance(model, SingleTaskModel) else phases.all_tasks(model)
-    result = TrainResult(
-        output=config.output,
-        tasks=tuple(config.tasks()),
-        metrics=trained.metrics,
-        mean=mean_metric(trained.metrics, config.tasks()),
-        best_step=trained.best_step,
-        num_steps=trained.num_steps,
-        examples_per_s=monitor.examples_per_s(trained.phase),
-        seconds=time.monotonic() - started,
-        left_out=trained.left_out,
-    )
-    _write(as_read(config, parts.data), model, parts.tokenizer, result, run, monitor)
+    if not overwrite and is_finished(config.output, run.name):
+        return _finished(config, parts.data, run, started)
+    with ExitStack() as until_written:
+        with ray_session() as resources:
+            _check_workers(config, resources, progress)
+            if found := run.begin(config):
+                progress.note(found)
+            trackers = until_written.enter_context(Trackers.of(config, run, progress))
+            monitor = TrainingMonitor(run, progress, trackers, *([on_event] if on_event else []))
+            monitor.record({"event": "run", "resources": str(resources), "versions": versions()})
+            soft = None
+            if texts is not None:
+                soft = learn_soft_labels(config, texts, parts.data, parts.tokenizer, resources, run, progress)
+            phases = Phases(config, parts.data, resources, run, monitor, EventQueue(), soft)
+            model = first_model(config, parts.backbone, parts.tokenizer, parts.data, phases.single_tasks)
+            trained = phases.own_models(model) if isinstance(model, SingleTaskModel) else phases.all_tasks(model)
+        result = TrainResult(
+            output=config.output,
+            tasks=tuple(config.tasks()),
+            metrics=trained.metrics,
+            mean=mean_metric(trained.metrics, config.tasks()),
+            best_step=trained.best_step,
+            num_steps=trained.num_steps,
+            last_step=trained.last_step,
+            examples_per_s=monitor.examples_per_s(trained.phase),
+            seconds=time.monotonic() - started,
+            left_out=trained.left_out,
+            undefined=undefined_metrics(parts.data),
+        )
+        _write_log(result, run, monitor, trackers)
+        _write(as_read(config, parts.data), model, parts.tokenizer, result, run)
     return result
 
 
-def _is_finished(output: str, run: str) -> bool:
+def is_finished(output: str, run: str) -> bool:
     """Whether `output` holds the bundle of this very run.
+
+    Args:
+        output: Where a bundle is to go.
+        run: What the bundle there says of the run that made it.
 
     Raises:
         ConfigError: It holds another one, or one that is damaged or of another version.
@@ -147,7 +163,7 @@ def _is_finished(output: str, run: str) -> bool:
         if is_same:
             check_bundle(output)
     except BundleError as error:
-        raise ConfigError(f"output = {output!r}: {error}; pass --overwrite to train it again") from error
+        raise ConfigError(f"output = {output!r}: {error}; pass --overwrite to replace it") from error
     if not is_same:
         raise ConfigError(
             f"output = {output!r} holds the bundle of another configuration or of other examples; name another output, "
@@ -156,7 +172,7 @@ def _is_finished(output: str, run: str) -> bool:
     return True
 
 
-def _finished(config: Config, run: RunDirectory, started: float) -> TrainResult:
+def _finished(config: Config, data: Sequence[TaskData], run: RunDirectory, started: float) -> TrainResult:
     """What an earlier call left at the output; it may have been killed before it removed the run's directory."""
     output = storage.absolute(config.output)
     if storage.list_files(run.uri):
@@ -172,9 +188,11 @@ def _finished(config: Config, run: RunDirectory, started: float) -> TrainResult:
         mean=mean_metric(metrics, config.tasks()),
         best_step=end.get("best_step", 0),
         num_steps=end.get("num_steps", 0),
+        last_step=end.get("last_step", 0),
         examples_per_s=end.get("examples_per_s", 0.0),
         seconds=time.monotonic() - started,
         left_out=tuple(end.get("left_out", ())),
+        undefined=undefined_metrics(data),
         was_there=True,
     )
 
@@ -194,6 +212,7 @@ def _prepare(config: Config, progress: Progress) -> _Parts:
     check_readers(config)
     train_settings(config.train).check_workers(config.train.num_workers)
     check_teachers(config)
+    check_trackers(config.train)
     check_output(config.output)
     progress.phase("read and tokenise the examples", len(config.task), "tasks")
     tokenizer = load_tokenizer(config.backbone.name)
@@ -239,7 +258,8 @@ def load_task(config: TaskConfig, task: Task, text_tokenizer: TextTokenizer) -> 
     """
     raw_train, raw_eval = load_train_and_eval(task, config.train, config.eval, config.label, config.label_by)
     train, eval_ = (tokenise_examples(raw, text_tokenizer) for raw in (raw_train, raw_eval))
-    return TaskData(with_label_scale(task, train), train, eval_, raw_train.label_by)
+    weights = class_weights(task, config.class_weights, train.labels)
+    return TaskData(with_label_scale(task, train), train, eval_, raw_train.label_by, weights)
 
 
 def as_read(config: Config, data: Sequence[TaskData]) -> Config:
@@ -265,19 +285,19 @@ def _check_workers(config: Config, resources: Resources, progress: Progress) -> 
     )
 
 
-def _write(
-    config: Config,
-    model: MultiTaskModel,
-    tokenizer: PreTrainedTokenizerBase,
-    result: TrainResult,
-    run: RunDirectory,
-    monitor: TrainingMonitor,
-) -> None:
-    """Write the bundle and the log beside it; then the run's directory is no longer needed."""
+def _write_log(result: TrainResult, run: RunDirectory, monitor: TrainingMonitor, trackers: Trackers) -> None:
+    """Write what happened to where the bundle goes."""
     elsewhere = ("output", "tasks", "metrics", "was_there")
     summary = {key: value for key, value in asdict(result).items() if key not in elsewhere}
     monitor.record({"event": "end", **summary, "left_out": list(result.left_out)})
-    storage.write_bytes(storage.join(storage.absolute(config.output), _LOG), run.event_lines())
+    storage.write_bytes(storage.join(storage.absolute(result.output), _LOG), run.event_lines())
+    trackers.finish(result.output)
+
+
+def _write(
+    config: Config, model: MultiTaskModel, tokenizer: PreTrainedTokenizerBase, result: TrainResult, run: RunDirectory
+) -> None:
+    """Write the bundle; then the run's directory is no longer needed."""
     save_bundle(
         config.output,
         model,

@@ -128,7 +128,8 @@ def train_own_model(backbone: PreTrainedModel, data: TaskData, job: SingleTaskJo
         last = checkpoints.read(Path(directory))
         result = fit(model, [data], job.settings, worker=worker, checkpoint=last, save=checkpoints.save)
     tensors = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
-    return LearnedTask(tensors, result.best_metrics.get(name, {}), result.best_step, result.num_steps)
+    metrics = result.best_metrics.get(name, {})
+    return LearnedTask(tensors, metrics, result.best_step, result.num_steps, result.last_step)
 
 
 def _alone(data: TaskData, job: SingleTaskJob) -> Worker:

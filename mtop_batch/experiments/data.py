@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +17,13 @@ from mtop_batch import storage
 from mtop_batch.config.load import load_tasks
 from mtop_batch.config.sections import TaskConfig
 from mtop_batch.data.examples import LabelledTokens, RawExamples, load_examples, tokenise_examples, with_label_scale
+from mtop_batch.data.same_text import Pair
 from mtop_batch.data.tokens import TextTokenizer, Tokens
-from mtop_batch.data.unlabelled import Pair, UnlabelledTexts, choose_texts, read_texts
+from mtop_batch.data.unlabelled import UnlabelledTexts, choose_texts, read_texts
 from mtop_batch.errors import DataError
 from mtop_batch.experiments.methods import method
 from mtop_batch.tasks import Reader
+from mtop_batch.training.class_weights import class_weights
 from mtop_batch.training.settings import TaskData
 
 
@@ -178,7 +181,8 @@ def prepare(
         own, eval_, held_out = (tokenise_examples(part, text_tokenizer) for part in task.parts)
         own = _some(own, task.config.name, examples)
         definition = task.config.definition(default_reader)
-        train.append(TaskData(with_label_scale(definition, own), own, eval_))
+        weights = class_weights(definition, task.config.class_weights, own.labels)
+        train.append(TaskData(with_label_scale(definition, own), own, eval_, class_weights=weights))
         test.append(held_out)
     texts = data.unlabelled
     unlabelled = None if texts is None else text_tokenizer.encode(texts.texts, texts.seconds_or_none)
@@ -215,7 +219,9 @@ def _digest(tasks: Sequence[RawTask]) -> str:
     digest = hashlib.sha256()
     for task in tasks:
         config = task.config
-        digest.update(json.dumps([config.name, config.kind, config.labels, config.text, config.metric]).encode())
+        described: list[Any] = [config.name, config.kind, config.labels, config.text, config.metric]
+        described += [config.class_weights] if config.class_weights else []
+        digest.update(json.dumps(described).encode())
         for part in task.parts:
             digest.update(json.dumps([part.texts, part.seconds]).encode())
             digest.update(part.labels.tobytes())

@@ -13,8 +13,8 @@ from mtop_batch.config.sections import Config, TaskConfig
 from mtop_batch.experiments.methods import COMMON, Method, method
 
 FORMAT = 1
-# They change how fast a run is, or are the seed, which stands by itself.
-_UNDECISIVE = ("num_workers", "max_failures", "precision", "seed")
+# They change how fast a run is or who is told of it, or are the seed, which stands by itself.
+_UNDECISIVE = ("num_workers", "max_failures", "precision", "seed", "tensorboard", "mlflow")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,15 @@ import pyarrow as pa
 
 from mtop_batch.errors import ConfigError, LabelTableError
 from mtop_batch.storage.addresses import absolute, check_address, is_remote, local_path_of, path_below
-from mtop_batch.storage.clients import error_code, explained, filesystem, fsspec_filesystem, is_disk_full, is_refusal
+from mtop_batch.storage.clients import (
+    error_code,
+    explained,
+    filesystem,
+    fsspec_filesystem,
+    is_disk_full,
+    is_refusal,
+    s3_options,
+)
 from mtop_batch.storage.local import DANGLING_LINK, FileInfo, is_hidden, list_local, local_info, replacing
 
 _COPY_BYTES = 8 << 20
@@ -41,6 +49,7 @@ __all__ = [
     "error_code",
     "exists",
     "explained",
+    "file_place",
     "filesystem",
     "fsspec_filesystem",
     "in_threads",
@@ -53,6 +62,7 @@ __all__ = [
     "list_files",
     "path_below",
     "read_bytes",
+    "s3_options",
     "stat",
     "upload",
     "write_bytes",
@@ -162,6 +172,13 @@ def check_file(uri: str, option: str) -> None:
         if os.path.isdir(uri):
             raise ConfigError(f"{option} {uri} is a directory; name a file")
         check_directory(str(Path(uri).parent), option)
+
+
+def file_place(typed: str, option: str) -> str:
+    """The address of a file that a person names to be written; arguments and errors as `check_file` and `absolute`."""
+    place = absolute(typed)
+    check_file(place, option)
+    return place
 
 
 def read_bytes(uri: str) -> bytes:

@@ -37,9 +37,18 @@ def absolute(typed: str) -> str:
     """
     if not typed:
         raise ConfigError("a path or URL is empty; name a local path or s3://...")
+    if "\0" in typed:
+        raise ConfigError(f"{shown(typed)}: no path or URL has a NUL character; correct it")
     if is_remote(typed):
         return _absolute_url(check_address(typed))
-    return _absolute_path(local_path_of(typed) if _LOST_SLASH.match(typed) else os.path.expanduser(typed))
+    if _LOST_SLASH.match(typed):
+        return _absolute_path(local_path_of(typed))
+    path = os.path.expanduser(typed)
+    if path.startswith("~"):
+        raise ConfigError(
+            f"{shown(typed)}: there is no such user; write ./{shown(typed)} for a local path of that name"
+        )
+    return _absolute_path(path)
 
 
 def check_address(uri: str) -> str:

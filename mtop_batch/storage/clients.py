@@ -84,6 +84,20 @@ def _s3_endpoint() -> str | None:
     return endpoint and re.sub(r"//[^/]*@", "//", endpoint)
 
 
+def s3_options(uri: str) -> dict[str, str]:
+    """The AWS variables for a library with an S3 client of its own, under their own names; nothing for other places."""
+    if _scheme(uri) != "s3":
+        return {}
+    options = dict(_s3_settings())
+    options.pop("AWS_ENDPOINT_URL_S3", None)
+    region = options.get("AWS_REGION") or options.get("AWS_DEFAULT_REGION")
+    if endpoint := _s3_endpoint():
+        options["AWS_ENDPOINT_URL"] = endpoint
+        options["AWS_ALLOW_HTTP"] = str(endpoint.startswith("http://")).lower()
+        region = region or "us-east-1"
+    return {**options, "AWS_REGION": region} if region else options
+
+
 @lru_cache(maxsize=4)
 def _pyarrow_s3(_settings: tuple[tuple[str, str], ...]) -> pafs.S3FileSystem:
     options: dict[str, Any] = {"region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")}

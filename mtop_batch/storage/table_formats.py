@@ -12,10 +12,14 @@ _DUCKDB = "in DuckDB: COPY (FROM {scan}('{{table}}')) TO 'plain' (FORMAT parquet
 # What each keeps beside its data, and how to write out what counts.
 _FORMATS = {
     "a Delta table": (r"_delta_log/\d+(?:\.[\w-]+)*\.(?:json|parquet)", _DUCKDB.format(scan="delta_scan")),
-    "an Iceberg table": (r"metadata/[^/]*\.metadata\.json", _DUCKDB.format(scan="iceberg_scan")),
+    "an Iceberg table": (r"metadata/[^/]*\.metadata\.json(?:\.gz)?", _DUCKDB.format(scan="iceberg_scan")),
     "a Hudi table": (
         r"\.hoodie/hoodie\.properties",
         "in Spark: spark.read.format('hudi').load('{table}').write.parquet('plain')",
+    ),
+    "a Paimon table": (
+        r"snapshot/snapshot-\d+",
+        "in Spark: spark.read.format('paimon').load('{table}').write.parquet('plain')",
     ),
     "the output of a Spark stream": (
         r"_spark_metadata/\d+(?:\.compact)?",
@@ -23,7 +27,7 @@ _FORMATS = {
     ),
 }
 _PATTERNS = [(what, re.compile(rf"(?P<table>(?:.*/)?){log}"), way_out) for what, (log, way_out) in _FORMATS.items()]
-_LOG_DIRECTORIES = ("_delta_log/", "metadata/", ".hoodie/")
+_LOG_DIRECTORIES = ("_delta_log/", "metadata/", ".hoodie/", "snapshot/")
 
 
 def check_plain_files(root: str, paths: Iterable[str]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -237,11 +238,16 @@ def _merged(tables: Sequence[pa.Table], schema: TableSchema, path: str) -> pa.Ta
         elif values.type == column.type:
             arrays.append(values)
         else:
-            arrays.append(_cast(values, column, path))
+            arrays.append(cast_column(values, column, path))
     return pa.table(arrays, schema=schema.arrow)
 
 
-def _cast(values: pa.ChunkedArray, column: pa.Field, path: str) -> pa.ChunkedArray:
+def cast_column(values: pa.ChunkedArray, column: pa.Field, path: str) -> pa.ChunkedArray:
+    """A column of a file in another type; what Arrow does not turn into strings is written as Python does.
+
+    Raises:
+        IdsDoNotFit: There is a value that the type has no room for.
+    """
     if pa.types.is_dictionary(values.type) and not pa.types.is_dictionary(column.type):
         values = values.cast(values.type.value_type)
     if pa.types.is_floating(values.type):  # NaN is how pandas writes that there is none
@@ -252,9 +258,7 @@ def _cast(values: pa.ChunkedArray, column: pa.Field, path: str) -> pa.ChunkedArr
         return _as_strings(values) if pa.types.is_string(column.type) else values.cast(column.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         if pa.types.is_string(column.type):  # bytes, lists and what else Arrow does not turn into strings
-            return pa.chunked_array(
-                [[None if value is None else str(value) for value in values.to_pylist()]], pa.string()
-            )
+            return pa.chunked_array([[_as_string(value) for value in values.to_pylist()]], pa.string())
         raise IdsDoNotFit(f"{path}: {column.name} of type {values.type} is not {column.type}: {error}") from error
 
 
@@ -267,6 +271,10 @@ def _as_strings(values: pa.ChunkedArray) -> pa.ChunkedArray:
         is_whole = pc.and_(is_whole, pc.less(pc.abs(values), 2.0**63))
     whole = pc.if_else(is_whole, values, pa.scalar(None, values.type)).cast(pa.int64())
     return pc.coalesce(whole.cast(pa.string()), values.cast(pa.string()))
+
+
+def _as_string(value: Any) -> str | None:
+    return value if value is None else value.hex() if isinstance(value, bytes) else str(value)
 
 
 class IdsDoNotFit(LabelTableError):

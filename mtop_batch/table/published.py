@@ -104,11 +104,14 @@ class TableSchema:
             ) from error
 
 
+_TIME_UNITS = ("s", "ms", "us", "ns")
+
+
 def common_id_type(first: pa.DataType, second: pa.DataType) -> pa.DataType:
     """The type for ids of files that have them in different types.
 
-    Whole numbers stay whole numbers, also those that a file has as floating-point or decimal ones; what does not go
-    together becomes strings; a file that has no id at all has no say.
+    Whole numbers stay whole numbers, also those that a file has as floating-point or decimal ones; times have the finer
+    unit; what does not go together becomes strings; a file that has no id at all has no say.
     """
     if first == second or pa.types.is_null(second):
         return first
@@ -120,6 +123,8 @@ def common_id_type(first: pa.DataType, second: pa.DataType) -> pa.DataType:
             return pa.int64()
         if all(map(pa.types.is_floating, kinds)):
             return pa.float64()
+    if all(map(pa.types.is_timestamp, kinds)) and kinds[0].tz == kinds[1].tz:
+        return pa.timestamp(max((kind.unit for kind in kinds), key=_TIME_UNITS.index), kinds[0].tz)
     return pa.string()
 
 

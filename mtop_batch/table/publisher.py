@@ -7,7 +7,7 @@ right, though some may lack a column, and the next run goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,7 +114,7 @@ def publish(
         kinds: What comes out of them.
         sources: The source files, as they are in the corpus.
         run: Id of the run.
-        orphans: Paths of published files whose source is gone, to remove.
+        orphans: Paths of published files whose source is gone, to remove, with their label files.
         require_all: A source of which the store lacks a wanted task is left alone; else it gets what there is.
         check: Called before each write; raises if this run may not write any more.
 
@@ -171,6 +171,7 @@ class _Publishing:
             schema = (self._table or TableSchema()).merged(schema)
         else:
             raise LabelTableError(f"the columns of {self._labels} change all the time; find out what else writes it")
+        self._forget(set(orphans))  # first: while a published file is there, the next run knows that it is an orphan
         for path in orphans:
             self._unpublish(path, schema)
         self._result.removed = [*made_way, *self._result.removed]
@@ -299,6 +300,13 @@ class _Publishing:
             before = read_published(self._labels, path, list_one(self._labels, path))
             remove_published(self._labels, before, targets)
         return paths
+
+    def _forget(self, orphans: Collection[str]) -> None:
+        """Remove the label files of source files that are gone, which `mtop publish` would bring back."""
+        for file, name in self._listing.names.items():
+            if published_path(name.source_path) in orphans:
+                self._check()
+                storage.delete(file.uri(self._labels))
 
     def _unpublish(self, path: str, schema: TableSchema) -> None:
         now = read_published(self._labels, path, list_one(self._labels, path))

@@ -36,7 +36,10 @@ WRITTEN_LAST = _STATE = "state.json"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How the model did after `step` steps: the metrics of each task, and the mean of the tasks' own metrics."""
+    """How the model did after `step` steps: the metrics of each task, and the mean of the tasks' own metrics.
+
+    One that is undefined is NaN.
+    """
 
     step: int
     epoch: float
@@ -44,12 +47,17 @@ class Evaluation:
     metrics: dict[str, TaskMetrics]
 
     def is_better_than(self, other: Evaluation) -> bool:
-        """A higher mean, or the same one and a lower loss: small evaluation sets often come to the same mean."""
-        return (self.mean, -self._loss) > (other.mean, -other._loss)
+        """A higher mean, or the same one and a lower loss: small evaluation sets often come to the same mean.
+
+        Where the mean is undefined, the loss alone decides.
+        """
+        return self.rank > other.rank
 
     @property
-    def _loss(self) -> float:
-        return sum(metrics["loss"] for metrics in self.metrics.values())
+    def rank(self) -> tuple[float, float]:
+        """The higher, the better."""
+        loss = sum(metrics["loss"] for metrics in self.metrics.values())
+        return (-math.inf if math.isnan(self.mean) else self.mean), -loss
 
 
 @dataclass
@@ -82,6 +90,18 @@ class TrainingState:
         if self.best is None or evaluation.is_better_than(self.best):
             self.best = evaluation
             self.best_weights = _copy_weights(self.model)
+
+    def evaluations_without_improvement(self) -> int:
+        """How many evaluations have come since the mean was last higher than ever before.
+
+        Where the mean is undefined, the loss counts. That evaluation need not be the best one, which of equal means is
+        the one with the lowest loss.
+        """
+        highest, since = (-math.inf, -math.inf), 0
+        for evaluation in self.history:
+            rank = evaluation.rank if math.isnan(evaluation.mean) else (evaluation.mean, -math.inf)
+            highest, since = (rank, 0) if rank > highest else (highest, since + 1)
+        return since
 
     def load_best_weights(self) -> None:
         """Give the model the weights of the best evaluation, if there was one."""

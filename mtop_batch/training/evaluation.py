@@ -19,7 +19,7 @@ from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.tasks import METRICS, Metric, Task
 from mtop_batch.training.cached_contexts import CachedContexts, model_inputs
 from mtop_batch.training.checkpoint import TaskMetrics
-from mtop_batch.training.metrics import compute_metric, mae, rmse
+from mtop_batch.training.metrics import compute_metric, mae, mean_of_defined, rmse, undefined
 from mtop_batch.training.settings import TaskData, Worker
 
 MAX_BATCH_TOKENS = 8192
@@ -92,7 +92,7 @@ def evaluate_task(
 
     Returns:
         The task's own metric under its name, "accuracy" for classification, all metrics of a multi-label task, "rmse"
-        and "mae" for regression, "loss", and "num_examples".
+        and "mae" for regression, "loss", and "num_examples". A metric that the labels leave undefined is NaN.
     """
     predictions = task_predictions(
         model, examples, task, max_batch_tokens=max_batch_tokens, worker=worker, contexts=contexts
@@ -133,8 +133,21 @@ def task_metrics(task: Task, predictions: TaskPredictions, examples: LabelledTok
 
 
 def mean_metric(metrics: Mapping[str, TaskMetrics], tasks: Sequence[Task]) -> float:
-    """The mean over the tasks of each one's own metric: what chooses the one checkpoint for all (section 6.1)."""
-    return float(np.mean([metrics[task.name][str(task.metric)] for task in tasks]))
+    """The mean over the tasks of each one's own metric: what chooses the one checkpoint for all (section 6.1).
+
+    Tasks whose metric is undefined are left out of it; it is NaN if that is so of all.
+    """
+    return mean_of_defined([metrics[task.name][str(task.metric)] for task in tasks])
+
+
+def undefined_metrics(data: Sequence[TaskData]) -> dict[str, str]:
+    """The tasks whose own metric is undefined on their evaluation examples, and why."""
+    reasons = {
+        item.task.name: undefined(cast(Metric, item.task.metric), item.eval.labels, item.task.num_outputs)
+        for item in data
+        if item.eval is not None
+    }
+    return {name: why for name, why in reasons.items() if why}
 
 
 def _metric_names(task: Task) -> list[Metric]:

@@ -13,7 +13,7 @@ import sklearn.metrics
 
 from mtop_batch.tasks import Metric, Task
 from mtop_batch.training.evaluation import TaskPredictions
-from mtop_batch.training.metrics import indicator, undefined
+from mtop_batch.training.metrics import indicator, is_constant, undefined
 
 ERROR_COLUMNS = pa.schema(
     [
@@ -28,16 +28,43 @@ ERROR_COLUMNS = pa.schema(
 """`score` is the probability of the predicted label; of a regression the absolute error; of a multi-label task how sure
 the model is of the label that it is most wrong about."""
 
+_ALL_THE_SAME = "the same is predicted of all examples"
+
 
 @dataclass(frozen=True)
 class LabelScores:
-    """How good a task is at one of its labels; `support` is how many examples have it."""
+    """How good a task is at one of its labels.
+
+    Args:
+        label: Its name.
+        precision: Of the examples that are given it, the share that have it; NaN where none is given it.
+        recall: Of the examples that have it, the share that are given it; NaN where none has it.
+        f1: Of these two; NaN where no example has it and none is given it.
+        support: How many examples have it.
+        undefined: Why one of them is NaN; empty if none is.
+    """
 
     label: str
     precision: float
     recall: float
     f1: float
     support: int
+    undefined: str = ""
+
+
+@dataclass(frozen=True)
+class ScoreBin:
+    """Examples whose scores are alike.
+
+    Args:
+        examples: How many.
+        score: The mean of their scores, which are probabilities of the predicted label.
+        accuracy: The share of them whose predicted label is right; as large as `score` if scores can be trusted.
+    """
+
+    examples: int
+    score: float
+    accuracy: float
 
 
 @dataclass(frozen=True)
@@ -48,12 +75,20 @@ class LabelReport:
         labels: One for each label; none for a regression.
         confusion: Examples by given (rows) and predicted label; none for a multi-label task, in which a label that is
             missed is not taken for another one.
-        undefined: Why the task's own metric means nothing on these examples; empty if it means something.
+        calibration: By score, in tenths that have examples; none for a regression. Of a multi-label task each label of
+            each example counts, by its probability.
+        calibration_error: How far score and accuracy are apart, the mean over the examples (expected calibration
+            error); None for a regression.
+        undefined: Why the task's own metric is undefined on these examples; empty if it is defined.
+        note: What else there is to say of it.
     """
 
     labels: list[LabelScores]
     confusion: list[list[int]]
+    calibration: list[ScoreBin]
+    calibration_error: float | None
     undefined: str
+    note: str = ""
 
 
 def label_report(task: Task, predictions: TaskPredictions, labels: npt.NDArray[np.generic]) -> LabelReport:
@@ -64,22 +99,39 @@ def label_report(task: Task, predictions: TaskPredictions, labels: npt.NDArray[n
         predictions: What the model says.
         labels: (R,) Given label ids, or values of a regression; (R, C) those that a text has, of a multi-label task.
     """
-    why = undefined(cast(Metric, task.metric), predictions.values, labels)
+    why = undefined(cast(Metric, task.metric), labels, task.num_outputs)
+    note = "" if why or not is_constant(predictions.values) else _ALL_THE_SAME
     if task.kind == "regression":
-        return LabelReport([], [], why)
+        return LabelReport([], [], [], None, why, note)
     known = np.arange(len(task.labels))
     given, predicted = labels, predictions.values
     if task.is_multi_label:
         given, predicted = indicator(given), indicator(predicted)
-    columns = sklearn.metrics.precision_recall_fscore_support(given, predicted, labels=known, zero_division=0)
+    columns = sklearn.metrics.precision_recall_fscore_support(given, predicted, labels=known, zero_division=np.nan)
     scores = [
-        LabelScores(label, float(precision), float(recall), float(f1), int(support))
+        LabelScores(label, float(precision), float(recall), float(f1), int(support), _why(precision, recall))
         for label, precision, recall, f1, support in zip(task.labels, *columns, strict=True)
     ]
     if task.is_multi_label:
-        return LabelReport(scores, [], why)
-    confusion = sklearn.metrics.confusion_matrix(labels, predictions.values, labels=known)
-    return LabelReport(scores, confusion.tolist(), why)
+        confusion, bins = [], _calibration(predictions.scores.ravel(), labels.astype(bool).ravel())
+    else:
+        confusion = sklearn.metrics.confusion_matrix(labels, predictions.values, labels=known).tolist()
+        bins = _calibration(predictions.scores, predictions.values == labels)
+    error = sum(of.examples * abs(of.score - of.accuracy) for of in bins) / sum(of.examples for of in bins)
+    return LabelReport(scores, confusion, bins, error, why, note)
+
+
+def _calibration(scores: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> list[ScoreBin]:
+    """Scores and outcomes by tenths of the score (Guo et al., 2017)."""
+    tenths = np.clip((scores * 10).astype(np.int64), 0, 9)
+    in_bins = [tenths == tenth for tenth in np.unique(tenths)]
+    return [ScoreBin(int(rows.sum()), float(scores[rows].mean()), float(right[rows].mean())) for rows in in_bins]
+
+
+def _why(precision: float, recall: float) -> str:
+    """Why one of a label's scores is undefined."""
+    reasons = (("no evaluation example has it", recall), ("none is given it", precision))
+    return ", and ".join(reason for reason, value in reasons if np.isnan(value))
 
 
 def worst_errors(

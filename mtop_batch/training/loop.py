@@ -29,7 +29,7 @@ from mtop_batch.training.meter import StepMeter
 from mtop_batch.training.optimizer import make_optimizer, set_learning_rate
 from mtop_batch.training.sampling import BatchPlan, evaluation_steps
 from mtop_batch.training.schedules import linear_warmup_decay
-from mtop_batch.training.settings import TaskData, TrainSettings, Worker, ignore_event
+from mtop_batch.training.settings import ClassWeights, TaskData, TrainSettings, Worker, ignore_event
 from mtop_batch.training.soft_labels import SoftLabels, identity, soft_loss, text_of
 
 WriteCheckpoint = Callable[[Path], None]
@@ -47,6 +47,7 @@ class FitResult:
         best_metrics: The metrics of each task at the chosen weights; empty if nothing was evaluated.
         best_step: The steps after which the chosen weights were taken.
         num_steps: Steps of the whole run.
+        last_step: Steps that were done: fewer, where patience ran out.
         left_out: Tasks that no step trained, for want of steps.
     """
 
@@ -54,6 +55,7 @@ class FitResult:
     best_metrics: dict[str, TaskMetrics]
     best_step: int
     num_steps: int
+    last_step: int
     left_out: tuple[str, ...] = ()
 
 
@@ -73,7 +75,8 @@ def fit(
     its examples; with w workers, worker r computes on rows r, r + w, r + 2w ... of them, and their mean gradient is
     that of the whole batch. What a step does depends on the settings, its number and the weights only: a run that
     resumes from a checkpoint ends with the very same weights. The best evaluation is the one with the highest mean of
-    the tasks' own metrics; of equal ones, the one with the lowest loss.
+    the tasks' own metrics; of equal ones, the one with the lowest loss. The run ends early where `settings.patience`
+    runs out; the learning rate falls as it would over all steps.
 
     Args:
         model: Moved to the worker's device, trained in place, and left in evaluation mode.
@@ -110,6 +113,7 @@ def fit(
         best_metrics=best.metrics if best else {},
         best_step=best.step if best else run.state.step,
         num_steps=len(run.plan),
+        last_step=run.state.step,
         left_out=run.left_out,
     )
 
@@ -134,6 +138,7 @@ class _Run:
         self.optimizer = make_optimizer(model, settings)
         self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.state = TrainingState(model, self.optimizer, run={**_identity(data, settings), **identity(soft)})
+        self.class_weights = [_to_tensor(item.class_weights, worker) for item in data]
         names = [item.task.name for item in data]
         self.meter = StepMeter(names, worker.device)
         self.contexts = cached_contexts(model, names, worker=worker, dropout=settings.context_dropout)
@@ -146,7 +151,7 @@ class _Run:
         self._emit_start()
         self._keep_contexts()
         self.meter.restart()
-        while self.state.step < steps:
+        while not self._is_over():
             self._step(parallel)
             evaluating = self.state.step in evaluation_after
             checkpointing = evaluating or self._checkpoint_due(steps)
@@ -160,6 +165,15 @@ class _Run:
             if save is not None:
                 save(self.state.write if self.worker.rank == 0 else None, self._checkpoint_metrics(evaluating))
             self.meter.restart()
+        if self.state.step < steps:
+            self.emit({"event": "stopped", "step": self.state.step, "num_steps": steps, "epoch": self._epoch()})
+
+    def _is_over(self) -> bool:
+        """Whether all steps are done, or patience has run out; the same on all workers, which share evaluations."""
+        patience = self.settings.patience
+        if patience is not None and self.state.evaluations_without_improvement() >= patience:
+            return True
+        return self.state.step == len(self.plan)
 
     def _step(self, parallel: nn.Module) -> None:
         """One step on one task: Eq. 3's cross-entropy (or squared error), AdamW, warm-up and decay."""
@@ -175,6 +189,7 @@ class _Run:
                 {
                     **model_inputs(examples, rows, worker, self.contexts),
                     "labels": worker.to_device(labels),
+                    "class_weights": self.class_weights[index],
                     "task": self.data[index].task.name,
                 },
                 self._soft_batch(step),
@@ -208,7 +223,7 @@ class _Run:
 
     def _keep_contexts(self) -> None:
         """Run all texts through a backbone that does not train, once for all epochs."""
-        if self.contexts is None or self.state.step == len(self.plan):
+        if self.contexts is None or self._is_over():
             return
         for item in self.data:
             self.contexts.keep(item.train, lambda done, num: self.emit({"event": "texts", "done": done, "num": num}))
@@ -258,6 +273,11 @@ class _Run:
                 "num_tasks": len(self.data),
                 "num_examples": self.examples_per_epoch,
                 "left_out": list(self.left_out),
+                "class_weights": {
+                    item.task.name: dict(zip(item.task.labels, item.class_weights.tolist(), strict=True))
+                    for item in self.data
+                    if item.class_weights is not None
+                },
                 "num_workers": self.worker.world_size,
                 "num_parameters": sum(parameter.numel() for parameter in self.trained),
                 "device": str(self.worker.device),
@@ -267,6 +287,7 @@ class _Run:
 
     def _emit_step(self) -> None:
         last = self.state.step - 1
+        factor = self._rate_factor(last)
         self.emit(
             {
                 "event": "step",
@@ -274,7 +295,8 @@ class _Run:
                 "num_steps": len(self.plan),
                 "epoch": self._epoch(),
                 "task": self.data[int(self.plan.tasks[last])].task.name,
-                "learning_rate": self.settings.learning_rate * self._rate_factor(last),
+                "learning_rate": self.settings.learning_rate * factor,
+                "head_learning_rate": (self.settings.head_learning_rate or self.settings.learning_rate) * factor,
                 **self.meter.read(),
             }
         )
@@ -321,7 +343,13 @@ def _check_data(data: Sequence[TaskData], settings: TrainSettings) -> None:
 def _identity(data: Sequence[TaskData], settings: TrainSettings) -> Mapping[str, Any]:
     """What a checkpoint must have in common with the run that resumes from it; the hardware may be another."""
     values = {key: value for key, value in asdict(settings).items() if key != "checkpoint_steps"}
+    weighted = {item.task.name: item.class_weights.tolist() for item in data if item.class_weights is not None}
+    values |= {"class_weights": weighted} if weighted else {}
     return {**values, "tasks": {item.task.name: len(item.train) for item in data}}
+
+
+def _to_tensor(weights: ClassWeights | None, worker: Worker) -> Tensor | None:
+    return None if weights is None else worker.to_device(torch.from_numpy(weights))
 
 
 def _distribute(model: nn.Module, worker: Worker) -> nn.Module:

@@ -1,12 +1,14 @@
 """The metrics that judge tasks, and the errors shown beside them: those of scikit-learn and SciPy.
 
-All take predictions and labels of shape (rows,) and return a float; a larger metric is better. One that is not defined,
-because predictions or labels are constant, is 0 where a checkpoint is chosen: who says the same of every text has
-learned nothing. `undefined` says so to people.
+All take predictions and labels of shape (rows,) and return a float; a larger metric is better. One that labels leave
+undefined, whatever is predicted, is NaN, and `undefined` says why. One that is undefined only because the same is
+predicted of every text is 0: who says so has learned nothing, and must not be chosen for it.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from scipy import stats
 from mtop_batch.tasks import Metric
 
 Values = npt.NDArray[Any]
+
+_ONE_LABEL = "only one label in the evaluation data"
 
 
 def accuracy(predictions: Values, labels: Values) -> float:
@@ -69,14 +73,14 @@ def indicator(has_label: Values) -> Values:
 
 def pearson(predictions: Values, labels: Values) -> float:
     """Pearson correlation."""
-    if _is_constant(predictions) or _is_constant(labels):
+    if is_constant(predictions):
         return 0.0
     return float(stats.pearsonr(predictions.astype(np.float64), labels.astype(np.float64)).statistic)
 
 
 def spearman(predictions: Values, labels: Values) -> float:
     """Spearman rank correlation; ties share the mean of their ranks."""
-    if _is_constant(predictions) or _is_constant(labels):
+    if is_constant(predictions):
         return 0.0
     return float(stats.spearmanr(predictions, labels).statistic)
 
@@ -105,7 +109,12 @@ def compute_metric(name: Metric, predictions: Values, labels: Values, num_labels
             task (rows, labels).
         labels: The same for the truth.
         num_labels: How many labels the task has; of use to "f1".
+
+    Returns:
+        Its value; NaN if it is `undefined`.
     """
+    if undefined(name, labels, num_labels):
+        return math.nan
     match name:
         case "accuracy":
             return accuracy(predictions, labels)
@@ -127,22 +136,33 @@ def compute_metric(name: Metric, predictions: Values, labels: Values, num_labels
             return pearson_spearman(predictions, labels)
 
 
-def undefined(name: Metric, predictions: Values, labels: Values) -> str:
-    """Why a metric means nothing here; empty if it does mean something.
+def undefined(name: Metric, labels: Values, num_labels: int = 2) -> str:
+    """Why a metric is undefined on these labels, whatever is predicted; empty if it is not.
 
-    >>> undefined("matthews", np.array([0, 1]), np.array([1, 1]))
-    'all examples have the same label'
+    >>> undefined("matthews", np.array([1, 1])), undefined("accuracy", np.array([1, 1]))
+    ('only one label in the evaluation data', '')
     """
     if name in ("accuracy", "subset_accuracy"):
         return ""
     if name in ("micro_f1", "macro_f1"):
-        return "" if labels.any() else "no example has a label"
-    if name == "f1":
-        return "" if labels.any() or predictions.any() else "no example has, and none is given, the second label"
-    if _is_constant(labels):
-        return "all examples have the same label"
-    return "the same is predicted of all examples" if _is_constant(predictions) else ""
+        return "" if labels.any() else "no label in the evaluation data"
+    if not is_constant(labels):
+        return ""
+    if name == "f1":  # of two labels it is that of the second; of more, the mean of those that occur
+        return "" if num_labels > 2 or labels[0] == 1 else _ONE_LABEL
+    return _ONE_LABEL if name == "matthews" else "only one value in the evaluation data"
 
 
-def _is_constant(values: Values) -> bool:
-    return bool(np.ptp(values) == 0)
+def mean_of_defined(values: Sequence[float]) -> float:
+    """The mean of those that are defined; NaN if none is.
+
+    >>> mean_of_defined([0.5, float("nan"), 1.0])
+    0.75
+    """
+    defined = [value for value in values if not math.isnan(value)]
+    return float(np.mean(defined)) if defined else math.nan
+
+
+def is_constant(values: Values) -> bool:
+    """Whether all are the same."""
+    return bool((values == values[0]).all())

@@ -13,8 +13,9 @@ Shapes: R examples, D hidden width, C outputs (labels, or 1).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,8 +26,11 @@ from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.model.encoder.inputs import hidden_size
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.model.parts.losses import classification_loss, multi_label_loss
 from mtop_batch.tasks import Task
 from mtop_batch.training.settings import TaskData, Worker
+
+LossOf = Callable[[Tensor, Tensor], Tensor]
 
 L2_PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 1e-4)
 _MAX_BATCH_TOKENS = 8192
@@ -64,7 +68,8 @@ def train_probe(model: MTOPModel, data: TaskData, *, seed: int, worker: Worker) 
     """
     model.to(worker.device).eval()  # type: ignore[arg-type]  # transformers wraps it
     vectors = example_vectors(model, data.train, worker=worker)
-    fitted = fit_probe(data.task, vectors, torch.from_numpy(data.train.labels), seed=seed)
+    weights = None if data.class_weights is None else torch.from_numpy(data.class_weights)
+    fitted = fit_probe(data.task, vectors, torch.from_numpy(data.train.labels), weights, seed=seed)
     model.load_task(data.task.name, {"weight": fitted.weight, "bias": fitted.bias})
     return fitted
 
@@ -89,7 +94,13 @@ def example_vectors(model: MultiTaskModel, examples: LabelledTokens, *, worker: 
 
 
 def fit_probe(
-    task: Task, vectors: Tensor, labels: Tensor, *, seed: int = 0, l2_penalties: Sequence[float] = L2_PENALTIES
+    task: Task,
+    vectors: Tensor,
+    labels: Tensor,
+    class_weights: Tensor | None = None,
+    *,
+    seed: int = 0,
+    l2_penalties: Sequence[float] = L2_PENALTIES,
 ) -> FittedProbe:
     """Fit a probe, with the L2 penalty that does best on examples held out.
 
@@ -97,6 +108,7 @@ def fit_probe(
         task: Decides the loss and the number of outputs.
         vectors: (R, D)
         labels: (R,) label indices, or values of a regression; (R, C) which labels a text has, of a multi-label task.
+        class_weights: (C,) What an example of each label counts in the loss; None for 1 each.
         seed: Of the choice of examples held out.
         l2_penalties: To choose from, from strong to weak.
     """
@@ -108,16 +120,17 @@ def fit_probe(
     features = (vectors - mean) / scale
     start = features.new_zeros(features.shape[1] + 1, task.num_outputs)
     losses = dict.fromkeys(l2_penalties, 0.0)
+    loss_of = partial(_loss, task, class_weights)
     if len(l2_penalties) > 1:
         masks = _held_out(labels, seed)
         for held_out in masks:
             solution = start
             for l2_penalty in l2_penalties:
-                solution = _minimise(task, features[~held_out], labels[~held_out], l2_penalty, solution)
+                solution = _minimise(loss_of, features[~held_out], labels[~held_out], l2_penalty, solution)
                 outputs = features[held_out] @ solution[:-1] + solution[-1]
-                losses[l2_penalty] += float(_loss(task, outputs, labels[held_out])) / len(masks)
+                losses[l2_penalty] += float(loss_of(outputs, labels[held_out])) / len(masks)
     l2_penalty = min(losses, key=lambda penalty: losses[penalty])
-    solution = _minimise(task, features, labels, l2_penalty, start)
+    solution = _minimise(loss_of, features, labels, l2_penalty, start)
     weight = (solution[:-1] / scale).T
     bias = solution[-1] - weight @ mean
     return FittedProbe(weight.float().contiguous(), bias.float(), l2_penalty, losses)
@@ -139,16 +152,16 @@ def _held_out(labels: Tensor, seed: int) -> list[Tensor]:
     return [mask for mask in masks if mask.any()]
 
 
-def _loss(task: Task, outputs: Tensor, labels: Tensor) -> Tensor:
+def _loss(task: Task, class_weights: Tensor | None, outputs: Tensor, labels: Tensor) -> Tensor:
     """() As `task_loss`, in float64."""
     if task.kind == "regression":
         return F.mse_loss(outputs[:, 0], labels)
     if task.is_multi_label:
-        return F.binary_cross_entropy_with_logits(outputs, labels.to(outputs.dtype))
-    return F.cross_entropy(outputs, labels)
+        return multi_label_loss(outputs, labels, class_weights)
+    return classification_loss(outputs, labels, class_weights)
 
 
-def _minimise(task: Task, features: Tensor, labels: Tensor, l2_penalty: float, start: Tensor) -> Tensor:
+def _minimise(loss_of: LossOf, features: Tensor, labels: Tensor, l2_penalty: float, start: Tensor) -> Tensor:
     """(D + 1, C) The weights that minimise the loss, and below them the bias."""
     solution = start.clone().requires_grad_(True)
     optimizer = torch.optim.LBFGS(
@@ -161,7 +174,7 @@ def _minimise(task: Task, features: Tensor, labels: Tensor, l2_penalty: float, s
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = _loss(task, features @ solution[:-1] + solution[-1], labels)
+        loss = loss_of(features @ solution[:-1] + solution[-1], labels)
         loss = loss + l2_penalty / 2 * solution[:-1].square().sum()
         loss.backward()
         return loss

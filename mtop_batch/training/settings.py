@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from mtop_batch.errors import ConfigError, DataError
 from mtop_batch.precision import Precision
 from mtop_batch.tasks import LabelBy, Task
 
+ClassWeights = npt.NDArray[np.float32]
 Event = dict[str, Any]
 EventSink = Callable[[Event], None]
 
@@ -41,6 +44,7 @@ class TrainSettings:
         context_dropout: Share of the context's keys and values that is hidden from prompts in each step, where the
             context does not train; the rest is scaled up. A context that trains has the backbone's own dropout.
         evaluate: Evaluate every epoch and end with the best weights; otherwise end with the last.
+        patience: The run ends after so many evaluations in a row without a higher mean metric; None for none.
         checkpoint_steps: A checkpoint is taken every so many steps, besides those at evaluations and at the end.
     """
 
@@ -55,6 +59,7 @@ class TrainSettings:
     seed: int = 0
     context_dropout: float = 0.0
     evaluate: bool = True
+    patience: int | None = None
     checkpoint_steps: int = 1000
 
     def check_workers(self, world_size: int) -> None:
@@ -107,13 +112,16 @@ class TaskData:
         task: Its definition.
         train: Examples to learn from.
         eval: Examples to evaluate on; None where nothing is evaluated.
-        label_by: How numbers in its label column were read; None where there was nothing to decide.
+        label_by: How its label column was read (`data.label_values`).
+        class_weights: (C,) What an example of each label counts in the loss (`training.class_weights`); None for 1
+            each.
     """
 
     task: Task
     train: LabelledTokens
     eval: LabelledTokens | None = None
     label_by: LabelBy | None = None
+    class_weights: ClassWeights | None = None
 
     def evaluation_examples(self) -> LabelledTokens:
         """What the task is evaluated on.

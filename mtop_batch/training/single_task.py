@@ -27,12 +27,14 @@ class LearnedTask:
         metrics: On its evaluation examples, at these weights; empty if it was not evaluated.
         best_step: The steps after which the weights were taken.
         num_steps: Steps of the whole training.
+        last_step: Steps that were done: fewer, where patience ran out.
     """
 
     tensors: dict[str, Tensor]
     metrics: TaskMetrics
     best_step: int
     num_steps: int
+    last_step: int
 
 
 def train_single_task(
@@ -59,12 +61,12 @@ def train_single_task(
     if data.task.reads_vector:
         train_probe(model, data, seed=settings.seed, worker=worker)
         metrics = evaluate_task(model, data.evaluation_examples(), data.task, worker=worker)
-        best_step = num_steps = 1
+        best_step = num_steps = last_step = 1
     else:
         for parameter in (*model.task_parameters(name), model.prompts(name)):
             parameter.requires_grad_(True)
         result = fit(model, [data], settings, worker=worker)
         metrics = result.best_metrics.get(name, {})
-        best_step, num_steps = result.best_step, result.num_steps
+        best_step, num_steps, last_step = result.best_step, result.num_steps, result.last_step
     tensors = {key: tensor.cpu() for key, tensor in model.task_tensors(name).items()}
-    return LearnedTask(tensors, metrics, best_step, num_steps)
+    return LearnedTask(tensors, metrics, best_step, num_steps, last_step)

@@ -104,7 +104,9 @@ def first_model(
 
 def warm_start_settings(train: TrainConfig) -> TrainSettings:
     """Those of the single-task phase; it ends with its last weights, and is short, so it takes no checkpoints."""
-    return train_settings(train, **train.warm_start.model_dump(), head_learning_rate=None, alpha=1.0, evaluate=False)
+    return train_settings(
+        train, **train.warm_start.model_dump(), head_learning_rate=None, alpha=1.0, evaluate=False, patience=None
+    )
 
 
 def train_settings(section: OptimizerConfig, **changes: Any) -> TrainSettings:

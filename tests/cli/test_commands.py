@@ -8,8 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from mtop_batch.cli.commands import _comma_separated, main
+from mtop_batch import ConfigError, evaluate
+from mtop_batch.cli.commands import _comma_separated, app, main
 from mtop_batch.model.bundle.bundle import save_bundle
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
@@ -109,6 +112,29 @@ def test_evaluation_takes_a_file_of_added_tasks_and_asks_for_one_where_the_bundl
     assert "not evaluated, for no evaluation data is named for them: politics" in shown.err
     assert exit_code(["evaluate", "--model", bundle]) == 2
     assert "names no evaluation data; name some with --config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+def test_help_shows_all_that_it_says(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brackets are markup to Rich."""
+    monkeypatch.setenv("COLUMNS", "400")
+    found = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
+    shown = CliRunner().invoke(app, [command, "--help"]).output
+    for text in [found.help, *(parameter.help for parameter in found.params)]:
+        assert str(text).replace("\\[", "[") in shown
+
+
+@pytest.mark.parametrize("place", ["", "data.parquet/errors.parquet"])
+def test_evaluation_refuses_a_place_for_errors_before_it_works(
+    bundle: str, tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data.parquet").touch()
+    assert exit_code(["evaluate", "--model", bundle, "--errors", f"{tmp_path}/{place}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --errors ")
+    assert error.endswith("; name a file\n" if not place else "; name a directory\n")
+    with pytest.raises(ConfigError, match=r"errors .*name a"):
+        evaluate(bundle, errors=f"{tmp_path}/{place}")
 
 
 def test_help_answers_without_loading_torch() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import pytest
 
 from mtop_batch.cli import predict as prediction
 from mtop_batch.cli.commands import main
-from mtop_batch.cli.predict import Given, read_lines
+from mtop_batch.cli.predict import Given, of_arguments, read_lines
 from mtop_batch.cli.tables import print_predictions
 from mtop_batch.errors import ConfigError
 from mtop_batch.labelling.run.predictor import Predictor
@@ -152,3 +155,30 @@ def test_scores_of_all_labels_are_named_for_programs(save: Save) -> None:
 
 
 TAGS_COLUMNS = ["tags_label", "tags_score", "tags_scores"]
+
+
+def test_what_is_not_utf_8_is_in_error_wherever_it_comes_from() -> None:
+    lines = list(read_lines(io.BytesIO("bank\nstar".encode("utf-16-le"))))
+    assert [line.error for line in lines] == [
+        f"line {number} has NUL characters, as UTF-16 does; write it as UTF-8" for number in (1, 2)
+    ]
+    texts = of_arguments(["bank", "caf\udce9"], [])
+    assert [text.error for text in texts] == [None, "text 2 is not valid UTF-8"]
+    pairs = of_arguments(["bank", "star"], ["film", "caf\udce9"])
+    assert [pair.error for pair in pairs] == [None, "second text 2 is not valid UTF-8"]
+    assert (texts[1].text, pairs[1].second) == ("caf\ufffd", "caf\ufffd")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "error"),
+    [
+        ("> /dev/full", r"error: \[Errno 28\] No space left on device\n"),
+        ("<&- --json", "error: there is no text: give texts as arguments, or lines on standard input\n"),
+    ],
+)
+def test_standard_streams_that_do_not_work_are_one_line(save: Save, redirection: str, error: str) -> None:
+    text = "" if "<" in redirection else "bank"
+    command = f"{sys.executable} -m mtop_batch.cli predict --model {save(SINGLE)} {text} {redirection}"
+    run = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert run.returncode == (1 if text else 2)
+    assert re.fullmatch(error, run.stderr)

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import io
+import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from mtop_batch.cli.tables import metric_table, print_label_reports, print_predictions, print_stats
+from mtop_batch.cli.tables import (
+    metric_table,
+    print_doubts,
+    print_label_reports,
+    print_metrics,
+    print_predictions,
+    print_stats,
+)
+from mtop_batch.data.repeats import RepeatedText, Repeats
 from mtop_batch.table.stats import LabelSetStats, TableStats, TaskStats
 from mtop_batch.tasks import Task
-from mtop_batch.training.label_report import LabelReport, LabelScores
+from mtop_batch.training.evaluated import EvaluatedTask
+from mtop_batch.training.label_report import ERROR_COLUMNS, LabelReport, LabelScores
 
 
 def test_many_labels_are_shown_whole_on_a_narrow_terminal(
@@ -68,10 +79,61 @@ def test_articles_without_any_of_the_labels_are_counted(capsys: pytest.CaptureFi
 
 def test_a_label_report_of_several_labels_has_no_confusions(capsys: pytest.CaptureFixture[str]) -> None:
     scores = [LabelScores("a", 0.5, 1.0, 2 / 3, 4), LabelScores("b", 1.0, 0.5, 2 / 3, 2)]
-    print_label_reports({"tags": LabelReport(scores, [], "")})
+    print_label_reports({"tags": LabelReport(scores, [], [], None, "")})
     rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
     assert ["tags", "a", "0.500", "1.000", "0.667", "4"] in rows
     assert ["b", "1.000", "0.500", "0.667", "2"] in rows
+
+
+def test_an_undefined_metric_says_why_and_is_no_part_of_the_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = [Task("topic", metric="f1"), Task("mood"), Task("stars", kind="regression", labels=())]
+    undefined = {"topic": "only one label in the evaluation data", "stars": "only one value in the evaluation data"}
+    metrics = {
+        "topic": {"f1": math.nan, "num_examples": 9},
+        "mood": {"accuracy": 0.75, "num_examples": 9},
+        "stars": {"pearson_spearman": math.nan, "num_examples": 9, "rmse": 1.0, "mae": 1.0},
+    }
+    print_metrics(metrics, tasks, {**undefined, "mood": ""})
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.replace("│", " ").split() for line in lines]
+    assert ["topic", "f1", "undefined", "9"] in rows
+    assert ["mean", "of", "1", "task", "0.7500"] in rows
+    assert lines[-2:] == [
+        "topic: f1 is undefined: only one label in the evaluation data",
+        "stars: pearson_spearman is undefined: only one value in the evaluation data",
+    ]
+    assert not any("nan" in line for line in lines)
+
+
+def test_scores_of_labels_that_nobody_has_are_a_dash_and_labels_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = [LabelScores("[/red]", 0.5, math.nan, math.nan, 0, "no evaluation example has it")]
+    print_label_reports({"topic": LabelReport(scores, [[0]], [], 0.0, "", "the same is predicted of all examples")})
+    output = capsys.readouterr().out
+    assert ["topic", "[/red]", "0.500", "-", "-", "0"] in [
+        line.replace("│", " ").split() for line in output.splitlines()
+    ]
+    assert "topic: the same is predicted of all examples" in output
+
+
+def test_doubts_of_the_data_are_a_line_each_with_texts_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    text = RepeatedText("[red]a\ngoal", None, {"no": 1, "yes": 1}, {"yes": 2})
+    report = LabelReport([], [], [], None, "")
+    found = EvaluatedTask(Task("topic"), {"num_examples": 12}, report, ERROR_COLUMNS.empty_table())
+    print_doubts(
+        {
+            "topic": replace(found, repeats=Repeats(9, 2, [text], [text])),
+            "mood": replace(
+                found, not_compared="s3://x/train does not exist", no_suspects="s3://x/train does not exist"
+            ),
+            "score": replace(found, no_suspects="a regression has no labels"),
+        }
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        "topic: 2 of 12 evaluation examples have texts that it was trained on: [red]a goal",
+        "topic: 1 text with labels that contradict each other: [red]a goal",
+        "mood: not compared with its training data: s3://x/train does not exist",
+        "score: no search for wrong labels: a regression has no labels",
+    ]
 
 
 def test_names_from_files_are_no_markup_and_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:

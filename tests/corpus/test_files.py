@@ -77,7 +77,7 @@ def test_missing_and_repeated_columns_are_told_with_those_that_are_there(tmp_pat
     for name, message in (
         ("x.parquet", "no id column 'id'; columns: key, body"),
         ("y.parquet", "no text column 'title' or 'body'; columns: id, text"),
-        ("z.parquet", "column 'body' occurs 2 times"),
+        ("z.parquet", "2 columns 'body'"),
     ):
         with pytest.raises(MissingColumns, match=message):
             layout(tmp_path, source(tmp_path, name))

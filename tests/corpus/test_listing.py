@@ -135,7 +135,9 @@ LOGS = {
     "_delta_log/00000000000000000000.json": "a Delta table",
     "_delta_log/00000000000000000010.checkpoint.parquet": "a Delta table",
     "metadata/00001-4f3e.metadata.json": "an Iceberg table",
+    "metadata/00001-4f3e.metadata.json.gz": "an Iceberg table",
     ".hoodie/hoodie.properties": "a Hudi table",
+    "snapshot/snapshot-7": "a Paimon table",
     "_spark_metadata/0": "the output of a Spark stream",
 }
 

@@ -35,7 +35,9 @@ def test_partition_filters_that_cannot_work_are_refused(options: list[str], mess
         parse_partitions(options)
 
 
-@pytest.mark.parametrize("path", ["a//b.parquet", "\udcff.parquet", "x" * 200 + ".parquet"])
+@pytest.mark.parametrize(
+    "path", ["a//b.parquet", "\udcff.parquet", "x" * 200 + ".parquet", "a\\b.parquet", "a\\b/c.parquet"]
+)
 def test_paths_that_no_label_file_can_have_are_told(path: str) -> None:
     assert "rename it" in (path_problem(path) or "")
     assert path_problem("date=2026-11-20/ü b.parquet") is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,22 @@ def test_named_numbers_and_strings_are_labels_of_one_kind(tmp_path: Path) -> Non
         load_train_and_eval(POLITICS, train, plain, "label")
 
 
+@pytest.mark.parametrize(("task", "names"), [(GRADE, ["2", "4"]), (POLITICS, ["yes", "no"])])
+def test_numbers_beside_numbers_with_names_are_refused(tmp_path: Path, task: Task, names: list[str]) -> None:
+    named = write_named(tmp_path / "train.parquet", names, [0, 1])
+    plain = write(tmp_path / "plain.parquet", headline=["bank"] * 2, label=[0, 1])
+    with pytest.raises(DataError, match=r"numbers with names in .*train\.parquet; int64 in .*plain\.parquet"):
+        load_train_and_eval(task, named, plain, "label")
+
+
+def test_numbers_mean_in_an_evaluation_what_labels_meant_in_training(tmp_path: Path) -> None:
+    learned = load_examples(POLITICS, write_named(tmp_path / "a.parquet", ["yes", "no"], [0, 1]), "label")
+    plain = write(tmp_path / "plain.parquet", headline=["bank"] * 2, label=[0, 1])
+    assert learned.label_by == "name"
+    with pytest.raises(DataError, match=r'label 0 .* cannot be used; .* label_by = "index" of the task takes them'):
+        load_examples(POLITICS, plain, "label", label_by=learned.label_by)
+
+
 @pytest.mark.parametrize(
     ("task", "names", "message"),
     [
@@ -171,6 +188,48 @@ def test_a_text_column_without_values_may_have_any_type(tmp_path: Path, nothing:
     source = write(tmp_path / "d.parquet", premise=["bank", "cup"], claim=nothing, label=["yes", "no"])
     examples = load_examples(PAIR, source, "label")
     assert (examples.texts, examples.seconds) == (["bank", "cup"], [None, None])
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.string_view(), pa.json_()])
+def test_texts_may_be_written_as_bytes_or_as_another_kind_of_string(tmp_path: Path, kind: pa.DataType) -> None:
+    texts = pa.array(["1", "2"], pa.string())
+    column = pa.ExtensionArray.from_storage(kind, texts) if isinstance(kind, pa.BaseExtensionType) else texts.cast(kind)
+    source = write(tmp_path / "a.parquet", headline=column, label=["no", "yes"])
+    assert load_examples(POLITICS, source, "label").texts == ["1", "2"]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.string()])
+def test_a_text_that_is_not_utf_8_is_skipped(tmp_path: Path, kind: pa.DataType) -> None:
+    texts = pa.array([b"bank", b"\xff\xfe", b"law"]).view(kind)
+    source = write(tmp_path / "a.parquet", headline=texts, label=["no", "yes", "yes"])
+    raw = load_examples(POLITICS, source, "label")
+    assert (raw.texts, raw.skipped) == (["bank", "law"], [(1, "text column 'headline' is not valid UTF-8")])
+
+
+def test_labels_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
+    labels = pa.array([b"yes", b"\xff"]).view(pa.string())
+    source = write(tmp_path / "a.parquet", headline=["bank", "law"], label=labels)
+    with pytest.raises(DataError, match=r"label column 'label' of .* has strings that are not UTF-8"):
+        load_examples(POLITICS, source, "label")
+
+
+@pytest.mark.parametrize("name", ["headline", "label"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, name: str) -> None:
+    columns = [pa.array(["yes", "no"])] * 3
+    pq.write_table(pa.Table.from_arrays(columns, ["headline", "label", name]), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=rf"has 2 columns called '{name}'"):
+        load_examples(POLITICS, str(tmp_path / "a.parquet"), "label")
+
+
+@pytest.mark.parametrize("hidden", ["_more.parquet", ".part/a.parquet"])
+def test_hidden_files_are_named(tmp_path: Path, hidden: str, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / hidden).parent.mkdir(exist_ok=True)
+    write(tmp_path / hidden, headline=["bank"] * 2, label=["no", "yes"])
+    with pytest.raises(DataError, match=f"a name starts with '_' or '\\.': {re.escape(hidden)}"):
+        load_examples(POLITICS, str(tmp_path), "label")
+    write(tmp_path / "a.parquet", headline=["law"] * 2, label=["no", "yes"])
+    assert load_examples(POLITICS, str(tmp_path), "label").texts == ["law"] * 2
+    assert f"not read, for a name on the path starts with '_' or '.': {hidden}" in caplog.text
 
 
 def test_a_directory_is_read_in_the_order_of_its_files(tmp_path: Path) -> None:

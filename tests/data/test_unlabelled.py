@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtop_batch.data.unlabelled import Pair, choose_texts, read_texts
+from mtop_batch.data.same_text import Pair
+from mtop_batch.data.unlabelled import choose_texts, read_texts
 from mtop_batch.errors import DataError
 
 
@@ -46,3 +47,11 @@ def test_texts_are_read_from_all_files_without_rows_that_have_none(tmp_path: Pat
     assert list(read_texts(str(tmp_path), ["headline"])) == single("one", "two")
     with pytest.raises(DataError, match="no column 'headlin'"):
         list(read_texts(str(tmp_path), ["headlin"]))
+
+
+def test_what_is_no_text_is_refused_or_left_out(tmp_path: Path) -> None:
+    columns = {"bytes": pa.array([b"one", b"\xff", None]), "numbers": [1, 2, 3]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    assert list(read_texts(str(tmp_path), ["bytes"])) == single("one")
+    with pytest.raises(DataError, match=r"text column 'numbers' of .* has type int64, not string"):
+        list(read_texts(str(tmp_path), ["numbers"]))

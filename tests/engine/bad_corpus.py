@@ -237,7 +237,7 @@ def unreadable_files() -> dict[str, Unreadable]:
         "no-id": Unreadable(Readable(pa.table({"key": [1], "body": ["t"]})).content(), "no id column 'id'"),
         "no-text": Unreadable(Readable(pa.table({"id": [1], "text": ["t"]})).content(), "no text column"),
         "no-columns": Unreadable(Readable(pa.table({})).content(), "no id column 'id'"),
-        "body-twice": Unreadable(Readable(repeated).content(), "column 'body' occurs 2 times"),
+        "body-twice": Unreadable(Readable(repeated).content(), "2 columns 'body'"),
         "encrypted-footer": Unreadable(_encrypted(plaintext_footer=False), not_parquet),
         "encrypted-column": Unreadable(_encrypted(plaintext_footer=True), not_parquet),
         "n" * 200: Unreadable(good, "longer than 195 bytes"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pyarrow.parquet as pq
 import pytest
@@ -219,6 +221,26 @@ def test_bundles_that_cannot_work_are_refused(tmp_path: Path, task_tables: list[
     (tmp_path / "m" / "config.json").write_text(json.dumps(values))
     with pytest.raises(BundleError, match="has format 99, this version reads 3"):
         add(model, config, tmp_path / "m2")
+
+
+def test_a_bundle_at_the_output_is_left_alone(tmp_path: Path, task_tables: list[dict[str, Any]]) -> None:
+    model, config = save_model(tmp_path / "m"), write_config(tmp_path / "new.toml", task_tables)
+    other = save_model(tmp_path / "other", tasks=[Task("mine")])
+    with pytest.raises(ConfigError, match=r"other' holds the bundle of another .* pass --overwrite to replace it"):
+        drop_tasks(model, ["mood"], other)
+    with pytest.raises(ConfigError, match=r"other' holds the bundle of another .* pass --overwrite to replace it"):
+        add(model, config, tmp_path / "other")
+    assert load_bundle(other).model.task_names == ["mine"]
+    assert not (tmp_path / "other.training").exists()
+    added = add(model, config, tmp_path / "other", overwrite=True)
+    dropped = drop_tasks(model, ["mood"], str(tmp_path / "m3"))
+    files = files_of(tmp_path, "other"), files_of(tmp_path, "m3")
+    again = add(model, config, tmp_path / "other"), drop_tasks(model, ["mood"], str(tmp_path / "m3"))
+    assert again == tuple(replace(done, was_there=True, seconds=ANY) for done in (added, dropped))
+    assert (files_of(tmp_path, "other"), files_of(tmp_path, "m3")) == files
+    with pytest.raises(ConfigError, match="holds the bundle of another"):
+        drop_tasks(other, ["mood", "sport"], str(tmp_path / "m3"))
+    assert drop_tasks(other, ["mood", "sport"], str(tmp_path / "m3"), overwrite=True).tasks == ("politics", "business")
 
 
 def read_table(task_tables: list[dict[str, Any]]) -> Any:

@@ -69,6 +69,16 @@ def test_an_older_bundle_is_published_again_and_nothing_is_computed(root: Path) 
     assert files_of(root / "labels", "_store") == stored
 
 
+def test_what_was_pruned_does_not_come_back(root: Path) -> None:
+    label_corpus(options(f"{root}/new", str(root)))
+    (root / "corpus" / "b.parquet").unlink()
+    label_corpus(options(f"{root}/new", str(root), prune=True, force=True))
+    for bundle in ("new", "old"):
+        assert publish_table(f"{root}/labels", f"{root}/{bundle}", force=True)["incomplete_files"] == []
+        assert read_labels(f"{root}/labels")["id"].to_pylist() == [0, 1]
+    assert not [path for path in files_of(root / "labels", "_store") if "b.parquet" in path]
+
+
 def test_only_the_named_tasks_are_published(root: Path) -> None:
     publish_table(f"{root}/labels", f"{root}/new")
     publish_table(f"{root}/labels", f"{root}/old", ["mood"])

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtop_batch.config.load import load_config
+from mtop_batch.data.same_text import same_text_key
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.data.unlabelled import normalised
 from mtop_batch.errors import ConfigError
 from mtop_batch.experiments.data import DataSet, first_rows, prepare, read_data_set, with_unlabelled
 from mtop_batch.experiments.methods import METHODS, TABLE_METHODS, TABLES
@@ -78,8 +78,8 @@ def test_texts_without_labels_are_those_of_no_evaluation(data_set: DataSet, tmp_
     chosen = with_unlabelled(data_set, str(tmp_path), 1000).unlabelled
     assert chosen is not None
     assert "of nobody" in chosen.texts
-    assert not {normalised(text) for text in chosen.texts} & {
-        normalised(text) for task in data_set.tasks for part in (task.eval, task.test) for text in part.texts
+    assert not {same_text_key((text, None)) for text in chosen.texts} & {
+        same_text_key((text, None)) for task in data_set.tasks for part in (task.eval, task.test) for text in part.texts
     }
 
 

@@ -250,9 +250,11 @@ def test_text_columns_are_one_or_two(columns: tuple[str, ...]) -> None:
 
 
 def test_a_corpus_that_is_not_there_or_holds_no_parquet_is_an_error(tmp_path: Path, labels: Path) -> None:
-    with pytest.raises(DataError, match="nothing there is a Parquet file"):
+    with pytest.raises(DataError, match="nowhere: it does not exist; check the path"):
         plan_labels(str(tmp_path / "nowhere"), str(labels), AB)
     (tmp_path / "c").mkdir()
+    with pytest.raises(DataError, match="c: there is nothing in it; check the path"):
+        plan_labels(str(tmp_path / "c"), str(labels), AB)
     (tmp_path / "c" / "notes.txt").write_text("x")
     with pytest.raises(DataError, match=r"such as notes\.txt"):
         plan_labels(str(tmp_path / "c"), str(labels), AB)

@@ -26,7 +26,9 @@ def make_model() -> MakeModel:
     """`make_model(prompt_attention=..., ...)`: three tasks on the tiny ELECTRA; prompts and heads made large."""
 
     def make(tasks: tuple[Task, ...] = TASKS, **settings: Any) -> MTOPModel:
-        model = MTOPModel.from_backbone(make_backbone(), tasks, **{"max_tokens": 40, **settings})
+        model = MTOPModel.from_backbone(
+            make_backbone(), tasks, **{"max_tokens": 40, "prompt_attention": "joint", **settings}
+        )
         enlarge(model)
         return model
 

@@ -293,6 +293,9 @@ ID_CASES = {
     "nulls of strings": ([pa.array([1]), pa.nulls(2, pa.string())], pa.int64(), [1, None, None]),
     "nulls of booleans first": ([pa.nulls(1, pa.bool_()), pa.array([1])], pa.int64(), [None, 1]),
     "NaN beside times": ([MOMENT, pa.array([NAN, NAN])], MOMENT.type, [*MOMENT.to_pylist(), None, None]),
+    "times of two units": ([MOMENT.cast("timestamp[ms]"), MOMENT], MOMENT.type, MOMENT.to_pylist() * 2),
+    "times of two units, finer first": ([MOMENT, MOMENT.cast("timestamp[s]")], MOMENT.type, MOMENT.to_pylist() * 2),
+    "bytes that are no text": ([pa.array(["x"]), pa.array([b"\xff\x01"])], pa.string(), ["x", "ff01"]),
     "no rows": ([pa.array([], pa.string()), pa.array([1])], pa.int64(), [1]),
 }
 

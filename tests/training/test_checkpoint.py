@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,29 @@ def test_of_equal_evaluations_that_with_the_lowest_loss_is_the_best_and_then_the
         state.record(evaluation(step, mean, loss))
     assert state.best == evaluation(3, 0.8, 0.3)
     assert len(state.history) == 5
+
+
+def test_where_no_mean_is_defined_the_lowest_loss_is_the_best(tmp_path: Path) -> None:
+    state = make_state()
+    for step, loss in enumerate((0.5, 0.2, 0.4)):
+        state.record(evaluation(step, math.nan, loss))
+    assert state.best is state.history[1]
+    assert state.evaluations_without_improvement() == 1
+    state.write(tmp_path)
+    again = make_state()
+    again.read(tmp_path)
+    assert again.best is not None
+    assert math.isnan(again.best.mean)
+    assert again.evaluations_without_improvement() == 1
+
+
+def test_patience_counts_from_the_last_higher_mean_whatever_the_loss() -> None:
+    state = make_state()
+    found = []
+    for step, (mean, loss) in enumerate([(0.5, 0.3), (0.6, 0.3), (0.6, 0.2), (0.5, 0.1), (0.7, 0.9)]):
+        state.record(evaluation(step, mean, loss))
+        found.append(state.evaluations_without_improvement())
+    assert found == [0, 0, 1, 2, 0]
 
 
 def test_final_weights_are_the_best_or_else_the_last(tmp_path: Path) -> None:

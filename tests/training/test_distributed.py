@@ -110,3 +110,16 @@ def test_two_workers_equal_one_with_tasks_that_share_their_prompts() -> None:
     alone, pair = train_group(Worker()), run_distributed(train_group, world_size=2)
     for outcome in pair:
         torch.testing.assert_close(outcome.weights, alone.weights, rtol=0, atol=1e-8)
+
+
+def train_patiently(worker: Worker) -> FitResult:
+    """At a rate so high that no evaluation is better than the first ones."""
+    settings = replace(SETTINGS, epochs=12, learning_rate=0.05, patience=1)
+    return fit(make_model().double(), make_data(), settings, worker=worker)
+
+
+def test_two_workers_stop_at_the_same_step_when_patience_runs_out() -> None:
+    first, second = run_distributed(train_patiently, world_size=2)
+    assert first == second
+    assert first.last_step < first.num_steps
+    assert first.last_step == first.history[-1].step

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from mtop_batch.data.examples import LabelledTokens, with_label_scale
 from mtop_batch.data.tokens import Tokens
 from mtop_batch.errors import DataError
 from mtop_batch.tasks import Task
-from mtop_batch.training.evaluation import evaluate, evaluate_task, mean_metric
+from mtop_batch.training.evaluation import evaluate, evaluate_task, mean_metric, undefined_metrics
 from mtop_batch.training.loop import fit
 from mtop_batch.training.settings import TaskData
 from tests.training.toy import TASKS, make_data, make_examples, make_model, make_settings
@@ -77,6 +79,23 @@ def test_the_mean_is_over_the_tasks_own_metrics() -> None:
     tasks = [Task("a", metric="f1"), Task("b")]
     metrics = {"a": {"f1": 0.25, "accuracy": 0.9}, "b": {"accuracy": 0.75}}
     assert mean_metric(metrics, tasks) == 0.5
+
+
+def test_an_undefined_metric_says_so_and_leaves_the_mean_to_the_others() -> None:
+    tasks = (Task("one", metric="matthews"), SCORE, Task("other"))
+    data = make_data((8, 8, 8), tasks)
+    tokens = data[0].evaluation_examples().tokens
+    data[0] = replace(data[0], eval=LabelledTokens(tokens, np.ones(12, np.int64)))
+    data[1] = replace(data[1], eval=LabelledTokens(tokens, np.full(12, 2.5, np.float32)))
+    metrics = evaluate(make_model(tasks=tasks), data)
+    assert np.isnan([metrics["one"]["matthews"], metrics["score"]["pearson_spearman"]]).all()
+    assert np.isfinite([metrics["one"]["accuracy"], metrics["score"]["rmse"], metrics["score"]["loss"]]).all()
+    assert mean_metric(metrics, tasks) == metrics["other"]["accuracy"]
+    assert undefined_metrics(data) == {
+        "one": "only one label in the evaluation data",
+        "score": "only one value in the evaluation data",
+    }
+    assert np.isnan(mean_metric(metrics, tasks[:2]))
 
 
 def test_a_task_without_evaluation_examples_is_refused() -> None:

@@ -103,6 +103,33 @@ def test_the_model_ends_with_its_best_weights_not_its_last(monkeypatch: pytest.M
     assert_identical(weights(model), weights(at_16))
 
 
+def test_patience_ends_the_run_with_its_best_weights_also_when_it_resumes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    left = [0.1, 0.9, 0.2, 0.9]
+    monkeypatch.setattr(loop, "mean_metric", lambda *_: left.pop(0))
+    settings, save, model = make_settings(epochs=6, patience=2, checkpoint_steps=5), Checkpoints(tmp_path), make_model()
+    events: list[dict[str, Any]] = []
+    result = fit(model, make_data(), settings, save=save, worker=Worker(event_sink=events.append))
+    assert (result.last_step, result.num_steps) == (32, 48)
+    assert result.best_step in (16, 32)  # of equal means the one with the lower loss
+    assert len(result.history) == 4
+    assert events[-1] == {"event": "stopped", "step": 32, "num_steps": 48, "epoch": 4.0}
+    for step, to_come in ((10, [0.9, 0.2, 0.9]), (20, [0.2, 0.9]), (32, [])):
+        left[:] = to_come
+        resumed = make_model()
+        again = fit(resumed, make_data(), settings, checkpoint=tmp_path / str(step))
+        assert again == result
+        assert_identical(weights(resumed), weights(model))
+
+
+def test_a_run_that_improves_to_the_end_is_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    means = iter([0.1, 0.2, 0.15, 0.3])
+    monkeypatch.setattr(loop, "mean_metric", lambda *_: next(means))
+    result = fit(make_model(), make_data(), make_settings(patience=2))
+    assert result.last_step == result.num_steps == 32
+
+
 def test_a_step_moves_its_own_task_only(tmp_path: Path) -> None:
     save = Checkpoints(tmp_path)
     settings = make_settings(checkpoint_steps=1, evaluate=False, weight_decay=0.1)

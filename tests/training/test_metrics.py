@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import get_args
 
 import numpy as np
@@ -42,33 +43,36 @@ def test_a_label_that_never_occurs_does_not_count_in_macro_f1() -> None:
     assert f1(predictions, labels, num_labels=4) == pytest.approx(expected)
 
 
-def test_two_labels_of_which_only_the_first_occurs_have_f1_0() -> None:
-    assert f1(np.zeros(4), np.zeros(4)) == 0.0
-
-
-def test_constant_predictions_have_correlation_0() -> None:
+def test_who_predicts_the_same_of_every_text_has_0() -> None:
     constant, varying = np.full(4, 0.1, dtype=np.float32), np.arange(4.0)
     assert [metric(constant, varying) for metric in (pearson, spearman)] == [0.0, 0.0]
-    assert [metric(varying, constant) for metric in (pearson, spearman)] == [0.0, 0.0]
     assert matthews(np.zeros(4), np.array([0, 1, 0, 1])) == 0.0
+    assert compute_metric("f1", np.zeros(4), np.array([0, 1, 0, 1])) == 0.0
 
 
 @pytest.mark.parametrize(
-    ("name", "predictions", "labels", "reason"),
+    ("name", "labels", "num_labels", "reason"),
     [
-        ("matthews", [0, 1], [1, 1], "all examples have the same label"),
-        ("matthews", [0, 0], [0, 1], "the same is predicted of all examples"),
-        ("spearman", [0.5, 0.7], [2.0, 2.0], "all examples have the same label"),
-        ("f1", [0, 0], [0, 0], "no example has, and none is given, the second label"),
-        ("f1", [0, 0], [0, 1], ""),
-        ("accuracy", [0, 0], [0, 0], ""),
-        ("pearson", [0.5, 0.7], [2.0, 3.0], ""),
+        ("matthews", [1, 1], 2, "only one label in the evaluation data"),
+        ("matthews", [2, 2], 3, "only one label in the evaluation data"),
+        ("f1", [0, 0], 2, "only one label in the evaluation data"),
+        ("pearson", [2.5, 2.5], 1, "only one value in the evaluation data"),
+        ("spearman", [2.0], 1, "only one value in the evaluation data"),
+        ("pearson_spearman", [0.1, 0.1], 1, "only one value in the evaluation data"),
+        ("f1", [1, 1], 2, ""),
+        ("f1", [0, 0], 3, ""),
+        ("f1", [0, 1], 2, ""),
+        ("accuracy", [0, 0], 2, ""),
+        ("pearson", [2.0, 3.0], 1, ""),
     ],
 )
-def test_a_metric_that_means_nothing_says_why(
-    name: Metric, predictions: list[float], labels: list[float], reason: str
+def test_a_metric_that_labels_leave_undefined_is_no_number_and_says_why(
+    name: Metric, labels: list[float], num_labels: int, reason: str
 ) -> None:
-    assert undefined(name, np.array(predictions), np.array(labels)) == reason
+    truth = np.array(labels)
+    assert undefined(name, truth, num_labels) == reason
+    for predictions in (truth, np.arange(len(labels)), np.zeros(len(labels))):
+        assert math.isnan(compute_metric(name, predictions, truth, num_labels)) == bool(reason)
 
 
 def test_errors_are_in_the_unit_of_the_labels() -> None:

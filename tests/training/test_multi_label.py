@@ -19,6 +19,7 @@ from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.kinds.by_name import KINDS
 from mtop_batch.model.parts.losses import task_loss
 from mtop_batch.tasks import METRICS, Metric, Task
+from mtop_batch.training.class_weights import class_weights
 from mtop_batch.training.evaluation import TaskPredictions, evaluate_task, task_predictions
 from mtop_batch.training.label_report import label_report, worst_errors
 from mtop_batch.training.loop import fit
@@ -42,6 +43,20 @@ def test_the_loss_is_binary_cross_entropy_by_label() -> None:
     found = task_loss(TOPICS, logits.bfloat16(), labels)
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(sum(by_hand) / 6, rel=1e-3)
+
+
+def test_weights_are_those_of_the_labels_that_a_text_has() -> None:
+    labels = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 1], [0, 1, 1]], bool)
+    weights = class_weights(TOPICS, {"film": 3.0}, labels)
+    assert weights is not None
+    assert weights.tolist() == [1.0, 3.0, 1.0]
+    balanced = class_weights(TOPICS, "balanced", labels)
+    assert balanced is not None
+    np.testing.assert_allclose(balanced, [3, 1, 1 / 3], rtol=1e-6)
+    logits, given = torch.randn(4, 3), torch.from_numpy(labels)
+    by_label = F.binary_cross_entropy_with_logits(logits, given.float(), reduction="none")
+    expected = torch.where(given, by_label * torch.tensor([1.0, 3.0, 1.0]), by_label).mean()
+    torch.testing.assert_close(task_loss(TOPICS, logits, given, torch.from_numpy(weights)), expected)
 
 
 @pytest.mark.parametrize("num_labels", [1, 2, 5])
@@ -70,9 +85,10 @@ def test_metrics_by_hand() -> None:
 def test_f1_is_undefined_where_no_example_has_a_label() -> None:
     none, some = np.zeros((4, 2), bool), np.ones((4, 2), bool)
     for name in METRICS["multi-label"]:
-        assert undefined(name, some, some) == ""
-        assert bool(undefined(name, some, none)) == (name != "subset_accuracy")
-        assert compute_metric(name, none, none, 2) == (name == "subset_accuracy")
+        assert undefined(name, some, 2) == ""
+        assert bool(undefined(name, none, 2)) == (name != "subset_accuracy")
+        assert math.isnan(compute_metric(name, some, none, 2)) == (name != "subset_accuracy")
+        assert compute_metric(name, none, some, 2) == 0
 
 
 def test_evaluation_says_what_the_model_says_of_each_text() -> None:
@@ -94,12 +110,14 @@ def test_each_label_has_its_scores_and_is_not_taken_for_another() -> None:
     scores = np.array([[0.9, 0.4, 0.1], [0.2, 0.1, 0.3], [0.7, 0.8, 0.2]])
     said = TaskPredictions((scores >= 0.5).astype(float), scores, 0.0)
     report = label_report(TOPICS, said, given)
-    assert [(of.label, of.precision, of.recall, of.support) for of in report.labels] == [
+    assert [(of.label, of.precision, of.recall, of.support) for of in report.labels[:2]] == [
         ("sport", 0.5, 1.0, 1),
         ("film", 1.0, 0.5, 2),
-        ("money", 0.0, 0.0, 0),
     ]
-    assert (report.confusion, report.undefined) == ([], "")
+    assert report.labels[2].undefined == "no evaluation example has it, and none is given it"
+    assert (report.confusion, report.undefined, report.note) == ([], "", "")
+    assert sum(of.examples for of in report.calibration) == 9
+    assert report.calibration_error == pytest.approx(2.5 / 9)
     alone = label_report(ALERT, TaskPredictions(said.values[:, :1], scores[:, :1], 0.0), given[:, :1])
     assert [(of.precision, of.recall) for of in alone.labels] == [(0.5, 1.0)]
     errors = worst_errors(TOPICS, said, given, ["a", "b", "c"], None).to_pylist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from math import isnan
 from statistics import median
 
 from mtop_batch.engine.monitoring.events import Event, EventQueue
@@ -19,13 +20,13 @@ class TrainingMonitor:
     Args:
         run: Where the events are kept.
         progress: Where people look.
-        on_event: Called with every event as well.
+        sinks: Called with every event as well.
     """
 
-    def __init__(self, run: RunDirectory, progress: Progress, on_event: Callable[[Event], None] | None = None) -> None:
+    def __init__(self, run: RunDirectory, progress: Progress, *sinks: Callable[[Event], None]) -> None:
         self._run = run
         self._progress = progress
-        self._on_event = on_event
+        self._sinks = sinks
         self._single_phase = ""
         self._steps: dict[str, int] = {}
         self._num_steps: dict[str, int] = {}
@@ -67,8 +68,8 @@ class TrainingMonitor:
             self._show_training(event)
         elif self._single_phase and event.get("phase") == self._single_phase:
             self._show_single_task(event)
-        if self._on_event is not None:
-            self._on_event(event)
+        for sink in self._sinks:
+            sink(event)
 
     def examples_per_s(self, phase: str = "train") -> float:
         """How fast a phase was, most of the time; 0 where it was over before anyone looked.
@@ -80,6 +81,8 @@ class TrainingMonitor:
 
     def _show_single_task(self, event: Event) -> None:
         task = event["task"]
+        if event["event"] == "stopped":
+            self._progress.note(f"{task}: {_stopped_early(event)}")
         if self._steps.get(task) == self._num_steps.get(task):
             return
         if event["event"] == "texts":
@@ -101,13 +104,16 @@ class TrainingMonitor:
             if self._mean is not None:
                 details += f", last mean {self._mean:.4f}"
             self._progress.update(event["step"], details)
+        elif event["event"] == "stopped":
+            self._progress.note(_stopped_early(event))
         elif event["event"] == "error":
             self._failed = True
             self._progress.note(f"a worker failed: {event['error']}")
         elif event["event"] == "evaluation":
-            self._mean = event["mean"]
+            self._mean = None if isnan(event["mean"]) else event["mean"]
             best = ", the best so far" if event["best"] else ""
-            self._progress.note(f"epoch {event['epoch']:.2f}: mean {event['mean']:.4f}{best}")
+            mean = "undefined" if self._mean is None else f"{self._mean:.4f}"
+            self._progress.note(f"epoch {event['epoch']:.2f}: mean {mean}{best}")
             self._keep_events()
 
     def _keep_events(self) -> None:
@@ -128,6 +134,11 @@ class TrainingMonitor:
             if event["left_out"]:
                 self._progress.note(untrained(event["left_out"], event["num_steps"]))
         self._started = True
+
+
+def _stopped_early(event: Event) -> str:
+    steps = f"{event['step']:,} of {event['num_steps']:,} steps"
+    return f"stopped at epoch {event['epoch']:.2f}, after {steps}: the mean has not risen for long (train.patience)"
 
 
 def untrained(tasks: Sequence[str], num_steps: int) -> str:

@@ -22,6 +22,7 @@ from mtop_batch.labelling.report.throughput import Performance
 from mtop_batch.lines import counted
 from mtop_batch.table.definition import Definition
 from mtop_batch.table.gate.rules import Verdict
+from mtop_batch.table.lake.sync import LakeCommit
 from mtop_batch.table.publisher import Published
 from mtop_batch.table.runs import list_runs, new_run_id, run_uri, write_run
 
@@ -51,6 +52,7 @@ class RunReport:
         gate: What the gate says of what is to be published; None if it was not asked.
         price_per_hour: Of a device, if costs are to be told.
         published: What it published; None before that, or where the gate is closed.
+        lake: What it committed to a Delta or Iceberg table; None before that, or if there is none.
     """
 
     run: str
@@ -76,6 +78,7 @@ class RunReport:
     price_per_hour: float | None = None
     gate: Verdict | None = None
     published: Published | None = None
+    lake: LakeCommit | None = None
     error_reasons: Counter[str] = field(default_factory=Counter)
     error_examples: list[dict[str, Any]] = field(default_factory=list)
     label_counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
@@ -198,6 +201,7 @@ class RunReport:
             "removed_files": list(self.published.removed) if self.published else [],
             "gate": None if self.gate is None else self.gate.to_dict(),
             "published": None if self.published is None else self.published.to_dict(),
+            "lake": None if self.lake is None else self.lake.to_dict(),
             "label_counts": {task: dict(counts.most_common()) for task, counts in sorted(self.label_counts.items())},
             "list_counts": dict(sorted(self.list_counts.items())),
             "num_tokens": self.num_tokens,
@@ -235,6 +239,8 @@ class RunReport:
             parts.append("nothing published, for the gate is closed")
         if self.published is not None:
             parts.append(self.published.summary())
+        if self.lake is not None:
+            parts.append(self.lake.summary())
         if plan.orphaned and not plan.prune:
             parts.append(f"{counted(len(plan.orphaned), 'published file')} without a source file")
         if self.failure:

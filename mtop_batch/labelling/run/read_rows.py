@@ -27,7 +27,15 @@ from mtop_batch.corpus.files import (
     check_unchanged,
     open_source,
 )
-from mtop_batch.data.text_rows import MAX_CHARS, holds_no_text, joined_texts, usable_texts
+from mtop_batch.data.text_rows import (
+    MAX_CHARS,
+    holds_no_text,
+    is_text_type,
+    joined_texts,
+    plain_type,
+    usable_texts,
+    valid_texts,
+)
 from mtop_batch.labelling.plan.work import Unit
 from mtop_batch.lines import shown
 
@@ -190,15 +198,15 @@ def _is_valid(array: pa.Array) -> bool:
 
 def _texts(source: OpenSource, name: str, rows: RowsToRead, limits: Limits, max_chars: int) -> Iterator[pa.RecordBatch]:
     """A column's texts as `usable_texts` has them, and the reasons of rows that hold none; those are null."""
-    column_type = _plain_type(source.parquet.schema_arrow.field(name).type)
-    if not _holds_text(column_type):
+    column_type = plain_type(source.parquet.schema_arrow.field(name).type)
+    if not is_text_type(column_type):
         reason = f"text column {name!r} has type {shown(str(column_type))}, not string"
         for array in read_column(source, name, rows, limits):
             yield _no_texts(array, reason)
         return
     for array in read_column(source, name, rows, limits):
         is_dictionary = pa.types.is_dictionary(array.type)
-        strings, reasons = _strings(array.dictionary if is_dictionary else array, name)
+        strings, reasons = valid_texts(array.dictionary if is_dictionary else array, name)
         texts = usable_texts(strings, max_chars)
         if not is_dictionary:
             yield _batch(texts, reasons)
@@ -215,53 +223,5 @@ def _no_texts(column: pa.Array, reason: str) -> pa.RecordBatch:
     return _batch(pa.nulls(len(column), pa.large_string()), reasons)
 
 
-def _plain_type(column_type: pa.DataType) -> pa.DataType:
-    """The type of a column's values."""
-    if isinstance(column_type, pa.BaseExtensionType) and column_type != pa.uuid():
-        return _plain_type(column_type.storage_type)
-    return column_type.value_type if pa.types.is_dictionary(column_type) else column_type
-
-
-def _strings(column: pa.Array, name: str) -> tuple[pa.Array, pa.Array]:
-    """Texts as valid large_string, and the reasons of those that cannot be; these are null."""
-    if isinstance(column, pa.ExtensionArray):
-        column = column.storage
-    no_reasons = pa.nulls(len(column), pa.string())
-    if pa.types.is_null(column.type):
-        return pa.nulls(len(column), pa.large_string()), no_reasons
-    raw = column.cast(pa.large_binary())
-    try:
-        return raw.cast(pa.large_string()), no_reasons
-    except pa.ArrowInvalid:  # some row is not UTF-8; Parquet writers are not made to check
-        texts = [_decoded_text(value) for value in raw]
-    is_bad = pc.and_(raw.is_valid(), pc.is_null(pa.array(texts, pa.large_string())))
-    reasons = pc.if_else(is_bad, f"text column {name!r} is not valid UTF-8", pa.scalar(None, pa.string()))
-    return pa.array(texts, pa.large_string()), reasons
-
-
-def _decoded_text(value: pa.Scalar) -> str | None:
-    try:
-        return None if value.as_py() is None else str(value.as_py(), "utf-8")
-    except UnicodeDecodeError:
-        return None
-
-
 def _batch(values: pa.Array, reasons: pa.Array) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([values, reasons], ["value", "reason"])
-
-
-def _holds_text(column_type: pa.DataType) -> bool:
-    types = pa.types
-    return any(
-        is_type(column_type)
-        for is_type in (
-            types.is_string,
-            types.is_large_string,
-            types.is_string_view,
-            types.is_binary,
-            types.is_large_binary,
-            types.is_binary_view,
-            types.is_fixed_size_binary,
-            types.is_null,
-        )
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -72,8 +73,12 @@ def _count(number: int, noun: str, ending: str = "s") -> str:
     return f"{number} {noun}{'' if number == 1 else ending}"
 
 
+def _number(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.4g}"
+
+
 def _row(task: Task, metrics: Mapping[str, float]) -> str:
     labels = ", ".join(task.labels) if task.labels else "a number"
-    values = ", ".join(f"{metric} {value:.4g}" for metric, value in metrics.items()) or "not evaluated"
+    values = ", ".join(f"{metric} {_number(value)}" for metric, value in metrics.items()) or "not evaluated"
     cells = (task.name, task.kind, task.reads, labels, ", ".join(task.text), values)
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ from mtop_batch.model.encoder.whole import check_files, check_tokenizer, check_w
 from mtop_batch.model.foreign import foreign_settings
 
 _PACKAGE = "package:"
+_HUB_ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
 # Long enough to leave sliding windows and block-sparse attention, short enough for a laptop.
 _LONGEST_TRIAL = 1024
 # Not part of what a backbone computes; they would differ between versions and machines.
@@ -39,14 +42,18 @@ def locate_backbone(name: str) -> str:
         ConfigError: The package or the directory is not there.
     """
     if not name.startswith(_PACKAGE):
-        if name.startswith(("/", ".", "~")) and not Path(name).expanduser().is_dir():
+        local = Path(os.path.expanduser(name))
+        if local.is_dir() and name:
+            return str(local)
+        if not _HUB_ID.fullmatch(name):
             raise ConfigError(
-                f"backbone.name = {name!r}: there is no such directory; give a directory with config.json and "
-                "model.safetensors, a hub id, or package:PACKAGE/DIRECTORY"
+                f"backbone.name = {name!r}: there is no such directory on this machine, and it is no hub id; give a "
+                "directory with config.json and model.safetensors, a hub id, or package:PACKAGE/DIRECTORY"
             )
-        local = Path(name).expanduser()
-        return str(local) if local.is_dir() else name
+        return name
     package, _, directory = name.removeprefix(_PACKAGE).partition("/")
+    if not all(part.isidentifier() for part in package.split(".")):
+        raise ConfigError(f"backbone.name = {name!r} names no package; write package:PACKAGE/DIRECTORY")
     for root in _package_directories(name, package):
         if (Path(root) / directory).is_dir():
             return str(Path(root) / directory)
@@ -103,6 +110,11 @@ def load_backbone(name: str) -> PreTrainedModel:
 def _check_settings(name: str, path: str) -> None:
     """Refuse kernels of a hub repository and quantised weights, before anything is loaded."""
     settings, _ = PreTrainedConfig.get_config_dict(path)
+    if "tasks" in settings and "backbone_config" in settings:
+        raise ConfigError(
+            f"backbone.name = {name!r}: it is a bundle, which has tasks already; name the encoder that it was trained "
+            "from, or add tasks to it by `mtop add-tasks`"
+        )
     for key, value in foreign_settings(settings).items():
         if not key.endswith("implementation") or "/" in str(value):
             raise ConfigError(
@@ -131,8 +143,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         )
     if tokenizer.pad_token_id is None:
         raise ConfigError(
-            f"backbone.name = {name!r}: its tokenizer has no padding token, so it belongs to a decoder; "
-            "choose an encoder such as BERT, ELECTRA, RoBERTa or ModernBERT"
+            f"backbone.name = {name!r}: its tokenizer has no padding token, so it belongs to a decoder, or its "
+            "tokenizer_config.json is not that of the checkpoint; choose an encoder such as BERT, ELECTRA, RoBERTa or "
+            "ModernBERT"
         )
     check_tokenizer(name, tokenizer)
     return tokenizer
@@ -146,8 +159,9 @@ def _find(name: str) -> str:
 
 
 def _cannot_load(name: str, error: Exception) -> ConfigError:
+    reason = one_line(error, with_type=not isinstance(error, OSError | ValueError))
     return ConfigError(
-        f"backbone.name = {name!r} cannot be loaded: {one_line(error)} -- allowed: a hub id (needs network access or a "
+        f"backbone.name = {name!r} cannot be loaded: {reason} -- allowed: a hub id (needs network access or a "
         "filled cache), a local directory, or package:PACKAGE/DIRECTORY, each with config.json, model.safetensors "
         "and tokenizer files, of an architecture that transformers itself knows"
     )
@@ -230,6 +244,8 @@ def _try_out(backbone: PreTrainedModel, num_tokens: int) -> None:
     embedded = _trial(backbone, "embeddings", lambda: encode(backbone, prompts[:0], text)[1])
     apart = _trial(backbone, "4D attention masks", lambda: encode(backbone, prompts, text, groups=groups)[1])
     tolerance = 1e-4 if plain.dtype == torch.float32 else 5e-2
+    if torch.allclose(plain[:, -1], others[:, -1], rtol=0, atol=1e-7):
+        raise _unusable(backbone, "its outputs are the same for different texts, so its weights are damaged")
     if torch.allclose(plain[:, 0], others[:, 0], rtol=0, atol=1e-7):
         raise _unusable(backbone, "it is a decoder (causal): its tokens do not see what follows them")
     if not torch.allclose(plain, embedded, atol=tolerance):

@@ -207,6 +207,7 @@ class MultiTaskModel(EncoderModel):
         kv_cache: KVCache | None = None,
         task: str | None = None,
         labels: Tensor | None = None,
+        class_weights: Tensor | None = None,
     ) -> TaskOutput:
         """The logits of one task, and its loss, or the logits of all tasks.
 
@@ -218,6 +219,7 @@ class MultiTaskModel(EncoderModel):
             task: The one task wanted; None for all.
             labels: (B,) Label indices or regression values of that task; (B, C) which labels a text has, of a
                 multi-label task.
+            class_weights: (C,) What an example of each label counts in the loss; None for 1 each.
 
         Raises:
             TaskError: There is no such task, labels or a KV cache are given without one, or the task cannot use it.
@@ -233,7 +235,7 @@ class MultiTaskModel(EncoderModel):
             logits = self.task_logits(task, Text(input_ids, attention_mask, token_type_ids))
         else:
             raise TaskError(f"task {task!r} is given neither texts nor their KV cache; pass input_ids")
-        loss = None if labels is None else task_loss(definition, logits, labels)
+        loss = None if labels is None else task_loss(definition, logits, labels, class_weights)
         return TaskOutput(loss=loss, logits=self._in_units((task,), logits[:, None])[:, 0])
 
     def all_tasks(

@@ -53,7 +53,7 @@ class MTOPModel(MTOPSequence):
         *,
         prompts_per_task: int = 2,
         shared_prompts: int = 0,
-        prompt_attention: PromptAttention = "joint",
+        prompt_attention: PromptAttention = "isolated",
         prompt_groups: Mapping[str, str] | None = None,
         pooler_rank: int = 0,
         stop_gradient: bool = True,
@@ -71,8 +71,8 @@ class MTOPModel(MTOPSequence):
             tasks: At least one.
             prompts_per_task: The paper's L_P.
             shared_prompts: Prompts that belong to no task and learn from all.
-            prompt_attention: "joint": prompts, text and the other tasks' prompts all see one another (the paper).
-                "isolated": the text sees text and shared prompts only; a task's prompts see these and each other.
+            prompt_attention: "isolated": the text sees text and shared prompts only; a task's prompts see these and
+                each other. "joint": prompts, text and the other tasks' prompts all see one another (the paper).
             prompt_groups: Task -> prompt group (letters, digits, `_` and `-`), of the tasks that share prompts; the
                 others have prompts of their own (the paper).
             pooler_rank: Of the poolers' kernels, below the backbone's width; 0 for full ones (the paper).
@@ -102,7 +102,7 @@ class MTOPModel(MTOPSequence):
         backbone: PreTrainedModel,
         *,
         shared_prompts: int = 0,
-        prompt_attention: PromptAttention = "joint",
+        prompt_attention: PromptAttention = "isolated",
         pooler_rank: int = 0,
         stop_gradient: bool = True,
         max_tokens: int = 128,

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from mtop_batch.tasks import Task
 
 
-def task_loss(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
+def task_loss(task: Task, logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """The loss of a batch of one task, in float32.
 
     Args:
@@ -21,6 +21,9 @@ def task_loss(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
         logits: (B, C) What the task's head puts out.
         labels: (B,) Indices of labels, or the values of a regression; (B, C) which labels a text has, of a multi-label
             task.
+        class_weights: (C,) What an example of each label counts. Of a classification their mean over the examples
+            learned from is 1, so that the loss is as large as without; of a multi-label task they are relative to
+            examples without the label. None for 1 each.
 
     Returns:
         () The loss.
@@ -29,5 +32,22 @@ def task_loss(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
         standardised = (labels.double() - task.mean) / task.std
         return F.mse_loss(logits[:, 0].float(), standardised.float())
     if task.is_multi_label:
-        return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
-    return F.cross_entropy(logits.float(), labels)
+        return multi_label_loss(logits.float(), labels, class_weights)
+    return classification_loss(logits.float(), labels, class_weights)
+
+
+def multi_label_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
+    """() The mean binary cross-entropy over texts and labels; with weights for the labels that a text has."""
+    weights = None if class_weights is None else class_weights.to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), pos_weight=weights)
+
+
+def classification_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
+    """() The mean cross-entropy; with weights that of weighted examples.
+
+    It is divided by the number of examples and not by the sum of their weights, which would leave a batch without the
+    rare label as it is without weights.
+    """
+    if class_weights is None:
+        return F.cross_entropy(logits, labels)
+    return F.cross_entropy(logits, labels, class_weights.to(logits.dtype), reduction="sum") / len(labels)

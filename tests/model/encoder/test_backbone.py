@@ -12,6 +12,8 @@ from transformers import (
     BertModel,
     DebertaV2Config,
     DebertaV2Model,
+    ElectraForPreTraining,
+    ElectraModel,
     FNetConfig,
     FNetModel,
     GPT2Config,
@@ -78,6 +80,9 @@ def test_a_backbone_is_located_inside_an_installed_package() -> None:
     assert (located / "modeling_bert.py").is_file()
     with pytest.raises(ConfigError, match="pip install no-such-package"):
         locate_backbone("package:no_such_package/model")
+    for name in ("package:", "package:/model", "package:../model"):
+        with pytest.raises(ConfigError, match="names no package; write package:PACKAGE/DIRECTORY"):
+            locate_backbone(name)
     with pytest.raises(ConfigError, match="has no directory 'nothing/here'"):
         locate_backbone("package:transformers/nothing/here")
 
@@ -85,8 +90,9 @@ def test_a_backbone_is_located_inside_an_installed_package() -> None:
 def test_a_local_directory_is_itself_and_other_names_are_hub_ids(tmp_path: Path) -> None:
     assert locate_backbone(str(tmp_path)) == str(tmp_path)
     assert locate_backbone("google/electra-base-discriminator") == "google/electra-base-discriminator"
-    with pytest.raises(ConfigError, match="there is no such directory"):
-        locate_backbone("./missing")
+    for name in ("./missing", "models/encoders/missing", "~nobody-here/x", "s3://bucket/encoder", "", " ", "a\0b"):
+        with pytest.raises(ConfigError, match="there is no such directory"):
+            locate_backbone(name)
 
 
 def test_loading_gives_the_saved_weights_without_a_pooler(tmp_path: Path) -> None:
@@ -114,11 +120,18 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 43
         ("model.safetensors", POINTER, r"model\.safetensors is not the file itself but a git-lfs pointer"),
         ("tokenizer.json", POINTER, r"tokenizer\.json is not the file itself but a git-lfs pointer"),
         ("config.json", POINTER, r"config\.json is not the file itself but a git-lfs pointer"),
-        ("model.safetensors", 1000, "cannot be loaded: Error while deserializing header"),
-        ("model.safetensors", b"", "cannot be loaded: Error while deserializing header"),
-        ("tokenizer.json", 1000, "cannot be loaded: .* allowed: a hub id"),
+        ("model.safetensors", 1000, r"model\.safetensors is damaged or cut off"),
+        ("model.safetensors", -100, r"model\.safetensors is damaged or cut off"),
+        ("model.safetensors", b"", r"model\.safetensors is damaged or cut off"),
+        ("tokenizer.json", 1000, r"tokenizer\.json is not JSON in UTF-8 .*; download it again"),
+        ("tokenizer.json", b"", r"tokenizer\.json is not JSON in UTF-8"),
+        ("tokenizer.json", b"{}", "cannot be loaded: .* allowed: a hub id"),
         ("tokenizer.json", None, "its tokenizer, of 5 tokens, knows no letter and no digit; its files"),
-        ("config.json", b"[]", "cannot be loaded: .* allowed: a hub id"),
+        ("tokenizer_config.json", b"null", r"tokenizer_config\.json is JSON, but no object with keys"),
+        ("config.json", b"[]", r"config\.json is JSON, but no object with keys"),
+        ("config.json", b"\xef\xbb\xbf{}", r"config\.json is not JSON in UTF-8"),
+        ("config.json", None, r"has no config\.json; name the directory of an encoder"),
+        ("config.json", b'{"tasks": [], "backbone_config": {}}', "it is a bundle, which has tasks already"),
     ],
 )
 def test_a_backbone_that_is_not_whole_is_refused_in_one_line(
@@ -130,10 +143,41 @@ def test_a_backbone_that_is_not_whole_is_refused_in_one_line(
         (path / name).unlink()
     else:
         (path / name).write_bytes(content if isinstance(content, bytes) else (path / name).read_bytes()[:content])
-    load = load_backbone if name == "model.safetensors" else load_tokenizer
+    load = load_tokenizer if name.startswith("tokenizer") else load_backbone
     with pytest.raises(ConfigError, match=message) as refusal:
         load(str(path))
     assert "\n" not in str(refusal.value)
+
+
+def test_a_sharded_checkpoint_has_all_its_files(backbone_dir: Path, tmp_path: Path) -> None:
+    backbone = load_backbone(str(backbone_dir))
+    backbone.save_pretrained(tmp_path, max_shard_size="10KB")
+    load_backbone(str(tmp_path))
+    next(tmp_path.glob("model-00002-*")).unlink()
+    with pytest.raises(ConfigError, match=r"index\.json names 1 files that are not there, such as model-00002-of-"):
+        load_backbone(str(tmp_path))
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"index\.json has no weight_map"):
+        load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", [ElectraModel, ElectraForPreTraining])
+def test_weights_of_more_layers_than_the_configuration_says_are_refused(
+    tmp_path: Path, kind: type[PreTrainedModel]
+) -> None:
+    kind(make_backbone().config).save_pretrained(tmp_path)
+    load_backbone(str(tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    with pytest.raises(ConfigError, match=r"has 16 weights more than config\.json says, such as 'encoder\.layer\.1\."):
+        load_backbone(str(tmp_path))
+
+
+def test_an_encoder_that_does_not_read_its_text_is_refused() -> None:
+    backbone = make_backbone()
+    word_embeddings(backbone).weight.data.zero_()
+    with pytest.raises(ConfigError, match="its outputs are the same for different texts, so its weights are damaged"):
+        check_backbone(backbone, max_tokens=32)
 
 
 def test_weights_of_another_shape_than_the_configuration_says_are_refused(backbone_dir: Path, tmp_path: Path) -> None:
@@ -174,7 +218,7 @@ def test_what_cannot_be_loaded_says_what_is_allowed(tmp_path: Path) -> None:
     for load in (load_backbone, load_tokenizer):
         with pytest.raises(ConfigError, match=r"cannot be loaded: .* allowed: a hub id"):
             load("no-such-owner/no-such-model")
-        with pytest.raises(ConfigError, match="cannot be loaded"):
+        with pytest.raises(ConfigError, match=r"has no config\.json"):
             load(str(tmp_path))
 
 

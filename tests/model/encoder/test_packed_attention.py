@@ -135,7 +135,7 @@ def test_a_product_that_ends_with_gelu_is_used_where_the_activation_is_one(
     torch.manual_seed(0)
     encoder = BertModel(BertConfig(vocab_size=90, hidden_act=activation, **SIZES), add_pooling_layer=False).eval()
     use_kv_cache_attention(encoder)
-    model = MTOPModel.from_backbone(encoder, [Task("topic")], max_tokens=64)
+    model = MTOPModel.from_backbone(encoder, [Task("topic")], prompt_attention="joint", max_tokens=64)
     assert model.fuse_layers()
     expected = model.all_tasks(text(), MASK, num_tokens=NUM_TOKENS)
     used = Mock(wraps=torch._addmm_activation)
