@@ -151,6 +151,18 @@ def test_corpus_and_labels_in_each_other_are_found_through_links(home: Path) -> 
     plan_labels("corpus", "link/_labels", definition({"a": "1"}))
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_work(home: Path) -> None:
+    (home / "lost").symlink_to(home / "nowhere")
+    (home / "taken.training").touch()
+    for place, message in (
+        ("lost", "lost is a link that leads nowhere; make its target"),
+        ("lost/model", "lost is a link that leads nowhere; make its target"),
+        ("taken", r"taken\.training is a file; name a directory"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check_output(str(home / place))
+
+
 def test_a_place_below_a_file_is_refused(home: Path) -> None:
     (home / "file").touch()
     for place in ("file", "file/labels/x"):
@@ -158,6 +170,8 @@ def test_a_place_below_a_file_is_refused(home: Path) -> None:
             storage.check_directory(storage.absolute(place), "--labels")
     with pytest.raises(ConfigError, match=r"--json .* is a directory; name a file"):
         storage.check_file(str(home), "--json")
+    with pytest.raises(ConfigError, match=r"--json .*/file/x: .*/file is a file, and no directory; name a file els"):
+        storage.check_file(str(home / "file" / "x"), "--json")
     storage.check_file(str(home / "new" / "file"), "--json")
     with pytest.raises(LabelTableError, match="a file is where a directory should be"):
         storage.write_bytes(str(home / "file" / "x"), b"")

@@ -146,7 +146,7 @@ def drop_tasks(model_uri: str, names: Sequence[str], output: str, *, overwrite: 
     check_output(output)
     bundle = load_bundle(model_uri)
     _changeable(bundle).drop_tasks(names)
-    run = hashlib.sha256(json.dumps(["drop", bundle.digest, sorted(names)]).encode()).hexdigest()[:16]
+    run = hashlib.sha256(json.dumps(["drop", bundle.digest, sorted(set(names))]).encode()).hexdigest()[:16]
     if not overwrite and is_finished(output, run):
         return _finished(output, (), {}, started)
     change = {"dropped": list(names), "from": bundle.uri, "from_digest": bundle.digest}

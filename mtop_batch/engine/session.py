@@ -22,7 +22,7 @@ import ray
 from ray._common.utils import get_default_ray_temp_dir
 from ray._private.utils import get_num_cpus
 
-from mtop_batch.errors import ConfigError, JobError, one_line
+from mtop_batch.errors import ConfigError, JobError, MtopError, one_line
 from mtop_batch.lines import counted
 
 _CONNECT_TIMEOUT_S = 10.0
@@ -130,10 +130,12 @@ def _start_local(num_cpus: int) -> None:
             logging_level=logging.ERROR,
             **_directories(get_default_ray_temp_dir()),
         )
-    except OSError as error:
+    except MtopError:
+        raise
+    except Exception as error:  # Ray raises just that when its processes do not come up in time
         raise JobError(
-            f"Ray cannot start on this machine: {one_line(error)}; set RAY_TMPDIR to a directory with a short path and "
-            "some room"
+            f"Ray cannot start on this machine: {one_line(error)}; look whether the machine is overloaded or short of "
+            "memory, or set RAY_TMPDIR to a directory with a short path and some room"
         ) from error
 
 

@@ -230,7 +230,8 @@ def _prepare(config: Config, progress: Progress) -> _Parts:
 def check_output(output: str) -> None:
     """Refuse an output that holds something else: a bundle has a README.md, and would replace the one there."""
     output = storage.absolute(output)
-    storage.check_directory(output, "output")
+    for directory in (output, interrupted_runs(output)):
+        storage.check_directory(directory, "output")
     if not storage.exists(output) or storage.list_files(interrupted_runs(output)):
         return
     try:

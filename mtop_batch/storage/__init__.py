@@ -157,13 +157,16 @@ def check_directory(uri: str, option: str) -> None:
         option: Who names it, for the message.
 
     Raises:
-        ConfigError: It is a file, or lies below one.
+        ConfigError: It is a file or a link that leads nowhere, or lies below one.
         StorageError: The storage cannot be reached or refuses.
     """
     places = [uri] if is_remote(uri) else [uri, *map(str, Path(uri).parents)]
-    for place in places:
-        if is_file(place):
-            raise ConfigError(f"{option} {uri}: {place} is a file; name a directory")
+    if file := next(filter(is_file, places), None):
+        raise ConfigError(f"{option} {uri}: {file} is a file; name a directory")
+    if link := next((place for place in places if os.path.islink(place) and not os.path.exists(place)), None):
+        raise ConfigError(
+            f"{option} {uri}: {link} is a link that leads nowhere; make its target, or name another place"
+        )
 
 
 def check_file(uri: str, option: str) -> None:
@@ -171,7 +174,8 @@ def check_file(uri: str, option: str) -> None:
     if not is_remote(uri):
         if os.path.isdir(uri):
             raise ConfigError(f"{option} {uri} is a directory; name a file")
-        check_directory(str(Path(uri).parent), option)
+        if above := next((parent for parent in Path(uri).parents if parent.is_file()), None):
+            raise ConfigError(f"{option} {uri}: {above} is a file, and no directory; name a file elsewhere")
 
 
 def file_place(typed: str, option: str) -> str:

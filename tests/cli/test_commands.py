@@ -132,7 +132,9 @@ def test_evaluation_refuses_a_place_for_errors_before_it_works(
     assert exit_code(["evaluate", "--model", bundle, "--errors", f"{tmp_path}/{place}"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --errors ")
-    assert error.endswith("; name a file\n" if not place else "; name a directory\n")
+    assert error.endswith(
+        "; name a file\n" if not place else "data.parquet is a file, and no directory; name a file elsewhere\n"
+    )
     with pytest.raises(ConfigError, match=r"errors .*name a"):
         evaluate(bundle, errors=f"{tmp_path}/{place}")
 

@@ -72,13 +72,16 @@ def test_a_long_temporary_directory_is_left_for_what_needs_no_sockets(length: in
     assert session._directories(default) == expected
 
 
-def test_a_ray_that_cannot_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied", "/tmp/ray"), Exception("The current node timed out")]
+)
+def test_a_ray_that_cannot_start_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(**_: object) -> None:
-        raise PermissionError(13, "Permission denied", "/tmp/ray")
+        raise error
 
     monkeypatch.setattr(ray, "init", fail)
     with (
-        pytest.raises(JobError, match=r"Ray cannot start on this machine: .*Permission denied.*RAY_TMPDIR"),
+        pytest.raises(JobError, match=r"Ray cannot start on this machine: .*(denied|timed out).*RAY_TMPDIR"),
         ray_session(),
     ):
         pass

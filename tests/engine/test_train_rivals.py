@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from mtop_batch import Predictor, read_labels
 from mtop_batch.cli.commands import main
 from mtop_batch.config.sections import Config
-from mtop_batch.engine.evaluate import evaluate_bundle
+from mtop_batch.engine.evaluate import evaluate_bundle, evaluate_in_detail
 from mtop_batch.engine.label import LabelOptions, label_corpus
 from mtop_batch.engine.monitoring.events import Event
 from mtop_batch.engine.monitoring.progress import Progress
@@ -60,6 +60,10 @@ def test_a_configuration_becomes_a_bundle_that_evaluates_predicts_and_labels(
     for other in (config, make_config(tmp_path / "other")):
         for name, values in evaluate_bundle(config.output, other).items():
             assert values == pytest.approx(result.metrics[name], abs=1e-5)
+
+    found_out = evaluate_in_detail(config.output, suspects=True)["sport"]
+    assert (found_out.suspects is None) == (kind in PER_TASK)
+    assert ("so there is no document vector" in found_out.no_suspects) == (kind in PER_TASK)
 
     titles = ["bank market profit", None, "match goal team", "the law wins a vote"]
     (tmp_path / "corpus").mkdir()

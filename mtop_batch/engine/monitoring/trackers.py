@@ -135,8 +135,9 @@ def _add(tracker: Tracker, last: dict[str, int], event: Event) -> None:
             last[curve] = tracker.last_step(curve)
     new = {curve: value for curve, value in values.items() if event["step"] > last[curve]}
     if new:
-        tracker.write(new, event["step"], datetime.fromisoformat(event["time"]).timestamp())
-        last.update(dict.fromkeys(new, event["step"]))
+        step: int = event["step"]
+        tracker.write(new, step, datetime.fromisoformat(event["time"]).timestamp())
+        last.update(dict.fromkeys(new, step))
     if event["event"] == "evaluation":
         tracker.keep()
 

@@ -14,7 +14,7 @@ from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
 from mtop_batch import storage
 from mtop_batch.errors import ConfigError, LabelTableError, MtopError, one_line
-from mtop_batch.table.lake.rows import VERSION_COLUMN, TableChanged
+from mtop_batch.table.lake.rows import SOURCE_COLUMN, VERSION_COLUMN, TableChanged, VersionRows, by_version
 from mtop_batch.table.lake.sync import Change, CommitConflict, shorter_side
 from mtop_batch.table.lake.target import LakeTarget
 
@@ -68,15 +68,19 @@ class DeltaLake:
 
     def create(self, schema: pa.Schema) -> None:
         """Version 0, without rows: what a killed first run leaves beside it is not taken for something else."""
-        with _explained(self._name):
-            DeltaTable.create(
-                self._uri,
-                schema,
-                mode="ignore",
-                name="labels",
-                configuration={"delta.targetFileSize": str(_FILE_BYTES)},
-                storage_options=self._options,
-            )
+        try:
+            with _explained(self._name):
+                DeltaTable.create(
+                    self._uri,
+                    schema,
+                    mode="ignore",
+                    name="labels",
+                    configuration={"delta.targetFileSize": str(_FILE_BYTES)},
+                    storage_options=self._options,
+                )
+        except (CommitConflict, LabelTableError):
+            if self._load() is None:  # else another run has created it at the same moment
+                raise
 
 
 class DeltaSnapshot:
@@ -95,12 +99,12 @@ class DeltaSnapshot:
         """The version."""
         return self._table.version()
 
-    def versions(self) -> dict[str, int]:
+    def versions(self) -> dict[str, VersionRows]:
         """Counted by the library's own engine, which knows of deletion vectors."""
-        query = f"select {VERSION_COLUMN} as version, count(*) as num_rows from labels group by 1"
+        query = f"select {VERSION_COLUMN}, {SOURCE_COLUMN}, count(*) from labels group by 1, 2"
         with _explained(self._name):
             found = pa.table(QueryBuilder().register("labels", self._table).execute(query).read_all())
-        return {row["version"] or "": row["num_rows"] for row in found.to_pylist()}
+        return by_version(zip(*(column.to_pylist() for column in found.columns), strict=True))
 
     def commit(self, change: Change, properties: Mapping[str, str]) -> int:
         """One commit, streamed."""
@@ -133,8 +137,10 @@ def _predicate(change: Change) -> str:
     is_in, versions = shorter_side(change)
     if not versions:  # there are new columns only
         return "false"
+    first, last = (name.replace("'", "''") for name in change.sources)
     listed = ", ".join(f"'{version}'" for version in sorted(versions))
-    return f"{VERSION_COLUMN} {'IN' if is_in else 'NOT IN'} ({listed})"
+    in_range = f"{SOURCE_COLUMN} >= '{first}' AND {SOURCE_COLUMN} <= '{last}'"
+    return f"{in_range} AND {VERSION_COLUMN} {'IN' if is_in else 'NOT IN'} ({listed})"
 
 
 @contextmanager

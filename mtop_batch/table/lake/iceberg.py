@@ -6,13 +6,11 @@ snapshots in that commit (delete, overwrite, append); readers see the table befo
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import (
     CommitFailedException,
@@ -20,14 +18,23 @@ from pyiceberg.exceptions import (
     NoSuchTableError,
     ValidationException,
 )
-from pyiceberg.expressions import AlwaysTrue, BooleanExpression, In, Not, Reference
+from pyiceberg.expressions import (
+    AlwaysTrue,
+    And,
+    BooleanExpression,
+    GreaterThanOrEqual,
+    In,
+    LessThanOrEqual,
+    Not,
+    Reference,
+)
 from pyiceberg.io.pyarrow import bin_pack_record_batches, pyarrow_to_schema, schema_to_pyarrow, write_file
 from pyiceberg.table import Table, Transaction, WriteTask
 from pyiceberg.utils.config import Config
 
 from mtop_batch import storage
 from mtop_batch.errors import ConfigError, LabelTableError, MtopError, one_line
-from mtop_batch.table.lake.rows import VERSION_COLUMN, TableChanged
+from mtop_batch.table.lake.rows import SOURCE_COLUMN, VERSION_COLUMN, TableChanged, VersionRows, by_version
 from mtop_batch.table.lake.sync import Change, CommitConflict, shorter_side
 from mtop_batch.table.lake.target import LakeTarget
 
@@ -36,6 +43,8 @@ from mtop_batch.table.lake.target import LakeTarget
 _FILE_BYTES = 128 << 20
 _PROPERTIES = {
     "write.target-file-size-bytes": str(_FILE_BYTES),
+    # By default bounds are those of the first 16 characters, which paths may have in common.
+    f"write.metadata.metrics.column.{SOURCE_COLUMN}": "full",
     # Else the library would put rows that another run has added meanwhile there once more.
     "commit.retry.num-retries": "0",
 }
@@ -142,14 +151,16 @@ class IcebergSnapshot:
         current = self._table.current_snapshot()
         return None if current is None else current.snapshot_id
 
-    def versions(self) -> Counter[str]:
-        """Counted in a scan of one column."""
-        found: Counter[str] = Counter()
+    def versions(self) -> dict[str, VersionRows]:
+        """Counted in a scan of two columns."""
+        columns = (VERSION_COLUMN, SOURCE_COLUMN)
+        groups: list[tuple[str | None, str | None, int]] = []
         with _explained(self._name):
-            for batch in self._table.scan(selected_fields=(VERSION_COLUMN,)).to_arrow_batch_reader():
-                for item in pc.value_counts(batch[VERSION_COLUMN]).to_pylist():
-                    found[item["values"] or ""] += item["counts"]
-        return found
+            for batch in self._table.scan(selected_fields=columns).to_arrow_batch_reader():
+                counted = pa.table(batch).group_by(columns).aggregate([([], "count_all")])
+                names = (*columns, "count_all")
+                groups += zip(*(counted[name].to_pylist() for name in names), strict=True)
+        return by_version(groups)
 
     def commit(self, change: Change, properties: Mapping[str, str]) -> int | None:
         """One commit, file by file."""
@@ -167,8 +178,12 @@ def _condition(change: Change) -> BooleanExpression:
     if not change.kept:
         return AlwaysTrue()
     is_in, versions = shorter_side(change)
-    found = In(Reference(VERSION_COLUMN), set(versions))  # type: ignore[call-arg, arg-type]  # pydantic's types hide it
-    return found if is_in else Not(found)
+    # Pydantic's types hide how expressions are made.
+    found = In(Reference(VERSION_COLUMN), set(versions))  # type: ignore[call-arg, arg-type]
+    first, last = change.sources
+    not_before = GreaterThanOrEqual(Reference(SOURCE_COLUMN), first)  # type: ignore[call-arg, arg-type]
+    not_behind = LessThanOrEqual(Reference(SOURCE_COLUMN), last)  # type: ignore[call-arg, arg-type]
+    return And(not_before, not_behind, found if is_in else Not(found))
 
 
 def _evolve(transaction: Transaction, change: Change) -> None:

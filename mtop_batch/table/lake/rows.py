@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -42,6 +43,13 @@ class TableChanged(Exception):
     """A published file is not what it was when the tables were compared."""
 
 
+class VersionRows(NamedTuple):
+    """The rows of one version: which source file they are of, and how many."""
+
+    source_file: str
+    num_rows: int
+
+
 @dataclass(frozen=True)
 class CurrentTable:
     """The published table at one moment.
@@ -49,12 +57,12 @@ class CurrentTable:
     Args:
         table: Its rows.
         paths: Version -> published file.
-        rows: Version -> rows.
+        rows: Version -> its rows.
     """
 
     table: PublishedTable
     paths: Mapping[str, str]
-    rows: Mapping[str, int]
+    rows: Mapping[str, VersionRows]
 
     @property
     def schema(self) -> pa.Schema:
@@ -106,11 +114,11 @@ def read_current(labels: str) -> CurrentTable | None:
         return found
 
     paths: dict[str, str] = {}
-    rows: dict[str, int] = {}
+    rows: dict[str, VersionRows] = {}
     for path, footer in zip(table.paths, storage.in_threads(footer_of, table.paths, _THREADS), strict=True):
         if footer.has_rows and footer.num_rows:
             version = labels_version(footer, table.columns)
-            paths[version], rows[version] = path, footer.num_rows
+            paths[version], rows[version] = path, VersionRows(footer.source.path, footer.num_rows)
     return CurrentTable(table, paths, rows)
 
 
@@ -124,6 +132,21 @@ def labels_version(footer: PublishedFooter, columns: TableSchema) -> str:
     scored = {task: columns.kinds[task].scored for task, made in footer.tasks.items() if made.scores}
     content += [scored] if scored else []
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+
+def by_version(groups: Iterable[tuple[str | None, str | None, int]]) -> dict[str, VersionRows]:
+    """Versions, source files and numbers of rows as a lake table counts them; "" for rows that no run has written.
+
+    >>> by_version([("v1", "a", 2), ("v1", "a", 1), (None, "a", 1)])
+    {'v1': VersionRows(source_file='a', num_rows=3), '': VersionRows(source_file='', num_rows=1)}
+    """
+    found: dict[str, VersionRows] = {}
+    for version, source, num_rows in groups:
+        if not version or not source or found.get(version, (source,))[0] != source:
+            version, source = "", ""
+        before = found[version].num_rows if version in found else 0
+        found[version] = VersionRows(source, before + num_rows)
+    return found
 
 
 def lake_schema(schema: pa.Schema) -> pa.Schema:

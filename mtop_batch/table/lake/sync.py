@@ -11,6 +11,7 @@ import importlib
 import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from mtop_batch.table.lake.rows import (
     VERSION_COLUMN,
     CurrentTable,
     TableChanged,
+    VersionRows,
     read_current,
 )
 from mtop_batch.table.lake.target import LakeTarget
@@ -40,7 +42,9 @@ class Change:
         schema: The columns of the new rows.
         removed: Versions whose rows go.
         kept: Versions whose rows stay.
-        added: Versions whose rows come, with their number.
+        added: Versions whose rows come.
+        sources: The first and the last source file of the rows that go or come, in their order as strings. Libraries
+            pass over data files that have none in between: rows lie in the order of source files.
         new_ids: Whether the ids get another type; then all rows are new.
         batches: The new rows, each time it is called.
     """
@@ -48,7 +52,8 @@ class Change:
     schema: pa.Schema
     removed: frozenset[str]
     kept: frozenset[str]
-    added: Mapping[str, int]
+    added: Mapping[str, VersionRows]
+    sources: tuple[str, str]
     new_ids: bool
     batches: Callable[[], Iterator[pa.RecordBatch]]
 
@@ -68,8 +73,8 @@ class LakeSnapshot(Protocol):
     def id(self) -> int | None:
         """Its version or snapshot id; None while it has none."""
 
-    def versions(self) -> Mapping[str, int]:
-        """The rows of each version that it has; "" for rows without one."""
+    def versions(self) -> Mapping[str, VersionRows]:
+        """The rows of each version that it has, as `by_version` gives them."""
 
     def commit(self, change: Change, properties: Mapping[str, str]) -> int | None:
         """Make the change in one commit, which keeps the properties; the new snapshot.
@@ -171,7 +176,8 @@ def sync_lake(target: LakeTarget, labels: str, run: str) -> LakeCommit | None:
             return None
         table = lake.open()
         if table is None:
-            lake.create(current.schema)
+            with suppress(CommitConflict):
+                lake.create(current.schema)
             continue
         _check_columns(target, table.columns, current.schema)
         there = table.versions()
@@ -182,10 +188,8 @@ def sync_lake(target: LakeTarget, labels: str, run: str) -> LakeCommit | None:
             snapshot = table.commit(change, {"mtop_run": run, "mtop_labels": labels})
         except (CommitConflict, TableChanged):
             continue
-        removed_rows = sum(there[version] for version in change.removed)
-        return LakeCommit(
-            target.format, str(target), snapshot, True, len(change.added), sum(change.added.values()), removed_rows
-        )
+        rows, removed_rows = _count(change.added), _count({version: there[version] for version in change.removed})
+        return LakeCommit(target.format, str(target), snapshot, True, len(change.added), rows, removed_rows)
     raise LabelTableError(
         f"{target} changes whenever it is committed to; find out what else writes it, and run the same command again. "
         "The published table is as it should be"
@@ -210,7 +214,7 @@ def connect(target: LakeTarget, labels: str) -> Lake:
     return connected
 
 
-def _change(current: CurrentTable, columns: pa.Schema, there: Mapping[str, int]) -> Change | None:
+def _change(current: CurrentTable, columns: pa.Schema, there: Mapping[str, VersionRows]) -> Change | None:
     """What is to be done; None if nothing is.
 
     A version with another number of rows is replaced; where somebody else has added rows without a version, or ids get
@@ -224,7 +228,13 @@ def _change(current: CurrentTable, columns: pa.Schema, there: Mapping[str, int])
     removed = frozenset(there.keys() - kept)
     if not added and not removed and set(schema.names) <= set(columns.names):
         return None
-    return Change(schema, removed, kept, added, new_ids, lambda: current.batches(added))
+    names = [rows.source_file for rows in (*added.values(), *(there[version] for version in removed))]
+    sources = (min(names, default=""), max(names, default=""))
+    return Change(schema, removed, kept, added, sources, new_ids, lambda: current.batches(added))
+
+
+def _count(versions: Mapping[str, VersionRows]) -> int:
+    return sum(rows.num_rows for rows in versions.values())
 
 
 def _check_columns(target: LakeTarget, there: pa.Schema, wanted: pa.Schema | None) -> None:
