@@ -30,7 +30,7 @@ from results_file import write_result
 
 from mtop_batch import storage
 from mtop_batch.corpus.files import SourceFile
-from mtop_batch.table.columns import LABEL_TYPE
+from mtop_batch.table.columns import LABEL_TYPE, OutputKind
 from mtop_batch.table.definition import Definition
 from mtop_batch.table.footer import LabelFooter
 from mtop_batch.table.gate.preview import preview
@@ -67,7 +67,7 @@ def store(labels: str, wanted: Definition, sources: Sequence[SourceFile], num_ro
             indices = pa.array(rng.integers(0, 2, size), pa.int32())
             columns[f"{task}_label"] = pa.DictionaryArray.from_arrays(indices, names).cast(LABEL_TYPE)
             columns[f"{task}_score"] = pa.array(rng.random(size), pa.float32())
-        kinds = dict.fromkeys(wanted.fingerprints, "classification")
+        kinds = dict.fromkeys(wanted.fingerprints, OutputKind("classification"))
         footer = LabelFooter(
             source,
             num_rows,

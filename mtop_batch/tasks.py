@@ -3,8 +3,8 @@
 A `Task` is the part of a task's definition that decides its output: name, kind, reader, labels, text columns. Where its
 examples lie is the configuration's business (`mtop_batch.config`).
 
-A task is a reader and a head. Its kind says what comes out (a label, a number), its reader what the head is given: the
-encoder's outputs at the task's prompts, the output of a pooler, or the document vector.
+A task is a reader and a head. Its kind says what comes out (a label, any number of labels, a number), its reader what
+the head is given: the encoder's outputs at the task's prompts, the output of a pooler, or the document vector.
 """
 
 from __future__ import annotations
@@ -14,22 +14,35 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from mtop_batch.errors import TaskError
 from mtop_batch.lines import did_you_mean, listed
 
-TaskKind = Literal["classification", "regression"]
+TaskKind = Literal["classification", "multi-label", "regression"]
 Reader = Literal["prompts", "pooled", "vector"]
 LabelBy = Literal["name", "index"]
 """What numbers in a label column are: labels, or indices into a task's labels."""
-Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman"]
+Metric = Literal[
+    "accuracy",
+    "f1",
+    "matthews",
+    "micro_f1",
+    "macro_f1",
+    "subset_accuracy",
+    "pearson",
+    "spearman",
+    "pearson_spearman",
+]
+ScoresKept = Literal["label", "all"]
+"""Whose probabilities the label table keeps: those of the labels that a text is given, or those of all labels too."""
 
 TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
 READERS: tuple[Reader, ...] = get_args(Reader)
 PROBE = "probe"
 METRICS: Mapping[TaskKind, tuple[Metric, ...]] = {
     "classification": ("accuracy", "f1", "matthews"),
+    "multi-label": ("micro_f1", "macro_f1", "subset_accuracy"),
     "regression": ("pearson_spearman", "pearson", "spearman"),
 }
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
@@ -44,14 +57,18 @@ class Task:
     Args:
         name: Letters, digits, `_` and `-`, starting with a letter; it names the columns `<name>_label` and
             `<name>_score`.
-        kind: "classification" or "regression"; "probe" is short for a classification that reads "vector".
-        labels: The labels in the order of the head's outputs; empty for regression.
+        kind: "classification", of which a text has one label; "multi-label", of which it has any number, also none; or
+            "regression". "probe" is short for a classification that reads "vector".
+        labels: The labels in the order of the head's outputs; two or more for a classification, one or more for a
+            multi-label task, none for a regression.
         text: The column(s) its texts come from: one, or two for a pair.
         metric: The metric that judges it; "" chooses the first that `METRICS` allows for the kind.
         reads: "prompts", "pooled" or "vector"; the kind of model decides which of them it has.
         mean: Of the numbers that a regression learned from. The task's head puts out how many standard deviations a
             text's value is away from it, so that values of any size are learned alike.
         std: Their standard deviation.
+        scores: "label", or "all" for a column `<name>_scores` with the probabilities of all labels; nothing that is
+            computed depends on it.
 
     Raises:
         TaskError: A field is outside what is allowed.
@@ -65,6 +82,7 @@ class Task:
     reads: Reader = "prompts"
     mean: float = 0.0
     std: float = 1.0
+    scores: ScoresKept = "label"
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -75,7 +93,11 @@ class Task:
         if self.kind == PROBE:
             object.__setattr__(self, "kind", "classification")
             object.__setattr__(self, "reads", "vector")
-        for key, value, allowed in (("kind", self.kind, (*TASK_KINDS, PROBE)), ("reads", self.reads, READERS)):
+        for key, value, allowed in (
+            ("kind", self.kind, (*TASK_KINDS, PROBE)),
+            ("reads", self.reads, READERS),
+            ("scores", self.scores, get_args(ScoresKept)),
+        ):
             if value not in allowed:
                 raise TaskError(f"task {self.name!r}: {key} = {value!r} is not one of {', '.join(allowed)}")
         self._check_labels()
@@ -100,21 +122,40 @@ class Task:
                 raise TaskError(
                     f"task {self.name!r}: a regression task has no labels; remove labels = {list(self.labels)}"
                 )
+            if self.scores == "all":
+                raise TaskError(
+                    f'task {self.name!r}: a regression task has one value and no labels; remove scores = "all"'
+                )
             return
-        if len(self.labels) < 2:
-            raise TaskError(f"task {self.name!r}: labels = {list(self.labels)}; a {self.kind} task needs at least two")
+        least, said = (1, "one") if self.is_multi_label else (2, "two")
+        if len(self.labels) < least:
+            raise TaskError(
+                f"task {self.name!r}: labels = {list(self.labels)}; a {self.kind} task needs at least {said}"
+            )
+        if self.is_multi_label and "" in self.labels:
+            raise TaskError(f"task {self.name!r}: one of its labels is empty; a text without labels needs none")
         repeated = [label for label, count in Counter(self.labels).items() if count > 1]
         if repeated:
             raise TaskError(f"task {self.name!r}: labels {repeated} are given more than once")
 
     @property
     def _metrics(self) -> tuple[Metric, ...]:
-        return METRICS["regression" if self.kind == "regression" else "classification"]
+        return METRICS[cast(TaskKind, self.kind)]  # "probe" has become a classification
 
     @property
     def reads_vector(self) -> bool:
         """Whether the document vector is all that the task needs of a text."""
         return self.reads == "vector"
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether a text has any number of the labels."""
+        return self.kind == "multi-label"
+
+    @property
+    def keeps_probabilities(self) -> bool:
+        """Whether the label table is made of the probabilities of all labels, and not of the likeliest one alone."""
+        return self.is_multi_label or self.scores == "all"
 
     @property
     def num_outputs(self) -> int:

@@ -326,6 +326,20 @@ def test_a_probe_is_a_classification_that_reads_the_vector(write: Callable[..., 
     assert load_config(write(CONFIG)).tasks()[0].reads == "prompts"
 
 
+def test_a_multi_label_task_needs_one_label_and_keeps_scores_on_request(write: Callable[..., Path]) -> None:
+    table = CONFIG.replace('labels = ["no", "yes"]', 'kind = "multi-label"\nlabels = ["alert"]\nscores = "all"')
+    (task,) = load_config(write(table)).tasks()
+    assert (task.kind, task.labels, task.metric, task.scores) == ("multi-label", ("alert",), "micro_f1", "all")
+    for wrong, message in (
+        ('kind = "multi-label"', r"labels = \[\]; a multi-label task needs at least one"),
+        ('kind = "regression"\nscores = "all"', "a regression task has one value and no labels"),
+        ('labels = ["a", "b"]\nscores = "some"', "scores"),
+        ('kind = "multi-label"\nlabels = ["a"]\nmetric = "f1"', "allowed: micro_f1, macro_f1, subset_accuracy"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(write(CONFIG.replace('labels = ["no", "yes"]', wrong)))
+
+
 @pytest.mark.parametrize("text", ['class_weights = "balanced"', "class_weights = { yes = 10 }", ""])
 def test_labels_may_have_weights(write: Callable[..., Path], text: str) -> None:
     weights = load_config(write(CONFIG + text)).task[0].class_weights

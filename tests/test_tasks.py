@@ -46,3 +46,24 @@ def test_a_probe_is_short_for_a_classification_that_reads_the_vector() -> None:
     assert Task("x", "regression", labels=(), reads="vector").reads_vector
     with pytest.raises(TaskError, match="reads = 'words' is not one of prompts, pooled, vector"):
         Task("x", reads="words")  # type: ignore[arg-type]
+
+
+def test_a_multi_label_task_has_one_or_more_labels_and_metrics_of_its_own() -> None:
+    task = Task("alert", "multi-label", labels=("alert",))
+    assert (task.num_outputs, task.metric, task.is_multi_label) == (1, "micro_f1", True)
+    assert Task.from_dict(task.to_dict()) == task
+    with pytest.raises(TaskError, match="a multi-label task needs at least one"):
+        Task("x", "multi-label", labels=())
+    with pytest.raises(TaskError, match="one of its labels is empty"):
+        Task("x", "multi-label", labels=("a", ""))
+    with pytest.raises(TaskError, match="metric = 'accuracy' does not fit a multi-label task; allowed: micro_f1"):
+        Task("x", "multi-label", labels=("a", "b"), metric="accuracy")
+
+
+def test_scores_of_all_labels_are_for_tasks_that_have_labels() -> None:
+    assert Task("x", scores="all").keeps_probabilities
+    assert not Task("x").keeps_probabilities
+    with pytest.raises(TaskError, match="a regression task has one value and no labels"):
+        Task("x", "regression", labels=(), scores="all")
+    with pytest.raises(TaskError, match="scores = 'some' is not one of label, all"):
+        Task("x", scores="some")  # type: ignore[arg-type]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mtop_batch.errors import ConfigError
 from mtop_batch.lines import counted, listed
 from mtop_batch.precision import PrecisionChoice
+from mtop_batch.tasks import Task
 
 _UTF8_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -73,6 +74,8 @@ def predict(
 ) -> list[dict[str, Any]]:
     """A row for each text: `text`, `second` if there is one, the columns of the tasks, and `error`.
 
+    Scores of all labels are those of each label by its name.
+
     Tasks on pairs are asked about texts that have a second one, by itself or after a tab. Where a bundle has tasks on
     single texts too, they are left out for the others; where it has none, they are asked about the first text alone, as
     about an article without a body. Either is noted.
@@ -89,7 +92,7 @@ def predict(
     """
     from mtop_batch.labelling.run.predictor import Predictor
     from mtop_batch.model.bundle.bundle import load_bundle
-    from mtop_batch.table.columns import task_columns
+    from mtop_batch.table.columns import OutputKind
 
     bundle = load_bundle(model)
     names = {size: [task.name for task in bundle.model.tasks if len(task.text) == size] for size in (1, 2)}
@@ -113,9 +116,20 @@ def predict(
         for row, found in zip(asked[size], table.to_pylist(), strict=True):
             # A row is in error if no task has anything to say of it.
             error = found.pop("error")
+            found |= _named_scores(predictor.tasks, found)
             rows[row] |= found | {"error": error if "error" not in rows[row] else rows[row]["error"] and error}
-    columns = [column for task in bundle.model.tasks for column in task_columns(task.name, task.kind)]
+    columns = [column for task in bundle.model.tasks for column in OutputKind.of(task).names(task.name)]
     return [_row(item, row, columns) for item, row in zip(given, rows, strict=True)]
+
+
+def _named_scores(tasks: Sequence[Task], row: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The columns `<task>_scores` of a row that has labels, by label."""
+    columns = {f"{task.name}_scores": task.labels for task in tasks if task.scores == "all"}
+    return {
+        column: dict(zip(labels, row[column], strict=True))
+        for column, labels in columns.items()
+        if row[column] is not None
+    }
 
 
 def _split(item: Given) -> Given:

@@ -53,9 +53,8 @@ def print_label_reports(reports: Mapping[str, LabelReport]) -> None:
         known = [scores.label for scores in report.labels]
         for index, scores in enumerate(report.labels):
             numbers = ["-" if isnan(of) else f"{of:.3f}" for of in (scores.precision, scores.recall, scores.f1)]
-            mistaken = sorted(
-                ((count, other) for other, count in zip(known, report.confusion[index], strict=True)), reverse=True
-            )
+            confused = zip(known, report.confusion[index], strict=True) if report.confusion else ()
+            mistaken = sorted(((count, other) for other, count in confused), reverse=True)
             wrong = [f"{shown(other)} {count:,}" for count, other in mistaken if count and other != scores.label]
             taken = ", ".join(wrong[:_MOST_CONFUSED]) + (" ..." if len(wrong) > _MOST_CONFUSED else "")
             first = (name if not index else "", _name(scores.label))
@@ -93,7 +92,7 @@ def print_doubts(evaluated: Mapping[str, EvaluatedTask]) -> None:
 
 
 def print_predictions(rows: list[dict[str, Any]]) -> None:
-    """A table of all tasks' labels for each text."""
+    """A table of all tasks' labels for each text; where there are scores of all labels, those given have a star."""
     console = Console()
     for row in rows:
         table = Table("task", "label", "score", title_justify="left", title_style="bold")
@@ -102,9 +101,23 @@ def print_predictions(rows: list[dict[str, Any]]) -> None:
             table.add_row("-", Text(row["error"], style="red"), "")
         else:
             for name in (key.removesuffix("_score") for key in row if key.endswith("_score")):
-                if (score := row[f"{name}_score"]) is not None:
-                    table.add_row(_name(name), _name(row.get(f"{name}_label") or ""), f"{score:.3f}")
+                for label, score in _labels_and_scores(row, name):
+                    table.add_row(_name(name), _name(label), score)
         console.print(table)
+
+
+def _labels_and_scores(row: Mapping[str, Any], task: str) -> list[tuple[str, str]]:
+    """What a row says of a task, line by line; nothing where it has not been asked."""
+    score, label = row[f"{task}_score"], row.get(f"{task}_label")
+    if score is None:
+        return []
+    if all_scores := row.get(f"{task}_scores"):
+        given = label if isinstance(label, list) else [label]
+        likeliest_first = sorted(all_scores.items(), key=lambda item: -item[1])
+        return [(f"{name} *" if name in given else name, f"{value:.3f}") for name, value in likeliest_first]
+    if isinstance(score, list):
+        return [(name, f"{value:.3f}") for name, value in zip(label or (), score, strict=True)] or [("-", "")]
+    return [(label or "", f"{score:.3f}")]
 
 
 def print_stats(stats: TableStats) -> None:
@@ -128,8 +141,10 @@ def print_stats(stats: TableStats) -> None:
     room = console.width - max(len(shown(name)) for name in ["task", *stats.tasks]) - _BORDERS_OF_TWO_COLUMNS
     for name, task in stats.tasks.items():
         found = [f"{shown(label)} {share:.1%}" for label, share in islice(task.shares.items(), _MAX_LABELS)]
-        if not found and task.labelled:
-            found = [f"mean {task.score_sum / task.labelled:.3f}"]
+        if task.without_label:
+            found.append(f"none of them {task.without_label / task.labelled:.1%}")
+        if not found and task.mean_score is not None:
+            found = [f"mean {task.mean_score:.3f}"]
         shares.add_row(_name(name), Text("\n".join(_lines(found, room))))
     console.print(shares)
     label_sets = Table()
@@ -190,7 +205,7 @@ def _shares_or_mean(task: Mapping[str, Any], side: str) -> str:
     counts, scores = task[f"{side}_counts"], task[f"{side}_scores"]
     if task["kind"] == "regression":
         return "" if scores["mean"] is None else f"mean {scores['mean']:.3f}"
-    total = sum(counts.values())
+    total = task["same_articles"]
     return ", ".join(f"{shown(label)} {count / total:.1%}" for label, count in islice(counts.items(), _MAX_SHARES))
 
 

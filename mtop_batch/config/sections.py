@@ -24,7 +24,7 @@ from mtop_batch.errors import TaskError
 from mtop_batch.lines import listed
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.storage import absolute, check_address
-from mtop_batch.tasks import LabelBy, Metric, Reader, Task, TaskKind, check_task_names
+from mtop_batch.tasks import LabelBy, Metric, Reader, ScoresKept, Task, TaskKind, check_task_names
 
 Address = Annotated[str, AfterValidator(check_address)]
 """Where data or bundles are: without credentials, for a bundle holds its configuration."""
@@ -341,24 +341,29 @@ class TaskConfig(_Section):
     name: str
     """Names the columns of the label table: letters, digits, `_` and `-`, starting with a letter."""
     kind: Literal[TaskKind, "probe"] = "classification"
-    """"classification" or "regression"; "probe" is short for a classification that reads the vector."""
+    """"classification", one label for each text; "multi-label", any number of them, also none; or "regression".
+    "probe" is short for a classification that reads the vector."""
     reads: Reader | None = None
     """"prompts"; "pooled", the first token; or "vector", the document vector, which only `mtop add-tasks` learns to
     read. The kind of model says which it has; without this key it chooses."""
     labels: tuple[str, ...] = ()
-    """Two or more; none for a regression."""
+    """Two or more; of a multi-label task one or more; none for a regression."""
+    scores: ScoresKept = "label"
+    """What the label table keeps: "label", the probability of the label, or of each label that a text is given; "all",
+    those of all labels too, as a column `<task>_scores`. Nothing that is computed depends on it."""
     metric: Metric | None = None
     """What judges the task; the mean over the tasks chooses the checkpoint. The kind's first one if left out."""
     text: tuple[str, ...] = ("text",)
     """One column, or two for a pair."""
     label: str = "label"
-    """The label column."""
+    """The label column; of a multi-label task lists of labels."""
     label_by: LabelBy | None = None
     """What numbers in it are: "name", labels written as numbers, or "index", places in `labels` from 0; true and false
     are 1 and 0 then. Without it the values decide, and what can be both is refused."""
     class_weights: Literal["balanced"] | dict[str, float] | None = None
     """What an example of each label counts in the loss, where some labels are rare: "balanced", in inverse proportion
-    to its examples; or a table of labels and weights, such as `{ yes = 10.0 }`, the others having 1."""
+    to its examples; or a table of labels and weights, such as `{ yes = 10.0 }`, the others having 1. Of a multi-label
+    task it is what an example with the label counts beside one without it."""
     prompt_group: str | None = Field(None, pattern="^[A-Za-z][A-Za-z0-9_-]*$")
     """The task shares the prompts of this group, whatever `model.prompt_groups` says; not in `mtop add-tasks`."""
     train: GivenAddress
@@ -401,7 +406,15 @@ class TaskConfig(_Section):
         Args:
             default_reader: What it reads if it does not say.
         """
-        return Task(self.name, self.kind, self.labels, self.text, self.metric or "", self.reads or default_reader)
+        return Task(
+            self.name,
+            self.kind,
+            self.labels,
+            self.text,
+            self.metric or "",
+            self.reads or default_reader,
+            scores=self.scores,
+        )
 
 
 def _is_weight(value: Any) -> bool:

@@ -34,7 +34,7 @@ class RawExamples:
         training: They are to learn from.
         texts: One per example.
         seconds: The second text of each example, None where it has one alone; None if the task has one text column.
-        labels: (R,) int64 indices of labels, or float32 values of a regression.
+        labels: (R,) int64 indices of labels, or float32 values of a regression; (R, C) bool of a multi-label task.
         skipped: Rows that are no examples: their number in the source, over all its files, and the reason.
         label_by: How the label column was read (`data.label_values`).
     """
@@ -59,6 +59,8 @@ class RawExamples:
         """Each example's label, or the value of a regression, as text."""
         if self.task.kind == "regression":
             return [f"{value:g}" for value in self.labels]
+        if self.task.is_multi_label:
+            return [", ".join(self.task.labels[index] for index in np.flatnonzero(row)) for row in self.labels]
         return [self.task.labels[index] for index in self.labels.tolist()]
 
     def take(self, rows: npt.NDArray[np.integer]) -> RawExamples:
@@ -73,7 +75,7 @@ class LabelledTokens:
 
     Args:
         tokens: R rows.
-        labels: (R,) int64 indices of labels, or float32 values of a regression.
+        labels: (R,) int64 indices of labels, or float32 values of a regression; (R, C) bool of a multi-label task.
     """
 
     tokens: Tokens
@@ -224,7 +226,10 @@ def _check(examples: RawExamples, labels: Labels, reasons: Counter[str]) -> None
         logger.warning("task %r: %s: %s", task.name, source, dict(reasons))
     if task.kind == "regression":
         return
-    counts = np.bincount(labels.astype(np.int64), minlength=len(task.labels))
+    if task.is_multi_label:
+        counts = labels.sum(axis=0)
+    else:
+        counts = np.bincount(labels.astype(np.int64), minlength=len(task.labels))
     without = [label for label, count in zip(task.labels, counts, strict=True) if not count]
     missing = listed([repr(label) for label in without])
     if without and training:

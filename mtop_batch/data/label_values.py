@@ -1,9 +1,12 @@
-"""Label columns to indices of a task's labels, or to the values of a regression.
+"""Label columns to indices of a task's labels, to which of them a text has, or to the values of a regression.
 
 Strings are labels, and so are the names that come with whole numbers: the `ClassLabel` columns of data sets, also of
 those written to Parquet. Other numbers are labels written as numbers (`labels = ["1", "2", "3"]`) or indices into the
 task's labels; true and false are the labels that mean these ("yes", "no", ...). Which of the two it is, is decided once
 for all values of all files of a task; `label_by` says it where both can be.
+
+A multi-label task has lists of such values; a value that stands alone is a list of one. A list without values is a text
+without labels; a label that a list has twice counts once.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from mtop_batch.data.sources import Part
 from mtop_batch.errors import DataError
 from mtop_batch.tasks import LabelBy, Task
 
-Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32] | npt.NDArray[np.bool_]
 
 _TRUE, _FALSE = ("true", "yes", "1", "t", "y", "on"), ("false", "no", "0", "f", "n", "off")
 _CHOOSE = 'set label_by = "name" or label_by = "index" of the task, or write the labels as strings'
@@ -37,8 +40,8 @@ class LabelValues:
     """The labels of R rows.
 
     Args:
-        labels: (R,) int64 indices of labels, or float32 values of a regression; what stands at missing ones means
-            nothing.
+        labels: (R,) int64 indices of labels, or float32 values of a regression; (R, C) bool, which of its C labels a
+            text of a multi-label task has. What stands at missing ones means nothing.
         missing: (R,) Those that are null, NaN, or -1 beside names.
         label_by: How they were read, strings and names that come with the data by name; None for true and false, and
             for a regression.
@@ -65,8 +68,10 @@ def read_labels(task: Task, parts: Sequence[Part], column: str, label_by: LabelB
 
     Raises:
         DataError: A label is not allowed, two readings are possible, or the column's type is not allowed, or differs
-            between files.
+            between files; a list has null among its labels.
     """
+    if task.is_multi_label:
+        return _read_lists(task, parts, column, label_by)
     values = _same_kind(task, parts, [_plain(task, part, column, label_by) for part in parts])
     missing = values.is_null(nan_is_null=True)
     found: LabelBy | None = None
@@ -80,6 +85,68 @@ def read_labels(task: Task, parts: Sequence[Part], column: str, label_by: LabelB
     labels = labels.fill_null(0).to_numpy(zero_copy_only=False)
     dtype = np.float32 if task.kind == "regression" else np.int64
     return LabelValues(labels.astype(dtype), missing.to_numpy(zero_copy_only=False), found)
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """Label lists of a part, one after the other; a column without lists is one of lists with one value each.
+
+    Args:
+        part: The part with the lists' values as its rows.
+        rows: The row of each value.
+        are_lists: Whether the column has lists.
+        missing: For each row, whether its list is null.
+    """
+
+    part: Part
+    rows: npt.NDArray[np.int64]
+    are_lists: bool
+    missing: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, part: Part, column: str) -> _Lists:
+        lists = part.table[column].combine_chunks()
+        if not _is_list(lists.type):
+            nothing = np.zeros(len(lists), bool)
+            return cls(
+                Part(part.name, part.table.select([column]), part.label_names), np.arange(len(lists)), False, nothing
+            )
+        lengths = pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
+        values = pa.table({column: pc.list_flatten(lists)})
+        rows = np.repeat(np.arange(len(lists)), lengths)
+        return cls(
+            Part(part.name, values, part.label_names), rows, True, lists.is_null().to_numpy(zero_copy_only=False)
+        )
+
+
+def _read_lists(task: Task, parts: Sequence[Part], column: str, label_by: LabelBy | None) -> LabelValues:
+    """The labels of a multi-label task, as `read_labels` has them."""
+    lists = [_Lists.of(part, column) for part in parts]
+    values = _same_kind(task, parts, [_plain(task, of.part, column, label_by) for of in lists])
+    starts = np.cumsum([0, *(len(of.missing) for of in lists)])
+    rows = np.concatenate([of.rows + start for of, start in zip(lists, starts[:-1], strict=True)])
+    in_list = np.concatenate([np.full(len(of.rows), of.are_lists) for of in lists])
+    missing = np.concatenate([of.missing for of in lists])
+    is_null = values.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
+    if (is_null & in_list).any():
+        where, more = _where(parts, rows[is_null & in_list])
+        raise DataError(
+            f"task {task.name!r}: {where}: null stands among the labels{more}; leave nulls out of the lists in "
+            f"{column!r}; a list without labels is a text that has none"
+        )
+    missing[rows[is_null]] = True
+    indices, found, allowed = _label_indices(task, values, column, label_by)
+    bad = pc.and_(pa.array(~is_null), indices.is_null())
+    if pc.any(bad).as_py():
+        raise _refusal(task, parts, values, bad, allowed, rows)
+    labels = np.zeros((len(missing), len(task.labels)), bool)
+    labels[rows[~is_null], indices.drop_null().to_numpy(zero_copy_only=False)] = True
+    return LabelValues(labels, missing, found)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    types = pa.types
+    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
 
 
 @dataclass(frozen=True)
@@ -110,9 +177,10 @@ def _plain(task: Task, part: Part, column: str, label_by: LabelBy | None) -> _Pl
         return _Plain(numbers) if names is None else _named(task, part, column, numbers, names, label_by)
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return _Plain(values.cast(pa.float64()))
+    way_out = '; a task with lists of labels has kind = "multi-label"' if _is_list(kind) and task.labels else ""
     raise DataError(
         f"task {task.name!r}: label column {column!r} of {part.name} has type {kind}; allowed are strings, integers, "
-        "booleans and floats"
+        f"booleans and floats{', and lists of these' if task.is_multi_label else way_out}"
     )
 
 
@@ -289,19 +357,34 @@ def _number(text: str) -> float | None:
     return None
 
 
-def _refusal(task: Task, parts: Sequence[Part], values: pa.Array, bad: pa.Array, allowed: str) -> DataError:
-    row = first = pc.index(bad, True).as_py()
+def _refusal(
+    task: Task,
+    parts: Sequence[Part],
+    values: pa.Array,
+    bad: pa.Array,
+    allowed: str,
+    rows: npt.NDArray[np.int64] | None = None,
+) -> DataError:
+    """An error about values that are not allowed; `rows` has the row of each, where that is not its place."""
+    places = np.flatnonzero(bad.to_numpy(zero_copy_only=False))
+    where, more = _where(parts, places if rows is None else rows[places])
+    first = values[int(places[0])].as_py()
+    others = [value for value in pc.unique(values.filter(bad)).to_pylist() if value != first]
+    return DataError(
+        f"task {task.name!r}: {where}: label {first!r}{more} cannot be used; allowed: {allowed}; "
+        f"{f'not allowed either: {_listed(others)}; ' if others else ''}correct the data or the labels of the task"
+    )
+
+
+def _where(parts: Sequence[Part], rows: npt.NDArray[np.int64]) -> tuple[str, str]:
+    """The first of some rows, by the name of its part; and how many others there are, in brackets."""
+    row = int(rows[0])
     for part in parts:
         if row < len(part.table):
             break
         row -= len(part.table)
-    more = pc.sum(bad).as_py() - 1
-    others = [value for value in pc.unique(values.filter(bad)).to_pylist() if value != values[first].as_py()]
-    return DataError(
-        f"task {task.name!r}: {part.name}, row {row}: label {values[first].as_py()!r}"
-        f"{f' (and those of {more} more rows)' if more else ''} cannot be used; allowed: {allowed}; "
-        f"{f'not allowed either: {_listed(others)}; ' if others else ''}correct the data or the labels of the task"
-    )
+    more = len(np.unique(rows)) - 1
+    return f"{part.name}, row {row}", f" (and those of {more} more rows)" if more else ""
 
 
 def _listed(values: Sequence[Any], most: int = _MAX_NAMED) -> str:

@@ -110,16 +110,27 @@ def check_columns(name: str, columns: Sequence[str], present: Sequence[str]) -> 
 
 
 def noted_label_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Column -> the names of its integers, as `datasets` notes those of `ClassLabel` columns in Parquet files."""
+    """Column -> the names of its integers, as `datasets` notes those of `ClassLabel` columns in Parquet files.
+
+    Of a column of lists they are those of the lists' elements.
+    """
     try:
         features = json.loads((schema.metadata or {})[_FEATURES_KEY])["info"]["features"]
+        noted = {column: _element(feature) for column, feature in features.items()}
         return {
             column: list(map(str, feature["names"]))
-            for column, feature in features.items()
+            for column, feature in noted.items()
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
         }
     except (KeyError, TypeError, ValueError, AttributeError):  # no such note
         return {}
+
+
+def _element(feature: Any) -> Any:
+    """The feature of a list's elements, as any version of `datasets` notes it; of no list the feature itself."""
+    if isinstance(feature, list) and len(feature) == 1:
+        return feature[0]
+    return feature.get("feature", feature) if isinstance(feature, dict) else feature
 
 
 def _parquet_files(source: str) -> list[str]:
@@ -164,10 +175,9 @@ def _read_hub(source: str, columns: Sequence[str], default_split: str) -> Part:
             f"the data set {dataset_id!r} cannot be loaded: {reason}; check its id, config and split, and the network"
         ) from error
     check_columns(source, columns, found.column_names)
+    features = {column: getattr(found.features[column], "feature", found.features[column]) for column in columns}
     names = {
-        column: list(found.features[column].names)
-        for column in columns
-        if isinstance(found.features[column], datasets.ClassLabel)
+        column: list(feature.names) for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)
     }
     table = found.select_columns(list(dict.fromkeys(columns))).with_format("arrow")[:]
     return Part(source, table, names)

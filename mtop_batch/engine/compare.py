@@ -236,8 +236,8 @@ def _write_flips(
         if f"{task}_label" not in new.schema.names:
             continue
         columns = [table[f"{task}_{what}"].to_pylist() for table in (old, new) for what in ("label", "score")]
-        for index, (was, was_score, now, now_score) in enumerate(zip(*columns, strict=True)):
-            if was != now:
+        for index, cells in enumerate(zip(*columns, strict=True)):
+            for was, was_score, now, now_score in _flips(*cells):
                 source, row = places[index]
                 rows.append(
                     {
@@ -255,6 +255,18 @@ def _write_flips(
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=_FLIPS), sink)
     storage.write_bytes(uri, sink.getvalue().to_pybytes())
+
+
+def _flips(was: Any, was_score: Any, now: Any, now_score: Any) -> list[tuple[Any, Any, Any, Any]]:
+    """The old and the new label where they differ, with their scores.
+
+    Of lists each label that is in one of them only, beside null.
+    """
+    if not isinstance(was, list) or not isinstance(now, list):
+        return [(was, was_score, now, now_score)] if was != now and not isinstance(was or now, list) else []
+    lost = [(label, score, None, None) for label, score in zip(was, was_score, strict=True) if label not in now]
+    gained = [(None, None, label, score) for label, score in zip(now, now_score, strict=True) if label not in was]
+    return [*lost, *gained]
 
 
 _FLIPS = pa.schema(

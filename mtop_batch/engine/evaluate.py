@@ -131,6 +131,8 @@ def _with_suspects(
         return replace(item, no_suspects=learned)
     if item.task.kind == "regression":
         return replace(item, no_suspects="a regression has no labels")
+    if item.task.is_multi_label:
+        return replace(item, no_suspects="an example may have several labels")
     if model.pass_per_task:
         return replace(item, no_suspects=model.no_vectors(model.config.model_type))
     try:

@@ -15,6 +15,7 @@ from mtop_batch.errors import MtopError
 from mtop_batch.labelling.plan.sample import Block
 from mtop_batch.labelling.run.read_rows import read_unit
 from mtop_batch.model.bundle.files import read_bundle_info
+from mtop_batch.table.columns import OutputKind
 from mtop_batch.table.definition import ViewDefinition
 from mtop_batch.table.gate.preview import preview
 from mtop_batch.table.gate.rules import MetricChange, Rules, TableChange, Verdict, judge
@@ -37,7 +38,7 @@ def gate_rules(config: str | None, **given: float | None) -> Rules:
 def ask_gate(
     labels: str,
     wanted: ViewDefinition,
-    kinds: Mapping[str, str],
+    kinds: Mapping[str, OutputKind],
     sources: Sequence[SourceFile],
     bundle: str,
     rules: Rules,
@@ -51,7 +52,7 @@ def ask_gate(
     Args:
         labels: The label table.
         wanted: The definition.
-        kinds: The kinds of its tasks.
+        kinds: What comes out of its tasks.
         sources: The source files to publish.
         bundle: URI of the bundle of the definition.
         rules: How far labels may move.

@@ -13,6 +13,7 @@ from mtop_batch.errors import DamagedLabelFile, NotInTable
 from mtop_batch.labelling.report.run_report import write_report_files
 from mtop_batch.lines import counted
 from mtop_batch.model.bundle.files import read_bundle_info
+from mtop_batch.table.columns import OutputKind
 from mtop_batch.table.definition import ViewDefinition
 from mtop_batch.table.gate.rules import DEFAULT_RULES, Rules
 from mtop_batch.table.lake.sync import LakeCommit, check_lake, sync_lake
@@ -64,6 +65,7 @@ def publish_table(
     if lake is not None:
         check_lake(lake, labels)
     wanted, kinds, task_labels, bundle = _wanted(labels, record, model)
+    task_kinds = {task: kind.kind for task, kind in kinds.items()}
     names = select_tasks(tasks or list(wanted.fingerprints), list(wanted.fingerprints))
     wanted = replace(wanted, fingerprints={name: wanted.fingerprints[name] for name in names})
     opened_by = "--force" if force else ""
@@ -73,7 +75,10 @@ def publish_table(
     done = Published()
     committed: LakeCommit | None = None
     with hold_lease(labels, run) as lease:
-        record_run(labels, replace(record, run=run, wanted=wanted, task_labels=task_labels, bundle=bundle))
+        record_run(
+            labels,
+            replace(record, run=run, wanted=wanted, task_labels=task_labels, task_kinds=task_kinds, bundle=bundle),
+        )
         sources = stored_sources(labels)
         gate = ask_gate(
             labels,
@@ -175,8 +180,8 @@ def _no_table(labels: str) -> NotInTable:
 
 def _wanted(
     labels: str, record: RunRecord, model: str | None
-) -> tuple[ViewDefinition, Mapping[str, str], Mapping[str, Sequence[str]], str]:
-    """The definition to publish, the kinds and labels of its tasks, and the bundle."""
+) -> tuple[ViewDefinition, Mapping[str, OutputKind], Mapping[str, Sequence[str]], str]:
+    """The definition to publish, what comes out of its tasks, their labels, and the bundle."""
     bundle = read_bundle_info(storage.absolute(model) if model else record.bundle)
     fingerprints = {task.name: bundle.fingerprints[task.name] for task in bundle.tasks}
     known = current_definitions(labels, list(fingerprints))
@@ -184,6 +189,7 @@ def _wanted(
         task.name: known[task.name].text_columns[task.name] if task.name in known else task.text
         for task in bundle.tasks
     }
-    view = ViewDefinition(fingerprints, text_columns, record.wanted.id_column)
-    kinds = {task.name: task.kind for task in bundle.tasks}
+    kinds = {task.name: OutputKind.of(task) for task in bundle.tasks}
+    all_scores = frozenset(task for task, kind in kinds.items() if kind.scored)
+    view = ViewDefinition(fingerprints, text_columns, record.wanted.id_column, all_scores)
     return view, kinds, {task.name: task.labels for task in bundle.tasks}, bundle.uri

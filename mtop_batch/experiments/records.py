@@ -30,8 +30,9 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _DECIMALS = 4
 
 Values = npt.NDArray[np.float64]
-Compact = str | list[float]
-"""Label ids as one digit each where there are few labels; otherwise numbers."""
+Compact = str | list[float] | dict[str, Any]
+"""Label ids as one digit each where there are few labels; otherwise numbers. Of a multi-label task the number of
+labels, and the ids that each example has, with blanks between."""
 
 
 @dataclass(frozen=True)
@@ -206,11 +207,16 @@ def read_records(results: str) -> Records:
 
 
 def pack(values: npt.NDArray[Any]) -> Compact:
-    """Label ids, or values of a regression, as JSON.
+    """Label ids, or values of a regression, or which labels examples have, as JSON.
 
     >>> pack(np.array([0, 2, 1])), pack(np.array([0.25, 4.0]))
     ('021', [0.25, 4.0])
+    >>> pack(np.array([[1, 0, 1], [0, 0, 0]]))
+    {'num_labels': 3, 'given': ['0 2', '']}
     """
+    if values.ndim == 2:
+        given = [" ".join(map(str, np.flatnonzero(row))) for row in values]
+        return {"num_labels": values.shape[1], "given": given}
     whole = bool(np.all(values == np.floor(values))) and len(values) > 0
     if whole and np.issubdtype(values.dtype, np.integer) and values.min() >= 0 and values.max() < len(_DIGITS):
         return "".join(_DIGITS[int(value)] for value in values)
@@ -221,6 +227,11 @@ def unpack(packed: Compact) -> Values:
     """What `pack` was given, as floats."""
     if isinstance(packed, str):
         return np.array([_DIGITS.index(digit) for digit in packed], dtype=np.float64)
+    if isinstance(packed, dict):
+        has_label = np.zeros((len(packed["given"]), packed["num_labels"]))
+        for row, ids in zip(has_label, packed["given"], strict=True):
+            row[[int(label) for label in ids.split()]] = 1
+        return has_label
     return np.array(packed, dtype=np.float64)
 
 

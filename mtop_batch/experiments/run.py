@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mtop_batch.config.sections import Config, TaskConfig
 from mtop_batch.errors import ConfigError
 from mtop_batch.experiments.data import Prepared, with_reader
-from mtop_batch.experiments.records import RunRecord, machine, pack, versions
+from mtop_batch.experiments.records import Compact, RunRecord, machine, pack, versions
 from mtop_batch.experiments.specs import RunSpec
 from mtop_batch.experiments.unfinished import Unfinished
 from mtop_batch.model.kinds.base import MultiTaskModel
@@ -224,9 +224,7 @@ def _history(history: Sequence[Evaluation], data: Sequence[TaskData]) -> list[di
     ]
 
 
-def _test(
-    model: MultiTaskModel, data: Prepared, worker: Worker
-) -> tuple[dict[str, TaskMetrics], dict[str, str | list[float]]]:
+def _test(model: MultiTaskModel, data: Prepared, worker: Worker) -> tuple[dict[str, TaskMetrics], dict[str, Compact]]:
     """The metrics on the test examples, and what the model says of each."""
     metrics, packed = {}, {}
     for item, examples in zip(data.train, data.test, strict=True):

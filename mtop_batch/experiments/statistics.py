@@ -31,8 +31,9 @@ class TestOutputs:
     """What a method said of the test examples of a task.
 
     Args:
-        predictions: (S, n) Label ids, or values of a regression, in the order of the seeds.
-        labels: (n,)
+        predictions: (S, n) Label ids, or values of a regression, in the order of the seeds; (S, n, C) 1 for the labels
+            that are given, else 0, of a multi-label task.
+        labels: (n,), or (n, C).
         metric: That judges them.
         num_labels: C; 1 for a regression.
     """
@@ -119,6 +120,14 @@ def _metric(name: Metric, predictions: Values, labels: Values, num_labels: int, 
             return _f1(_confusions(predictions, labels, num_labels, weights))
         case "matthews":
             return _matthews(_confusions(predictions, labels, num_labels, weights))
+        case "micro_f1":
+            return _ratio(*(counts.sum(axis=1) for counts in _hits_and_sizes(predictions, labels, weights)))
+        case "macro_f1":
+            hits, sizes = _hits_and_sizes(predictions, labels, weights)
+            present = (sizes > 0).sum(axis=1)
+            return _ratio(_ratio(hits, sizes).sum(axis=1), present.astype(np.float64))
+        case "subset_accuracy":
+            return weights @ (predictions == labels).all(axis=1) / weights.sum(axis=1)
         case "pearson":
             return _pearson(predictions, labels, weights)
         case "spearman":
@@ -147,6 +156,16 @@ def _f1(confusions: Values) -> Values:
         return scores[:, 1]
     present = sizes > 0
     return (scores * present).sum(axis=1) / present.sum(axis=1)
+
+
+def _hits_and_sizes(predictions: Values, labels: Values, weights: Values) -> tuple[Values, Values]:
+    """(W, C) Of each label by itself: twice its true positives, and how often it is given or predicted; F1's parts."""
+    return 2 * (weights @ (predictions * labels)), weights @ (predictions + labels)
+
+
+def _ratio(top: Values, bottom: Values) -> Values:
+    """Their ratio, 0 where the lower one is."""
+    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
 
 
 def _matthews(confusions: Values) -> Values:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from mtop_batch.errors import ConfigError
+from mtop_batch.table.columns import OutputKind
 from mtop_batch.tasks import Task
 
 VECTOR = "_vector"
@@ -31,27 +32,43 @@ class ViewDefinition:
         fingerprints: Each task's fingerprint.
         text_columns: What each task is asked about: one column, or two that are read as a pair.
         id_column: The column that identifies an article.
+        all_scores: The tasks of which the scores of all labels are wanted, or there.
     """
 
     fingerprints: Mapping[str, str]
     text_columns: Mapping[str, tuple[str, ...]]
     id_column: str
+    all_scores: frozenset[str] = frozenset()
 
     @classmethod
     def of_one_input(
-        cls, fingerprints: Mapping[str, str], text_columns: tuple[str, ...], id_column: str
+        cls,
+        fingerprints: Mapping[str, str],
+        text_columns: tuple[str, ...],
+        id_column: str,
+        kinds: Mapping[str, OutputKind] | None = None,
     ) -> ViewDefinition:
         """That of tasks which are all asked about the same columns, as those of a label set are."""
-        return cls(fingerprints, dict.fromkeys(fingerprints, text_columns), id_column)
+        all_scores = _with_all_scores(kinds or {})
+        return cls(fingerprints, dict.fromkeys(fingerprints, text_columns), id_column, all_scores)
 
     def columns(self, task: str) -> tuple[tuple[str, ...], str]:
         """What is read for a task: text columns and id column."""
         return self.text_columns.get(task, ()), self.id_column
 
     def matches(self, other: ViewDefinition, task: str) -> bool:
-        """Whether labels of `task` by the other definition are those that this one would compute."""
+        """Whether labels of `task` by the other definition are those that this one would compute.
+
+        Scores of all labels do no harm where they are not wanted.
+        """
         own = self.fingerprints.get(task)
+        if task in self.all_scores and task not in other.all_scores:
+            return False
         return own is not None and (own, self.columns(task)) == (other.fingerprints.get(task), other.columns(task))
+
+    def gives_the_same(self, other: ViewDefinition, task: str) -> bool:
+        """Whether label files of `task` by the two definitions have the same columns, and labels."""
+        return self.matches(other, task) and (task in self.all_scores) == (task in other.all_scores)
 
     def digest(self, tasks: Collection[str]) -> str:
         """12 hexadecimal digits that depend on the definition of these tasks."""
@@ -59,6 +76,7 @@ class ViewDefinition:
             "tasks": sorted((name, self.fingerprints[name]) for name in tasks),
             "text_columns": sorted({self.text_columns[name] for name in tasks}),
             "id_column": self.id_column,
+            **({"all_scores": sorted(self.all_scores & set(tasks))} if self.all_scores & set(tasks) else {}),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -111,7 +129,7 @@ class Definition:
     def view(self) -> ViewDefinition:
         """What determines the wanted labels."""
         text_columns = {task: self.text_columns[task] for task in self.fingerprints}
-        return ViewDefinition(self.fingerprints, text_columns, self.id_column)
+        return ViewDefinition(self.fingerprints, text_columns, self.id_column, _with_all_scores(self.kinds))
 
     @cached_property
     def inputs(self) -> Mapping[tuple[str, ...], tuple[str, ...]]:
@@ -132,9 +150,9 @@ class Definition:
         return tuple(task.name for task in self.tasks)
 
     @cached_property
-    def kinds(self) -> Mapping[str, str]:
-        """The kind of each wanted task; "vector" for vectors."""
-        return {VECTOR: "vector", **{task.name: task.kind for task in self.tasks}}
+    def kinds(self) -> Mapping[str, OutputKind]:
+        """What comes out of each wanted task, and of vectors."""
+        return {VECTOR: OutputKind("vector"), **{task.name: OutputKind.of(task) for task in self.tasks}}
 
     @cached_property
     def probes(self) -> frozenset[str]:
@@ -150,13 +168,17 @@ class Definition:
 
 @dataclass(frozen=True)
 class LabelSet:
-    """A label set: its name, the definition that all its files share, and the kinds of its tasks."""
+    """A label set: its name, the definition that all its files share, and what comes out of its tasks."""
 
     name: str
     view: ViewDefinition
-    kinds: Mapping[str, str] = field(default_factory=dict)
+    kinds: Mapping[str, OutputKind] = field(default_factory=dict)
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
         """Each task's fingerprint."""
         return self.view.fingerprints
+
+
+def _with_all_scores(kinds: Mapping[str, OutputKind]) -> frozenset[str]:
+    return frozenset(task for task, kind in kinds.items() if kind.scored)

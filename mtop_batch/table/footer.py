@@ -10,13 +10,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from mtop_batch.corpus.files import SourceFile
 from mtop_batch.errors import LabelTableError
+from mtop_batch.table.columns import OutputKind
 from mtop_batch.table.definition import LabelSet, ViewDefinition
 
 FOOTER_KEY = "mtop_batch"
@@ -40,6 +41,7 @@ class _LabelledTask:
     fingerprint: str
     kind: str
     bundle: str
+    scores: tuple[str, ...] = ()
 
 
 @checked(frozen=True, config=_STRICT)  # type: ignore[call-overload]
@@ -66,6 +68,7 @@ class PublishedTask:
         text_columns: The text columns that were asked for.
         id_column: The source column that became `id`.
         label_set: Where its label files lie.
+        scores: The labels of its column `<task>_scores`, in order; none where the label files have no such column.
     """
 
     fingerprint: str
@@ -74,6 +77,7 @@ class PublishedTask:
     text_columns: tuple[str, ...]
     id_column: str
     label_set: str
+    scores: tuple[str, ...] = ()
 
 
 @checked(frozen=True, config=_STRICT)  # type: ignore[call-overload]
@@ -97,7 +101,7 @@ class LabelFooter:
         num_rows: Rows of the whole source file.
         rows: The rows that were read; as many as the label file has.
         fingerprints: Per task, what computed it.
-        kinds: Per task; "vector" for vectors.
+        kinds: Per task, what comes out of it.
         bundles: Per task, the name of the bundle that computed it.
         bundle: URI of that bundle.
         text_columns: The text columns that were asked for.
@@ -110,7 +114,7 @@ class LabelFooter:
     num_rows: int
     rows: tuple[int, int]
     fingerprints: Mapping[str, str]
-    kinds: Mapping[str, str]
+    kinds: Mapping[str, OutputKind]
     bundles: Mapping[str, str]
     bundle: str
     text_columns: tuple[str, ...]
@@ -121,7 +125,7 @@ class LabelFooter:
     @property
     def view(self) -> ViewDefinition:
         """The definition that the labels were computed by."""
-        return ViewDefinition.of_one_input(self.fingerprints, self.text_columns, self.id_column)
+        return ViewDefinition.of_one_input(self.fingerprints, self.text_columns, self.id_column, self.kinds)
 
     def label_set(self, name: str) -> LabelSet:
         """The label set `name` that this footer was found in."""
@@ -134,7 +138,14 @@ class LabelFooter:
             "source": {**asdict(self.source), "num_rows": self.num_rows},
             "rows": self.rows,
             "tasks": {
-                name: {"fingerprint": fingerprint, "kind": self.kinds[name], "bundle": self.bundles[name]}
+                name: _without_empty_scores(
+                    {
+                        "fingerprint": fingerprint,
+                        "kind": self.kinds[name].kind,
+                        "bundle": self.bundles[name],
+                        "scores": self.kinds[name].scored,
+                    }
+                )
                 for name, fingerprint in self.fingerprints.items()
             },
             "bundle": self.bundle,
@@ -166,7 +177,7 @@ class LabelFooter:
             num_rows=record.source.num_rows,
             rows=record.rows,
             fingerprints={name: task.fingerprint for name, task in record.tasks.items()},
-            kinds={name: task.kind for name, task in record.tasks.items()},
+            kinds={name: OutputKind(task.kind, task.scores) for name, task in record.tasks.items()},
             bundles={name: task.bundle for name, task in record.tasks.items()},
             bundle=record.bundle,
             text_columns=record.text_columns,
@@ -199,7 +210,8 @@ class PublishedFooter:
         found = self.tasks.get(task)
         if found is None:
             return ViewDefinition({}, {}, "")
-        return ViewDefinition.of_one_input({task: found.fingerprint}, found.text_columns, found.id_column)
+        kinds = {task: OutputKind(found.kind, found.scores)}
+        return ViewDefinition.of_one_input({task: found.fingerprint}, found.text_columns, found.id_column, kinds)
 
     @cached_property
     def has_rows(self) -> bool:
@@ -211,7 +223,7 @@ class PublishedFooter:
         content = {
             "format": PUBLISHED_FORMAT,
             "source": {**asdict(self.source), "num_rows": self.num_rows},
-            "tasks": {name: asdict(task) for name, task in self.tasks.items()},
+            "tasks": {name: _without_empty_scores(asdict(task)) for name, task in self.tasks.items()},
             "label_files": self.label_files,
             "run": self.run,
         }
@@ -230,6 +242,11 @@ class PublishedFooter:
             label_files=record.label_files,
             run=record.run,
         )
+
+
+def _without_empty_scores(task: dict[str, Any]) -> dict[str, Any]:
+    """A task's record; the file of a table without scores of all labels is the same whether these exist or not."""
+    return {key: value for key, value in task.items() if key != "scores" or value}
 
 
 def _decode(record: TypeAdapter, data: bytes, known: int):  # type: ignore[type-arg, no-untyped-def]

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from mtop_batch import storage
 from mtop_batch.corpus.files import SourceFile
 from mtop_batch.errors import DamagedLabelFile, LabelTableError
-from mtop_batch.table.columns import dictionary_columns, task_columns
+from mtop_batch.table.columns import dictionary_columns, with_labels_of
 from mtop_batch.table.definition import LabelSet, ViewDefinition
 from mtop_batch.table.footer import FOOTER_KEY, LabelFooter, PublishedFooter, PublishedTask
 from mtop_batch.table.names import PUBLISHED, content_id
@@ -204,23 +204,25 @@ def with_columns(labels: str, before: PublishedFile, schema: TableSchema, run: s
 
 
 def _columns(schema: TableSchema, task: str) -> list[str]:
-    return task_columns(task, schema.kinds[task])
+    return schema.kinds[task].names(task)
 
 
 def _published_task(task: str, label_set: str, footer: LabelFooter) -> PublishedTask:
     return PublishedTask(
         footer.fingerprints[task],
-        footer.kinds[task],
+        footer.kinds[task].kind,
         footer.bundles[task],
         footer.text_columns,
         footer.id_column,
         label_set,
+        footer.kinds[task].scored,
     )
 
 
 def _merged(tables: Sequence[pa.Table], schema: TableSchema, path: str) -> pa.Table:
     """The columns of tables with the same rows, in the table's schema; null where none has them."""
     found = {name: table[name] for table in tables for name in table.column_names if name != "error"}
+    fields = {field.name: field for table in tables for field in table.schema}
     errors = [table["error"] for table in tables]
     found["error"] = errors[0] if len(errors) == 1 else pc.coalesce(*errors)
     num_rows = len(tables[0])
@@ -229,6 +231,8 @@ def _merged(tables: Sequence[pa.Table], schema: TableSchema, path: str) -> pa.Ta
     arrays = []
     for column in schema.arrow:
         values = found.get(column.name)
+        if values is not None and column.name.endswith("_scores"):
+            values = with_labels_of(values, fields[column.name], column)
         if values is None:
             arrays.append(pa.nulls(num_rows, column.type))
         elif values.type == column.type:

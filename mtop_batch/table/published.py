@@ -22,7 +22,7 @@ from mtop_batch.errors import DamagedLabelFile, LabelTableError
 from mtop_batch.lines import did_you_mean
 from mtop_batch.storage import conditional
 from mtop_batch.storage.local import FileInfo
-from mtop_batch.table.columns import kinds_of, label_schema
+from mtop_batch.table.columns import OutputKind, kinds_of, label_schema
 from mtop_batch.table.definition import ViewDefinition
 from mtop_batch.table.footer import FOOTER_KEY, PublishedFooter
 from mtop_batch.table.names import PUBLISHED, directories
@@ -37,11 +37,11 @@ class TableSchema:
     """The columns of every published file.
 
     Args:
-        kinds: The kind of each task, in the order of the columns.
+        kinds: What comes out of each task, in the order of the columns.
         id_type: The type of all ids.
     """
 
-    kinds: Mapping[str, str] = field(default_factory=dict)
+    kinds: Mapping[str, OutputKind] = field(default_factory=dict)
     id_type: pa.DataType = field(default_factory=pa.null)
 
     @cached_property
@@ -49,14 +49,23 @@ class TableSchema:
         """The columns."""
         return label_schema(self.id_type, self.kinds)
 
-    def with_tasks(self, kinds: Mapping[str, str]) -> TableSchema:
-        """The same, and columns of further tasks behind those that there are."""
-        return replace(self, kinds={**self.kinds, **{task: kind for task, kind in kinds.items() if kind != "vector"}})
+    def with_tasks(self, kinds: Mapping[str, OutputKind]) -> TableSchema:
+        """The same, and columns of further tasks behind those that there are.
+
+        Scores of all labels get the labels of these kinds; a table that has such scores of a task keeps their column.
+        """
+        wanted = {task: kind.with_scores_of(self.kinds.get(task)) for task, kind in kinds.items()}
+        return replace(
+            self, kinds={**self.kinds, **{task: kind for task, kind in wanted.items() if kind.kind != "vector"}}
+        )
+
+    def with_more(self, kinds: Mapping[str, OutputKind]) -> TableSchema:
+        """The same, and columns that these kinds have beyond these."""
+        return self.with_tasks({task: self.kinds.get(task, kind).with_scores_of(kind) for task, kind in kinds.items()})
 
     def with_columns_of(self, schema: pa.Schema | None) -> TableSchema:
-        """The same, and columns of tasks that a file has beyond these: another run may have published them."""
-        kinds = {} if schema is None else kinds_of(schema)
-        return self.with_tasks({task: kind for task, kind in kinds.items() if task not in self.kinds})
+        """The same, and columns that a file has beyond these: another run may have published them."""
+        return self if schema is None else self.with_more(kinds_of(schema))
 
     def with_id_type(self, id_type: pa.DataType) -> TableSchema:
         """The same with ids of a type that has room for these too."""
@@ -69,7 +78,10 @@ class TableSchema:
     def encode(self) -> bytes:
         """As JSON."""
         id_type = base64.b64encode(pa.schema([pa.field("id", self.id_type)]).serialize()).decode()
-        return json.dumps({"format": _TABLE_FORMAT, "tasks": dict(self.kinds), "id_type": id_type}).encode()
+        kinds = {task: kind.kind for task, kind in self.kinds.items()}
+        scores = {task: kind.scored for task, kind in self.kinds.items() if kind.scored}
+        content = {"format": _TABLE_FORMAT, "tasks": kinds, **({"scores": scores} if scores else {})}
+        return json.dumps({**content, "id_type": id_type}).encode()
 
     @classmethod
     def decode(cls, data: bytes, uri: str) -> TableSchema:
@@ -83,7 +95,9 @@ class TableSchema:
             if content["format"] != _TABLE_FORMAT:
                 raise ValueError(f"it has format {content['format']}, this version reads {_TABLE_FORMAT}")
             schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(content["id_type"])))
-            return cls({str(task): str(kind) for task, kind in content["tasks"].items()}, schema.field("id").type)
+            scores = {str(task): tuple(map(str, labels)) for task, labels in content.get("scores", {}).items()}
+            kinds = {str(task): OutputKind(str(kind), scores.get(task, ())) for task, kind in content["tasks"].items()}
+            return cls(kinds, schema.field("id").type)
         except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
             raise LabelTableError(
                 f"{uri} cannot be read: {error}; remove it, and the next `mtop label` or `mtop publish` writes it anew"
@@ -135,11 +149,18 @@ class PublishedFile:
         footer = self.footer
         if footer is None or footer.source != source:
             return False
-        return all(wanted.matches(footer.view(task), task) for task in tasks)
+        return all(wanted.matches(footer.view(task), task) for task in tasks) and not self._lacks_scores(wanted)
+
+    def _lacks_scores(self, wanted: ViewDefinition) -> bool:
+        """Whether scores of all labels that are wanted stand in the places of another definition's labels."""
+        shown = {} if self.schema is None else kinds_of(self.schema)
+        made = {} if self.footer is None else self.footer.tasks
+        return any(shown[task].scored != made[task].scores for task in wanted.all_scores & made.keys() & shown.keys())
 
     def has_columns(self, schema: TableSchema) -> bool:
         """Whether it has the columns of the table."""
-        return self.schema is not None and self.schema.equals(schema.arrow)
+        # A schema's comparison does not see the labels of scores.
+        return self.schema is not None and self.schema.equals(schema.arrow) and kinds_of(self.schema) == schema.kinds
 
 
 def list_published(labels: str) -> dict[str, FileInfo]:

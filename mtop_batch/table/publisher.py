@@ -18,6 +18,7 @@ from mtop_batch.corpus.files import SourceFile
 from mtop_batch.errors import DamagedLabelFile, LabelTableError
 from mtop_batch.lines import counted
 from mtop_batch.storage.local import FileInfo
+from mtop_batch.table.columns import OutputKind
 from mtop_batch.table.definition import VECTOR, LabelSet, ViewDefinition
 from mtop_batch.table.names import displaced, published_path
 from mtop_batch.table.publish import (
@@ -97,7 +98,7 @@ class Published:
 def publish(
     labels: str,
     wanted: ViewDefinition,
-    kinds: Mapping[str, str],
+    kinds: Mapping[str, OutputKind],
     sources: Sequence[SourceFile],
     run: str,
     *,
@@ -110,7 +111,7 @@ def publish(
     Args:
         labels: The label table.
         wanted: The definition of the wanted tasks.
-        kinds: Their kinds.
+        kinds: What comes out of them.
         sources: The source files, as they are in the corpus.
         run: Id of the run.
         orphans: Paths of published files whose source is gone, to remove, with their label files.
@@ -131,7 +132,7 @@ class _Publishing:
         self,
         labels: str,
         wanted: ViewDefinition,
-        kinds: Mapping[str, str],
+        kinds: Mapping[str, OutputKind],
         run: str,
         require_all: bool,
         check: Callable[[], None],
@@ -237,7 +238,7 @@ class _Publishing:
                     self._result.current.append(content.source.path)
                 return
             # Other tasks' columns stay, whoever added them.
-            columns = schema.with_tasks({task: self._label_sets[name].kinds[task] for task, name in choice.items()})
+            columns = schema.with_more({task: self._label_sets[name].kinds[task] for task, name in choice.items()})
             columns = columns.with_columns_of(now.schema)
             self._check()
             try:

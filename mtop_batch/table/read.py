@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from mtop_batch import storage
 from mtop_batch.corpus.paths import empty_partition, in_partition, other_keys, partition_keys, partition_values
 from mtop_batch.errors import DamagedLabelFile, LabelTableError, NotInTable
-from mtop_batch.table.columns import VECTOR_COLUMN, task_columns, task_fields
+from mtop_batch.table.columns import VECTOR_COLUMN, with_labels_of
 from mtop_batch.table.definition import VECTOR
 from mtop_batch.table.footer import LabelFooter, PublishedFooter
 from mtop_batch.table.names import PUBLISHED, content_id
@@ -136,7 +136,7 @@ class PublishedTable:
         fields = [pa.field("id", self.columns.id_type)]
         fields += [pa.field(key, pa.string()) for key in self.partition_columns]
         for task in self.tasks:
-            fields += task_fields(task, self.columns.kinds[task])
+            fields += self.columns.kinds[task].fields(task)
             if self.provenance:
                 fields += [pa.field(f"{task}_{what}", pa.string()) for what in ("bundle", "fingerprint")]
         if self.vectors is not None:
@@ -156,7 +156,7 @@ class PublishedTable:
                 yield footer, rows
 
     def _read(self, path: str) -> tuple[PublishedFooter, pa.Table]:
-        names = [name for task in self.tasks for name in task_columns(task, self.columns.kinds[task])]
+        names = [name for task in self.tasks for name in self.columns.kinds[task].names(task)]
         footer, found = read_published_file(self.labels, path, ["id", *names, "error"])
         constants: dict[str, str | None] = dict(partition_values(path))
         for task, made in footer.tasks.items():
@@ -173,7 +173,10 @@ class PublishedTable:
             if field.name == VECTOR_COLUMN and vectors is not None:
                 arrays.append(vectors)
             elif field.name in found.schema.names:
-                arrays.append(found[field.name].cast(field.type))
+                values = found[field.name]
+                if field.name.endswith("_scores"):
+                    values = with_labels_of(values, found.schema.field(field.name), field)
+                arrays.append(values.cast(field.type))
             elif field.type == pa.string() and constants.get(field.name) is not None:
                 arrays.append(pa.repeat(pa.scalar(constants[field.name], pa.string()), len(found)))
             else:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 
@@ -46,6 +46,7 @@ class RunRecord:
         run: Its id.
         wanted: Its definition.
         task_labels: The labels of each task; none for a regression.
+        task_kinds: Their kinds, where a run has noted them.
         bundle: URI of the bundle.
         corpus: URI of the corpus.
         partitions: The `--partition` filter.
@@ -59,6 +60,7 @@ class RunRecord:
     corpus: str
     partitions: Mapping[str, str]
     started: str = ""
+    task_kinds: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_run(
@@ -70,7 +72,11 @@ def write_run(
         StorageError: The storage cannot be reached or refuses.
     """
     task_labels = {task.name: task.labels for task in definition.tasks}
-    record_run(labels, RunRecord(run, definition.view, task_labels, definition.bundle_uri, corpus, partitions or {}))
+    kinds = {task.name: task.kind for task in definition.tasks}
+    record = RunRecord(
+        run, definition.view, task_labels, definition.bundle_uri, corpus, partitions or {}, task_kinds=kinds
+    )
+    record_run(labels, record)
 
 
 def record_run(labels: str, record: RunRecord) -> None:
@@ -84,6 +90,8 @@ def record_run(labels: str, record: RunRecord) -> None:
         "bundle": record.bundle,
         "tasks": dict(record.wanted.fingerprints),
         "task_labels": {task: list(names) for task, names in record.task_labels.items()},
+        "task_kinds": dict(record.task_kinds),
+        "all_scores": sorted(record.wanted.all_scores),
         "text_columns": dict(record.wanted.text_columns),
         "id_column": record.wanted.id_column,
     }
@@ -110,8 +118,11 @@ def read_run(labels: str, run: str) -> RunRecord:
         text_columns = {task: tuple(columns) for task, columns in content["text_columns"].items()}
         return RunRecord(
             run=run,
-            wanted=ViewDefinition(content["tasks"], text_columns, content["id_column"]),
+            wanted=ViewDefinition(
+                content["tasks"], text_columns, content["id_column"], frozenset(content.get("all_scores", ()))
+            ),
             task_labels=content.get("task_labels", {}),
+            task_kinds=content.get("task_kinds", {}),
             bundle=content["bundle"],
             corpus=content["corpus"],
             partitions=content["partitions"],
@@ -143,7 +154,7 @@ def check_same_tasks(labels: str, definition: Definition) -> None:
     """Refuse a bundle whose tasks have the names of others in the label table: their columns would mix two meanings.
 
     A task trained anew may have got or lost labels; one that shares none with the newest of the last runs that wanted
-    it is another task, and so is one that has labels where that had a value.
+    it is another task, and so is one of another kind.
 
     Raises:
         TaskError: There is such a task.
@@ -152,19 +163,23 @@ def check_same_tasks(labels: str, definition: Definition) -> None:
     open_tasks = {task.name: task for task in definition.tasks}
     for record in islice(_newest_first(labels), _RUNS_LOOKED_AT):
         for name in open_tasks.keys() & record.task_labels.keys():
-            before, now = record.task_labels[name], open_tasks.pop(name).labels
-            if bool(before) != bool(now) or (now and not set(before) & set(now)):
+            before, task = record.task_labels[name], open_tasks.pop(name)
+            kind = record.task_kinds.get(name) or ("classification" if before else "regression")
+            if kind != task.kind or (task.labels and not set(before) & set(task.labels)):
                 raise TaskError(
-                    f"task {name!r} has {_labels(now)} in bundle {definition.bundle_uri}, but {_labels(before)} in the "
-                    f"label table {labels} (run {record.run}, bundle {record.bundle}): another task of the same name. "
-                    "Check --model and --labels; leave the task out with --tasks, or give its bundle a table of its own"
+                    f"task {name!r} has {_labels(task.kind, task.labels)} in bundle {definition.bundle_uri}, but "
+                    f"{_labels(kind, before)} in the label table {labels} (run {record.run}, bundle {record.bundle}): "
+                    "another task of the same name. Check --model and --labels; leave the task out with --tasks, or "
+                    "give its bundle a table of its own"
                 )
         if not open_tasks:
             break
 
 
-def _labels(labels: Sequence[str]) -> str:
-    return f"the labels {listed(labels)}" if labels else "a value and no labels"
+def _labels(kind: str, labels: Sequence[str]) -> str:
+    if not labels:
+        return "a value and no labels"
+    return f"{'any number of ' if kind == 'multi-label' else ''}the labels {listed(labels)}"
 
 
 def _newest_first(labels: str) -> Iterator[RunRecord]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtop_batch.corpus.paths import in_partition
+from mtop_batch.table.columns import label_counts
 from mtop_batch.table.footer import PublishedFooter
 from mtop_batch.table.read import open_table
 from mtop_batch.table.runs import current_definitions
@@ -25,13 +26,15 @@ class TaskStats:
     """One task over all articles in scope; `current + older + errors + missing == articles`.
 
     Args:
-        kind: "classification" or "regression".
+        kind: "classification", "multi-label" or "regression".
         current: Articles with a label of the definition that the newest run wanted.
         older: Articles whose label is of another definition.
         errors: Articles that cannot be labelled, such as those without text.
         missing: Articles that the task has not been published for.
         label_counts: Articles per label.
-        score_sum: Sum of the scores.
+        without_label: Articles to which a multi-label task gives no label.
+        num_scores: Scores: of articles, or of the labels that a multi-label task gives them.
+        score_sum: Their sum.
         made_by: Labelled articles per (bundle, fingerprint).
     """
 
@@ -41,6 +44,8 @@ class TaskStats:
     errors: int = 0
     missing: int = 0
     label_counts: Counter[str] = field(default_factory=Counter)
+    without_label: int = 0
+    num_scores: int = 0
     score_sum: float = 0.0
     made_by: Counter[tuple[str, str]] = field(default_factory=Counter)
 
@@ -61,11 +66,17 @@ class TaskStats:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Share of the labelled articles per label, the most frequent first."""
+        """Share of the labelled articles per label, the most frequent first; an article may have several."""
         return {label: count / self.labelled for label, count in self.label_counts.most_common()}
+
+    @property
+    def mean_score(self) -> float | None:
+        """None if there are none."""
+        return self.score_sum / self.num_scores if self.num_scores else None
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers as JSON-ready values."""
+        without = {"without_label": self.without_label} if self.kind == "multi-label" else {}
         return {
             "kind": self.kind,
             "articles": self.articles,
@@ -76,7 +87,8 @@ class TaskStats:
             "coverage": round(self.coverage, 6),
             "label_counts": dict(self.label_counts.most_common()),
             "label_shares": {label: round(share, 6) for label, share in self.shares.items()},
-            "mean_score": round(self.score_sum / self.labelled, 6) if self.labelled else None,
+            **without,
+            "mean_score": None if self.mean_score is None else round(self.mean_score, 6),
             "bundles": [
                 {"bundle": bundle, "fingerprint": fingerprint, "articles": count}
                 for (bundle, fingerprint), count in self.made_by.most_common()
@@ -148,7 +160,7 @@ def table_stats(
     """
     table = open_table(labels, tasks, partition, allow_empty=allow_empty)
     current = current_definitions(table.labels, table.tasks)
-    found = {task: TaskStats(table.columns.kinds[task]) for task in table.tasks}
+    found = {task: TaskStats(table.columns.kinds[task].kind) for task in table.tasks}
     articles = source_files = 0
     for footer, rows in table.files():
         articles += len(rows)
@@ -171,15 +183,15 @@ def _add(stats: TaskStats, task: str, footer: PublishedFooter, rows: pa.Table, *
         stats.current += num_labelled
     else:
         stats.older += num_labelled
-    stats.score_sum += pc.sum(scores).as_py() or 0.0
     if num_labelled:
         stats.made_by[made.bundle, made.fingerprint] += num_labelled
+    if stats.kind == "multi-label":
+        stats.without_label += pc.sum(pc.equal(pc.list_value_length(scores), 0)).as_py() or 0
+        scores = pc.list_flatten(scores)
+    stats.num_scores += len(scores) - scores.null_count
+    stats.score_sum += pc.sum(scores).as_py() or 0.0
     if f"{task}_label" in rows.schema.names:
-        stats.label_counts.update(_counts(rows[f"{task}_label"]))
-
-
-def _counts(values: pa.ChunkedArray) -> dict[str, int]:
-    return {entry["values"]: entry["counts"] for entry in pc.value_counts(values.drop_null()).to_pylist()}
+        stats.label_counts.update(label_counts(rows[f"{task}_label"]))
 
 
 def _label_sets(labels: str, partition: Mapping[str, str]) -> dict[str, LabelSetStats]:

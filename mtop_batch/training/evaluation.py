@@ -10,12 +10,13 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from mtop_batch.data.batches import length_sorted_batches
 from mtop_batch.data.examples import LabelledTokens
+from mtop_batch.decisions import decide
 from mtop_batch.model.kinds.base import MultiTaskModel
-from mtop_batch.tasks import Metric, Task
+from mtop_batch.tasks import METRICS, Metric, Task
 from mtop_batch.training.cached_contexts import CachedContexts, model_inputs
 from mtop_batch.training.checkpoint import TaskMetrics
 from mtop_batch.training.metrics import compute_metric, mae, mean_of_defined, rmse, undefined
@@ -29,8 +30,10 @@ class TaskPredictions:
     """What a model says of R examples of a task.
 
     Args:
-        values: (R,) Label ids, or values of a regression, as floats.
-        scores: (R,) The probability of the label; NaN for a regression.
+        values: (R,) Label ids, or values of a regression, as floats; (R, C) 1 for the labels that a text is given, else
+            0, of a multi-label task.
+        scores: (R,) The probability of the label; NaN for a regression; (R, C) those of all labels, of a multi-label
+            task.
         loss: The sum of the losses.
     """
 
@@ -88,8 +91,8 @@ def evaluate_task(
         contexts: The KV caches of the examples, where the backbone is frozen and the task isolated.
 
     Returns:
-        The task's own metric under its name, "accuracy" for classification, "rmse" and "mae" for regression, "loss",
-        and "num_examples". A metric that the labels leave undefined is NaN.
+        The task's own metric under its name, "accuracy" for classification, all metrics of a multi-label task, "rmse"
+        and "mae" for regression, "loss", and "num_examples". A metric that the labels leave undefined is NaN.
     """
     predictions = task_predictions(
         model, examples, task, max_batch_tokens=max_batch_tokens, worker=worker, contexts=contexts
@@ -149,6 +152,8 @@ def undefined_metrics(data: Sequence[TaskData]) -> dict[str, str]:
 
 def _metric_names(task: Task) -> list[Metric]:
     own = cast(Metric, task.metric)  # a task that was made has one
+    if task.is_multi_label:
+        return [own, *(name for name in METRICS["multi-label"] if name != own)]
     return [own] if own == "accuracy" or task.kind == "regression" else [own, "accuracy"]
 
 
@@ -173,22 +178,31 @@ def _predict(
     contexts: CachedContexts | None,
 ) -> TaskPredictions:
     """The same for the rows of all batches, one after the other."""
-    found = [torch.empty(2, 0, device=worker.device)]
+    num_values = task.num_outputs if task.is_multi_label else 2
+    found = [torch.empty(num_values, 0, device=worker.device)]
     losses = [torch.zeros((), device=worker.device)]
     for rows in batches:
         inputs = model_inputs(examples, rows, worker, contexts)
         labels = worker.to_device(torch.from_numpy(examples.labels[rows]))
         output = model(**inputs, task=task.name, labels=labels)
-        logits = output.logits.float()
-        if task.kind == "regression":
-            values, scores = logits[:, 0], torch.full_like(logits[:, 0], torch.nan)
-        else:
-            values, scores = logits.argmax(dim=1), logits.softmax(dim=1).amax(dim=1)
-        found.append(torch.stack([values.float(), scores]))
+        found.append(_said(task, output.logits.float()))
         losses.append(output.loss * len(rows))
     # Read once, after the last batch: reading makes the device wait.
-    values, scores = torch.cat(found, dim=1).double().cpu().numpy()
-    return TaskPredictions(values, scores, torch.stack(losses).sum().item())
+    said = torch.cat(found, dim=1).double().cpu().numpy()
+    loss = torch.stack(losses).sum().item()
+    if task.is_multi_label:
+        return TaskPredictions(decide(task, said.T).astype(np.float64), said.T, loss)
+    values, scores = said
+    return TaskPredictions(values, scores, loss)
+
+
+def _said(task: Task, logits: Tensor) -> Tensor:
+    """What (B, C) logits say: (2, B) labels or values, and scores; (C, B) probabilities of a multi-label task."""
+    if task.is_multi_label:
+        return logits.sigmoid().T
+    if task.kind == "regression":
+        return torch.stack([logits[:, 0], torch.full_like(logits[:, 0], torch.nan)])
+    return torch.stack([logits.argmax(dim=1).float(), logits.softmax(dim=1).amax(dim=1)])
 
 
 def _gather(order: npt.NDArray[np.int64], own: TaskPredictions, worker: Worker) -> TaskPredictions:

@@ -13,7 +13,7 @@ import sklearn.metrics
 
 from mtop_batch.tasks import Metric, Task
 from mtop_batch.training.evaluation import TaskPredictions
-from mtop_batch.training.metrics import is_constant, undefined
+from mtop_batch.training.metrics import indicator, is_constant, undefined
 
 ERROR_COLUMNS = pa.schema(
     [
@@ -25,7 +25,8 @@ ERROR_COLUMNS = pa.schema(
         ("score", pa.float32()),
     ]
 )
-"""`score` is the probability of the predicted label; of a regression the absolute error."""
+"""`score` is the probability of the predicted label; of a regression the absolute error; of a multi-label task how sure
+the model is of the label that it is most wrong about."""
 
 _ALL_THE_SAME = "the same is predicted of all examples"
 
@@ -72,8 +73,10 @@ class LabelReport:
 
     Args:
         labels: One for each label; none for a regression.
-        confusion: Examples by given (rows) and predicted label.
-        calibration: By score, in tenths that have examples; none for a regression.
+        confusion: Examples by given (rows) and predicted label; none for a multi-label task, in which a label that is
+            missed is not taken for another one.
+        calibration: By score, in tenths that have examples; none for a regression. Of a multi-label task each label of
+            each example counts, by its probability.
         calibration_error: How far score and accuracy are apart, the mean over the examples (expected calibration
             error); None for a regression.
         undefined: Why the task's own metric is undefined on these examples; empty if it is defined.
@@ -94,24 +97,28 @@ def label_report(task: Task, predictions: TaskPredictions, labels: npt.NDArray[n
     Args:
         task: The task.
         predictions: What the model says.
-        labels: (R,) Given label ids, or values of a regression.
+        labels: (R,) Given label ids, or values of a regression; (R, C) those that a text has, of a multi-label task.
     """
     why = undefined(cast(Metric, task.metric), labels, task.num_outputs)
     note = "" if why or not is_constant(predictions.values) else _ALL_THE_SAME
     if task.kind == "regression":
         return LabelReport([], [], [], None, why, note)
     known = np.arange(len(task.labels))
-    columns = sklearn.metrics.precision_recall_fscore_support(
-        labels, predictions.values, labels=known, zero_division=np.nan
-    )
+    given, predicted = labels, predictions.values
+    if task.is_multi_label:
+        given, predicted = indicator(given), indicator(predicted)
+    columns = sklearn.metrics.precision_recall_fscore_support(given, predicted, labels=known, zero_division=np.nan)
     scores = [
         LabelScores(label, float(precision), float(recall), float(f1), int(support), _why(precision, recall))
         for label, precision, recall, f1, support in zip(task.labels, *columns, strict=True)
     ]
-    confusion = sklearn.metrics.confusion_matrix(labels, predictions.values, labels=known)
-    bins = _calibration(predictions.scores, predictions.values == labels)
-    error = sum(of.examples * abs(of.score - of.accuracy) for of in bins) / len(labels)
-    return LabelReport(scores, confusion.tolist(), bins, error, why, note)
+    if task.is_multi_label:
+        confusion, bins = [], _calibration(predictions.scores.ravel(), labels.astype(bool).ravel())
+    else:
+        confusion = sklearn.metrics.confusion_matrix(labels, predictions.values, labels=known).tolist()
+        bins = _calibration(predictions.scores, predictions.values == labels)
+    error = sum(of.examples * abs(of.score - of.accuracy) for of in bins) / sum(of.examples for of in bins)
+    return LabelReport(scores, confusion, bins, error, why, note)
 
 
 def _calibration(scores: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> list[ScoreBin]:
@@ -139,7 +146,8 @@ def worst_errors(
     Args:
         task: The task.
         predictions: What the model says of R examples.
-        labels: (R,) Given label ids, or values of a regression, of which every example counts as an error.
+        labels: (R,) Given label ids, or values of a regression, of which every example counts as an error; (R, C) the
+            labels that a text has, of a multi-label task: an error is a label too many or too few.
         texts: R of them.
         seconds: Their second texts, if the task has two text columns.
 
@@ -150,6 +158,11 @@ def worst_errors(
     if task.kind == "regression":
         scores, wrong = np.abs(values - labels.astype(np.float64)), np.arange(len(values))
         given, predicted = ([f"{value:g}" for value in column] for column in (labels.astype(np.float64), values))
+    elif task.is_multi_label:
+        differs = values != labels
+        sure_of = np.where(values > 0, predictions.scores, 1 - predictions.scores)
+        scores, wrong = np.where(differs, sure_of, 0).max(axis=1), np.flatnonzero(differs.any(axis=1))
+        given, predicted = ([_names(task, row) for row in rows] for rows in (labels, values))
     else:
         scores, wrong = predictions.scores, np.flatnonzero(values != labels)
         given, predicted = ([task.labels[int(value)] for value in column] for column in (labels, values))
@@ -165,3 +178,7 @@ def worst_errors(
         },
         schema=ERROR_COLUMNS,
     )
+
+
+def _names(task: Task, has_label: npt.NDArray[np.generic]) -> str:
+    return ", ".join(task.labels[index] for index in np.flatnonzero(has_label))

@@ -43,6 +43,34 @@ def matthews(predictions: Values, labels: Values) -> float:
     return float(sklearn.metrics.matthews_corrcoef(labels, predictions))
 
 
+def micro_f1(predictions: Values, labels: Values) -> float:
+    """F1 of all labels of all rows of a multi-label task, counted together; both are (rows, labels)."""
+    given, predicted = indicator(labels), indicator(predictions)
+    return float(sklearn.metrics.f1_score(given, predicted, average="micro", zero_division=0))
+
+
+def macro_f1(predictions: Values, labels: Values) -> float:
+    """The mean over the labels of a multi-label task of each one's F1; both are (rows, labels).
+
+    Labels that neither occur nor are predicted are left out of the mean.
+    """
+    wanted = np.flatnonzero(labels.any(axis=0) | predictions.any(axis=0))
+    if not len(wanted):
+        return 0.0
+    given, predicted = indicator(labels), indicator(predictions)
+    return float(sklearn.metrics.f1_score(given, predicted, labels=wanted, average="macro", zero_division=0))
+
+
+def subset_accuracy(predictions: Values, labels: Values) -> float:
+    """The share of rows of a multi-label task with all of their labels, and no others; both are (rows, labels)."""
+    return float(sklearn.metrics.accuracy_score(indicator(labels), indicator(predictions)))
+
+
+def indicator(has_label: Values) -> Values:
+    """Which labels rows have, as scikit-learn takes it: one label alone it would take for one of two classes."""
+    return has_label if has_label.shape[1] > 1 else np.column_stack([has_label, np.zeros_like(has_label)])
+
+
 def pearson(predictions: Values, labels: Values) -> float:
     """Pearson correlation."""
     if is_constant(predictions):
@@ -77,8 +105,9 @@ def compute_metric(name: Metric, predictions: Values, labels: Values, num_labels
 
     Args:
         name: One of `mtop_batch.tasks.METRICS`.
-        predictions: Label ids, or values for regression (rows,), at least one.
-        labels: The same for the truth (rows,).
+        predictions: Label ids, or values for regression (rows,), at least one; which labels a row has, of a multi-label
+            task (rows, labels).
+        labels: The same for the truth.
         num_labels: How many labels the task has; of use to "f1".
 
     Returns:
@@ -93,6 +122,12 @@ def compute_metric(name: Metric, predictions: Values, labels: Values, num_labels
             return f1(predictions, labels, num_labels)
         case "matthews":
             return matthews(predictions, labels)
+        case "micro_f1":
+            return micro_f1(predictions, labels)
+        case "macro_f1":
+            return macro_f1(predictions, labels)
+        case "subset_accuracy":
+            return subset_accuracy(predictions, labels)
         case "pearson":
             return pearson(predictions, labels)
         case "spearman":
@@ -107,7 +142,11 @@ def undefined(name: Metric, labels: Values, num_labels: int = 2) -> str:
     >>> undefined("matthews", np.array([1, 1])), undefined("accuracy", np.array([1, 1]))
     ('only one label in the evaluation data', '')
     """
-    if name == "accuracy" or not is_constant(labels):
+    if name in ("accuracy", "subset_accuracy"):
+        return ""
+    if name in ("micro_f1", "macro_f1"):
+        return "" if labels.any() else "no label in the evaluation data"
+    if not is_constant(labels):
         return ""
     if name == "f1":  # of two labels it is that of the second; of more, the mean of those that occur
         return "" if num_labels > 2 or labels[0] == 1 else _ONE_LABEL
@@ -126,4 +165,4 @@ def mean_of_defined(values: Sequence[float]) -> float:
 
 def is_constant(values: Values) -> bool:
     """Whether all are the same."""
-    return bool(np.ptp(values) == 0)
+    return bool((values == values[0]).all())

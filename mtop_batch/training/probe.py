@@ -2,11 +2,11 @@
 
     minimise over W, b    mean loss of (W z + b, label)  +  L2 penalty / 2 |W|^2
 
-The loss is cross-entropy for a classification and the squared error, in standard deviations, for a regression. z is the
-vector, centred and divided by one number such that its features have variance 1 on average, so that the same penalties
-do for every backbone; this is folded into the weights in the end. The L2 penalty is the one that gives the smallest
-loss on examples held out. Nothing but their choice is random: the problem has one minimum, which is found in float64 on
-the CPU.
+The loss is cross-entropy for a classification; binary cross-entropy, the mean over the labels, for a multi-label task;
+the squared error, in standard deviations, for a regression. z is the vector, centred and divided by one number such
+that its features have variance 1 on average, so that the same penalties do for every backbone; this is folded into the
+weights in the end. The L2 penalty is the one that gives the smallest loss on examples held out. Nothing but their
+choice is random: the problem has one minimum, which is found in float64 on the CPU.
 
 Shapes: R examples, D hidden width, C outputs (labels, or 1).
 """
@@ -26,7 +26,7 @@ from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.model.encoder.inputs import hidden_size
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.kinds.mtop import MTOPModel
-from mtop_batch.model.parts.losses import classification_loss
+from mtop_batch.model.parts.losses import classification_loss, multi_label_loss
 from mtop_batch.tasks import Task
 from mtop_batch.training.settings import TaskData, Worker
 
@@ -107,7 +107,7 @@ def fit_probe(
     Args:
         task: Decides the loss and the number of outputs.
         vectors: (R, D)
-        labels: (R,) label indices, or values of a regression.
+        labels: (R,) label indices, or values of a regression; (R, C) which labels a text has, of a multi-label task.
         class_weights: (C,) What an example of each label counts in the loss; None for 1 each.
         seed: Of the choice of examples held out.
         l2_penalties: To choose from, from strong to weak.
@@ -137,7 +137,13 @@ def fit_probe(
 
 
 def _held_out(labels: Tensor, seed: int) -> list[Tensor]:
-    """(R,) masks of the examples held out, one after the other; every label has its share in each."""
+    """(R,) masks of the examples held out, one after the other; every label has its share in each.
+
+    Of a multi-label task an example goes by its rarest label.
+    """
+    if labels.ndim == 2:
+        rarity = labels.sum(dim=0).argsort().argsort()
+        labels = torch.where(labels, rarity, labels.shape[1]).amin(dim=1)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]
     part = torch.empty_like(order)
@@ -150,6 +156,8 @@ def _loss(task: Task, class_weights: Tensor | None, outputs: Tensor, labels: Ten
     """() As `task_loss`, in float64."""
     if task.kind == "regression":
         return F.mse_loss(outputs[:, 0], labels)
+    if task.is_multi_label:
+        return multi_label_loss(outputs, labels, class_weights)
     return classification_loss(outputs, labels, class_weights)
 
 

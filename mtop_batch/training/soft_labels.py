@@ -23,7 +23,7 @@ from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.tokens import Tokens
 from mtop_batch.model.encoder.inputs import Text
 from mtop_batch.model.kinds.base import MultiTaskModel
-from mtop_batch.tasks import Task
+from mtop_batch.tasks import Task, TaskKind
 from mtop_batch.training.evaluation import MAX_BATCH_TOKENS, evaluating
 from mtop_batch.training.sampling import example_rows
 from mtop_batch.training.settings import Worker
@@ -40,8 +40,9 @@ class SoftLabels:
 
     Args:
         tokens: R texts.
-        targets: (R, N, C) Probabilities of labels, zero beyond a task's own; a regression's value comes first, in
-            standard deviations from the mean (`Task.mean`), as the model puts it out.
+        targets: (R, N, C) Probabilities of labels (of a multi-label task, of each by itself), zero beyond a task's own;
+            a regression's value comes first, in standard deviations from the mean (`Task.mean`), as the model puts it
+            out.
         batch_size: Texts per step, over all workers together.
         weight: Of their loss beside that of the examples.
     """
@@ -108,26 +109,34 @@ def mean_labels(of_teachers: Sequence[FloatArray]) -> FloatArray:
 def soft_loss(tasks: Sequence[Task], logits: Tensor, targets: Tensor) -> Tensor:
     """() The mean over texts and tasks of the cross-entropy to the teachers' probabilities, or of the squared error.
 
+    Of a multi-label task it is the binary cross-entropy, the mean over its labels.
+
     Args:
         tasks: N
         logits: (B, N, C) -inf beyond a task's own labels.
         targets: (B, N, C)
     """
-    log_probabilities = F.log_softmax(logits.float().clamp(min=_NO_LABEL), dim=-1)
-    cross_entropy = -(targets * log_probabilities).sum(dim=-1)
+    finite = logits.float().clamp(min=_NO_LABEL)
+    losses = -(targets * F.log_softmax(finite, dim=-1)).sum(dim=-1)
+    if any(task.is_multi_label for task in tasks):
+        of_labels = F.binary_cross_entropy_with_logits(finite, targets, reduction="none")  # zero beyond its own
+        num_labels = torch.tensor([task.num_outputs for task in tasks], device=logits.device)
+        losses = torch.where(_is_kind("multi-label", tasks, logits), of_labels.sum(dim=-1) / num_labels, losses)
     squared_error = (logits[..., 0].float() - targets[..., 0]).square()
-    return torch.where(_is_regression(tasks, logits), squared_error, cross_entropy).mean()
+    return torch.where(_is_kind("regression", tasks, logits), squared_error, losses).mean()
 
 
 def _probabilities(tasks: Sequence[Task], logits: Tensor) -> Tensor:
     """(B, N, C) Of logits."""
     values = F.pad(logits[..., :1], (0, logits.shape[-1] - 1))
-    return torch.where(_is_regression(tasks, logits)[:, None], values, logits.softmax(dim=-1))
+    is_multi_label = _is_kind("multi-label", tasks, logits)[:, None]
+    probabilities = torch.where(is_multi_label, logits.sigmoid(), logits.softmax(dim=-1))
+    return torch.where(_is_kind("regression", tasks, logits)[:, None], values, probabilities)
 
 
-def _is_regression(tasks: Sequence[Task], like: Tensor) -> Tensor:
+def _is_kind(kind: TaskKind, tasks: Sequence[Task], like: Tensor) -> Tensor:
     """(N,) bool"""
-    return torch.tensor([task.kind == "regression" for task in tasks], device=like.device)
+    return torch.tensor([task.kind == kind for task in tasks], device=like.device)
 
 
 def identity(soft: SoftLabels | None) -> dict[str, Any]:

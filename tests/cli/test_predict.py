@@ -142,6 +142,21 @@ def test_a_table_shows_texts_and_labels_as_they_are(capsys: pytest.CaptureFixtur
     assert output.count("[/b]") == 2
 
 
+def test_scores_of_all_labels_are_named_for_programs(save: Save) -> None:
+    tags = Task("tags", "multi-label", labels=("a", "b", "c"), scores="all")
+    model = save(SINGLE, tags)
+    (row, empty), _ = predict(model, Given("bank"), Given(""))
+    assert list(row) == ["text", *[f"politics_{what}" for what in ("label", "score")], *TAGS_COLUMNS, "error"]
+    assert list(row["tags_scores"]) == ["a", "b", "c"]
+    given = [label for label, score in row["tags_scores"].items() if score >= 0.5]
+    assert (row["tags_label"], row["tags_score"]) == (given, [row["tags_scores"][label] for label in given])
+    assert (empty["tags_label"], empty["tags_scores"]) == (None, None)
+    json.dumps(row)
+
+
+TAGS_COLUMNS = ["tags_label", "tags_score", "tags_scores"]
+
+
 def test_what_is_not_utf_8_is_in_error_wherever_it_comes_from() -> None:
     lines = list(read_lines(io.BytesIO("bank\nstar".encode("utf-16-le"))))
     assert [line.error for line in lines] == [

@@ -6,6 +6,7 @@ import io
 import math
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -52,6 +53,36 @@ def test_the_table_has_each_tasks_own_metric_and_the_mean() -> None:
     assert ["topic", "accuracy", "0.7500", "1,200"] in rows
     assert ["stars", "pearson_spearman", "0.2500", "10", "1,234", "0.25"] in rows
     assert ["mean", "0.5000"] in rows
+
+
+def test_several_labels_are_shown_with_their_scores(capsys: pytest.CaptureFixture[str]) -> None:
+    rows: list[dict[str, Any]] = [
+        {"text": "a", "tags_label": ["film", "sport"], "tags_score": [0.9, 0.5], "error": None},
+        {"text": "b", "tags_label": [], "tags_score": [], "error": None},
+        {"text": "c", "t_label": "yes", "t_score": 0.75, "t_scores": {"no": 0.25, "yes": 0.75}, "error": None},
+        {"text": "d", "t_label": ["x"], "t_score": [0.6], "t_scores": {"y": 0.1, "x": 0.6}, "error": None},
+    ]
+    print_predictions(rows)
+    lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    for expected in (["tags", "film", "0.900"], ["tags", "sport", "0.500"], ["tags", "-"]):
+        assert expected in lines
+    assert lines.index(["t", "yes", "*", "0.750"]) < lines.index(["t", "no", "0.250"])
+    assert lines.index(["t", "x", "*", "0.600"]) < lines.index(["t", "y", "0.100"])
+
+
+def test_articles_without_any_of_the_labels_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    task = TaskStats("multi-label", current=10, label_counts=Counter(a=8, b=5), without_label=1, num_scores=13)
+    print_stats(TableStats("labels", 10, 1, {"tags": task}, {}))
+    output = capsys.readouterr().out
+    assert "a 80.0%, b 50.0%, none of them 10.0%" in output
+
+
+def test_a_label_report_of_several_labels_has_no_confusions(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = [LabelScores("a", 0.5, 1.0, 2 / 3, 4), LabelScores("b", 1.0, 0.5, 2 / 3, 2)]
+    print_label_reports({"tags": LabelReport(scores, [], [], None, "")})
+    rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    assert ["tags", "a", "0.500", "1.000", "0.667", "4"] in rows
+    assert ["b", "1.000", "0.500", "0.667", "2"] in rows
 
 
 def test_an_undefined_metric_says_why_and_is_no_part_of_the_mean(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +19,7 @@ from mtop_batch.labelling.plan import staleness
 from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.labelling.plan.work import Plan, Unit
 from mtop_batch.labelling.run.read_rows import read_unit
-from mtop_batch.table.columns import LABEL_TYPE
+from mtop_batch.table.columns import LABEL_TYPE, TaskOutputs, label_columns
 from mtop_batch.table.definition import VECTOR, Definition
 from mtop_batch.table.publisher import publish
 from mtop_batch.table.row_ranges import slice_rows
@@ -31,10 +32,13 @@ def definition(fingerprints: Mapping[str, str], **options: Any) -> Definition:
     """A definition of yes-or-no tasks with these fingerprints; vectors come last, and have fingerprint 1 if not wanted.
 
     All read title and body unless `text_columns` names others, for all tasks or, as a mapping, for some. Tasks whose
-    name starts with "r" are regressions, those with "p" probes.
+    name starts with "r" are regressions, those with "p" probes; `tasks` names others.
     """
+    others = {task.name: task for task in options.pop("tasks", ())}
     records = tuple(
-        Task(name, kind="regression", labels=())
+        others[name]
+        if name in others
+        else Task(name, kind="regression", labels=())
         if name.startswith("r")
         else Task(name, "probe" if name.startswith("p") else "classification")
         for name in fingerprints
@@ -73,6 +77,33 @@ def expected_label(task: str, fingerprint: str, text: str, second: str | None) -
     return ("yes" if digest[0] % 2 else "no"), digest[1] / 256
 
 
+def expected_probabilities(task: Task, fingerprint: str, text: str, second: str | None) -> list[float]:
+    """What the stand-in says of all labels of a task that has more than one, or keeps their scores."""
+    if task.is_multi_label:
+        digest = hashlib.sha256(f"{task.name}|{fingerprint}|{text}|{second}".encode()).digest()
+        return [value / 256 for value in digest[: len(task.labels)]]
+    label, score = expected_label(task.name, fingerprint, text, second)
+    others = (1 - score) / (len(task.labels) - 1)
+    return [score if name == label else others for name in task.labels]
+
+
+def _columns_of_all(
+    task: Task, fingerprint: str, texts: Sequence[tuple[str | None, str | None]]
+) -> dict[str, pa.Array]:
+    """The columns of a task of which the probabilities of all labels are kept."""
+    has_text = np.array([text is not None for text, _ in texts], bool)
+    probabilities = np.full((len(task.labels), len(texts)), np.nan, np.float32)
+    label_ids = np.full((1, len(texts)), -1, np.int32)
+    for row, (text, second) in enumerate(texts):
+        if text is not None:
+            probabilities[:, row] = expected_probabilities(task, fingerprint, text, second)
+            if not task.is_multi_label:
+                label_ids[0, row] = task.labels.index(expected_label(task.name, fingerprint, text, second)[0])
+    scores = probabilities.max(axis=0) if task.is_multi_label else probabilities[label_ids[0], range(len(texts))]
+    outputs = TaskOutputs(label_ids, scores[None], probabilities={task.name: probabilities})
+    return dict(label_columns([task], outputs, has_text))
+
+
 def label_unit(corpus: str, labels: str, wanted: Definition, unit: Unit, run: str, max_targets: int = 99) -> None:
     """Read, label and write one unit; at most so many of its label files, as if killed between two."""
     batches = list(read_unit(corpus, unit, wanted.id_column, batch_rows=7))
@@ -84,10 +115,14 @@ def label_unit(corpus: str, labels: str, wanted: Definition, unit: Unit, run: st
     if VECTOR in unit.tasks:
         vectors = [None if text is None else [len(text), 1.0] for text in texts]
         columns["vector"] = pa.array(vectors, pa.list_(pa.float16(), 2))
-    for task in (task for task in unit.tasks if task != VECTOR):
+    pairs_of_texts = list(zip(texts, seconds, strict=True))
+    kept = {task.name: task for task in wanted.tasks if task.keeps_probabilities and task.name in unit.tasks}
+    for name, kept_task in kept.items():
+        columns |= _columns_of_all(kept_task, wanted.fingerprints[name], pairs_of_texts)
+    for task in (task for task in unit.tasks if task != VECTOR and task not in kept):
         pairs = [
             (None, None) if text is None else expected_label(task, wanted.fingerprints[task], text, second)
-            for text, second in zip(texts, seconds, strict=True)
+            for text, second in pairs_of_texts
         ]
         columns[f"{task}_label"] = pa.array([label for label, _ in pairs], pa.string()).cast(LABEL_TYPE)
         columns[f"{task}_score"] = pa.array([score for _, score in pairs], pa.float32())

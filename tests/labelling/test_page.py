@@ -182,3 +182,20 @@ def test_a_run_without_a_gate_and_one_that_failed_have_pages() -> None:
 def test_a_page_shows_no_secrets() -> None:
     assert "***" in escaped("s3://key:secret@bucket/a failed")
     assert "secret" not in escaped("s3://key:secret@bucket/a failed")
+
+
+def test_shares_of_several_labels_are_those_of_articles() -> None:
+    change = TaskChange("multi-label", "new")
+    old, new = (lists([["a", "b"]] * share + [["b"]] * (100 - share)) for share in (20, 90))
+    change.add("t", new, old, source="x.parquet", replaced=("news", "old"))
+    table = TableChange(articles=100, tasks={"t": change}, usual={"t": []})
+    counts = {"label_counts": {"t": {"a": 60, "b": 120}}, "list_counts": {"t": 120}}
+    page = run_page(report_of(2, gate=judge(table, Rules()).to_dict(), **counts), [counts, counts])
+    check(page)
+    for shown in ("a 90.0%", "b 100.0%", "a</td><td>20.0%", "a 50.0%", "&ndash;", "70</td>"):
+        assert shown in page, shown
+
+
+def lists(rows: list[list[str]]) -> pa.Table:
+    scores = pa.array([[0.9] * len(row) for row in rows], pa.list_(pa.float32()))
+    return pa.table({"id": range(len(rows)), "t_label": rows, "t_score": scores})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,19 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizer, ElectraModel
 
+from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.errors import BundleError, ConfigError, DataError, TaskError
 from mtop_batch.labelling.run import predictor as predictor_module
+from mtop_batch.labelling.run.device_copies import ToHost
 from mtop_batch.labelling.run.predictor import Predictor
 from mtop_batch.model.bundle.bundle import save_bundle
 from mtop_batch.model.kinds.config import PromptAttention
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.precision import PrecisionChoice
-from mtop_batch.table.columns import TaskOutputs, label_columns
+from mtop_batch.table.columns import TaskOutputs, label_columns, scored_labels
 from mtop_batch.tasks import Task
+from mtop_batch.training.evaluation import task_predictions
 
 TASKS = [
     Task("politics"),
@@ -38,9 +41,11 @@ def model(backbone: ElectraModel) -> MTOPModel:
     return make_model(backbone)
 
 
-def make_model(backbone: ElectraModel, attention: PromptAttention = "isolated") -> MTOPModel:
+def make_model(
+    backbone: ElectraModel, attention: PromptAttention = "isolated", tasks: Sequence[Task] = TASKS
+) -> MTOPModel:
     """A model whose random weights are large enough to tell texts apart."""
-    model = MTOPModel.from_backbone(backbone, TASKS, prompt_attention=attention, max_tokens=32).eval()
+    model = MTOPModel.from_backbone(backbone, tasks, prompt_attention=attention, max_tokens=32).eval()
     generator = torch.Generator().manual_seed(1)
     for name in model.task_names:
         shapes = {key: value.shape for key, value in model.task_tensors(name).items()}
@@ -334,3 +339,73 @@ def test_wrong_arguments_say_what_is_allowed(predictor: Predictor, model: MTOPMo
         predictor.predict(["bank", 5])  # type: ignore[list-item]
     with pytest.raises(DataError, match="there are 1 texts and 2 second texts"):
         predictor.predict(["bank"], ["cup", "cup"])
+
+
+LISTS = [
+    Task("politics", scores="all"),
+    Task("topics", "multi-label", labels=("film", "sport", "money", "art")),
+    Task("grade", kind="regression", labels=()),
+    Task("alert", "multi-label", labels=("alert",), scores="all"),
+]
+
+
+@pytest.fixture
+def lists(backbone: ElectraModel) -> MTOPModel:
+    """A model with multi-label tasks, and scores of all labels."""
+    return make_model(backbone, tasks=LISTS)
+
+
+def test_multi_label_tasks_say_what_the_model_says_of_each_label(
+    lists: MTOPModel, tokenizer: BertTokenizer, make_texts: MakeTexts
+) -> None:
+    texts: list[str | None] = [*make_texts(30), None]
+    table = Predictor(lists, tokenizer, device="cpu", precision="fp32", max_batch_tokens=100).predict(texts)
+    assert table.column_names == [
+        *("politics_label", "politics_score", "politics_scores", "topics_label", "topics_score", "grade_score"),
+        *("alert_label", "alert_score", "alert_scores", "error"),
+    ]
+    assert [scored_labels(table.schema.field(f"{name}_scores")) for name in ("politics", "alert")] == [
+        ("no", "yes"),
+        ("alert",),
+    ]
+    rows = table.to_pylist()
+    assert [rows[-1][name] for name in table.column_names[:-1]] == [None] * 9
+    for text, row in zip(texts[:-1], rows, strict=False):
+        inputs = tokenizer([str(text)], return_tensors="pt", truncation=True, max_length=32)
+        with torch.no_grad():
+            said = [lists(inputs["input_ids"], task=task.name).logits[0] for task in LISTS]
+        politics, topics, alert = said[0].softmax(0).tolist(), said[1].sigmoid().tolist(), said[3].sigmoid().tolist()
+        assert row["politics_scores"] == pytest.approx(politics, abs=1e-4)
+        assert row["politics_score"] == max(row["politics_scores"])
+        assert row["alert_scores"] == pytest.approx(alert, abs=1e-4)
+        given = [(label, p) for label, p in zip(LISTS[1].labels, topics, strict=True) if p >= 0.5]
+        assert row["topics_label"] == [label for label, _ in given]
+        assert row["topics_score"] == pytest.approx([p for _, p in given], abs=1e-4)
+        assert row["grade_score"] == pytest.approx(said[2].item(), abs=1e-3)
+    assert len({tuple(row["topics_label"]) for row in rows[:-1]}) > 2
+
+
+def test_evaluation_and_labelling_agree(lists: MTOPModel, tokenizer: BertTokenizer, make_texts: MakeTexts) -> None:
+    texts = make_texts(20)
+    tokens = TextTokenizer(tokenizer, 32).encode(texts)
+    examples = LabelledTokens(tokens, np.zeros((20, 4), bool))
+    evaluated = task_predictions(lists, examples, LISTS[1])
+    labelled = Predictor(lists, tokenizer, device="cpu", precision="fp32").predict(texts)["topics_label"].to_pylist()
+    names = np.array(LISTS[1].labels)
+    assert [names[row > 0].tolist() for row in evaluated.values] == labelled
+
+
+def test_a_batch_comes_to_the_host_as_one_tensor_and_no_larger_than_it_must_be(
+    predictor: Predictor, lists: MTOPModel, tokenizer: BertTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    class Watched(ToHost):
+        def __init__(self, tensor: Tensor) -> None:
+            shapes.append(tuple(tensor.shape))
+            super().__init__(tensor)
+
+    monkeypatch.setattr(predictor_module, "ToHost", Watched)
+    predictor.predict(["bank"])
+    Predictor(lists, tokenizer, device="cpu").predict(["bank"])
+    assert shapes == [(2 * 3, 1), (2 * 4 + 2 + 4 + 1, 1)]

@@ -15,6 +15,7 @@ from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.labelling.plan.work import Plan, Unit
 from mtop_batch.labelling.run.probes import ProbePredictor, read_vectors
 from mtop_batch.labelling.run.stages import pieces_of_work
+from mtop_batch.table.columns import label_columns
 from mtop_batch.table.definition import VECTOR, Definition
 from mtop_batch.table.read import iter_labels, read_labels
 from mtop_batch.tasks import Task
@@ -82,6 +83,28 @@ def test_a_regression_gives_its_value_and_no_label() -> None:
     scaled = ProbePredictor(tasks, [big, length]).predict(vectors([1.0, 3.0], None, [0.5, 0.0]))
     assert scaled.scores[1].tolist() == pytest.approx([7000.0, np.nan, 3000.0], nan_ok=True)
     assert scaled.scores[0].tolist() == pytest.approx(outputs.scores[0].tolist(), nan_ok=True)
+
+
+def test_probabilities_of_all_labels_are_kept_where_they_are_wanted() -> None:
+    topics = Task("topics", "multi-label", labels=("a", "b", "c"), reads="vector")
+    size = replace(TASKS[1], scores="all")
+    weights = [np.array(w, np.float32) for w in ([[1, 0], [0, 1], [-90, -90]], [[1, 0], [0, 1], [0, 0]])]
+    bias = np.array([0, -1, 0], np.float32)
+    probes = [{"weight": weight, "bias": bias} for weight in weights]
+    outputs = ProbePredictor([TASKS[0], topics, size], [{"weight": weights[0][:2], "bias": bias[:2]}, *probes]).predict(
+        vectors([1.0, 3.0], None, [0.0, -2.0])
+    )
+    logits = np.array([[1, 2, -360], [0, -3, 180]])
+    assert outputs.label_ids[1].tolist() == [-1, -1, -1]
+    assert set(outputs.probabilities) == {"topics", "size"}
+    np.testing.assert_allclose(outputs.probabilities["topics"][:, [0, 2]].T, 1 / (1 + np.exp(-logits)), atol=1e-6)
+    assert np.isnan(outputs.probabilities["topics"][:, 1]).all()
+    size_logits = np.array([[1, 2, 0], [0, -3, 0]])
+    expected = np.exp(size_logits) / np.exp(size_logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(outputs.probabilities["size"][:, [0, 2]].T, expected, rtol=1e-5)
+    columns = dict(label_columns([TASKS[0], topics, size], outputs, np.array([True, True, True])))
+    assert columns["topics_label"].to_pylist() == [["a", "b"], None, ["a", "c"]]
+    assert columns["size_label"].to_pylist() == ["middle", None, "small"]
 
 
 def test_nothing_but_nulls_or_nothing_at_all_is_no_trouble(predictor: ProbePredictor) -> None:

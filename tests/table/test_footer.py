@@ -9,6 +9,7 @@ import pytest
 
 from mtop_batch.corpus.files import SourceFile
 from mtop_batch.errors import LabelTableError
+from mtop_batch.table.columns import OutputKind
 from mtop_batch.table.footer import LabelFooter, PublishedFooter, PublishedTask
 from mtop_batch.table.names import label_path
 
@@ -18,7 +19,7 @@ LABEL = LabelFooter(
     9,
     (3, 8),
     {"a": "f"},
-    {"a": "classification"},
+    {"a": OutputKind("classification")},
     {"a": "news"},
     "models/news",
     ("title", "body"),

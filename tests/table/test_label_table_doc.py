@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.table.definition import VECTOR
 from mtop_batch.table.read import read_labels, view_sql
+from mtop_batch.tasks import Task
 from tests.documents import blocks, commands
 from tests.labelling.support import articles, definition, label_corpus, run_plan, small_slices, write_corpus
 
@@ -47,7 +47,7 @@ def rows_of(query: str) -> list[dict[str, Any]]:
 
 
 def test_the_query_of_the_page_counts_what_read_labels_reads(project: Path) -> None:
-    (query,) = re.findall(r"```sql\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
+    query = blocks(DOCUMENT.read_text(), "sql")[0][1]
     counted = {row["sports_label"]: row["count_star()"] for row in rows_of(query)}
     assert counted == Counter(read_labels("demo/labels")["sports_label"].to_pylist())
     assert sum(counted.values()) == 16
@@ -79,14 +79,55 @@ def queries() -> Iterator[tuple[str, str]]:
 
 @pytest.fixture
 def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A label table like the demo's, which got a fifth task later."""
+    """A label table like the demo's, which got a fifth task later; and one with tags."""
     topics = ["business", "entertainment", "politics", "sports"]
+    label_tags(tmp_path)
     write_corpus(tmp_path / "demo" / "corpus", {"part-0.parquet": articles(40), "part-1.parquet": articles(30, 40)})
     for tasks in (topics, [*topics, "tech"]):
         wanted = definition(dict.fromkeys(tasks, "1"))
         label_corpus(tmp_path / "demo" / "corpus", tmp_path / "demo" / "labels", wanted)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+TAGS = Task("tags", "multi-label", labels=("election", "climate", "economy"), scores="all")
+
+
+def label_tags(root: Path) -> None:
+    """`data/labels`, with tags; an article cannot be labelled."""
+    columns = articles(40)
+    columns["title"][7] = columns["body"][7] = None
+    write_corpus(root / "data" / "corpus", {"part-0.parquet": columns})
+    label_corpus(root / "data" / "corpus", root / "data" / "labels", definition({"tags": "1"}, tasks=[TAGS]))
+
+
+def test_every_reader_counts_and_finds_the_same_tags(demo: Path) -> None:
+    page = DOCUMENT.read_text()
+    of_tags = [query for _, query in blocks(page, "sql") if "tags" in query]
+    found: dict[str, Any] = {}
+    for _, code in blocks(page, "python"):
+        if "data/labels" in code:
+            exec(code, found)
+    rows = read_labels("data/labels").to_pylist()
+    counts = Counter(tag for row in rows for tag in row["tags_label"] or ())
+    climate = [row["id"] for row in rows if "climate" in (row["tags_label"] or ())]
+    assert len(counts) == 3
+    assert [] in [row["tags_label"] for row in rows]
+    assert {row["label"]: row["count_star()"] for row in rows_of(of_tags[0])} == counts
+    assert [row["id"] for row in rows_of(of_tags[1])] == climate
+    assert dict(found["polars_counts"].iter_rows()) == counts
+    assert found["polars_climate"]["id"].to_list() == climate
+    assert found["pandas_counts"].to_dict() == counts
+    assert found["pandas_climate"]["id"].tolist() == climate
+    assert {row["values"]: row["counts"] for row in found["arrow_counts"].to_pylist()} == counts
+    assert found["arrow_climate"]["id"].to_pylist() == climate
+    assert tuple(found["names"]) == TAGS.labels
+    scores = [row["tags_scores"] for row in rows]
+    assert found["polars_table"]["tags_scores"].to_list() == scores
+    assert [None if value is None else list(value) for value in found["pandas_table"]["tags_scores"]] == scores
+    assert found["arrow_table"]["tags_scores"].to_pylist() == scores
+    in_duckdb = [row["tags_scores"] for row in rows_of("select * from 'data/labels/current/*.parquet'")]
+    assert [None if value is None else list(value) for value in in_duckdb] == scores
 
 
 def test_every_page_with_queries_is_found() -> None:

@@ -17,6 +17,7 @@ from mtop_batch import storage
 from mtop_batch.corpus.files import SourceFile
 from mtop_batch.errors import LabelTableError
 from mtop_batch.labelling.plan.planner import plan_labels
+from mtop_batch.table.columns import OutputKind
 from mtop_batch.table.definition import Definition
 from mtop_batch.table.names import published_path
 from mtop_batch.table.published import TableSchema, common_id_type, read_table_schema
@@ -319,9 +320,11 @@ def test_the_common_type_of_ids_does_not_depend_on_their_order() -> None:
 
 
 def test_the_tables_columns_are_read_back_as_written(labels: Path) -> None:
-    schema = TableSchema({"a": "classification", "r": "regression"}, pa.dictionary(pa.int32(), pa.string()))
+    schema = TableSchema(
+        {"a": OutputKind("classification"), "r": OutputKind("regression")}, pa.dictionary(pa.int32(), pa.string())
+    )
     assert TableSchema.decode(schema.encode(), "x") == schema
-    assert schema.with_tasks({"_vector": "vector"}) == schema
+    assert schema.with_tasks({"_vector": OutputKind("vector")}) == schema
     assert read_table_schema(str(labels)) is None
 
 

@@ -17,7 +17,7 @@ from mtop_batch.errors import DamagedLabelFile, LabelTableError, StorageError
 from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.labelling.plan.work import Unit
 from mtop_batch.storage import clients
-from mtop_batch.table.columns import LABEL_TYPE, label_schema
+from mtop_batch.table.columns import LABEL_TYPE, OutputKind, label_schema
 from mtop_batch.table.footer import FOOTER_KEY, LabelFooter
 from mtop_batch.table.names import label_path
 from mtop_batch.table.store import (
@@ -85,7 +85,7 @@ def test_a_label_file_has_the_columns_and_the_record_of_the_contract(corpus: Pat
 
 
 def test_a_schema_has_no_label_column_for_regressions() -> None:
-    kinds = {"a": "classification", "r": "regression"}
+    kinds = {"a": OutputKind("classification"), "r": OutputKind("regression")}
     assert label_schema(pa.int64(), kinds).names == ["id", "a_label", "a_score", "r_score", "error"]
 
 
@@ -211,7 +211,11 @@ def test_a_label_set_is_known_by_any_of_its_files_that_can_be_read(corpus: Path,
     files = list_store(labels).files_of(A.label_set_name("a"))
     Path(files[0].uri(labels)).write_bytes(b"")
     (found,) = read_label_sets(labels, list_store(labels))
-    assert (found.name, found.fingerprints, found.kinds) == (files[0].label_set, {"a": "1"}, {"a": "classification"})
+    assert (found.name, found.fingerprints, found.kinds) == (
+        files[0].label_set,
+        {"a": "1"},
+        {"a": OutputKind("classification")},
+    )
 
 
 def test_refused_credentials_are_a_storage_error_and_no_damage(

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as reference
 
-from mtop_batch.tasks import Metric
+from mtop_batch.tasks import METRICS, Metric
 from mtop_batch.training.metrics import compute_metric, f1, mae, matthews, pearson, rmse, spearman, undefined
 
 
@@ -83,4 +83,7 @@ def test_errors_are_in_the_unit_of_the_labels() -> None:
 
 def test_every_metric_of_a_task_is_known() -> None:
     values = np.array([0, 1, 0, 1])
-    assert [compute_metric(name, values, values) for name in get_args(Metric)] == pytest.approx([1.0] * 6)
+    assert sorted(name for names in METRICS.values() for name in names) == sorted(get_args(Metric))
+    for kind, names in METRICS.items():
+        given = np.stack([values, 1 - values], axis=1) if kind == "multi-label" else values
+        assert [compute_metric(name, given, given) for name in names] == pytest.approx([1.0] * len(names))

@@ -21,8 +21,13 @@ TASKS = (Task("sport"), Task("mood", labels=("sad", "calm", "glad")))
 
 
 def make_examples(task: Task, count: int, seed: int) -> LabelledTokens:
-    """Rows of 4 to 9 tokens whose second token gives the label away."""
+    """Rows of 4 to 9 tokens whose second token gives the label away; of a multi-label task a token for each label."""
     rng = np.random.default_rng(seed)
+    if task.is_multi_label:
+        has_label = rng.random((count, task.num_outputs)) < 0.4
+        lists = [[10 + label for label in np.flatnonzero(row)] for row in has_label]
+        rows = [[2, *found, *rng.integers(20, 60, size=rng.integers(1, 5)), 3] for found in lists]
+        return LabelledTokens(Tokens.from_rows(rows), has_label)
     labels = rng.integers(task.num_outputs, size=count)
     rows = [[2, 10 + label, *rng.integers(20, 60, size=rng.integers(1, 7)), 3] for label in labels]
     if task.kind == "regression":

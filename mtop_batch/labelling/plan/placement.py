@@ -25,7 +25,7 @@ def choose_label_sets(
         label_set
         for label_set in label_sets
         if set(label_set.fingerprints) <= open_tasks
-        and all(definition.view.matches(label_set.view, task) for task in label_set.fingerprints)
+        and all(definition.view.gives_the_same(label_set.view, task) for task in label_set.fingerprints)
     ]
     chosen: list[tuple[str, tuple[str, ...]]] = []
     for label_set in sorted(candidates, key=lambda candidate: (-len(candidate.fingerprints), candidate.name)):

@@ -25,6 +25,7 @@ CONTENT_CHANGED = "content changed"
 TASK_CHANGED = "task changed"
 BUNDLE_CHANGED = "bundle changed"
 COLUMNS_CHANGED = "text or id column changed"
+SCORES_WANTED = "scores of all labels wanted"
 DAMAGED = "damaged label file"
 
 
@@ -165,7 +166,7 @@ class Staleness:
         if present & group.label_sets:
             return CONTENT_CHANGED
         differences = {difference for name, difference in group.other_sets if name in present}
-        for reason in (COLUMNS_CHANGED, TASK_CHANGED, BUNDLE_CHANGED):
+        for reason in (SCORES_WANTED, COLUMNS_CHANGED, TASK_CHANGED, BUNDLE_CHANGED):
             if reason in differences:
                 return reason
         return NEW_TASK if present else NEW_FILE
@@ -206,4 +207,11 @@ def _differences(definition: Definition, label_set: LabelSet) -> dict[str, str]:
     unchanged = [task for task in common if label_set.fingerprints[task] == definition.fingerprints[task]]
     changed = TASK_CHANGED if unchanged or len(common) == 1 else BUNDLE_CHANGED
     moved = {task for task in common if label_set.view.columns(task) != definition.view.columns(task)}
-    return {task: changed if task not in unchanged else COLUMNS_CHANGED if task in moved else "" for task in common}
+    lacking = definition.view.all_scores - label_set.view.all_scores
+
+    def difference(task: str) -> str:
+        if task not in unchanged:
+            return changed
+        return COLUMNS_CHANGED if task in moved else SCORES_WANTED if task in lacking else ""
+
+    return {task: difference(task) for task in common}

@@ -125,7 +125,7 @@ def _tasks(report: Mapping[str, Any], tasks: Mapping[str, Any], history: Sequenc
     parts.append(_task_table(tasks))
     only_counted = {name: counts for name, counts in report.get("label_counts", {}).items() if name not in tasks}
     if only_counted:
-        rows = [(escaped(name), _shares(counts)) for name, counts in only_counted.items()]
+        rows = [(escaped(name), _shares(counts, _articles(name, report))) for name, counts in only_counted.items()]
         parts += ["<h2>Labels of this run</h2>", html_table(("task", "shares"), rows)]
     return "\n".join(parts)
 
@@ -144,11 +144,11 @@ def _task_table(tasks: Mapping[str, Any]) -> str:
     rows = [
         (
             escaped(name),
-            _shares(task["old_counts"]),
-            _shares(task["new_counts"]),
+            _shares(task["old_counts"], task["same_articles"]),
+            _shares(task["new_counts"], task["same_articles"]),
             f"{task['disagreement']:.1%}" if task["same_articles"] else "",
             "" if task["stability"] is None else f"{task['stability']:.3f}",
-            _shares(task["fresh_counts"]),
+            _shares(task["fresh_counts"], task["fresh_articles"]),
             "" if task["fresh_stability"] is None else f"{task['fresh_stability']:.3f}",
         )
         for name, task in tasks.items()
@@ -157,15 +157,17 @@ def _task_table(tasks: Mapping[str, Any]) -> str:
     return "<h2>All tasks</h2>" + html_table(head, rows, numbers=(3, 4, 6))
 
 
-def _task(name: str, task: Mapping[str, Any], runs: Sequence[Mapping[str, int]]) -> str:
+def _task(name: str, task: Mapping[str, Any], runs: Sequence[_Run]) -> str:
     """One task in full: label shares old, new and over the last runs; scores; flips with examples."""
     parts = [f"<h2>{escaped(name)}</h2>"]
     labels = list(dict.fromkeys([*task["new_counts"], *task["old_counts"], *task["fresh_counts"]]))[:_MAX_LABELS]
-    totals = {key: sum(task[key].values()) or 1 for key in ("old_counts", "new_counts", "usual_counts", "fresh_counts")}
+    same = task["same_articles"]
+    totals = {"old_counts": same, "new_counts": same}
+    totals |= {"usual_counts": task["usual_articles"], "fresh_counts": task["fresh_articles"]}
     if task["kind"] != "regression":
         rows = []
         for label in labels:
-            shares = [task[key].get(label, 0) / total for key, total in totals.items()]
+            shares = [task[key].get(label, 0) / max(1, total) for key, total in totals.items()]
             rows.append((escaped(label), *(f"{share:.1%} {svg_bar(share, 80)}" for share in shares)))
         parts.append(html_table(("label", "old", "new", "last runs", "new articles"), rows))
         if len(runs) > 1:
@@ -185,15 +187,15 @@ def _task(name: str, task: Mapping[str, Any], runs: Sequence[Mapping[str, int]])
         what = "Values" if task["kind"] == "regression" else "Scores"
         parts.append(f"<h3>{what}</h3><table><tr>{''.join(bars)}</tr></table>")
     if task["flips"]:
-        rows = [(escaped(of["old"]), escaped(of["new"]), f"{of['articles']:,}") for of in task["flips"][:_MAX_ROWS]]
+        rows = [(_label(of["old"]), _label(of["new"]), f"{of['articles']:,}") for of in task["flips"][:_MAX_ROWS]]
         parts.append("<h3>Flips</h3>" + html_table(("old", "new", "articles"), rows, numbers=(2,)))
     if task["examples"]:
         rows = [
             (
                 escaped(of["id"], 80),
                 f"{escaped(of['source'], 120)} row {of['row']:,}",
-                f"{escaped(of['old'])} {of['old_score']:.2f}",
-                f"{escaped(of['new'])} {of['new_score']:.2f}",
+                _label(of["old"], of["old_score"]),
+                _label(of["new"], of["new_score"]),
                 escaped(of.get("text", "")),
             )
             for of in task["examples"]
@@ -202,16 +204,28 @@ def _task(name: str, task: Mapping[str, Any], runs: Sequence[Mapping[str, int]])
     return "\n".join(parts)
 
 
-def _shares_of_runs(
-    task: str, report: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
-) -> list[Mapping[str, int]]:
-    counts = [run.get("label_counts", {}).get(task, {}) for run in [*history, report]]
-    return [of for of in counts if of]
+_Run = tuple[Mapping[str, int], int]
+"""What a run showed of a task: articles per label, and how many articles these are."""
 
 
-def _shares(counts: Mapping[str, int]) -> str:
-    total = sum(counts.values())
-    return ", ".join(f"{escaped(label, 40)} {count / total:.1%}" for label, count in list(counts.items())[:3])
+def _shares_of_runs(task: str, report: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[_Run]:
+    runs = [(run.get("label_counts", {}).get(task, {}), _articles(task, run)) for run in [*history, report]]
+    return [run for run in runs if run[1]]
+
+
+def _articles(task: str, report: Mapping[str, Any]) -> int:
+    """The articles that a run has labelled with a task."""
+    several: int | None = report.get("list_counts", {}).get(task)
+    return sum(report.get("label_counts", {}).get(task, {}).values()) if several is None else several
+
+
+def _label(label: str, score: float | None = None) -> str:
+    """A label, or labels, as text of the page; a dash where there is none."""
+    return f"{escaped(label) or '&ndash;'}{'' if score is None else f' {score:.2f}'}"
+
+
+def _shares(counts: Mapping[str, int], total: int) -> str:
+    return ", ".join(f"{escaped(label, 40)} {count / max(1, total):.1%}" for label, count in list(counts.items())[:3])
 
 
 def _histogram(bins: Mapping[str, int]) -> str:
@@ -228,12 +242,12 @@ def _histogram(bins: Mapping[str, int]) -> str:
     return f'<svg width="200" height="61">{bars}<path d="M0 60.5H200" stroke="#9aa4b0"/></svg>'
 
 
-def _lines(labels: Sequence[str], runs: Sequence[Mapping[str, int]]) -> str:
+def _lines(labels: Sequence[str], runs: Sequence[_Run]) -> str:
     """A line per label: its share in each run."""
     step = 400 / (len(runs) - 1)
     lines, keys = [], []
     for color, label in zip(COLORS, labels, strict=False):
-        shares = [run.get(label, 0) / sum(run.values()) for run in runs]
+        shares = [counts.get(label, 0) / articles for counts, articles in runs]
         points = " ".join(f"{index * step:.0f},{82 - 80 * share:.1f}" for index, share in enumerate(shares))
         lines.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
         keys.append(f'<span style="color:{color}">{escaped(label, 40)} {shares[-1]:.1%}</span>')

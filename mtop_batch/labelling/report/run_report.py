@@ -82,6 +82,7 @@ class RunReport:
     error_reasons: Counter[str] = field(default_factory=Counter)
     error_examples: list[dict[str, Any]] = field(default_factory=list)
     label_counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    list_counts: Counter[str] = field(default_factory=Counter)
     stage_seconds: Counter[str] = field(default_factory=Counter)
     stragglers: Stragglers = field(default_factory=Stragglers)
     unreadable: dict[str, str] = field(init=False)
@@ -117,6 +118,7 @@ class RunReport:
         self.error_examples += result.error_examples[: _MAX_EXAMPLES - len(self.error_examples)]
         for task, counts in result.label_counts.items():
             self.label_counts[task].update(counts)
+        self.list_counts.update(result.list_counts)
         return is_straggler
 
     def actor_started(self) -> None:
@@ -201,6 +203,7 @@ class RunReport:
             "published": None if self.published is None else self.published.to_dict(),
             "lake": None if self.lake is None else self.lake.to_dict(),
             "label_counts": {task: dict(counts.most_common()) for task, counts in sorted(self.label_counts.items())},
+            "list_counts": dict(sorted(self.list_counts.items())),
             "num_tokens": self.num_tokens,
             "num_padded_tokens": self.num_padded_tokens,
             "num_bytes": self.num_bytes,

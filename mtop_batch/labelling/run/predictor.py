@@ -3,7 +3,7 @@
     Predictor.load("models/news").predict(["some text", ...])    # a table with the label table's columns
 
 Shapes: R rows, n wanted tasks, B rows of a batch, S prompt positions, C labels of the task that has most, D hidden
-width.
+width, K labels of those tasks together that keep the probabilities of all of theirs.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from mtop_batch.model.flops import measure_peak_flops_per_s
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.precision import with_bf16_encoder
 from mtop_batch.precision import PrecisionChoice, resolve_precision
-from mtop_batch.table.columns import TaskOutputs, label_columns
+from mtop_batch.table.columns import VECTOR_COLUMN, OutputKind, TaskOutputs, label_columns
 from mtop_batch.tasks import Task, select_tasks
 
 RowIndices = npt.NDArray[np.int64]
 Packed = tuple[ToHost, ToHost | None]
-"""The results of a batch: (2, n, B) label ids and scores, and (B, D) vectors if they are wanted."""
+"""The results of a batch: (2 n + K, B) label ids, scores and probabilities, and (B, D) vectors if they are wanted."""
 
 # Positions of a batch: enough to keep a GPU busy; few enough to stay in a CPU's cache.
 _GPU_BATCH_TOKENS = 65_536
@@ -105,6 +105,17 @@ class Predictor:
         self._peak_flops_per_s, self._peak_measured_at = 0.0, -math.inf
         self._vector_size = hidden_size(model.backbone)
         self._is_regression = torch.tensor([task.kind == "regression" for task in self.tasks], device=self.device)
+        self._is_multi_label = torch.tensor([task.is_multi_label for task in self.tasks], device=self.device)
+        self._has_no_index = self._is_regression | self._is_multi_label
+        self._has_multi_label = any(task.is_multi_label for task in self.tasks)
+        width = max((task.num_outputs for task in self.tasks), default=0)
+        kept = [
+            index * width + label
+            for index, task in enumerate(self.tasks)
+            if task.keeps_probabilities
+            for label in range(task.num_outputs)
+        ]
+        self._kept = torch.tensor(kept, device=self.device) if kept else None
 
     @classmethod
     def load(
@@ -144,8 +155,8 @@ class Predictor:
             seconds: The second text of each row, for tasks on pairs.
 
         Returns:
-            One row per text, in order: `<task>_label` and `<task>_score` of every task (a regression has a score only),
-            `vector` if wanted, and `error`, null where there are labels.
+            One row per text, in order: the columns of every task as in the label table (`OutputKind.fields`), `vector`
+            if wanted, and `error`, null where there are labels.
 
         Raises:
             DataError: A text is not a string, or there are not as many second texts as texts.
@@ -155,7 +166,10 @@ class Predictor:
         errors = pa.array(reasons_without(tokens, rows.errors.to_pylist()), pa.string())
         outputs = self.predict_tokens(tokens)
         columns = dict(label_columns(self.tasks, outputs, errors.is_null().to_numpy(zero_copy_only=False)))
-        return pa.table({**columns, "error": errors})
+        fields = [field for task in self.tasks for field in OutputKind.of(task).fields(task.name)]
+        fields += [pa.field(name, columns[name].type) for name in [VECTOR_COLUMN] if name in columns]
+        schema = pa.schema([*fields, pa.field("error", pa.string())])
+        return pa.table({**columns, "error": errors}, schema=schema)
 
     def predict_tokens(self, tokens: Tokens) -> TaskOutputs:
         """Label R rows of tokens; rows without tokens get label -1 and score NaN.
@@ -167,7 +181,8 @@ class Predictor:
         started = time.perf_counter()
         lengths = tokens.lengths
         vector_size = self._vector_size if self.gives_vectors else None
-        collected = _Collected(len(self.tasks), vector_size, len(tokens), int(np.count_nonzero(lengths)))
+        num_kept = 0 if self._kept is None else len(self._kept)
+        collected = _Collected(len(self.tasks), num_kept, vector_size, len(tokens), int(np.count_nonzero(lengths)))
         num_padded_tokens = 0
         running: tuple[RowIndices, Packed] | None = None
         batches = self._batches(lengths, np.arange(len(tokens)))
@@ -185,16 +200,23 @@ class Predictor:
             num_padded_tokens += len(rows) * int(lengths[rows].max())
         if running is not None:
             collected.fetch(*running)
-        label_ids, scores, vectors = collected.by_row()
+        label_ids, scores, kept, vectors = collected.by_row()
         return TaskOutputs(
             label_ids,
             scores,
             vectors,
+            self._by_task(kept),
             num_tokens=int(lengths.sum()),
             num_padded_tokens=num_padded_tokens,
             flops=self._flops(lengths),
             seconds=time.perf_counter() - started,
         )
+
+    def _by_task(self, kept: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
+        """The (K, R) probabilities of all labels, by task."""
+        tasks = [task for task in self.tasks if task.keeps_probabilities]
+        stops = np.cumsum([task.num_outputs for task in tasks])
+        return {task.name: kept[stop - task.num_outputs : stop] for task, stop in zip(tasks, stops, strict=True)}
 
     def measure_peak_flops_per_s(self) -> float:
         """The device's measured peak: FLOP/s of a large matrix product, in the model's precision.
@@ -244,13 +266,19 @@ class Predictor:
         return ToHost(self._labels_and_scores(logits.float())), None if vectors is None else ToHost(vectors)
 
     def _labels_and_scores(self, logits: Tensor) -> Tensor:
-        """(2, n, B) label ids and scores in one int32 tensor, so that one copy brings both to the host."""
+        """(2 n + K, B) label ids, scores and probabilities in one int32 tensor: one copy brings all to the host."""
         if not self.tasks:
-            return torch.empty(2, 0, len(logits), dtype=torch.int32)
-        scores, label_ids = torch.softmax(logits, dim=-1).max(dim=-1)
+            return torch.empty(0, len(logits), dtype=torch.int32)
+        probabilities = torch.softmax(logits, dim=-1)
+        if self._has_multi_label:
+            probabilities = torch.where(self._is_multi_label[:, None], logits.sigmoid(), probabilities)
+        scores, label_ids = probabilities.max(dim=-1)
         scores = torch.where(self._is_regression, logits[..., 0], scores)
-        label_ids = label_ids.masked_fill(self._is_regression, -1).int()
-        return torch.stack([label_ids.t(), scores.t().contiguous().view(torch.int32)])
+        label_ids = label_ids.masked_fill(self._has_no_index, -1).int()
+        floats = [scores.t()]
+        if self._kept is not None:
+            floats.append(probabilities.flatten(1).index_select(1, self._kept).t())
+        return torch.cat([label_ids.t(), *(of.contiguous().view(torch.int32) for of in floats)])
 
 
 class _Collected:
@@ -258,17 +286,21 @@ class _Collected:
 
     Args:
         num_tasks: n
+        num_kept: K
         vector_size: D; None where vectors are not wanted.
         num_rows: R
         num_labelled: Rows that have tokens.
     """
 
-    def __init__(self, num_tasks: int, vector_size: int | None, num_rows: int, num_labelled: int) -> None:
+    def __init__(
+        self, num_tasks: int, num_kept: int, vector_size: int | None, num_rows: int, num_labelled: int
+    ) -> None:
         # Rows without tokens come behind all others. The rest is written when it comes, so that a device is at work
         # while a large piece of memory is used for the first time.
-        self._packed = np.empty((2, num_tasks, num_rows), np.int32)
-        self._packed[0, :, num_labelled:] = -1
-        self._packed[1, :, num_labelled:].view(np.float32)[:] = np.nan
+        self._packed = np.empty((2 * num_tasks + num_kept, num_rows), np.int32)
+        self._label_ids, self._floats = self._packed[:num_tasks], self._packed[num_tasks:].view(np.float32)
+        self._label_ids[:, num_labelled:] = -1
+        self._floats[:, num_labelled:] = np.nan
         self._vectors = None if vector_size is None else np.full((num_rows, vector_size), np.nan, np.float16)
         self._columns = np.full(num_rows, -1)
         self._num_labelled, self._done = num_labelled, 0
@@ -279,10 +311,10 @@ class _Collected:
         Raises:
             BundleError: A score or a vector is not a number.
         """
-        labels_and_scores, vectors = packed
+        results, vectors = packed
         columns = slice(self._done, self._done + len(rows))
-        self._packed[..., columns] = labels_and_scores.numpy()
-        found: list[npt.NDArray[np.float16] | npt.NDArray[np.float32]] = [self._packed[1, :, columns].view(np.float32)]
+        self._packed[:, columns] = results.numpy()
+        found: list[npt.NDArray[np.float16] | npt.NDArray[np.float32]] = [self._floats[:, columns]]
         if self._vectors is not None and vectors is not None:
             self._vectors[columns] = vectors.numpy()
             found.append(self._vectors[columns])
@@ -293,19 +325,20 @@ class _Collected:
         self._columns[rows] = np.arange(columns.start, columns.stop)
         self._done += len(rows)
 
-    def by_row(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.float16] | None]:
-        """(n, R) label ids and scores, and (R, D) vectors if they are wanted."""
+    def by_row(
+        self,
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float16] | None]:
+        """(n, R) label ids and scores, (K, R) probabilities, and (R, D) vectors if they are wanted."""
         empty = self._columns < 0
         self._columns[empty] = np.arange(self._num_labelled, len(empty))
-        _, num_tasks, num_rows = self._packed.shape
-        results = self._packed.reshape(2 * num_tasks, num_rows)
-        if results.size < _MANY_RESULTS:
-            self._put_in_order(results)
+        if self._packed.size < _MANY_RESULTS:
+            self._put_in_order(self._packed)
         else:
             with ThreadPoolExecutor(_ORDERING_THREADS) as threads:  # NumPy lets them run side by side
-                list(threads.map(self._put_in_order, np.array_split(results, _ORDERING_THREADS)))
-        label_ids, scores = self._packed
-        return label_ids, scores.view(np.float32), None if self._vectors is None else self._vectors[self._columns]
+                list(threads.map(self._put_in_order, np.array_split(self._packed, _ORDERING_THREADS)))
+        num_tasks = len(self._label_ids)
+        vectors = None if self._vectors is None else self._vectors[self._columns]
+        return self._label_ids, self._floats[:num_tasks], self._floats[num_tasks:], vectors
 
     def _put_in_order(self, results: npt.NDArray[np.int32]) -> None:
         """By row, where they lie: with many tasks a copy is large."""

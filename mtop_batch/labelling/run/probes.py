@@ -33,6 +33,7 @@ class ProbePredictor:
     def __init__(self, tasks: Sequence[Task], probes: Sequence[Mapping[str, npt.NDArray[np.float32]]]) -> None:
         self.tasks = list(tasks)
         self._probes = list(probes)
+        self._multi_label = np.array([task.is_multi_label for task in tasks])
         self._regressions = np.flatnonzero([task.kind == "regression" for task in tasks])
         scales = [(self.tasks[place].std, self.tasks[place].mean) for place in self._regressions]
         self._scales = np.array(scales, np.float32).reshape(-1, 2)
@@ -67,6 +68,8 @@ class ProbePredictor:
         given = np.flatnonzero(vectors.is_valid().to_numpy())
         label_ids = np.full((len(self.tasks), len(vectors)), -1, np.int32)
         scores = np.full(label_ids.shape, np.nan, np.float32)
+        kept = {place: task for place, task in enumerate(self.tasks) if task.keeps_probabilities}
+        found = {task.name: np.full((task.num_outputs, len(vectors)), np.nan, np.float32) for task in kept.values()}
         for start in range(0, len(matrix), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
             logits = self._logits(matrix[rows])
@@ -75,14 +78,29 @@ class ProbePredictor:
             scores[:, given[rows]] = 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
             values = logits[self._regressions, 0] * self._scales[:, :1] + self._scales[:, 1:]
             scores[np.ix_(self._regressions, given[rows])] = values
-        label_ids[self._regressions] = -1
-        return TaskOutputs(label_ids, scores, seconds=time.perf_counter() - started)
+            for place, task in kept.items():
+                probabilities = _probabilities(task, logits[place, : task.num_outputs])
+                found[task.name][:, given[rows]] = probabilities
+                scores[place, given[rows]] = probabilities.max(axis=0)
+        label_ids[self._regressions] = label_ids[self._multi_label] = -1
+        return TaskOutputs(label_ids, scores, probabilities=found, seconds=time.perf_counter() - started)
 
     def _logits(self, matrix: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
         """(n, C, rows) logits of (rows, D) vectors; -inf beyond a probe's own labels."""
         products = self._weight.reshape(-1, self._vector_size) @ matrix.T.astype(np.float32)
         logits: npt.NDArray[np.float32] = products.reshape(*self._bias.shape, -1) + self._bias[..., None]
         return logits
+
+
+def _probabilities(task: Task, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(C, rows) The probabilities of a task's labels."""
+    if task.is_multi_label:
+        # The sigmoid, without an overflow whatever the sign.
+        part = np.exp(-np.abs(logits))
+        return np.where(logits < 0, part, 1).astype(np.float32) / (1 + part)
+    exponentials = np.exp(logits - logits.max(axis=0))
+    shares: npt.NDArray[np.float32] = exponentials / exponentials.sum(axis=0)
+    return shares
 
 
 def read_vectors(labels: str, unit: Unit) -> pa.Table:

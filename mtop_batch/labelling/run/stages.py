@@ -27,7 +27,7 @@ from mtop_batch.labelling.run.probes import ProbePredictor, read_vectors
 from mtop_batch.labelling.run.read_rows import read_unit
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.storage.retry import DEFAULT_RETRY_TIMEOUT_S, EventSink, ignore_event, with_retries
-from mtop_batch.table.columns import VECTOR_COLUMN, label_columns
+from mtop_batch.table.columns import VECTOR_COLUMN, label_columns, label_counts
 from mtop_batch.table.definition import Definition
 from mtop_batch.table.lease.lease import LeaseToken
 from mtop_batch.table.store import write_label_file
@@ -88,6 +88,7 @@ class UnitResult:
         error_reasons: How often each reason occurred.
         error_examples: The first few rows without labels: row number in the source file and reason.
         label_counts: Task -> label -> articles.
+        list_counts: Task -> articles, of tasks that give an article any number of labels.
         num_tokens: Tokens of the texts, without padding.
         num_padded_tokens: Tokens that went through the model, prompts aside.
         num_bytes: Bytes of the label files.
@@ -109,6 +110,7 @@ class UnitResult:
     error_reasons: dict[str, int] = field(default_factory=dict)
     error_examples: list[dict[str, Any]] = field(default_factory=list)
     label_counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    list_counts: dict[str, int] = field(default_factory=dict)
     num_tokens: int = 0
     num_padded_tokens: int = 0
     num_bytes: int = 0
@@ -318,7 +320,10 @@ def _count(table: pa.Table, unit: Unit, result: UnitResult) -> None:
     names = set(table.column_names)
     for task in unit.tasks:
         if f"{task}_label" in names:
-            result.label_counts[task] = _value_counts(table[f"{task}_label"].drop_null())
+            labels = table[f"{task}_label"]
+            result.label_counts[task] = label_counts(labels)
+            if pa.types.is_list(labels.type):
+                result.list_counts[task] = len(labels) - labels.null_count
 
 
 def _value_counts(values: pa.ChunkedArray) -> dict[str, int]:

@@ -4,9 +4,9 @@ A task has two of them. The *score hash*, called its fingerprint, covers everyth
 tokenizer, the length at which texts are cut, its text columns, kind, reader and labels (mean and standard deviation of
 those of a regression), the backbone's settings and weights, the tensors of the context that every output depends on
 (shared prompts and those of joint tasks), and the tensors behind the task: its prompts or those of its prompt group,
-its pooler, head and LoRA, or what else its kind of model has it read. It covers nothing else: not its metric, no other
-isolated task or one of its group, no encoder of another task, not where the bundle lies. So adding isolated tasks
-leaves the fingerprints of the tasks already there unchanged.
+its pooler, head and LoRA, or what else its kind of model has it read. It covers nothing else: not its metric, not which
+scores are kept (`Task.scores`), no other isolated task or one of its group, no encoder of another task, not where the
+bundle lies. So adding isolated tasks leaves the fingerprints of the tasks already there unchanged.
 
 The *decision hash* covers what only turns scores into labels. A change of it costs no forward pass.
 
@@ -66,7 +66,8 @@ def task_fingerprints(model: MultiTaskModel, tokenizer_digest: str) -> dict[str,
 def decision_fingerprints(model: MultiTaskModel) -> dict[str, str]:
     """The decision hash of every task, by name: 32 hexadecimal digits.
 
-    Every task decides in the same way today: the label of the highest score, or the value itself.
+    Every task of a kind decides in the same way today: the label of the highest score, all labels of at least one half,
+    or the value itself (`mtop_batch.decisions`).
     """
     return {name: json_digest({"decision": DECISION})[:_HEX_DIGITS] for name in model.task_names}
 

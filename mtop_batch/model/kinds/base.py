@@ -217,7 +217,8 @@ class MultiTaskModel(EncoderModel):
             token_type_ids: (B, T) 0 and 1 for the two texts of a pair.
             kv_cache: What `cache` returned for the texts, in place of the three above.
             task: The one task wanted; None for all.
-            labels: (B,) Label indices or regression values of that task.
+            labels: (B,) Label indices or regression values of that task; (B, C) which labels a text has, of a
+                multi-label task.
             class_weights: (C,) What an example of each label counts in the loss; None for 1 each.
 
         Raises:

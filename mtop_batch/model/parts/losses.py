@@ -15,12 +15,15 @@ def task_loss(task: Task, logits: Tensor, labels: Tensor, class_weights: Tensor 
     """The loss of a batch of one task, in float32.
 
     Args:
-        task: Decides the loss: mean cross-entropy for classification; for a regression the mean squared error, in
-            standard deviations of what it learned from.
+        task: Decides the loss: mean cross-entropy for classification; for a multi-label task binary cross-entropy, the
+            mean over labels and texts; for a regression the mean squared error, in standard deviations of what it
+            learned from.
         logits: (B, C) What the task's head puts out.
-        labels: (B,) Indices of labels, or the values of a regression.
-        class_weights: (C,) What an example of each label counts; their mean over the examples learned from is 1, so
-            that the loss is as large as without. None for 1 each.
+        labels: (B,) Indices of labels, or the values of a regression; (B, C) which labels a text has, of a multi-label
+            task.
+        class_weights: (C,) What an example of each label counts. Of a classification their mean over the examples
+            learned from is 1, so that the loss is as large as without; of a multi-label task they are relative to
+            examples without the label. None for 1 each.
 
     Returns:
         () The loss.
@@ -28,7 +31,15 @@ def task_loss(task: Task, logits: Tensor, labels: Tensor, class_weights: Tensor 
     if task.kind == "regression":
         standardised = (labels.double() - task.mean) / task.std
         return F.mse_loss(logits[:, 0].float(), standardised.float())
+    if task.is_multi_label:
+        return multi_label_loss(logits.float(), labels, class_weights)
     return classification_loss(logits.float(), labels, class_weights)
+
+
+def multi_label_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
+    """() The mean binary cross-entropy over texts and labels; with weights for the labels that a text has."""
+    weights = None if class_weights is None else class_weights.to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), pos_weight=weights)
 
 
 def classification_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:

@@ -15,11 +15,11 @@ from mtop_batch import storage
 from mtop_batch.corpus.files import SourceFile
 from mtop_batch.errors import DamagedLabelFile
 from mtop_batch.storage.local import FileInfo
-from mtop_batch.table.columns import task_columns
+from mtop_batch.table.columns import OutputKind
 from mtop_batch.table.definition import VECTOR, LabelSet, ViewDefinition
 from mtop_batch.table.footer import PublishedFooter
 from mtop_batch.table.gate.rules import TableChange
-from mtop_batch.table.gate.statistics import TaskChange
+from mtop_batch.table.gate.statistics import LabelCounts, TaskChange
 from mtop_batch.table.names import published_path
 from mtop_batch.table.publish import StoredContent, choose_label_sets, read_stored_content
 from mtop_batch.table.published import list_published, read_published
@@ -37,7 +37,7 @@ _MAX_CELLS = 2**25
 def preview(
     labels: str,
     wanted: ViewDefinition,
-    kinds: Mapping[str, str],
+    kinds: Mapping[str, OutputKind],
     sources: Sequence[SourceFile],
     *,
     require_all: bool = True,
@@ -59,8 +59,10 @@ def preview(
 class _Preview:
     """One call of `preview`."""
 
-    def __init__(self, labels: str, wanted: ViewDefinition, kinds: Mapping[str, str], require_all: bool) -> None:
-        self._labels, self._wanted, self._kinds, self._require_all = labels, wanted, kinds, require_all
+    def __init__(self, labels: str, wanted: ViewDefinition, kinds: Mapping[str, OutputKind], require_all: bool) -> None:
+        self._labels, self._wanted, self._require_all = labels, wanted, require_all
+        # Scores of labels that a text is not given say nothing of how labels change.
+        self._kinds = {task: OutputKind(kind.kind) for task, kind in kinds.items()}
         self._tasks = [task for task in wanted.fingerprints if task != VECTOR]
         self._listing: StoreListing = list_store(labels)
         self._label_sets: Mapping[str, LabelSet] = {
@@ -104,7 +106,7 @@ class _Preview:
             if start == 0:
                 change.new_errors = _new_errors(new, old)
             for task in some:
-                of_task = change.tasks[task] = TaskChange(self._kinds[task], self._wanted.fingerprints[task])
+                of_task = change.tasks[task] = TaskChange(self._kinds[task].kind, self._wanted.fingerprints[task])
                 made = None if footer is None else footer.tasks.get(task)
                 replaced = ("", "") if made is None else (made.bundle, made.fingerprint)
                 of_task.add(task, new, old, source=content.source.path, replaced=replaced)
@@ -114,7 +116,7 @@ class _Preview:
         """The new labels of some tasks."""
         by_set: dict[str, list[str]] = {}
         for task, name in choice.items():
-            by_set.setdefault(name, []).extend(task_columns(task, self._kinds[task]))
+            by_set.setdefault(name, []).extend(self._kinds[task].names(task))
         columns: dict[str, pa.ChunkedArray] = {}
         errors: list[pa.ChunkedArray] = []
         for name, wanted in by_set.items():
@@ -131,7 +133,7 @@ class _Preview:
         """The published labels of the same articles, null where an article has none."""
         if before is None or not before.has_rows:
             return None, None
-        columns = [column for task in choice for column in task_columns(task, self._kinds[task])]
+        columns = [column for task in choice for column in self._kinds[task].names(task)]
         footer, table = read_published_file(self._labels, published_path(source.path), ["id", *columns, "error"])
         missing = [name for name in columns if name not in table.schema.names]
         for name in missing:
@@ -159,18 +161,19 @@ def _as_strings(ids: pa.ChunkedArray) -> pa.ChunkedArray:
         return pa.chunked_array([[None if value is None else str(value) for value in ids.to_pylist()]], pa.string())
 
 
-def usual_shares(labels: str, fingerprints: Mapping[str, str]) -> dict[str, list[dict[str, int]]]:
+def usual_shares(labels: str, fingerprints: Mapping[str, str]) -> dict[str, list[LabelCounts]]:
     """What the last runs that published some of these tasks showed: per task and run, articles per label.
 
     Where some of these runs showed labels of the same fingerprint, only they count: what was usual before is then over.
     """
-    found: dict[str, list[tuple[str, dict[str, int]]]] = {task: [] for task in fingerprints}
+    found: dict[str, list[tuple[str, LabelCounts]]] = {task: [] for task in fingerprints}
     for tasks in _published_by_run(labels):
         for task in found.keys() & tasks.keys():
             counts = Counter[str](tasks[task]["fresh_counts"])
             counts.update(tasks[task]["new_counts"])
-            if counts and len(found[task]) < RECENT_RUNS:
-                found[task].append((tasks[task]["fingerprint"], dict(counts)))
+            shares = LabelCounts(counts, tasks[task]["fresh_articles"] + tasks[task]["same_articles"])
+            if shares.articles and len(found[task]) < RECENT_RUNS:
+                found[task].append((tasks[task]["fingerprint"], shares))
         if all(len(runs) >= RECENT_RUNS for runs in found.values()):
             break
     usual = {}

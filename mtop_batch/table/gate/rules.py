@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from mtop_batch.table.gate.statistics import TaskChange, stability
+from mtop_batch.table.gate.statistics import LabelCounts, TaskChange
 
 _ALIKE = 10
 _SIGMAS = 3.0
@@ -89,7 +89,8 @@ class TableChange:
         articles: That would be new or replaced.
         new_errors: Those that cannot be labelled, and did not have an error before.
         tasks: The tasks whose labels change.
-        usual: Per task, what earlier runs published: articles per label (or bin of values), a run each.
+        usual: Per task, what earlier runs published: articles per label (or bin of values), a run each;
+            `LabelCounts` where an article has several labels.
         metrics: Per task, on development data.
     """
 
@@ -123,7 +124,8 @@ class TableChange:
         return {
             **change.to_dict(),
             "usual_counts": dict(usual),
-            "fresh_stability": stability(usual, change.fresh_shares),
+            "usual_articles": usual.articles,
+            "fresh_stability": change.stability(usual, change.fresh_shares),
             "metric": None if metric is None else vars(metric),
         }
 
@@ -236,13 +238,14 @@ def _shares(task: str, change: TaskChange, rules: Rules) -> list[Reason]:
 def _fresh(task: str, change: TaskChange, usual: Sequence[Mapping[str, int]], rules: Rules) -> list[Reason]:
     """New articles against each of the last runs, and against all of them together: one that is near is enough."""
     fresh = change.fresh_shares
-    compared = [_pooled(usual), *(Counter(run) for run in usual if sum(run.values()) >= _MIN_RUN_ARTICLES)]
-    if not fresh or not compared[0]:
+    runs = [_shares_of(run) for run in usual]
+    compared = [_pooled(usual), *(run for run in runs if run.articles >= _MIN_RUN_ARTICLES)]
+    if not fresh.articles or not compared[0].articles:
         return []
     if min(_surely_apart(run, fresh, ordered=not change.has_labels) for run in compared) <= rules.max_new_share_change:
         return []
-    n, before = fresh.total(), compared[0]
-    was = {label: count / before.total() for label, count in before.items()}
+    n, before = fresh.articles, compared[0]
+    was = {label: count / before.articles for label, count in before.items()}
     label = max(fresh.keys() | was.keys(), key=lambda name: abs(fresh[name] / n - was.get(name, 0.0)))
     text = (
         f"{label!r} is {fresh[label] / n:.1%} of {n:,} new articles, and was {was.get(label, 0.0):.1%} in the last "
@@ -282,7 +285,7 @@ def _surely_above(count: float, total: float, limit: float) -> bool:
     return total > 0 and _lowest_share(count, total) > limit
 
 
-def _surely_apart(old: Mapping[str, int], new: Mapping[str, int], *, ordered: bool = True) -> float:
+def _surely_apart(old: LabelCounts, new: LabelCounts, *, ordered: bool = True) -> float:
     """How far apart two distributions are, beyond chance: the largest difference of a share.
 
     Args:
@@ -290,7 +293,7 @@ def _surely_apart(old: Mapping[str, int], new: Mapping[str, int], *, ordered: bo
         new: The same.
         ordered: They are bins of values: shares are those of all values up to each bin (Kolmogorov and Smirnov).
     """
-    m, n = (sum(counts.values()) / _ALIKE for counts in (old, new))
+    m, n = (counts.articles / _ALIKE for counts in (old, new))
     keys = sorted(old.keys() | new.keys(), key=float) if ordered else sorted(old.keys() | new.keys())
     largest = 0.0
     first, second = ([counts.get(key, 0) / _ALIKE for key in keys] for counts in (old, new))
@@ -303,8 +306,12 @@ def _surely_apart(old: Mapping[str, int], new: Mapping[str, int], *, ordered: bo
     return largest
 
 
-def _pooled(runs: Sequence[Mapping[str, int]]) -> Counter[str]:
+def _shares_of(run: Mapping[str, int]) -> LabelCounts:
+    return run if isinstance(run, LabelCounts) else LabelCounts(run)
+
+
+def _pooled(runs: Sequence[Mapping[str, int]]) -> LabelCounts:
     pooled: Counter[str] = Counter()
     for run in runs:
         pooled.update(run)
-    return pooled
+    return LabelCounts(pooled, sum(_shares_of(run).articles for run in runs))

@@ -1,7 +1,8 @@
 """How the labels of a task change, as counts that add up while rows stream by. Pure: nothing here knows of files.
 
 `TaskChange` compares two columns of labels of the same articles ("old" and "new"), and counts apart the articles that
-have a new label only. A label is compared by its name, a value (of a regression) by its number.
+have a new label only. A label is compared by its name, a value (of a regression) by its number. Of a multi-label task
+each label is compared by itself, as one that an article has or has not; and an article's labels as a set.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 MAX_EXAMPLES = 5
 SCORE_BINS = 20
@@ -59,6 +61,19 @@ class Scores:
         return {"count": self.count, "mean": mean, "bins": {str(key): self.bins[key] for key in sorted(self.bins)}}
 
 
+class LabelCounts(Counter[str]):
+    """Articles per label, or per bin of values.
+
+    Args:
+        counts: The articles.
+        articles: How many they are, where an article may have several labels, or none; by default the counts' sum.
+    """
+
+    def __init__(self, counts: Mapping[str, int], articles: int | None = None) -> None:
+        super().__init__(counts)
+        self.articles = self.total() if articles is None else articles
+
+
 @dataclass
 class TaskChange:
     """How the labels of one task change.
@@ -67,8 +82,12 @@ class TaskChange:
         kind: The task's kind.
         fingerprint: What computes the new labels.
         replaced: Articles per (bundle, fingerprint) of the old label, over those that have both.
-        pairs: Articles per (old label, new label), over those that have both; none for values.
-        old: Scores of the articles that have both, before.
+        num_same: Articles that have an old and a new label.
+        num_flipped: Those of them whose label, or set of labels, differs; none for values.
+        num_fresh: Articles that have a new label only.
+        pairs: Articles per (old label, new label), over those that have both; none for values. Of a multi-label task a
+            label is paired with itself, or with "" where the article had it, or has it, alone.
+        old: Scores of the articles that have both, before; of a multi-label task those of the labels that they have.
         new: The same, now.
         products: Sums over values that have both: of old squared, new squared, and old times new.
         fresh_labels: Articles per label, over those that have a new label only.
@@ -79,6 +98,9 @@ class TaskChange:
     kind: str
     fingerprint: str = ""
     replaced: Counter[tuple[str, str]] = field(default_factory=Counter)
+    num_same: int = 0
+    num_flipped: int = 0
+    num_fresh: int = 0
     pairs: Counter[tuple[str, str]] = field(default_factory=Counter)
     old: Scores = field(default_factory=Scores)
     new: Scores = field(default_factory=Scores)
@@ -91,6 +113,11 @@ class TaskChange:
     def has_labels(self) -> bool:
         """Whether its labels have names; a regression has values."""
         return self.kind != "regression"
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether an article has any number of labels."""
+        return self.kind == "multi-label"
 
     def add(
         self,
@@ -112,20 +139,31 @@ class TaskChange:
             first_row: Their first row there.
             replaced: Bundle and fingerprint of the old labels.
         """
+        if self.has_lists:
+            in_both = self._add_lists(task, new, old, source, first_row)
+        else:
+            in_both = self._add_scalars(task, new, old, source, first_row)
+        if in_both:
+            self.num_same += in_both
+            self.replaced[replaced] += in_both
+        self._keep_few_examples()
+
+    def _add_scalars(self, task: str, new: pa.Table, old: pa.Table | None, source: str, first_row: int) -> int:
+        """Count articles with one label or value each; returns how many have an old one too."""
         now = _numbers(new, f"{task}_score")
         before = np.full(len(now), np.nan) if old is None else _numbers(old, f"{task}_score")
         in_both = ~np.isnan(now) & ~np.isnan(before)
         is_fresh = ~np.isnan(now) & np.isnan(before)
+        num_both = int(in_both.sum())
+        self.num_fresh += int(is_fresh.sum())
         values = not self.has_labels
         self.old.add(before[in_both], are_values=values)
         self.new.add(now[in_both], are_values=values)
         self.fresh.add(now[is_fresh], are_values=values)
-        if in_both.any():
-            self.replaced[replaced] += int(in_both.sum())
         if values:
             first, second = before[in_both], now[in_both]
             self.products += np.array([first @ first, second @ second, first @ second])
-            return
+            return num_both
         names: dict[str, int] = {}
         new_codes = _codes(new[f"{task}_label"], names)
         old_codes = new_codes if old is None else _codes(old[f"{task}_label"], names)
@@ -133,24 +171,64 @@ class TaskChange:
         self._count_fresh(new_codes[is_fresh], known)
         self._count_pairs(old_codes[in_both], new_codes[in_both], known)
         flipped = np.flatnonzero(in_both & (old_codes != new_codes))
-        for row in flipped[np.linspace(0, len(flipped) - 1, MAX_EXAMPLES).astype(int)] if len(flipped) else ():
+        self.num_flipped += len(flipped)
+        for row in _some(flipped):
             self.examples.append(
                 {
                     "source": source,
-                    "row": first_row + int(row),
-                    "id": _shown_id(new["id"][int(row)]),
+                    "row": first_row + row,
+                    "id": _shown_id(new["id"][row]),
                     "old": known[old_codes[row]],
                     "old_score": round(float(before[row]), 4),
                     "new": known[new_codes[row]],
                     "new_score": round(float(now[row]), 4),
                 }
             )
-        self._keep_few_examples()
+        return num_both
+
+    def _add_lists(self, task: str, new: pa.Table, old: pa.Table | None, source: str, first_row: int) -> int:
+        """Count articles with any number of labels each; returns how many have an old set of them too."""
+        names: dict[str, int] = {}
+        now = _GivenLabels.of(new, task, names)
+        before = _GivenLabels.nothing(len(new)) if old is None else _GivenLabels.of(old, task, names)
+        in_both, is_fresh = now.is_there & before.is_there, now.is_there & ~before.is_there
+        self.num_fresh += int(is_fresh.sum())
+        self.old.add(before.scores[in_both[before.rows]], are_values=False)
+        self.new.add(now.scores[in_both[now.rows]], are_values=False)
+        self.fresh.add(now.scores[is_fresh[now.rows]], are_values=False)
+        known = list(names)
+        self._count_fresh(now.codes[is_fresh[now.rows]], known)
+        # An article and its label as one number.
+        pairs = [(of.rows * len(known) + of.codes)[in_both[of.rows]] for of in (before, now)]
+        kept, lost = np.intersect1d(pairs[0], pairs[1]), np.setdiff1d(pairs[0], pairs[1])
+        gained = np.setdiff1d(pairs[1], pairs[0])
+        for keys, had, has in ((kept, True, True), (lost, True, False), (gained, False, True)):
+            for code, count in enumerate(np.bincount(keys % max(1, len(known)), minlength=len(known)).tolist()):
+                if count:
+                    self.pairs[known[code] if had else "", known[code] if has else ""] += count
+        flipped = np.unique(np.concatenate([lost, gained]) // max(1, len(known)))
+        self.num_flipped += len(flipped)
+        for row in _some(flipped):
+            self.examples.append(
+                {
+                    "source": source,
+                    "row": first_row + row,
+                    "id": _shown_id(new["id"][row]),
+                    "old": before.text(row, known),
+                    "old_score": None,
+                    "new": now.text(row, known),
+                    "new_score": None,
+                }
+            )
+        return int(in_both.sum())
 
     def merge(self, other: TaskChange) -> None:
         """Count the articles of the other too."""
         for mine, theirs in ((self.old, other.old), (self.new, other.new), (self.fresh, other.fresh)):
             mine.merge(theirs)
+        self.num_same += other.num_same
+        self.num_flipped += other.num_flipped
+        self.num_fresh += other.num_fresh
         self.replaced.update(other.replaced)
         self.pairs.update(other.pairs)
         self.fresh_labels.update(other.fresh_labels)
@@ -159,17 +237,12 @@ class TaskChange:
         self._keep_few_examples()
 
     @property
-    def num_same(self) -> int:
-        """Articles that have an old and a new label."""
-        return self.new.count
-
-    @property
     def disagreement(self) -> float:
-        """Of labels, the share that differs; of values, 1 less Lin's concordance coefficient, at most 1."""
+        """The share of labels, or sets of them, that differs; of values, 1 less Lin's concordance, at most 1."""
         if not self.num_same:
             return 0.0
         if self.has_labels:
-            return sum(count for (old, new), count in self.pairs.items() if old != new) / self.num_same
+            return self.num_flipped / self.num_same
         n = self.num_same
         old_mean, new_mean = self.old.total / n, self.new.total / n
         old_square, new_square, product = (float(value) / n for value in self.products)
@@ -178,23 +251,35 @@ class TaskChange:
         return min(1.0, distance / spread) if spread > 0 and distance > 0 else 0.0
 
     @property
-    def old_shares(self) -> Counter[str]:
+    def old_shares(self) -> LabelCounts:
         """Articles per old label, or per bin of the old value, over those that have both."""
         if not self.has_labels:
             return _bins_by_name(self.old)
-        return _sums((old, count) for (old, _), count in self.pairs.items())
+        return self._shares((old, count) for (old, _), count in self.pairs.items())
 
     @property
-    def new_shares(self) -> Counter[str]:
+    def new_shares(self) -> LabelCounts:
         """The same of the new label or value."""
         if not self.has_labels:
             return _bins_by_name(self.new)
-        return _sums((new, count) for (_, new), count in self.pairs.items())
+        return self._shares((new, count) for (_, new), count in self.pairs.items())
 
     @property
-    def fresh_shares(self) -> Counter[str]:
+    def fresh_shares(self) -> LabelCounts:
         """The same over the articles that have a new label only."""
-        return self.fresh_labels if self.has_labels else _bins_by_name(self.fresh)
+        return LabelCounts(self.fresh_labels, self.num_fresh) if self.has_labels else _bins_by_name(self.fresh)
+
+    def stability(self, old: LabelCounts, new: LabelCounts) -> float | None:
+        """The population stability index of two distributions of the task's labels; None where there are no articles.
+
+        Of a multi-label task it is that of the label that moves most, as one that articles have or have not.
+        """
+        if not self.has_lists:
+            return stability(old, new)
+        if not old.articles or not new.articles:
+            return None
+        split = ([{"has": of[label], "has not": of.articles - of[label]} for of in (old, new)] for label in old | new)
+        return max((stability(*both) or 0.0 for both in split), default=0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -216,10 +301,10 @@ class TaskChange:
                 for (old, new), count in self.pairs.most_common()
                 if old != new
             ],
-            "fresh_articles": self.fresh.count,
+            "fresh_articles": self.num_fresh,
             "fresh_counts": dict(self.fresh_shares.most_common()),
             "fresh_scores": self.fresh.to_dict(),
-            "stability": stability(self.old_shares, self.new_shares),
+            "stability": self.stability(self.old_shares, self.new_shares),
             "examples": self.examples,
         }
 
@@ -231,6 +316,14 @@ class TaskChange:
         counts = np.bincount(old * len(known) + new)
         for code in np.flatnonzero(counts).tolist():
             self.pairs[known[code // len(known)], known[code % len(known)]] += int(counts[code])
+
+    def _shares(self, items: Iterable[tuple[str, int]]) -> LabelCounts:
+        """The sums of counts by label; of several, what stands for none is left out."""
+        sums: Counter[str] = Counter()
+        for name, count in items:
+            if name or not self.has_lists:
+                sums[name] += count
+        return LabelCounts(sums, self.num_same)
 
     def _keep_few_examples(self) -> None:
         """The same ones whatever the order in which files are read, and not all of one file."""
@@ -260,6 +353,51 @@ def stability(old: Mapping[str, int], new: Mapping[str, int]) -> float | None:
     return round(sum((q - p) * math.log(q / p) for p, q in zip(*shares, strict=True)), 4)
 
 
+@dataclass(frozen=True)
+class _GivenLabels:
+    """The labels of articles that have any number of them: L labels of R articles.
+
+    Args:
+        is_there: (R,) Whether an article has a set of labels, which may be empty.
+        rows: (L,) The article of each label.
+        codes: (L,) The label's number.
+        scores: (L,) Its score.
+    """
+
+    is_there: Flags
+    rows: npt.NDArray[np.int64]
+    codes: npt.NDArray[np.int64]
+    scores: Floats
+
+    @classmethod
+    def of(cls, table: pa.Table, task: str, names: dict[str, int]) -> _GivenLabels:
+        """Those of a task; `names` gets the labels that it lacks."""
+        labels = table[f"{task}_label"]
+        lengths = pc.list_value_length(labels).fill_null(0).to_numpy()
+        codes = _codes(pc.list_flatten(labels), names)
+        scores = pc.list_flatten(table[f"{task}_score"]).cast(pa.float64()).to_numpy()
+        return cls(labels.is_valid().to_numpy(), np.repeat(np.arange(len(table)), lengths), codes, scores)
+
+    @classmethod
+    def nothing(cls, num_rows: int) -> _GivenLabels:
+        """Of articles that have no sets of labels."""
+        nothing = np.empty(0, np.int64)
+        return cls(np.zeros(num_rows, bool), nothing, nothing, np.empty(0))
+
+    def text(self, row: int, known: Sequence[str]) -> str:
+        """The labels of an article, for people."""
+        first, stop = np.searchsorted(self.rows, [row, row + 1])
+        return ", ".join(known[code] for code in self.codes[first:stop])
+
+
+def _some(rows: npt.NDArray[np.int64]) -> list[int]:
+    """A few of the rows, from all over them."""
+    if not len(rows):
+        return []
+    found: list[int] = rows[np.linspace(0, len(rows) - 1, MAX_EXAMPLES).astype(int)].tolist()
+    return found
+
+
 def _numbers(table: pa.Table, column: str) -> Floats:
     """A column of numbers, NaN where it is null or not there."""
     if column not in table.schema.names:
@@ -282,13 +420,8 @@ def _shown_id(value: pa.Scalar) -> str:
     return str(value.as_py())[:200]
 
 
-def _sums(items: Iterable[tuple[str, int]]) -> Counter[str]:
-    sums: Counter[str] = Counter()
-    for name, count in items:
-        sums[name] += count
-    return sums
-
-
-def _bins_by_name(scores: Scores) -> Counter[str]:
+def _bins_by_name(scores: Scores) -> LabelCounts:
     """Values by the lower end of their bin."""
-    return Counter({f"{math.sinh(key / _VALUE_BINS_PER_UNIT):.4g}": scores.bins[key] for key in sorted(scores.bins)})
+    return LabelCounts(
+        {f"{math.sinh(key / _VALUE_BINS_PER_UNIT):.4g}": scores.bins[key] for key in sorted(scores.bins)}
+    )

@@ -21,7 +21,7 @@ from mtop_batch.lines import shown
 from mtop_batch.table.footer import PublishedFooter
 from mtop_batch.table.names import PUBLISHED
 from mtop_batch.table.publish import cast_column
-from mtop_batch.table.published import list_published, read_published, read_table_schema
+from mtop_batch.table.published import TableSchema, list_published, read_published, read_table_schema
 from mtop_batch.table.read import PublishedTable, open_table
 
 SOURCE_COLUMN, VERSION_COLUMN = "source_file", "labels_version"
@@ -80,7 +80,7 @@ class CurrentTable:
         table = replace(self.table, paths=tuple(sorted(chosen)))
         seen: set[str] = set()
         for footer, rows in table.files():
-            version = labels_version(footer, self.table.columns.id_type)
+            version = labels_version(footer, self.table.columns)
             if version not in versions:
                 raise TableChanged(footer.source.path)
             seen.add(version)
@@ -117,15 +117,20 @@ def read_current(labels: str) -> CurrentTable | None:
     rows: dict[str, VersionRows] = {}
     for path, footer in zip(table.paths, storage.in_threads(footer_of, table.paths, _THREADS), strict=True):
         if footer.has_rows and footer.num_rows:
-            version = labels_version(footer, table.columns.id_type)
+            version = labels_version(footer, table.columns)
             paths[version], rows[version] = path, VersionRows(footer.source.path, footer.num_rows)
     return CurrentTable(table, paths, rows)
 
 
-def labels_version(footer: PublishedFooter, id_type: pa.DataType) -> str:
-    """Which rows a published file has: 32 hexadecimal digits of all that they depend on."""
+def labels_version(footer: PublishedFooter, columns: TableSchema) -> str:
+    """Which rows a published file has: 32 hexadecimal digits of all that they depend on.
+
+    Scores of all labels stand in the order that the table has now, whatever that of the label files is.
+    """
     made_of = {task: made.label_set for task, made in sorted(footer.tasks.items())}
-    content = [footer.source.path, str(lake_type(id_type)), made_of, footer.label_files]
+    content = [footer.source.path, str(lake_type(columns.id_type)), made_of, footer.label_files]
+    scored = {task: columns.kinds[task].scored for task, made in footer.tasks.items() if made.scores}
+    content += [scored] if scored else []
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
@@ -158,6 +163,9 @@ def lake_type(arrow: pa.DataType) -> pa.DataType:
     """
     if pa.types.is_dictionary(arrow):
         return lake_type(arrow.value_type)
+    is_list = pa.types.is_list(arrow) or pa.types.is_fixed_size_list(arrow)
+    if is_list and arrow.value_type in (pa.string(), pa.float32()):  # labels and scores
+        return pa.list_(arrow.value_type)
     if pa.types.is_decimal128(arrow):
         return arrow
     return (_TYPES[arrow] or arrow) if arrow in _TYPES else pa.string()

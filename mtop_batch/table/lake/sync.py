@@ -256,9 +256,11 @@ def _check_columns(target: LakeTarget, there: pa.Schema, wanted: pa.Schema | Non
 
 
 def _plain(arrow: pa.DataType) -> pa.DataType:
-    """A type without the difference between strings, or bytes, that Arrow keeps in different ways."""
+    """A type without the difference between strings, bytes or lists that Arrow keeps in different ways."""
     if pa.types.is_large_string(arrow) or pa.types.is_string_view(arrow):
         return pa.string()
+    if pa.types.is_list(arrow) or pa.types.is_large_list(arrow):
+        return pa.list_(_plain(arrow.value_type))
     return pa.binary() if pa.types.is_large_binary(arrow) or pa.types.is_binary_view(arrow) else arrow
 
 

@@ -55,10 +55,12 @@ OF_ONE: dict[str, Callable[[MTOPModel], object]] = {
     "its pooler": lambda m: dict(m.task_module("type").named_parameters())["pooler.bias"][0].add_(1e-3),
     "its head": lambda m: m.task_module("type").head.weight[0, 0].add_(1e-3),
     "its labels": redefine(labels=("yes", "no")),
+    "its kind": redefine(kind="multi-label", metric="micro_f1"),
     "its text columns": redefine(text=("body", "title")),
 }
 OF_NONE: dict[str, Callable[[MTOPModel], object]] = {
     "its metric": redefine(metric="f1"),
+    "which scores are kept": redefine(scores="all"),
     "the gradient stop": lambda m: setattr(m.config, "stop_gradient", False),
     "a new task": lambda m: m.add_tasks([Task("new")]),
 }
