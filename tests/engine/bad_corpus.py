@@ -197,7 +197,6 @@ NAMES = [
     "names/percent%20%.parquet",
     "names/semi;colon&plus+@.parquet",
     "names/quote'\".parquet",
-    "names/back\\slash.parquet",
     "names/new\nline.parquet",
     "names/UPPER.PARQUET",
     "names/short.pq",
@@ -241,6 +240,7 @@ def unreadable_files() -> dict[str, Unreadable]:
         "encrypted-footer": Unreadable(_encrypted(plaintext_footer=False), not_parquet),
         "encrypted-column": Unreadable(_encrypted(plaintext_footer=True), not_parquet),
         "n" * 200: Unreadable(good, "longer than 195 bytes"),
+        "back\\slash": Unreadable(good, "its path has a backslash"),
     }
     shadowing = {
         f"{key}=5/a.parquet": Unreadable(good, f"its partition key '{key}' is also a column of the label table")
