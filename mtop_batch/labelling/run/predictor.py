@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -104,8 +104,8 @@ class Predictor:
         self._flops = model.forward_flops(names, vectors=vectors)
         self._peak_flops_per_s, self._peak_measured_at = 0.0, -math.inf
         self._vector_size = hidden_size(model.backbone)
-        self._is_regression = torch.tensor([task.kind == "regression" for task in self.tasks], device=self.device)
-        self._is_multi_label = torch.tensor([task.is_multi_label for task in self.tasks], device=self.device)
+        self._is_regression = _flags((task.kind == "regression" for task in self.tasks), self.device)
+        self._is_multi_label = _flags((task.is_multi_label for task in self.tasks), self.device)
         self._has_no_index = self._is_regression | self._is_multi_label
         self._has_multi_label = any(task.is_multi_label for task in self.tasks)
         width = max((task.num_outputs for task in self.tasks), default=0)
@@ -344,6 +344,11 @@ class _Collected:
         """By row, where they lie: with many tasks a copy is large."""
         for of_task in results:
             of_task[:] = of_task.take(self._columns)
+
+
+def _flags(values: Iterable[bool], device: torch.device) -> Tensor:
+    """(n,) bool, also where there are none."""
+    return torch.tensor(list(values), dtype=torch.bool, device=device)
 
 
 def _text_rows(texts: Sequence[str | None], seconds: Sequence[str | None] | None) -> TextRows:
