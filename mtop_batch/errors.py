@@ -21,6 +21,9 @@ a bad *file of a corpus* is data, not an exception: it is recorded and passed ov
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from mtop_batch.lines import without_secrets
 
 
@@ -110,3 +113,16 @@ def one_line(error: BaseException, *, with_type: bool = False) -> str:
     if any("Traceback" in line for line in lines):
         return lines[-1]
     return f"{type(error).__name__}: {lines[0]}" if with_type else lines[0]
+
+
+@contextmanager
+def at_the_start() -> Iterator[None]:
+    """Before any work, access that is refused is a wrong option; later it is an accident.
+
+    Raises:
+        ConfigError: Access was refused.
+    """
+    try:
+        yield
+    except AccessRefused as error:
+        raise ConfigError(str(error)) from error

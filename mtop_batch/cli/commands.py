@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from mtop_batch import __version__, api
-from mtop_batch.errors import ConfigError, MtopError, one_line
+from mtop_batch.errors import ConfigError, MtopError, at_the_start, one_line
 from mtop_batch.json_text import to_json
 from mtop_batch.lines import counted, for_people, listed
 from mtop_batch.precision import PrecisionChoice
@@ -349,7 +349,8 @@ def labels(
 
     place = _json_place(json_out)
     wanted = _comma_separated(tasks, "--tasks") or None
-    stats = table_stats(labels, wanted, parse_partitions(partition or ()), allow_empty=allow_empty)
+    with at_the_start():
+        stats = table_stats(labels, wanted, parse_partitions(partition or ()), allow_empty=allow_empty)
     from mtop_batch.cli.tables import print_stats
 
     print_stats(stats)

@@ -9,7 +9,7 @@ from typing import Any
 from mtop_batch import storage
 from mtop_batch.corpus.files import SourceFile
 from mtop_batch.engine.gate import ask_gate, published_by
-from mtop_batch.errors import DamagedLabelFile, NotInTable
+from mtop_batch.errors import DamagedLabelFile, NotInTable, at_the_start
 from mtop_batch.labelling.report.run_report import write_report_files
 from mtop_batch.lines import counted
 from mtop_batch.model.bundle.files import read_bundle_info
@@ -61,7 +61,8 @@ def publish_table(
         LabelTableError: Another run holds it, or the storage does not answer.
     """
     labels = storage.absolute(labels)
-    record = _newest_run(labels)
+    with at_the_start():
+        record = _newest_run(labels)
     if lake is not None:
         check_lake(lake, labels)
     wanted, kinds, task_labels, bundle = _wanted(labels, record, model)
@@ -119,7 +120,9 @@ def vacuum_table(labels: str, *, plan_only: bool = False, force: bool = False, k
         LabelTableError: Another run holds the table, or the storage does not answer.
     """
     labels = storage.absolute(labels)
-    if not storage.exists(storage.join(labels, STORE)):
+    with at_the_start():
+        is_there = storage.exists(storage.join(labels, STORE))
+    if not is_there:
         raise _no_table(labels)
     if plan_only:
         return str(find_garbage(labels, keep_runs=keep_runs))

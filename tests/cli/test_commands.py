@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from mtop_batch import ConfigError, evaluate
 from mtop_batch.cli.commands import _comma_separated, app, main
+from mtop_batch.errors import AccessRefused
 from mtop_batch.model.bundle.bundle import save_bundle
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
@@ -165,3 +166,18 @@ def test_a_wrong_configuration_is_refused_before_torch_is_imported(command: list
     )
     words = [sys.executable, "-c", code, *command, "--config", "nowhere.toml"]
     assert subprocess.run(words, capture_output=True, check=False).returncode == 2
+
+
+@pytest.mark.parametrize("command", ["labels", "publish", "vacuum"])
+def test_credentials_that_never_worked_are_a_wrong_option(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise AccessRefused("access to s3://news/labels at AWS was refused")
+
+    for name in ("exists", "list_files", "read_bytes", "is_file"):
+        monkeypatch.setattr(f"mtop_batch.storage.{name}", refused)
+    with pytest.raises(SystemExit) as end:
+        main([command, "--labels", "s3://news/labels"])
+    assert end.value.code == 2
+    assert "was refused" in capsys.readouterr().err
