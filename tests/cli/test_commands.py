@@ -12,7 +12,8 @@ import typer
 from typer.testing import CliRunner
 
 from mtop_batch import ConfigError, evaluate
-from mtop_batch.cli.commands import _comma_separated, app, main
+from mtop_batch.cli.commands import app, main
+from mtop_batch.cli.options import comma_separated
 from mtop_batch.errors import AccessRefused
 from mtop_batch.model.bundle.bundle import save_bundle
 from mtop_batch.model.kinds.mtop import MTOPModel
@@ -96,7 +97,7 @@ def test_a_mistake_ends_with_code_2_and_one_message(
     ],
 )
 def test_names_with_commas_or_spaces_at_an_end_go_in_quotes(typed: str, names: list[str]) -> None:
-    assert _comma_separated(typed, "--text-columns") == names
+    assert comma_separated(typed, "--text-columns") == names
 
 
 def test_evaluation_takes_a_file_of_added_tasks_and_asks_for_one_where_the_bundle_names_no_data(
