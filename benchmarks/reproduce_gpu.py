@@ -36,11 +36,12 @@ from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.experiments.data import DataSet, Prepared, prepare, read_for
 from mtop_batch.experiments.methods import TABLE_METHODS, TABLES
 from mtop_batch.experiments.records import DataRecord, data_uri, run_uri, speed_uri
-from mtop_batch.experiments.run import Encoder, run_spec
+from mtop_batch.experiments.run import run_spec
 from mtop_batch.experiments.specs import RunSettings, RunSpec, make_spec
 from mtop_batch.experiments.speed import measure_speed, speed_digest
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
 from mtop_batch.precision import resolve_precision
+from mtop_batch.training.one_process import Encoder
 from mtop_batch.training.settings import Worker
 
 # A measured speed is that of many texts, and takes a few seconds.

@@ -18,6 +18,7 @@ from mtop_batch.precision import PrecisionChoice
 if TYPE_CHECKING:
     from mtop_batch.config.sections import Config
     from mtop_batch.engine.add_tasks import ChangeResult
+    from mtop_batch.engine.select_tasks import SelectResult
     from mtop_batch.engine.train import TrainResult
     from mtop_batch.table.lake import TableFormat
     from mtop_batch.training.evaluated import EvaluatedTask
@@ -89,6 +90,45 @@ def add_tasks(
         return run(
             model, str(config), output, progress=progress, overrides=overrides, replace=replace, overwrite=overwrite
         )
+
+
+def select_tasks(
+    config: str | Path | Config,
+    primary: str,
+    overrides: Sequence[str] = (),
+    *,
+    method: str = "trial",
+    threshold: float | None = None,
+    most: int | None = None,
+    output: str | None = None,
+    kept: str | None = None,
+) -> SelectResult:
+    """Find the tasks of a configuration that help one of them.
+
+    If it fails or is killed, the same call goes on; what was measured is not measured again for another primary task,
+    with another method, or with a task more.
+
+    Args:
+        config: A TOML file, or a configuration that is loaded already.
+        primary: The task that is to be helped.
+        overrides: `section.key=value` strings, as with `--set`; only with a file.
+        method: "threshold", "trial", "fine-grained" or "autosem".
+        threshold: Least correlation of a task, or for "fine-grained" of an example; None for the paper's.
+        most: Most auxiliary tasks that are tried together.
+        output: Where to write the configuration with the chosen tasks.
+        kept: Directory of what was measured and of the report; None for the configuration's output + `.selection`.
+
+    Raises:
+        MtopError: As the command.
+    """
+    loaded = _loaded(config, overrides)  # first: importing torch and Ray takes seconds
+    from mtop_batch.engine.monitoring.progress import Progress
+    from mtop_batch.engine.select_tasks import select_tasks as run
+    from mtop_batch.selection.select import SelectOptions
+
+    options = SelectOptions(method, threshold, most)  # type: ignore[arg-type]  # checked there
+    with Progress() as progress:
+        return run(loaded, primary, options, progress=progress, output=output, kept=kept)
 
 
 def evaluate(

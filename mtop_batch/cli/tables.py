@@ -17,6 +17,7 @@ from mtop_batch.tasks import Task
 
 if TYPE_CHECKING:  # it needs torch
     from mtop_batch.data.repeats import RepeatedText
+    from mtop_batch.selection.select import Selection
     from mtop_batch.training.evaluated import EvaluatedTask
     from mtop_batch.training.label_report import LabelReport
 
@@ -43,6 +44,24 @@ def print_metrics(
     for task in tasks:
         if why := undefined.get(task.name):
             console.print(Text(f"{task.name}: {task.metric} is undefined: {why}"), soft_wrap=True)
+
+
+def print_selection(selection: Selection) -> None:
+    """The tasks beside the primary one, with what was found out about each; and the sets that were tried."""
+    primary, heads = selection.primary, selection.heads
+    found = selection.utilities if heads is None else heads.with_(primary)
+    table = Table("task", Column("utility" if heads is None else "tau", justify="right"), "chosen")
+    for name, value in sorted(found.items(), key=lambda item: -item[1]):
+        if name != primary:
+            examples = f"{len(selection.rows[name]):,} examples" if name in selection.rows else "yes"
+            table.add_row(shown(name), f"{value:.3f}", examples if name in selection.auxiliary else "")
+    console = Console()
+    console.print(table)
+    if selection.tried:
+        table = Table("together with", "ratio", Column(shown(primary), justify="right"))
+        for tried in selection.tried:
+            table.add_row(listed(tried.auxiliary), ":".join(map(str, tried.ratio)), f"{tried.score:.4f}")
+        console.print(table)
 
 
 def print_label_reports(reports: Mapping[str, LabelReport]) -> None:

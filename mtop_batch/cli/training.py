@@ -139,3 +139,52 @@ def evaluate(
         write_report(report_place, model, evaluated)
         typer.echo(f"wrote {report}")
     write_json(place, {name: item.to_dict() for name, item in evaluated.items()})
+
+
+def select_tasks(
+    config: ConfigOption,
+    primary: Annotated[str, typer.Option(help="The task that is to be helped.", metavar="T")],
+    method: Annotated[
+        str,
+        typer.Option(
+            help="threshold, trial, fine-grained (chosen examples of the tasks that trial finds) or autosem (a bandit)."
+        ),
+    ] = "trial",
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Least correlation of a task (threshold; default 0.47) or of an example (fine-grained; default 0.62)."
+        ),
+    ] = None,
+    most: Annotated[
+        int | None, typer.Option(min=1, help="Most auxiliary tasks that are tried together. Default: all.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Where to write the configuration for `mtop train`.", metavar="NEW.toml")
+    ] = None,
+    kept: Annotated[
+        str | None,
+        typer.Option(
+            help="Directory of what was measured, and of the report. Default: the configuration's output + .selection.",
+            metavar="DIR",
+        ),
+    ] = None,
+    set_: SetOption = None,
+    json_out: JsonOption = None,
+) -> None:
+    """Find the tasks of a configuration that help one of them, from the attention heads that each uses."""
+    place = json_place(json_out)
+    result = api.select_tasks(
+        config, primary, set_ or (), method=method, threshold=threshold, most=most, output=output, kept=kept
+    )
+    from mtop_batch.cli.tables import print_selection
+    from mtop_batch.selection.select import described
+
+    print_selection(result.selection)
+    for note in result.selection.notes:
+        typer.echo(note)
+    done, reused = counted(len(result.done), "training"), f"{len(result.reused):,} reused"
+    typer.echo(f"{described(result.selection)}: {done} done, {reused}; {result.report}")
+    if result.output:
+        typer.echo(f"wrote {result.output}")
+    write_json(place, result.to_dict())

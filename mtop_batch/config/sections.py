@@ -5,6 +5,7 @@ The resolved configuration is stored in the bundle, so that a bundle says how it
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import cycle
 from math import inf
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -30,6 +31,7 @@ Address = Annotated[str, AfterValidator(check_address)]
 """Where data or bundles are: without credentials, for a bundle holds its configuration."""
 GivenAddress = Annotated[Annotated[str, Field(min_length=1)], AfterValidator(check_address)]
 _MAX_BATCH = 1_000_000
+_MAX_GROUPS = 256
 
 # The task of every step of a run is drawn at its start.
 _MAX_EPOCHS = 10_000
@@ -88,9 +90,10 @@ class MTOPModelConfig(ModelConfig):
     prompt_attention: Literal["joint", "isolated"] = "isolated"
     """"isolated": the text attends to text only, a task's prompts to text and themselves, so that tasks can be replaced
     and removed later; "joint" as in the paper."""
-    prompt_groups: int = Field(0, ge=0, le=256)
-    """Tasks are assigned round-robin to so many groups, and those of a group share `prompts_per_task` prompts; poolers
-    and heads stay their own. 0, as in the paper: prompts of their own too."""
+    prompt_groups: int | dict[str, str | int] = Field(0)
+    """Tasks are assigned round-robin to so many groups, up to 256, and those of a group share `prompts_per_task`
+    prompts; poolers and heads stay their own. 0, as in the paper: prompts of their own too. `{ by = "correlation",
+    n = 8 }`: tasks whose own models use the same attention heads share prompts (`mtop select-tasks`)."""
     pooler_rank: int = Field(0, ge=0, le=1024)
     """Rank of the poolers' kernels, which then have 2 * rank * width parameters per task; 0, as in the paper: full
     ones with width^2."""
@@ -100,6 +103,23 @@ class MTOPModelConfig(ModelConfig):
     """What poolers and heads start as."""
     stop_gradient: bool = True
     """A step on one task leaves the other tasks' prompts alone."""
+
+    @field_validator("prompt_groups", mode="before")
+    @classmethod
+    def _are_groups(cls, value: Any) -> Any:
+        by_correlation = isinstance(value, dict) and value.keys() == {"by", "n"} and value["by"] == "correlation"
+        number = value["n"] if by_correlation else value
+        least = 1 if by_correlation else 0
+        if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= _MAX_GROUPS:
+            raise ValueError(  # one line, and not one for each of the types that it may have
+                f'give a number of groups up to {_MAX_GROUPS}, or {{ by = "correlation", n = 8 }}'
+            )
+        return value
+
+    @property
+    def correlated_groups(self) -> int:
+        """How many groups are made of tasks that correlate; 0 where groups are made otherwise, or not at all."""
+        return int(self.prompt_groups["n"]) if isinstance(self.prompt_groups, dict) else 0
 
     def settings(self) -> dict[str, Any]:
         """All keys but those that say how prompts and poolers begin, and which tasks share prompts."""
@@ -366,6 +386,9 @@ class TaskConfig(_Section):
     task it is what an example with the label counts beside one without it."""
     prompt_group: str | None = Field(None, pattern="^[A-Za-z][A-Za-z0-9_-]*$")
     """The task shares the prompts of this group, whatever `model.prompt_groups` says; not in `mtop add-tasks`."""
+    rate: float | None = Field(None, gt=0, le=1e6)
+    """How often steps of `mtop train` take the task, beside the rates of the others, whatever `train.alpha` says; all
+    tasks have one, or none has."""
     train: GivenAddress
     """Parquet file or directory (local or object storage), or `hub:<data set>?config=...&split=...`."""
     eval: GivenAddress
@@ -477,6 +500,9 @@ class Config(_Section):
         grouped = [task.name for task in self.task if task.prompt_group is not None]
         if grouped and not isinstance(self.model, MTOPModelConfig):
             raise TaskError(f"task {grouped[0]!r}: model.kind = {self.model.kind!r} has no prompt_group; remove it")
+        without = [task.name for task in self.task if task.rate is None]
+        if 0 < len(without) < len(self.task):
+            raise TaskError(f"task {without[0]!r} has no rate, and others have one; give all tasks one, or none")
         if self.unlabelled is not None and isinstance(self.model, SingleTaskModelConfig):
             raise ValueError(f"unlabelled texts teach all tasks at once, which model.kind = {self.model.kind!r} cannot")
         return self
@@ -502,15 +528,25 @@ class Config(_Section):
             }
         )
 
+    def with_prompt_groups(self, groups: Mapping[str, str]) -> Config:
+        """The same with each of these tasks in a prompt group, and no other groups than those that tasks name."""
+        tasks = tuple(
+            task.model_copy(update={"prompt_group": groups.get(task.name, task.prompt_group)}) for task in self.task
+        )
+        return self.model_copy(update={"model": self.model.model_copy(update={"prompt_groups": 0}), "task": tasks})
+
     def prompt_groups(self) -> dict[str, str]:
         """Task -> prompt group, of the tasks that share prompts.
 
         A task's own `prompt_group` counts. The others are assigned round-robin to the groups "1" to "G" where
         `model.prompt_groups` is G, so that tasks appended to the file leave the groups of those before as they are.
+        Groups by correlation are no longer open here: tasks were given theirs (`with_prompt_groups`).
         """
         named = {task.name: task.prompt_group for task in self.task if task.prompt_group is not None}
         if not isinstance(self.model, MTOPModelConfig):
             return {}
+        if isinstance(self.model.prompt_groups, dict):
+            raise ValueError("groups by correlation are not known before tasks have been trained alone")
         numbers = cycle(str(number + 1) for number in range(self.model.prompt_groups))
         assigned = zip((task.name for task in self.task if task.name not in named), numbers, strict=False)
         return {**named, **dict(assigned)}

@@ -6,30 +6,30 @@ run's checkpoint; so does the same command after its driver was killed.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
 
 import ray
-from ray.exceptions import RayTaskError
 
 from mtop_batch import storage
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.monitoring.progress import Progress
-from mtop_batch.engine.session import Resources, ray_session
-from mtop_batch.engine.single_tasks import POLL_S, max_threads, ray_options
+from mtop_batch.engine.session import ray_session
+from mtop_batch.engine.side_by_side import processes_per_node, side_by_side
+from mtop_batch.engine.single_tasks import max_threads, ray_options
 from mtop_batch.engine.workers import single_worker, use_threads
-from mtop_batch.errors import ConfigError, JobError, MtopError, one_line
+from mtop_batch.errors import ConfigError
 from mtop_batch.experiments.data import DataSet, Prepared, prepare, read_for
 from mtop_batch.experiments.methods import TABLE_DATA, TABLE_METHODS, TABLES, TableName
 from mtop_batch.experiments.records import DataRecord, RunRecord, SpeedRecord, data_uri, run_uri, speed_uri
-from mtop_batch.experiments.run import Encoder, run_spec
+from mtop_batch.experiments.run import run_spec
 from mtop_batch.experiments.specs import RunSettings, RunSpec, make_spec
 from mtop_batch.experiments.speed import measure_speed, speed_digest
-from mtop_batch.experiments.unfinished import Unfinished
 from mtop_batch.experiments.write import write_results
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
+from mtop_batch.training.one_process import Encoder
+from mtop_batch.training.unfinished import Unfinished
 
 _MAX_FAILURES = 3
 _SPEED_DOCUMENTS = 2_000
@@ -211,50 +211,22 @@ def _run(
             data=ray.put(data),
             prepared=ray.put(prepared),
             results=storage.absolute(options.results) if shared else None,
-            processes=_processes(len(missing), resources),
+            processes=processes_per_node(len(missing), resources),
             max_threads=max_threads(),
         )
         progress.phase("run", len(missing), "runs")
-        _side_by_side(missing, job, ray_options(len(missing), resources, _MAX_FAILURES), options, progress)
+        ray_task_options = ray_options(len(missing), resources, _MAX_FAILURES)
+        waiting = partial(progress.advance, 0)
+        for spec, record in side_by_side(run_remotely, missing, job, ray_task_options, name_of=_named, waiting=waiting):
+            storage.write_bytes(run_uri(options.results, spec.digest), record.to_json())
+            Unfinished(_unfinished(job.results, spec)).discard()
+            progress.advance(1, _named(spec))
         progress.phase("measure documents/s", len(untimed), "methods")
-        for spec in untimed:
-            record = _result(_remote(time_remotely, ray_options(1, resources, _MAX_FAILURES)).remote(spec, job), spec)
-            storage.write_bytes(speed_uri(options.results, record.digest), record.to_json())
-            progress.advance(1, f"{spec.method}: {record.documents_per_s:,.0f} documents/s")
-
-
-def _processes(num_runs: int, resources: Resources) -> int:
-    """How many runs share a node."""
-    return max(1, min(math.ceil(num_runs / resources.num_nodes), resources.num_cpus // resources.num_nodes))
-
-
-def _side_by_side(
-    specs: Sequence[RunSpec],
-    job: _Job,
-    ray_task_options: Mapping[str, Any],
-    options: ReproduceOptions,
-    progress: Progress,
-) -> None:
-    """Do the runs and keep the record of each when it ends; those under way are ended if one fails."""
-    task = _remote(run_remotely, ray_task_options)
-    running = {task.remote(spec, job): spec for spec in specs}
-    try:
-        while running:
-            finished, _ = ray.wait(list(running), timeout=POLL_S)
-            progress.advance(0)
-            for ref in finished:
-                spec = running.pop(ref)
-                record = _result(ref, spec)
-                storage.write_bytes(run_uri(options.results, spec.digest), record.to_json())
-                Unfinished(_unfinished(job.results, spec)).discard()
-                progress.advance(1, _named(spec))
-    finally:
-        for ref in running:
-            ray.cancel(ref, force=True)
-
-
-def _remote(function: Any, options: Mapping[str, Any]) -> Any:
-    return ray.remote(function).options(**options)
+        alone = ray_options(1, resources, _MAX_FAILURES)
+        for one in untimed:
+            for spec, speed in side_by_side(time_remotely, [one], job, alone, name_of=_named, waiting=waiting):
+                storage.write_bytes(speed_uri(options.results, speed.digest), speed.to_json())
+                progress.advance(1, f"{spec.method}: {speed.documents_per_s:,.0f} documents/s")
 
 
 def _named(spec: RunSpec) -> str:
@@ -263,15 +235,3 @@ def _named(spec: RunSpec) -> str:
 
 def _unfinished(results: str | None, spec: RunSpec) -> str | None:
     return None if results is None else storage.join(results, f"{spec.digest}.unfinished")
-
-
-def _result(ref: ray.ObjectRef[Any], spec: RunSpec) -> Any:
-    try:
-        return ray.get(ref)
-    except RayTaskError as error:
-        raise error.cause if isinstance(error.cause, MtopError) else error from error
-    except ray.exceptions.RayError as error:
-        raise JobError(
-            f"the run of {_named(spec)} was lost more than {_MAX_FAILURES} times, at last with {one_line(error)}; the "
-            "same command goes on with the runs that are missing"
-        ) from error

@@ -30,6 +30,7 @@ from mtop_batch.engine.phases import Phases
 from mtop_batch.engine.run_directory import RunDirectory, interrupted_runs, run_digest
 from mtop_batch.engine.session import Resources, ray_session
 from mtop_batch.engine.teachers import check_teachers, learn_soft_labels, read_unlabelled
+from mtop_batch.engine.trainings import with_groups
 from mtop_batch.errors import BundleError, ConfigError
 from mtop_batch.lines import counted
 from mtop_batch.model.bundle.bundle import parse_metrics, save_bundle
@@ -43,6 +44,7 @@ from mtop_batch.tasks import Task
 from mtop_batch.training.checkpoint import TaskMetrics
 from mtop_batch.training.class_weights import class_weights
 from mtop_batch.training.evaluation import mean_metric, undefined_metrics
+from mtop_batch.training.one_process import Encoder
 from mtop_batch.training.settings import TaskData
 from mtop_batch.training.start import check_encoder, check_readers, first_model, train_settings
 
@@ -122,6 +124,7 @@ def train(
             trackers = until_written.enter_context(Trackers.of(config, run, progress))
             monitor = TrainingMonitor(run, progress, trackers, *([on_event] if on_event else []))
             monitor.record({"event": "run", "resources": str(resources), "versions": versions()})
+            config = with_groups(config, parts.data, Encoder(parts.backbone, parts.tokenizer), progress)
             soft = None
             if texts is not None:
                 soft = learn_soft_labels(config, texts, parts.data, parts.tokenizer, resources, run, progress)
@@ -260,7 +263,7 @@ def load_task(config: TaskConfig, task: Task, text_tokenizer: TextTokenizer) -> 
     raw_train, raw_eval = load_train_and_eval(task, config.train, config.eval, config.label, config.label_by)
     train, eval_ = (tokenise_examples(raw, text_tokenizer) for raw in (raw_train, raw_eval))
     weights = class_weights(task, config.class_weights, train.labels)
-    return TaskData(with_label_scale(task, train), train, eval_, raw_train.label_by, weights)
+    return TaskData(with_label_scale(task, train), train, eval_, raw_train.label_by, weights, config.rate)
 
 
 def as_read(config: Config, data: Sequence[TaskData]) -> Config:

@@ -182,7 +182,9 @@ def prepare(
         own = _some(own, task.config.name, examples)
         definition = task.config.definition(default_reader)
         weights = class_weights(definition, task.config.class_weights, own.labels)
-        train.append(TaskData(with_label_scale(definition, own), own, eval_, class_weights=weights))
+        train.append(
+            TaskData(with_label_scale(definition, own), own, eval_, class_weights=weights, rate=task.config.rate)
+        )
         test.append(held_out)
     texts = data.unlabelled
     unlabelled = None if texts is None else text_tokenizer.encode(texts.texts, texts.seconds_or_none)
@@ -221,6 +223,7 @@ def _digest(tasks: Sequence[RawTask]) -> str:
         config = task.config
         described: list[Any] = [config.name, config.kind, config.labels, config.text, config.metric]
         described += [config.class_weights] if config.class_weights else []
+        described += [{"rate": config.rate}] if config.rate else []
         digest.update(json.dumps(described).encode())
         for part in task.parts:
             digest.update(json.dumps([part.texts, part.seconds]).encode())

@@ -4,51 +4,27 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from statistics import mean
 from typing import Any
 
 import numpy as np
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtop_batch.config.sections import Config, TaskConfig
 from mtop_batch.errors import ConfigError
 from mtop_batch.experiments.data import Prepared, with_reader
 from mtop_batch.experiments.records import Compact, RunRecord, machine, pack, versions
 from mtop_batch.experiments.specs import RunSpec
-from mtop_batch.experiments.unfinished import Unfinished
 from mtop_batch.model.kinds.base import MultiTaskModel
-from mtop_batch.model.kinds.mtop import MTOPModel
-from mtop_batch.model.kinds.single_task import SingleTaskModel
 from mtop_batch.tasks import Task
-from mtop_batch.training.checkpoint import Evaluation, TaskMetrics
+from mtop_batch.training.checkpoint import TaskMetrics
 from mtop_batch.training.evaluation import task_metrics, task_predictions
-from mtop_batch.training.loop import fit
+from mtop_batch.training.one_process import Encoder, begin, train_whole
 from mtop_batch.training.settings import TaskData, Worker
-from mtop_batch.training.single_task import train_single_task
 from mtop_batch.training.soft_labels import SoftLabels, label_softly, mean_labels
-from mtop_batch.training.start import check_encoder, check_readers, first_model, train_settings, warm_start_settings
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """The pretrained encoder of a run, loaded; it is copied, not changed."""
-
-    backbone: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """What a training came to: the metrics of each task at the chosen weights, and the way there."""
-
-    dev: dict[str, TaskMetrics]
-    history: list[dict[str, Any]]
-    best_step: int
-    num_steps: int
+from mtop_batch.training.start import check_encoder, check_readers, first_model
+from mtop_batch.training.unfinished import Unfinished
 
 
 def run_spec(
@@ -83,8 +59,8 @@ def run_spec(
     clock = _Clock()
     soft = _soft_labels(config, data, encoder, worker, unfinished)
     clock.lap("teachers")
-    model = _begin(config, data, encoder, worker, unfinished, clock)
-    trained = _train(model, config, data, worker, unfinished, soft)
+    model = begin(config, data.train, encoder, worker, unfinished, lambda: clock.lap("warm_start"))
+    trained = train_whole(model, config, data.train, worker, unfinished, soft=soft)
     clock.lap("train")
     test, predictions = _test(model, data, worker)
     clock.lap("test")
@@ -153,75 +129,12 @@ def _soft_labels(
         if kept is None:
             own = config.teacher(number)
             examples = with_reader(data, own.task, own.model.default_reader)
-            teacher = _begin(own, examples, encoder, worker, Unfinished(None), _Clock())
-            _train(teacher, own, examples, worker, unfinished, training=f"teacher-{number}")
+            teacher = begin(own, examples.train, encoder, worker, Unfinished(None))
+            train_whole(teacher, own, examples.train, worker, unfinished, training=f"teacher-{number}")
             kept = label_softly(teacher, data.unlabelled, [item.task for item in examples.train], worker=worker)
             unfinished.keep_soft_labels(number, kept)
         said.append(kept)
     return SoftLabels(data.unlabelled, mean_labels(said), section.batch_size, section.weight)
-
-
-def _begin(
-    config: Config, data: Prepared, encoder: Encoder, worker: Worker, unfinished: Unfinished, clock: _Clock
-) -> MultiTaskModel:
-    """The model, with what each task learned alone where the configuration says so."""
-
-    def learn_alone(start: MTOPModel, new_task: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
-        learned = {}
-        for item in data.train:
-            name = item.task.name
-            tensors = unfinished.task(name)
-            if tensors is None:
-                alone = copy.deepcopy(start)
-                alone.add_tasks([item.task], **new_task)
-                tensors = train_single_task(alone, item, warm_start_settings(config.train), worker=worker).tensors
-                unfinished.keep_task(name, tensors)
-            learned[name] = tensors
-        clock.lap("warm_start")
-        return learned
-
-    return first_model(config, copy.deepcopy(encoder.backbone), encoder.tokenizer, data.train, learn_alone)
-
-
-def _train(
-    model: MultiTaskModel,
-    config: Config,
-    data: Prepared,
-    worker: Worker,
-    unfinished: Unfinished,
-    soft: SoftLabels | None = None,
-    training: str = "all",
-) -> _Trained:
-    """Train all tasks together, or each one's own model; the model ends with the chosen weights."""
-    settings = train_settings(config.train)
-
-    def trained(part: MultiTaskModel, items: Sequence[TaskData], training: str) -> _Trained:
-        with unfinished.checkpoints(training) as (checkpoint, save):
-            result = fit(part, items, settings, soft=soft, worker=worker, checkpoint=checkpoint, save=save)
-        return _Trained(result.best_metrics, _history(result.history, items), result.best_step, result.num_steps)
-
-    if not isinstance(model, SingleTaskModel):
-        return trained(model, data.train, training)
-    parts = [trained(model.model_of(item.task.name), [item], f"own-{item.task.name}") for item in data.train]
-    return _Trained(
-        {name: metrics for part in parts for name, metrics in part.dev.items()},
-        [entry for part in parts for entry in part.history],
-        sum(part.best_step for part in parts),
-        sum(part.num_steps for part in parts),
-    )
-
-
-def _history(history: Sequence[Evaluation], data: Sequence[TaskData]) -> list[dict[str, Any]]:
-    own = {item.task.name: str(item.task.metric) for item in data}
-    return [
-        {
-            "step": entry.step,
-            "epoch": round(entry.epoch, 3),
-            "mean": round(entry.mean, 5),
-            "tasks": {name: round(entry.metrics[name][metric], 5) for name, metric in own.items()},
-        }
-        for entry in history
-    ]
 
 
 def _test(model: MultiTaskModel, data: Prepared, worker: Worker) -> tuple[dict[str, TaskMetrics], dict[str, Compact]]:

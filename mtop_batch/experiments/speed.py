@@ -11,10 +11,11 @@ import numpy as np
 from mtop_batch.data.tokens import Tokens
 from mtop_batch.experiments.data import DataSet, Prepared, with_reader
 from mtop_batch.experiments.records import SpeedRecord, machine
-from mtop_batch.experiments.run import Encoder, untrained
+from mtop_batch.experiments.run import untrained
 from mtop_batch.experiments.specs import RunSpec
 from mtop_batch.labelling.run.predictor import Predictor
 from mtop_batch.precision import resolve_precision
+from mtop_batch.training.one_process import Encoder
 from mtop_batch.training.settings import Worker
 
 _REPEATS = 3

@@ -27,7 +27,7 @@ from mtop_batch.training.checkpoint import Evaluation, TaskMetrics, TrainingStat
 from mtop_batch.training.evaluation import evaluate, mean_metric
 from mtop_batch.training.meter import StepMeter
 from mtop_batch.training.optimizer import make_optimizer, set_learning_rate
-from mtop_batch.training.sampling import BatchPlan, evaluation_steps
+from mtop_batch.training.sampling import BatchPlan, Plan
 from mtop_batch.training.schedules import linear_warmup_decay
 from mtop_batch.training.settings import ClassWeights, TaskData, TrainSettings, Worker, ignore_event
 from mtop_batch.training.soft_labels import SoftLabels, identity, soft_loss, text_of
@@ -65,6 +65,7 @@ def fit(
     settings: TrainSettings,
     *,
     soft: SoftLabels | None = None,
+    plan: Plan | None = None,
     worker: Worker | None = None,
     checkpoint: Path | None = None,
     save: Save | None = None,
@@ -84,6 +85,8 @@ def fit(
         settings: How to train.
         soft: Texts with soft labels for all tasks of `data`, in its order. Every step also takes some of these, so one
             task's examples and all tasks' soft labels move the weights together.
+        plan: Which task each step takes, where it is not to be drawn; tasks without evaluation examples are not
+            evaluated then.
         worker: This process; None for a single one on the CPU. All workers call `fit` with the same arguments, and
             models with the same weights. Rank 0 sends events: {"event": "start" | "step" | "evaluation", ...}, "step"
             every few seconds.
@@ -99,9 +102,9 @@ def fit(
     """
     worker = worker or Worker()
     settings.check_workers(worker.world_size)
-    _check_data(data, settings)
+    _check_data(data, settings, plan)
     model.to(worker.device)  # type: ignore[arg-type]  # transformers wraps it without its types
-    run = _Run(model, data, settings, soft, worker)
+    run = _Run(model, data, settings, soft, plan, worker)
     if checkpoint is not None:
         run.state.read(checkpoint)
     run.train(save)
@@ -127,13 +130,17 @@ class _Run:
         data: Sequence[TaskData],
         settings: TrainSettings,
         soft: SoftLabels | None,
+        plan: Plan | None,
         worker: Worker,
     ) -> None:
         self.model, self.data, self.settings, self.soft, self.worker = model, data, settings, soft, worker
         self.emit = worker.event_sink if worker.rank == 0 else ignore_event
         sizes = [len(item.train) for item in data]
         self.examples_per_epoch = sum(sizes)
-        self.plan = BatchPlan.draw(sizes, settings.batch_size, settings.epochs, settings.alpha, settings.seed)
+        self.plan: Plan = plan or BatchPlan.draw(
+            sizes, settings.batch_size, settings.epochs, settings.alpha, settings.seed, _rates(data)
+        )
+        self.last_task = ""
         self.left_out = tuple(data[index].task.name for index in self.plan.left_out())
         self.optimizer = make_optimizer(model, settings)
         self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -178,7 +185,8 @@ class _Run:
     def _step(self, parallel: nn.Module) -> None:
         """One step on one task: Eq. 3's cross-entropy (or squared error), AdamW, warm-up and decay."""
         step, settings, worker = self.state.step, self.settings, self.worker
-        index, joint_rows = self.plan.batch(step)
+        index, joint_rows = self.plan.batch(step, [entry.mean for entry in self.state.history])
+        self.last_task = self.data[index].task.name
         rows = joint_rows[worker.rank :: worker.world_size]
         examples = self.data[index].train
         labels = torch.from_numpy(examples.labels[rows])
@@ -190,7 +198,7 @@ class _Run:
                     **model_inputs(examples, rows, worker, self.contexts),
                     "labels": worker.to_device(labels),
                     "class_weights": self.class_weights[index],
-                    "task": self.data[index].task.name,
+                    "task": self.last_task,
                 },
                 self._soft_batch(step),
             )
@@ -232,16 +240,15 @@ class _Run:
                 self.contexts.keep(item.eval)
 
     def _evaluate(self) -> None:
-        metrics = evaluate(self.model, self.data, worker=self.worker, contexts=self.contexts)
-        mean = mean_metric(metrics, [item.task for item in self.data])
+        judged = [item for item in self.data if item.eval is not None]
+        metrics = evaluate(self.model, judged, worker=self.worker, contexts=self.contexts)
+        mean = mean_metric(metrics, [item.task for item in judged])
         evaluation = Evaluation(self.state.step, self._epoch(), mean, metrics)
         self.state.record(evaluation)
         self.emit({"event": "evaluation", **asdict(evaluation), "best": self.state.best is evaluation})
 
     def _evaluation_steps(self) -> set[int]:
-        if not self.settings.evaluate:
-            return set()
-        return set(evaluation_steps(self.examples_per_epoch, self.settings.batch_size, self.settings.epochs))
+        return set(self.plan.evaluation_steps()) if self.settings.evaluate else set()
 
     def _checkpoint_due(self, last_step: int) -> bool:
         return self.state.step == last_step or self.state.step % self.settings.checkpoint_steps == 0
@@ -294,7 +301,7 @@ class _Run:
                 "step": self.state.step,
                 "num_steps": len(self.plan),
                 "epoch": self._epoch(),
-                "task": self.data[int(self.plan.tasks[last])].task.name,
+                "task": self.last_task,
                 "learning_rate": self.settings.learning_rate * factor,
                 "head_learning_rate": (self.settings.head_learning_rate or self.settings.learning_rate) * factor,
                 **self.meter.read(),
@@ -332,12 +339,18 @@ class _Losses(nn.Module):
         return loss, soft.weight * soft_loss(self.tasks, logits, soft.targets)
 
 
-def _check_data(data: Sequence[TaskData], settings: TrainSettings) -> None:
+def _check_data(data: Sequence[TaskData], settings: TrainSettings, plan: Plan | None) -> None:
     for item in data:
         if not len(item.train):
             raise DataError(f"task {item.task.name!r} has no training examples; give it some or remove the task")
-        if settings.evaluate:
+        if settings.evaluate and (plan is None or item.eval is not None):
             item.evaluation_examples()
+
+
+def _rates(data: Sequence[TaskData]) -> list[float] | None:
+    """The rates at which steps draw the tasks, where the tasks say so."""
+    given = [item.rate for item in data if item.rate is not None]
+    return given if len(given) == len(data) else None
 
 
 def _identity(data: Sequence[TaskData], settings: TrainSettings) -> Mapping[str, Any]:
@@ -345,6 +358,7 @@ def _identity(data: Sequence[TaskData], settings: TrainSettings) -> Mapping[str,
     values = {key: value for key, value in asdict(settings).items() if key != "checkpoint_steps"}
     weighted = {item.task.name: item.class_weights.tolist() for item in data if item.class_weights is not None}
     values |= {"class_weights": weighted} if weighted else {}
+    values |= {} if (rates := _rates(data)) is None else {"rates": rates}
     return {**values, "tasks": {item.task.name: len(item.train) for item in data}}
 
 

@@ -7,9 +7,10 @@ however many workers share a batch. Every batch holds examples of one task and i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -157,9 +158,24 @@ def _shuffled(size: int, seed: int, stream: int, number: int) -> IntArray:
     return rows
 
 
+class Plan(Protocol):
+    """Which task every step of a run trains on, and which of its rows; and when the run is evaluated."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, step: int, scores: Sequence[float] = ()) -> tuple[int, IntArray]:
+        """The step's task and its rows, given the means of the evaluations so far."""
+
+    def evaluation_steps(self) -> Collection[int]:
+        """The numbers of finished steps after which to evaluate."""
+
+    def left_out(self) -> list[int]:
+        """The tasks that no step trains, as far as that is known before the run."""
+
+
 @dataclass(frozen=True)
 class BatchPlan:
-    """The task and the rows of every step of a run.
+    """The task and the rows of every step of a run, drawn before it begins.
 
     Args:
         sizes: Training examples of each task (N,).
@@ -167,6 +183,7 @@ class BatchPlan:
         seed: Of the order of tasks and of examples.
         tasks: The task of each step (num_steps,).
         occurrences: How often each step's task was drawn before (num_steps,).
+        epoch_ends: The number of finished steps at the end of each epoch.
     """
 
     sizes: Sequence[int]
@@ -174,6 +191,7 @@ class BatchPlan:
     seed: int
     tasks: IntArray
     occurrences: IntArray
+    epoch_ends: Sequence[int]
 
     @classmethod
     def draw(
@@ -183,12 +201,18 @@ class BatchPlan:
         epochs: float,
         alpha: float,
         seed: int,
+        rates: Sequence[float] | None = None,
     ) -> BatchPlan:
-        """The plan of a run; the same arguments give the same plan."""
+        """The plan of a run; the same arguments give the same plan. Given rates, of any sum, stand for `task_rates`."""
         steps = num_steps(sum(sizes), batch_size, epochs)
-        drawn = draw_tasks(task_rates(sizes, alpha), steps, seed)
-        tasks = with_every_task(drawn, len(sizes), evaluation_steps(sum(sizes), batch_size, epochs), seed)
-        return cls(sizes, batch_size, seed, tasks, occurrences(tasks))
+        shares = task_rates(sizes, alpha) if rates is None else np.asarray(rates) / sum(rates)
+        ends = evaluation_steps(sum(sizes), batch_size, epochs)
+        tasks = with_every_task(draw_tasks(shares, steps, seed), len(sizes), ends, seed)
+        return cls(sizes, batch_size, seed, tasks, occurrences(tasks), ends)
+
+    def evaluation_steps(self) -> Sequence[int]:
+        """The end of every epoch, and the last step."""
+        return self.epoch_ends
 
     def left_out(self) -> list[int]:
         """The tasks that no step trains: there are fewer steps than tasks."""
@@ -197,8 +221,9 @@ class BatchPlan:
     def __len__(self) -> int:
         return len(self.tasks)
 
-    def batch(self, step: int) -> tuple[int, IntArray]:
-        """The step's task and the rows (batch_size,) of that task's examples."""
+    def batch(self, step: int, scores: Sequence[float] = ()) -> tuple[int, IntArray]:
+        """The step's task and the rows (batch_size,) of that task's examples, whatever the scores are."""
+        del scores
         task, number = int(self.tasks[step]), int(self.occurrences[step])
         # Numpy takes the seed (s, 0, 0) for s, which draws the tasks: stream 0 is taken.
         stream = task + 1

@@ -115,6 +115,7 @@ class TaskData:
         label_by: How its label column was read (`data.label_values`).
         class_weights: (C,) What an example of each label counts in the loss (`training.class_weights`); None for 1
             each.
+        rate: How often steps draw the task, beside the rates of the others; None to go by its size.
     """
 
     task: Task
@@ -122,6 +123,7 @@ class TaskData:
     eval: LabelledTokens | None = None
     label_by: LabelBy | None = None
     class_weights: ClassWeights | None = None
+    rate: float | None = None
 
     def evaluation_examples(self) -> LabelledTokens:
         """What the task is evaluated on.

@@ -16,11 +16,11 @@ from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.experiments.data import DataSet, Prepared, prepare, read_data_set, with_unlabelled
 from mtop_batch.experiments.methods import METHODS
 from mtop_batch.experiments.records import DataRecord, Records, RunRecord, SpeedRecord, pack
-from mtop_batch.experiments.run import Encoder
 from mtop_batch.experiments.specs import RunSettings, RunSpec, make_spec
 from mtop_batch.experiments.speed import speed_digest
 from mtop_batch.model.encoder.backbone import load_backbone
 from mtop_batch.tasks import Task
+from mtop_batch.training.one_process import Encoder
 from tests.conftest import WORDS, make_tokenizer
 
 TOPICS = {"sport": "match goal team player cup".split(), "business": "bank market profit shares economy".split()}

@@ -13,10 +13,11 @@ import pytest
 from mtop_batch.experiments.data import DataSet, Prepared
 from mtop_batch.experiments.methods import METHODS
 from mtop_batch.experiments.records import RunRecord, unpack
-from mtop_batch.experiments.run import Encoder, run_spec
+from mtop_batch.experiments.run import run_spec
 from mtop_batch.experiments.speed import measure_speed
-from mtop_batch.experiments.unfinished import Unfinished
+from mtop_batch.training.one_process import Encoder
 from mtop_batch.training.settings import Event, Worker
+from mtop_batch.training.unfinished import Unfinished
 from tests.experiments.conftest import SIZES, MakeSpec
 
 

@@ -127,6 +127,7 @@ def _attend(
     mtop_packing: Packing | None = None,
     mtop_ragged: Ragged | None = None,
     mtop_spans: Tensor | None = None,
+    mtop_head_masks: Callable[[Tensor], Tensor] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     if mtop_ragged is not None:
@@ -149,6 +150,8 @@ def _attend(
         earlier_key, earlier_value = next(mtop_read)
         key, value = torch.cat([earlier_key, key], dim=2), torch.cat([earlier_value, value], dim=2)
     outputs, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if mtop_head_masks is not None:
+        outputs = mtop_head_masks(outputs)
     return (outputs if mtop_packing is None else mtop_packing.pack(outputs)), None
 
 

@@ -1,0 +1,106 @@
+"""What trainings for a selection came to, kept by the digests of their jobs so that none is done twice.
+
+<kept>/<digest>.npz             a record
+<kept>/<digest>.unfinished/     what an interrupted job left (`mtop_batch.training.unfinished`)
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from mtop_batch import storage
+from mtop_batch.json_text import to_json
+from mtop_batch.selection.importance import FloatArray
+from mtop_batch.selection.jobs import Job
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a job came to.
+
+    Args:
+        score: The own metric of the task that it is for, on its evaluation examples; NaN if that is undefined.
+        num_steps: Of its trainings.
+        seconds: It took.
+        utilities: Task -> how useful a bandit found it.
+        gradients: (R, L, H) Of the examples of a task that was measured; none otherwise.
+    """
+
+    score: float
+    num_steps: int
+    seconds: float
+    utilities: dict[str, float] = field(default_factory=dict)
+    gradients: FloatArray = field(default_factory=lambda: np.empty((0, 0, 0), np.float32))
+
+    def to_bytes(self) -> bytes:
+        """As a file, without code in it."""
+        values = {key: getattr(self, key) for key in ("score", "num_steps", "seconds", "utilities")}
+        sink = io.BytesIO()
+        np.savez(sink, about=np.array(to_json(values)), gradients=self.gradients)
+        return sink.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Record:
+        """What `to_bytes` wrote."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            values: dict[str, Any] = json.loads(str(arrays["about"]))
+            record = cls(**values, gradients=arrays["gradients"])
+        return record if record.score is not None else replace(record, score=float("nan"))
+
+
+Execute = Callable[[Sequence[Job]], Iterable[tuple[Job, Record]]]
+"""Runs jobs in any order, and gives each with its record when it is done."""
+
+
+class KeptRecords:
+    """The records of a directory.
+
+    Args:
+        uri: Local or on object storage.
+        execute: Does what has no record yet.
+    """
+
+    def __init__(self, uri: str, execute: Execute) -> None:
+        self.uri = uri
+        self.reused: list[str] = []
+        """Titles of the jobs whose records were there, in the order of the asking."""
+        self.done: list[str] = []
+        """Those of the jobs that were done now."""
+        self._execute = execute
+        self._found: dict[str, Record] = {}
+
+    def __call__(self, jobs: Sequence[Job]) -> list[Record]:
+        """The record of each job.
+
+        Raises:
+            MtopError: A job cannot be done; the records of those done before stay.
+        """
+        unknown = {job.digest: job for job in jobs if job.digest not in self._found}
+        missing = []
+        for digest, job in unknown.items():
+            try:
+                self._found[digest] = Record.from_bytes(storage.read_bytes(record_uri(self.uri, digest)))
+                self.reused.append(job.title)
+            except FileNotFoundError:
+                missing.append(job)
+        for job, record in self._execute(missing) if missing else ():
+            storage.write_bytes(record_uri(self.uri, job.digest), record.to_bytes())
+            self._found[job.digest] = record
+            self.done.append(job.title)
+        return [self._found[job.digest] for job in jobs]
+
+
+def record_uri(kept: str, digest: str) -> str:
+    """Where the record of a job lies."""
+    return storage.join(kept, f"{digest}.npz")
+
+
+def unfinished_uri(kept: str, digest: str) -> str:
+    """Where what an interrupted job left lies."""
+    return storage.join(kept, f"{digest}.unfinished")
