@@ -30,6 +30,8 @@ from mtop_batch.tasks import LabelBy, Metric, Reader, ScoresKept, Task, TaskKind
 Address = Annotated[str, AfterValidator(check_address)]
 """Where data or bundles are: without credentials, for a bundle holds its configuration."""
 GivenAddress = Annotated[Annotated[str, Field(min_length=1)], AfterValidator(check_address)]
+RateKind = Literal["linear", "constant", "steps", "frozen"]
+AlphaDecay = Literal["linear", "exponential", "cosine", "demon"]
 _MAX_BATCH = 1_000_000
 _MAX_GROUPS = 256
 
@@ -227,13 +229,29 @@ class ScheduleConfig(_Section):
     """Highest learning rate."""
 
 
+class RateScheduleConfig(_Section):
+    """How learning rates go on after the warm-up; `schedule = { kind = "steps" }` for short."""
+
+    kind: RateKind = "linear"
+    """"linear": down linearly to zero. "constant": as they are. "steps": times `factor` at each of `drops`; the warm-up
+    then begins at `factor`. "frozen": the encoder stays as it is for the first `frozen_fraction` of the steps, then all
+    rates are times `factor`."""
+    drops: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.533, 0.8)
+    """Shares of the steps, of "steps"."""
+    frozen_fraction: float = Field(0.267, ge=0, le=1)
+    """Share of the steps, of "frozen"."""
+    factor: float = Field(0.1, gt=0, le=1)
+    """Of "steps" and "frozen"."""
+
+
 class OptimizerConfig(ScheduleConfig):
     """What every training is told, of one task or of all."""
 
     weight_decay: float = Field(0.01, ge=0, lt=1)
     """Of AdamW."""
     warmup_fraction: float = Field(0.1, ge=0, le=1)
-    """Share of the steps in which the rate rises linearly; it falls linearly to zero over the rest."""
+    """Share of the steps in which the rate rises linearly; over the rest it falls linearly to zero, unless
+    `train.schedule` says otherwise."""
     max_grad_norm: float = Field(1.0, ge=0)
     """Gradients are clipped to this norm; 0 turns clipping off."""
     seed: int = Field(0, ge=0, lt=2**32)
@@ -268,6 +286,14 @@ class TrainConfig(OptimizerConfig):
     """Learning rate of prompts, poolers and heads; the same as `learning_rate` if not given."""
     alpha: float = Field(1.0, ge=0, le=1)
     """Task i is drawn at a rate proportional to (its number of examples) ** alpha: 1 proportional, 0 uniform."""
+    alpha_end: float | None = Field(None, ge=0, le=1)
+    """What alpha becomes until the last step, so that small tasks are learned from longer; with hundreds of tasks
+    `0.1`. Without this key it stays as it is."""
+    alpha_decay: AlphaDecay = "exponential"
+    """Which way alpha goes to `alpha_end`."""
+    consecutive_steps: int = Field(1, ge=1)
+    """How many steps in a row take the task that was drawn; more than one is worse, and with hundreds of tasks may
+    diverge."""
     num_workers: int = Field(1, ge=1)
     """Ray Train workers; each holds the whole model and takes its part of every batch."""
     patience: int | None = Field(None, ge=1)
@@ -285,6 +311,7 @@ class TrainConfig(OptimizerConfig):
     freeze_backbone: bool = False
     """Leave the whole backbone as pretrained."""
     warm_start: WarmStartConfig = WarmStartConfig()  # type: ignore[call-arg]
+    schedule: RateScheduleConfig = RateScheduleConfig()
     """The single-task phase."""
 
 

@@ -26,9 +26,9 @@ from mtop_batch.training.cached_contexts import cached_contexts, model_inputs
 from mtop_batch.training.checkpoint import Evaluation, TaskMetrics, TrainingState
 from mtop_batch.training.evaluation import evaluate, mean_metric
 from mtop_batch.training.meter import StepMeter
-from mtop_batch.training.optimizer import make_optimizer, set_learning_rate
+from mtop_batch.training.optimizer import leave_backbone, make_optimizer, set_learning_rates
 from mtop_batch.training.sampling import BatchPlan, Plan
-from mtop_batch.training.schedules import linear_warmup_decay
+from mtop_batch.training.schedules import RateFactors, rate_factors
 from mtop_batch.training.settings import ClassWeights, TaskData, TrainSettings, Worker, ignore_event
 from mtop_batch.training.soft_labels import SoftLabels, identity, soft_loss, text_of
 
@@ -138,7 +138,15 @@ class _Run:
         sizes = [len(item.train) for item in data]
         self.examples_per_epoch = sum(sizes)
         self.plan: Plan = plan or BatchPlan.draw(
-            sizes, settings.batch_size, settings.epochs, settings.alpha, settings.seed, _rates(data)
+            sizes,
+            settings.batch_size,
+            settings.epochs,
+            settings.alpha,
+            settings.seed,
+            _rates(data),
+            alpha_end=settings.alpha_end,
+            alpha_decay=settings.alpha_decay,
+            consecutive_steps=settings.consecutive_steps,
         )
         self.last_task = ""
         self.left_out = tuple(data[index].task.name for index in self.plan.left_out())
@@ -207,9 +215,12 @@ class _Run:
         if soft_loss_ is not None:
             total = total + soft_loss_
         total.backward()
+        factors = self._rate_factors(step)
+        if not factors.backbone:
+            leave_backbone(self.optimizer)
         if settings.max_grad_norm:
             clip_grad_norm_(self.trained, settings.max_grad_norm)
-        set_learning_rate(self.optimizer, self._rate_factor(step))
+        set_learning_rates(self.optimizer, factors)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.state.step += 1
@@ -265,8 +276,8 @@ class _Run:
                 f"train.learning_rate = {self.settings.learning_rate} (or head_learning_rate), or raise warmup_fraction"
             )
 
-    def _rate_factor(self, step: int) -> float:
-        return linear_warmup_decay(step, len(self.plan), self.settings.warmup_fraction)
+    def _rate_factors(self, step: int) -> RateFactors:
+        return rate_factors(self.settings.schedule, step, len(self.plan), self.settings.warmup_fraction)
 
     def _epoch(self) -> float:
         return self.state.step * self.settings.batch_size / self.examples_per_epoch
@@ -294,7 +305,7 @@ class _Run:
 
     def _emit_step(self) -> None:
         last = self.state.step - 1
-        factor = self._rate_factor(last)
+        factors = self._rate_factors(last)
         self.emit(
             {
                 "event": "step",
@@ -302,8 +313,8 @@ class _Run:
                 "num_steps": len(self.plan),
                 "epoch": self._epoch(),
                 "task": self.last_task,
-                "learning_rate": self.settings.learning_rate * factor,
-                "head_learning_rate": (self.settings.head_learning_rate or self.settings.learning_rate) * factor,
+                "learning_rate": self.settings.learning_rate * factors.backbone,
+                "head_learning_rate": (self.settings.head_learning_rate or self.settings.learning_rate) * factors.heads,
                 **self.meter.read(),
             }
         )

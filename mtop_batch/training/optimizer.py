@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from mtop_batch.errors import ConfigError
 from mtop_batch.model.encoder.inputs import encoder_layers, word_embeddings
 from mtop_batch.model.kinds.base import MultiTaskModel
+from mtop_batch.training.schedules import RateFactors
 from mtop_batch.training.settings import TrainSettings
 
 
@@ -52,15 +53,23 @@ def make_optimizer(model: MultiTaskModel, settings: TrainSettings) -> AdamW:
     `zero_grad(set_to_none=True)` this is what leaves the other tasks' parameters alone.
 
     Returns:
-        The optimiser; each group keeps its peak rate under "peak_lr".
+        The optimiser; each group keeps its peak rate under "peak_lr", and "backbone" says whether it is the encoder's.
     """
     return AdamW(_parameter_groups(model, settings), lr=settings.learning_rate, fused=True)
 
 
-def set_learning_rate(optimizer: AdamW, factor: float) -> None:
-    """Let every group run at this share of its peak rate."""
+def set_learning_rates(optimizer: AdamW, factors: RateFactors) -> None:
+    """Let every group run at its share of its peak rate."""
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
+        group["lr"] = group["peak_lr"] * (factors.backbone if group["backbone"] else factors.heads)
+
+
+def leave_backbone(optimizer: AdamW) -> None:
+    """Drop the gradients of the encoder: neither a step nor its moments nor the norm of all gradients knows them."""
+    for group in optimizer.param_groups:
+        if group["backbone"]:
+            for parameter in group["params"]:
+                parameter.grad = None
 
 
 def _parameter_groups(model: MultiTaskModel, settings: TrainSettings) -> list[dict[str, Any]]:
@@ -76,6 +85,7 @@ def _parameter_groups(model: MultiTaskModel, settings: TrainSettings) -> list[di
         {
             "params": parameters,
             "peak_lr": rates[backbone],
+            "backbone": backbone,
             "weight_decay": settings.weight_decay if decays else 0.0,
         }
         for (backbone, decays), parameters in groups.items()

@@ -15,8 +15,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mtop_batch.training.schedules import AlphaDecay, alphas
+
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+
+_STEPS_AT_ONCE = 1000
 
 
 def num_steps(total_examples: int, batch_size: int, epochs: float) -> int:
@@ -72,6 +76,29 @@ def draw_tasks(rates: FloatArray, num_steps: int, seed: int) -> IntArray:
         Task indices (num_steps,).
     """
     return np.random.default_rng(seed).choice(len(rates), size=num_steps, p=rates)
+
+
+def draw_tasks_by_size(sizes: Sequence[int], exponents: FloatArray, seed: int) -> IntArray:
+    """One task per step at the rates of that step's alpha (large-scale multi-task learning, section 4.3).
+
+    Where alpha stays the same, these are the tasks of `draw_tasks`.
+
+    Args:
+        sizes: As for `task_rates`.
+        exponents: Alpha at every step of the whole run (num_steps,).
+        seed: Any non-negative integer.
+
+    Returns:
+        Task indices (num_steps,).
+    """
+    places = np.random.default_rng(seed).random(len(exponents))
+    tasks = np.empty(len(exponents), dtype=np.int64)
+    for start in range(0, len(exponents), _STEPS_AT_ONCE):
+        some = slice(start, start + _STEPS_AT_ONCE)
+        weights = (np.asarray(sizes, dtype=np.float64) / max(sizes)) ** exponents[some, None]
+        ends = np.cumsum(weights / weights.sum(axis=1, keepdims=True), axis=1)
+        tasks[some] = (places[some, None] >= ends / ends[:, -1:]).sum(axis=1)
+    return tasks
 
 
 def with_every_task(tasks: IntArray, num_tasks: int, epoch_ends: Sequence[int], seed: int) -> IntArray:
@@ -202,12 +229,33 @@ class BatchPlan:
         alpha: float,
         seed: int,
         rates: Sequence[float] | None = None,
+        *,
+        alpha_end: float | None = None,
+        alpha_decay: AlphaDecay = "exponential",
+        consecutive_steps: int = 1,
     ) -> BatchPlan:
-        """The plan of a run; the same arguments give the same plan. Given rates, of any sum, stand for `task_rates`."""
+        """The plan of a run; the same arguments give the same plan.
+
+        Args:
+            sizes: Training examples of each task (N,).
+            batch_size: Rows per step.
+            epochs: One epoch is as many examples as all tasks have together.
+            alpha: Exponent of the sampling rates (`task_rates`).
+            seed: Of the order of tasks and of examples.
+            rates: (N,) Of any sum; they stand for those by size.
+            alpha_end: The exponent at the last step, to which it goes by `alpha_decay`; None for `alpha` all along.
+            alpha_decay: Which way it goes (`schedules.alphas`).
+            consecutive_steps: How many steps in a row take the task that was drawn.
+        """
         steps = num_steps(sum(sizes), batch_size, epochs)
-        shares = task_rates(sizes, alpha) if rates is None else np.asarray(rates) / sum(rates)
+        draws = math.ceil(steps / consecutive_steps)
+        if rates is None and alpha_end is not None:
+            drawn = draw_tasks_by_size(sizes, alphas(alpha, alpha_end, alpha_decay, draws), seed)
+        else:
+            shares = task_rates(sizes, alpha) if rates is None else np.asarray(rates) / sum(rates)
+            drawn = draw_tasks(shares, draws, seed)
         ends = evaluation_steps(sum(sizes), batch_size, epochs)
-        tasks = with_every_task(draw_tasks(shares, steps, seed), len(sizes), ends, seed)
+        tasks = with_every_task(np.repeat(drawn, consecutive_steps)[:steps], len(sizes), ends, seed)
         return cls(sizes, batch_size, seed, tasks, occurrences(tasks), ends)
 
     def evaluation_steps(self) -> Sequence[int]:

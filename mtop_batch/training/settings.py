@@ -16,6 +16,7 @@ from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.errors import ConfigError, DataError
 from mtop_batch.precision import Precision
 from mtop_batch.tasks import LabelBy, Task
+from mtop_batch.training.schedules import AlphaDecay, RateSchedule
 
 ClassWeights = npt.NDArray[np.float32]
 Event = dict[str, Any]
@@ -37,9 +38,13 @@ class TrainSettings:
         learning_rate: Peak rate of the backbone.
         head_learning_rate: Peak rate of prompts, poolers and heads; None for the same as the backbone.
         weight_decay: Decoupled decay; biases, layer norms and prompts are left out of it.
-        warmup_fraction: Share of the steps in which the rate rises linearly, before it falls linearly to zero.
+        warmup_fraction: Share of the steps in which the rate rises linearly.
+        schedule: How the rate goes on then.
         max_grad_norm: Gradients are clipped to this norm; 0 turns clipping off.
         alpha: Task i is drawn at a rate proportional to (its number of examples) ** alpha.
+        alpha_end: What alpha becomes over the run; None for no change.
+        alpha_decay: Which way it goes there.
+        consecutive_steps: How many steps in a row take the task that was drawn.
         seed: Of the order of tasks and examples and of dropout. The model's own draws are made before.
         context_dropout: Share of the context's keys and values that is hidden from prompts in each step, where the
             context does not train; the rest is scaled up. A context that trains has the backbone's own dropout.
@@ -54,8 +59,12 @@ class TrainSettings:
     head_learning_rate: float | None = None
     weight_decay: float = 0.01
     warmup_fraction: float = 0.1
+    schedule: RateSchedule = field(default_factory=RateSchedule)
     max_grad_norm: float = 1.0
     alpha: float = 1.0
+    alpha_end: float | None = None
+    alpha_decay: AlphaDecay = "exponential"
+    consecutive_steps: int = 1
     seed: int = 0
     context_dropout: float = 0.0
     evaluate: bool = True

@@ -21,6 +21,7 @@ from mtop_batch.model.kinds.by_name import model_class
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.model.kinds.p_tuning import PromptedModel
 from mtop_batch.training.optimizer import check_num_layers, freeze_backbone, freeze_layers, freeze_word_embeddings
+from mtop_batch.training.schedules import RateSchedule
 from mtop_batch.training.settings import TaskData, TrainSettings
 from mtop_batch.training.warm_start import initialise, start_from_tokens
 
@@ -104,15 +105,22 @@ def first_model(
 
 def warm_start_settings(train: TrainConfig) -> TrainSettings:
     """Those of the single-task phase; it ends with its last weights, and is short, so it takes no checkpoints."""
-    return train_settings(
-        train, **train.warm_start.model_dump(), head_learning_rate=None, alpha=1.0, evaluate=False, patience=None
-    )
+    changes = {
+        **train.warm_start.model_dump(),
+        "head_learning_rate": None,
+        "schedule": RateSchedule(),
+        "evaluate": False,
+        "patience": None,
+    }
+    return train_settings(train, **changes)
 
 
 def train_settings(section: OptimizerConfig, **changes: Any) -> TrainSettings:
     """How a section of the configuration says to train, but for some changes."""
     known = {field.name for field in fields(TrainSettings)}
     values = {key: value for key, value in section.model_dump().items() if key in known}
+    if "schedule" in values:
+        values["schedule"] = RateSchedule(**values["schedule"])
     return TrainSettings(**{**values, **changes})
 
 

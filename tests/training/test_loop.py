@@ -16,6 +16,7 @@ from mtop_batch.training import loop
 from mtop_batch.training.evaluation import evaluate
 from mtop_batch.training.loop import WriteCheckpoint, fit
 from mtop_batch.training.optimizer import freeze_word_embeddings
+from mtop_batch.training.schedules import RateSchedule
 from mtop_batch.training.settings import TaskData, Worker
 from tests.training.toy import TASKS, make_data, make_examples, make_model, make_settings
 
@@ -203,3 +204,21 @@ def test_a_batch_larger_than_a_task_repeats_its_examples() -> None:
     result = fit(make_model(), data, make_settings(evaluate=False))
     assert result.num_steps == np.ceil(4 * 3 / 8)
     assert (result.history, result.best_metrics, result.best_step) == ([], {}, 2)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_frozen_start_leaves_the_encoder_alone_and_then_moves_it(tmp_path: Path, cut: bool) -> None:
+    settings = make_settings(epochs=2, schedule=RateSchedule("frozen", frozen_fraction=0.5), checkpoint_steps=1)
+    model, checkpoints = make_model(), Checkpoints(tmp_path)
+    encoder = "backbone.encoder.layer.0.output.dense.weight"
+    started = weights(model)[encoder]
+    result = fit(model, make_data(), settings, save=checkpoints)
+    half = result.num_steps // 2
+    kept = load_file(tmp_path / str(half) / "model.safetensors")
+    torch.testing.assert_close(kept[encoder], started, rtol=0, atol=0)
+    later = load_file(tmp_path / str(half + 1) / "model.safetensors")
+    assert not torch.equal(later[encoder], started)
+    if cut:
+        again = make_model()
+        fit(again, make_data(), settings, checkpoint=tmp_path / str(half + 1))
+        assert_identical(weights(again), weights(model))

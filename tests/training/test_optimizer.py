@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from mtop_batch.model.kinds.mtop import MTOPModel
-from mtop_batch.training.optimizer import freeze_backbone, freeze_word_embeddings, make_optimizer, set_learning_rate
+from mtop_batch.training.optimizer import freeze_backbone, freeze_word_embeddings, make_optimizer, set_learning_rates
+from mtop_batch.training.schedules import RateFactors
 from mtop_batch.training.settings import TrainSettings
 from tests.training.toy import make_model
 
@@ -33,10 +34,10 @@ def test_prompts_poolers_and_heads_can_have_a_rate_of_their_own() -> None:
     assert {rate for rate, _ in settings_of(make_model(), TrainSettings(learning_rate=1e-5)).values()} == {1e-5}
 
 
-def test_the_factor_applies_to_every_groups_own_rate() -> None:
+def test_factors_apply_to_the_rates_of_the_encoder_and_of_the_rest() -> None:
     optimizer = make_optimizer(make_model(), TrainSettings(learning_rate=1e-5, head_learning_rate=1e-3))
-    set_learning_rate(optimizer, 0.5)
-    assert {group["lr"] for group in optimizer.param_groups} == {5e-6, 5e-4}
+    set_learning_rates(optimizer, RateFactors(backbone=0.5, heads=0.25))
+    assert {group["lr"] for group in optimizer.param_groups} == {5e-6, 2.5e-4}
 
 
 def test_frozen_parameters_do_not_train() -> None:

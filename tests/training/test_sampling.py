@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from mtop_batch.training.sampling import (
     BatchPlan,
     draw_tasks,
+    draw_tasks_by_size,
     evaluation_steps,
     example_rows,
     num_steps,
@@ -35,6 +36,27 @@ def test_tasks_are_drawn_at_their_rates() -> None:
     drawn = draw_tasks(np.array([0.1, 0.6, 0.3]), num_steps=20_000, seed=0)
     np.testing.assert_allclose(np.bincount(drawn) / 20_000, [0.1, 0.6, 0.3], atol=0.01)
     assert (drawn == draw_tasks(np.array([0.1, 0.6, 0.3]), num_steps=20_000, seed=0)).all()
+
+
+@given(SIZES, st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 9))
+def test_an_alpha_that_stays_draws_as_without_a_schedule(sizes: list[int], alpha: float, seed: int) -> None:
+    by_step = draw_tasks_by_size(sizes, np.full(1500, alpha), seed)
+    assert (by_step == draw_tasks(task_rates(sizes, alpha), 1500, seed)).all()
+
+
+def test_small_tasks_come_later_where_alpha_falls() -> None:
+    plan = BatchPlan.draw([100_000, 100], 16, epochs=4, alpha=1.0, seed=0, alpha_end=0.0, alpha_decay="linear")
+    shares = [float((part == 1).mean()) for part in np.array_split(plan.tasks, 4)]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.02
+    assert shares[-1] > 0.25
+
+
+def test_steps_in_a_row_take_one_task() -> None:
+    plan = BatchPlan.draw([5000] * 4, 16, epochs=1, alpha=1.0, seed=0, consecutive_steps=10)
+    assert len(plan) == 1250
+    assert (plan.tasks.reshape(-1, 10) == plan.tasks[::10, None]).all()
+    assert set(plan.occurrences[plan.tasks == 0]) == set(range(int((plan.tasks == 0).sum())))
 
 
 @given(
