@@ -20,7 +20,7 @@ from mtop_batch.errors import TaskError
 from mtop_batch.lines import did_you_mean, listed
 
 TaskKind = Literal["classification", "multi-label", "regression"]
-Reader = Literal["prompts", "pooled", "vector"]
+Reader = Literal["prompts", "pooled", "attention", "vector"]
 LabelBy = Literal["name", "index"]
 """What numbers in a label column are: labels, or indices into a task's labels."""
 Metric = Literal[
@@ -63,7 +63,8 @@ class Task:
             multi-label task, none for a regression.
         text: The column(s) its texts come from: one, or two for a pair.
         metric: The metric that judges it; "" chooses the first that `METRICS` allows for the kind.
-        reads: "prompts", "pooled" or "vector"; the kind of model decides which of them it has.
+        reads: "prompts", "pooled" (the encoder's output at the first token), "attention" (its outputs at all tokens)
+            or "vector"; the kind of model decides which of them it has.
         mean: Of the numbers that a regression learned from. The task's head puts out how many standard deviations a
             text's value is away from it, so that values of any size are learned alike.
         std: Their standard deviation.
@@ -146,6 +147,11 @@ class Task:
     def reads_vector(self) -> bool:
         """Whether the document vector is all that the task needs of a text."""
         return self.reads == "vector"
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether the task has prompts, its own or shared ones."""
+        return self.reads == "prompts"
 
     @property
     def is_multi_label(self) -> bool:

@@ -99,6 +99,11 @@ class MTOPModelConfig(ModelConfig):
     pooler_rank: int = Field(0, ge=0, le=1024)
     """Rank of the poolers' kernels, which then have 2 * rank * width parameters per task; 0, as in the paper: full
     ones with width^2."""
+    attention_width: Literal["dypa"] | Annotated[int, Field(ge=1, le=4096)] = "dypa"
+    """Width in which a task that reads by attention (`reads = "attention"`) does so; "dypa": between a sixth and four
+    thirds of the encoder's, by how many training examples the task has beside the others."""
+    attention_heads: int = Field(2, ge=1, le=64)
+    """Of such tasks; a given width is a multiple of it."""
     prompt_init: Literal["random", "token", "single-task"] = "single-task"
     """What prompts start as: random, embeddings of frequent tokens, or what the single-task phase learned."""
     pooler_init: Literal["random", "single-task"] = "single-task"
@@ -118,6 +123,13 @@ class MTOPModelConfig(ModelConfig):
             )
         return value
 
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        if self.attention_width != "dypa" and self.attention_width % self.attention_heads:
+            heads = self.attention_heads
+            raise ValueError(f"attention_width = {self.attention_width} is not a multiple of attention_heads = {heads}")
+        return self
+
     @property
     def correlated_groups(self) -> int:
         """How many groups are made of tasks that correlate; 0 where groups are made otherwise, or not at all."""
@@ -125,7 +137,7 @@ class MTOPModelConfig(ModelConfig):
 
     def settings(self) -> dict[str, Any]:
         """All keys but those that say how prompts and poolers begin, and which tasks share prompts."""
-        return self.model_dump(exclude={"kind", "prompt_init", "pooler_init", "prompt_groups"})
+        return self.model_dump(exclude={"kind", "prompt_init", "pooler_init", "prompt_groups", "attention_width"})
 
     @property
     def needs_warm_start(self) -> bool:
@@ -391,8 +403,9 @@ class TaskConfig(_Section):
     """"classification", one label for each text; "multi-label", any number of them, also none; or "regression".
     "probe" is short for a classification that reads the vector."""
     reads: Reader | None = None
-    """"prompts"; "pooled", the first token; or "vector", the document vector, which only `mtop add-tasks` learns to
-    read. The kind of model says which it has; without this key it chooses."""
+    """"prompts"; "pooled", the first token; "attention", all tokens by a self-attention of its own; or "vector", the
+    document vector, which only `mtop add-tasks` learns to read. The kind of model says which it has; without this key
+    it chooses."""
     labels: tuple[str, ...] = ()
     """Two or more; of a multi-label task one or more; none for a regression."""
     scores: ScoresKept = "label"

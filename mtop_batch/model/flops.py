@@ -41,6 +41,8 @@ class ForwardFlops:
         num_reading_prompts: Isolated ones, which read the context; what they see of each other is left out.
         num_passes: How often the text goes through the encoder.
         num_prefix: Keys and values that the text sees in every layer besides its own.
+        heads_per_token: Operations of heads that read the text's outputs, for each of its tokens.
+        heads_per_pair: The same for each pair of its tokens.
     """
 
     per_position: float
@@ -52,6 +54,8 @@ class ForwardFlops:
     num_reading_prompts: int
     num_passes: int
     num_prefix: int = 0
+    heads_per_token: float = 0.0
+    heads_per_pair: float = 0.0
 
     @classmethod
     def of_encoder(
@@ -97,6 +101,7 @@ class ForwardFlops:
         positions = context * self.share_of_context + self.num_reading_prompts
         pairs = context * (context * self.share_of_pairs + self.num_reading_prompts + self.num_prefix)
         per_text = self.per_text * len(tokens)
+        per_text += self.heads_per_token * tokens.sum() + self.heads_per_pair * (tokens**2).sum()
         per_pass = self.per_position * positions.sum() + self.per_pair * pairs.sum()
         return float(self.num_passes * per_pass + per_text)
 

@@ -70,7 +70,7 @@ def begin(
 
     def learn_alone(start: MTOPModel, new_task: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
         learned = {}
-        for item in data:
+        for item in (item for item in data if item.task.reads_prompts):
             name = item.task.name
             tensors = unfinished.task(name)
             if tensors is None:

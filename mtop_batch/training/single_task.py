@@ -63,7 +63,8 @@ def train_single_task(
         metrics = evaluate_task(model, data.evaluation_examples(), data.task, worker=worker)
         best_step = num_steps = last_step = 1
     else:
-        for parameter in (*model.task_parameters(name), model.prompts(name)):
+        prompts = [model.prompts(name)] if data.task.reads_prompts else []
+        for parameter in (*model.task_parameters(name), *prompts):
             parameter.requires_grad_(True)
         result = fit(model, [data], settings, worker=worker)
         metrics = result.best_metrics.get(name, {})

@@ -16,10 +16,12 @@ from mtop_batch.config.sections import Config, MTOPModelConfig, OptimizerConfig,
 from mtop_batch.data.examples import token_counts
 from mtop_batch.errors import ConfigError
 from mtop_batch.model.encoder.backbone import check_backbone
+from mtop_batch.model.encoder.inputs import hidden_size
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.kinds.by_name import model_class
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.model.kinds.p_tuning import PromptedModel
+from mtop_batch.model.parts.text_heads import dynamic_widths
 from mtop_batch.training.optimizer import check_num_layers, freeze_backbone, freeze_layers, freeze_word_embeddings
 from mtop_batch.training.schedules import RateSchedule
 from mtop_batch.training.settings import TaskData, TrainSettings
@@ -78,9 +80,10 @@ def first_model(
     settings = {"max_tokens": config.backbone.max_tokens, "seed": config.train.seed, **section.settings()}
     warm: Mapping[str, Mapping[str, Tensor]] = {}
     if isinstance(section, MTOPModelConfig):
-        if section.needs_warm_start:
+        if section.needs_warm_start and any(item.task.reads_prompts for item in data):
             warm = _warm_start(config, section, backbone, learn_alone)
         settings["prompt_groups"] = config.prompt_groups()
+        settings["attention_widths"] = _attention_widths(section, backbone, data)
     tasks = [item.task for item in data]
     model = model_class(section.kind).from_backbone(backbone, tasks, **settings)
     counts = None
@@ -101,6 +104,18 @@ def first_model(
         start_from_tokens(model, counts, special_ids, config.train.seed)
     _freeze(model, config.train)
     return model
+
+
+def _attention_widths(section: MTOPModelConfig, backbone: PreTrainedModel, data: Sequence[TaskData]) -> dict[str, int]:
+    """Task -> width, of those that read by attention."""
+    reading = [item for item in data if item.task.reads == "attention"]
+    if not reading:
+        return {}
+    widths = [section.attention_width] * len(reading)
+    if section.attention_width == "dypa":
+        sizes = [len(item.train) for item in reading]
+        widths = dynamic_widths(sizes, hidden_size(backbone), section.attention_heads)
+    return {item.task.name: int(width) for item, width in zip(reading, widths, strict=True)}
 
 
 def warm_start_settings(train: TrainConfig) -> TrainSettings:

@@ -35,7 +35,8 @@ def initialise(
     Heads go with the poolers: the paper initialises "additional task-specific parameters (prompts and conditional
     pooler layers)" and does not say what becomes of the heads; a head fits the pooler that it was trained with and
     no other. "random" leaves what `MTOPModel.from_backbone` drew. Shared prompts are random always. The prompts of a
-    prompt group begin as the mean of what its tasks learned alone, from the same random start.
+    prompt group begin as the mean of what its tasks learned alone, from the same random start. Tasks without prompts
+    begin at random.
 
     Args:
         model: Its tasks' parameters are changed in place.
@@ -57,7 +58,7 @@ def initialise(
     if prompt_init == "token" and token_counts is None:
         raise ConfigError('model.prompt_init = "token" needs the token counts of the training data; pass token_counts')
     generator = torch.Generator().manual_seed(seed)
-    for name in model.task_names:
+    for name in filter(model.reads_prompts, model.task_names):
         tensors: dict[str, Tensor] = {}
         sharing = model.tasks_sharing(name)
         if name == sharing[0] and prompt_init == "single-task":
@@ -103,7 +104,7 @@ def _token_prompts(
 
 
 def _check_warm(model: MTOPModel, warm: Mapping[str, Mapping[str, Tensor]]) -> None:
-    missing = [name for name in model.task_names if name not in warm]
+    missing = [name for name in filter(model.reads_prompts, model.task_names) if name not in warm]
     if missing:
         raise ConfigError(
             f"the single-task initialisation lacks a warm start of tasks {listed(missing)}; train them with "

@@ -37,7 +37,7 @@ def make_model() -> MakeModel:
 
 def enlarge(model: MTOPModel, names: Sequence[str] | None = None) -> None:
     """Scale prompts and loras up, so that a test notices what they do; a fresh start hardly does anything."""
-    wanted = model.task_names if names is None else names
+    wanted = [name for name in (model.task_names if names is None else names) if model.reads_prompts(name)]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for prompts in {model.prompts(name) for name in wanted}:

@@ -28,8 +28,10 @@ from mtop_batch.model.kinds.base import generator_of
 from mtop_batch.model.kinds.config import MTOPConfig, PromptAttention
 from mtop_batch.model.kinds.prompt_sequence import MTOPSequence
 from mtop_batch.model.parts.document_vectors import Probe, StackedProbes, document_vectors, join_logits
+from mtop_batch.model.parts.heads import TaskModule
 from mtop_batch.model.parts.prompts import random_prompts
 from mtop_batch.model.parts.stacked_heads import InferenceParts, StackedTasks, num_versions
+from mtop_batch.model.parts.text_heads import AttentionHead, StackedAttention
 from mtop_batch.tasks import Task, select_tasks
 
 
@@ -56,6 +58,8 @@ class MTOPModel(MTOPSequence):
         prompt_attention: PromptAttention = "isolated",
         prompt_groups: Mapping[str, str] | None = None,
         pooler_rank: int = 0,
+        attention_widths: Mapping[str, int] | None = None,
+        attention_heads: int = 2,
         stop_gradient: bool = True,
         max_tokens: int = 128,
         seed: int = 0,
@@ -76,6 +80,8 @@ class MTOPModel(MTOPSequence):
             prompt_groups: Task -> prompt group (letters, digits, `_` and `-`), of the tasks that share prompts; the
                 others have prompts of their own (the paper).
             pooler_rank: Of the poolers' kernels, below the backbone's width; 0 for full ones (the paper).
+            attention_widths: Task -> width, of tasks that read by attention (`add_tasks`).
+            attention_heads: Of such tasks.
             stop_gradient: False lets a task's loss move all prompts (the paper's ablation, section 6.5).
             max_tokens: Longest text, special tokens included.
             seed: Of the random draws.
@@ -93,7 +99,14 @@ class MTOPModel(MTOPSequence):
             max_tokens=max_tokens,
             seed=seed,
         )
-        model.add_tasks(tasks, prompts_per_task=prompts_per_task, prompt_groups=prompt_groups, seed=seed)
+        model.add_tasks(
+            tasks,
+            prompts_per_task=prompts_per_task,
+            prompt_groups=prompt_groups,
+            attention_widths=attention_widths,
+            attention_heads=attention_heads,
+            seed=seed,
+        )
         return model
 
     @classmethod
@@ -154,6 +167,10 @@ class MTOPModel(MTOPSequence):
         )
         if isinstance(module, Probe):
             return module(document_vectors(at_text, text.attention_mask))
+        if isinstance(module, AttentionHead):
+            return module(at_text, text.attention_mask)
+        if not self.reads_prompts(task):
+            return module(at_text[:, :1])
         own = layout.positions[task]
         return module(outputs[:, own.start : own.stop])
 
@@ -161,12 +178,11 @@ class MTOPModel(MTOPSequence):
         """(B, C) The logits of one isolated task from the KV cache of texts.
 
         Raises:
-            TaskError: There is no such task, or it is not isolated, or it reads the text's own outputs (a probe).
+            TaskError: There is no such task, or it is not isolated, or it reads the text's own outputs.
         """
-        module = self._module(task)
-        if isinstance(module, Probe) or not self._is_isolated(task):
+        if not self._reads_cache(task):
             raise TaskError(f"task {task!r} reads more than the KV cache; pass its texts")
-        own_prompts = self.prompts(task)
+        own_prompts, module = self.prompts(task), self.task_module(task)
         lora = stack_lora([(len(own_prompts), module.lora)])
         return module(encode_with_kv_cache(self.backbone, own_prompts, kv_cache, [1] * len(own_prompts), lora))
 
@@ -192,11 +208,15 @@ class MTOPModel(MTOPSequence):
         parts = self._parts(wanted)
         at_context = vectors or parts.at_context
         needs_vectors = vectors or parts.probes is not None
+        needs_text = needs_vectors or parts.pooled is not None or bool(parts.attention)
         at_prompts, at_text = self.encode(
-            parts.prompts, text, parts.groups, passes=parts.passes, at_context=at_context, at_text=needs_vectors
+            parts.prompts, text, parts.groups, passes=parts.passes, at_context=at_context, at_text=needs_text
         )
         found = document_vectors(at_text, text.attention_mask) if needs_vectors else at_text.new_empty(len(at_text), 0)
         logits = [stacked(at_prompts) for stacked in parts.stacked]
+        if parts.pooled is not None:
+            logits.append(parts.pooled(at_text[:, :1]))
+        logits += [attention(at_text, text.attention_mask) for attention in parts.attention]
         if parts.probes is not None:
             logits.append(parts.probes(found))
         return join_logits(logits, parts.order) if logits else at_text.new_empty(len(at_text), 0, 0), found
@@ -219,9 +239,17 @@ class MTOPModel(MTOPSequence):
             if task.name in wanted and task.name in layout.positions:
                 together.setdefault(task.added, []).append(task.name)
         prompted = [name for names in together.values() for name in names]
-        probes = [name for name in wanted if name not in layout.positions]
-        weights = [self._module(name).state_dict(keep_vars=True) for name in probes]
-        order = list(map([*prompted, *probes].index, wanted))
+        others = {name: self._module(name) for name in wanted if name not in layout.positions}
+        pooled = {name: module for name, module in others.items() if isinstance(module, TaskModule)}
+        attention: dict[tuple[int, int], dict[str, AttentionHead]] = {}
+        for name, module in others.items():
+            if isinstance(module, AttentionHead):
+                attention.setdefault(module.size, {})[name] = module
+        attending = [name for modules in attention.values() for name in modules]
+        probes = [name for name, module in others.items() if isinstance(module, Probe)]
+        weights = [others[name].state_dict(keep_vars=True) for name in probes]
+        places = {name: place for place, name in enumerate([*prompted, *pooled, *attending, *probes])}
+        order = [places[name] for name in wanted]
         shared = () if self.shared_prompts is None else (self.shared_prompts,)
         parameters = (*shared, *self.prompt_groups.parameters(), *self.task_modules.parameters())
         parts = InferenceParts(
@@ -236,6 +264,8 @@ class MTOPModel(MTOPSequence):
                 )
                 for names in together.values()
             ),
+            pooled=StackedTasks.stack(list(pooled.values()), [range(1)] * len(pooled), dtype) if pooled else None,
+            attention=tuple(StackedAttention.stack(list(modules.values()), dtype) for modules in attention.values()),
             probes=StackedProbes.stack(weights) if probes else None,
             order=None if order == sorted(order) else torch.tensor(order, device=self.backbone.device),
             at_context=self._needs_outputs_at_context(wanted),

@@ -6,6 +6,7 @@ Shapes: S prompt positions, E width of the input embeddings.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from mtop_batch.model.encoder.kv_cache import has_kv_cache
 from mtop_batch.model.encoder.lora import stack_lora
 from mtop_batch.model.flops import ForwardFlops
 from mtop_batch.model.kinds.task_bank import MTOPParameters
-from mtop_batch.model.parts.heads import TaskModule
 from mtop_batch.model.parts.prompts import PromptLayout, prompt_layout
+from mtop_batch.model.parts.text_heads import AttentionHead
 
 
 class MTOPSequence(MTOPParameters):
@@ -28,7 +29,7 @@ class MTOPSequence(MTOPParameters):
         """Whether the tasks can train on a KV cache that is kept: all are isolated, and nothing else trains."""
         context = [parameter for _, parameter in self.context_tensors()]
         trains = any(p.requires_grad for p in (*self.backbone.parameters(), *context))
-        return has_kv_cache(self.backbone) and not trains and all(map(self._is_isolated, tasks))
+        return has_kv_cache(self.backbone) and not trains and all(map(self._reads_cache, tasks))
 
     def context_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The prompts that all outputs depend on. Names of tasks do not count, the order of their prompts does."""
@@ -38,8 +39,9 @@ class MTOPSequence(MTOPParameters):
             yield "joint", self.prompts(name)
 
     def task_settings(self, name: str) -> dict[str, Any]:
-        """Whether the task is isolated; only tasks of MTOP are or are not."""
-        return {"isolated": self._is_isolated(name)}
+        """Whether the task is isolated, as only tasks of MTOP are or are not, and how it attends to the text."""
+        attention = self._entry(name).get("attention")
+        return {"isolated": self._is_isolated(name), **({"attention": attention} if attention else {})}
 
     def num_positions(self, tasks: Sequence[str]) -> int:
         """Prompts in the sequence of every text for these tasks."""
@@ -57,26 +59,37 @@ class MTOPSequence(MTOPParameters):
     def forward_flops(self, tasks: Sequence[str], *, vectors: bool = False) -> ForwardFlops:
         """What labelling a text with these tasks, and its vector if that is wanted, costs."""
         groups = self._layout(tasks).groups
+        attention = [module.flops for module in map(self._module, tasks) if isinstance(module, AttentionHead)]
         own = [
             parameter.numel() * (len(self.prompts(task)) if key.startswith("lora.") else 1)
             for task in tasks
             for key, parameter in self._task_state(task).items()
-            if key.startswith("lora.") or key.endswith("weight")
+            if (key.startswith("lora.") or key.endswith("weight")) and "attention" not in self._entry(task)
         ]
-        return ForwardFlops.of_encoder(
+        flops = ForwardFlops.of_encoder(
             self.backbone,
-            per_text=2.0 * sum(own),
+            per_text=2.0 * sum(own) + sum(per_text for per_text, _, _ in attention),
             num_context_prompts=groups.count(0),
             num_reading_prompts=len(groups) - groups.count(0),
             ends_early=not vectors and has_kv_cache(self.backbone) and not self._needs_outputs_at_context(tasks),
+        )
+        return replace(
+            flops,
+            heads_per_token=sum(per_token for _, per_token, _ in attention),
+            heads_per_pair=sum(per_pair for _, _, per_pair in attention),
         )
 
     def _needs_outputs_at_context(self, tasks: Sequence[str]) -> bool:
         """Whether one of these tasks reads what the encoder puts out at the text or at prompts that the text sees.
 
-        Tasks that read the vector and tasks with joint prompts do; an isolated task reads the KV cache only.
+        Tasks that read the text itself and tasks with joint prompts do; one with isolated prompts reads the KV cache
+        only.
         """
-        return not all(self._is_isolated(name) and isinstance(self._module(name), TaskModule) for name in tasks)
+        return not all(map(self._reads_cache, tasks))
+
+    def _reads_cache(self, name: str) -> bool:
+        """Whether a task reads what the text gives other positions, and none of its outputs."""
+        return self._is_isolated(name) and self.reads_prompts(name)
 
     def _layout(self, wanted: Sequence[str]) -> PromptLayout:
         return prompt_layout(self.task_prompts, self.config.shared_prompts, wanted)

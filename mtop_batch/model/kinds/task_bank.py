@@ -22,6 +22,7 @@ from mtop_batch.model.kinds.config import MTOPConfig
 from mtop_batch.model.parts.document_vectors import Probe
 from mtop_batch.model.parts.heads import Prompts, TaskModule
 from mtop_batch.model.parts.prompts import TaskPrompts
+from mtop_batch.model.parts.text_heads import AttentionHead, least_width
 from mtop_batch.tasks import Task, check_task_names, select_tasks
 
 
@@ -36,7 +37,7 @@ class MTOPParameters(MultiTaskModel):
     config_class = MTOPConfig
     config: MTOPConfig
     base_model_prefix = "mtop"
-    readers = ("prompts", "vector")
+    readers = ("prompts", "pooled", "attention", "vector")
 
     def __init__(self, config: MTOPConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config, backbone)
@@ -55,6 +56,8 @@ class MTOPParameters(MultiTaskModel):
         prompts_per_task: int = 2,
         lora_rank: int = 0,
         prompt_groups: Mapping[str, str] | None = None,
+        attention_widths: Mapping[str, int] | None = None,
+        attention_heads: int = 2,
         seed: int = 0,
         replace: bool = False,
     ) -> None:
@@ -66,9 +69,12 @@ class MTOPParameters(MultiTaskModel):
 
         Args:
             tasks: The new ones; they come last.
-            prompts_per_task: Of each but tasks that read the vector, which have none and start at zero.
+            prompts_per_task: Of each task that reads prompts; one that reads the vector starts at zero.
             lora_rank: Of the LoRA that these prompts get (`mtop_batch.model.encoder.lora`); 0 for none.
             prompt_groups: Task -> prompt group, of the tasks that share prompts.
+            attention_widths: Task -> width in which it attends to the text, of tasks that read by attention; for others
+                of them the least that `dynamic_widths` gives.
+            attention_heads: Of such tasks.
             seed: Of the random draws.
             replace: A task of the same name makes room as in `drop_tasks`, and the new one takes its place.
 
@@ -87,7 +93,13 @@ class MTOPParameters(MultiTaskModel):
             self._remove(taken)
         isolated = bool(order) or self.config.prompt_attention == "isolated"
         added = bool(self.config.tasks)
-        self._append_tasks(tasks, prompts_per_task, isolated, added, seed, lora_rank, prompt_groups or {})
+        widths = {
+            task.name: (attention_widths or {}).get(task.name, least_width(hidden_size(self.backbone), attention_heads))
+            for task in tasks
+            if task.reads == "attention"
+        }
+        attention = {name: {"width": width, "num_heads": attention_heads} for name, width in widths.items()}
+        self._append_tasks(tasks, prompts_per_task, isolated, added, seed, lora_rank, prompt_groups or {}, attention)
         places = {name: index for index, name in enumerate(order)}
         self.config.tasks.sort(key=lambda entry: places.get(entry["task"]["name"], len(places)))
 
@@ -136,6 +148,7 @@ class MTOPParameters(MultiTaskModel):
         seed: int,
         lora_rank: int,
         prompt_groups: Mapping[str, str],
+        attention: Mapping[str, Mapping[str, int]],
     ) -> None:
         if num_prompts < 1:
             raise ConfigError(f"model.prompts_per_task = {num_prompts} is not positive; the paper uses 2")
@@ -145,11 +158,20 @@ class MTOPParameters(MultiTaskModel):
         select_tasks(list(prompt_groups), [task.name for task in tasks])
         known_groups = set(self.prompt_groups)
         entries = [
-            _task_entry(task, num_prompts, isolated, added, lora_rank, prompt_groups.get(task.name)) for task in tasks
+            _task_entry(
+                task,
+                num_prompts,
+                isolated,
+                added,
+                lora_rank,
+                prompt_groups.get(task.name),
+                attention.get(task.name),
+            )
+            for task in tasks
         ]
         for entry in entries:
             module = self._build_task(entry)
-            if isinstance(module, TaskModule):
+            if not isinstance(module, Probe):
                 module.initialise(generator_of(seed, entry["task"]["name"]))
         for key in self.prompt_groups.keys() - known_groups:
             cast(Prompts, self.prompt_groups[key]).initialise(generator_of(seed, f"prompt group {key}"))
@@ -158,12 +180,16 @@ class MTOPParameters(MultiTaskModel):
             modules.to(self.backbone.device, self.backbone.dtype)
         self._tasks_changed()
 
-    def _build_task(self, entry: Mapping[str, Any]) -> TaskModule | Probe:
+    def _build_task(self, entry: Mapping[str, Any]) -> TaskModule | AttentionHead | Probe:
         task, num_prompts, group = Task.from_dict(entry["task"]), entry["prompts"], entry.get("prompt_group")
         embedding, hidden = embedding_size(self.backbone), hidden_size(self.backbone)
-        module: TaskModule | Probe
+        module: TaskModule | AttentionHead | Probe
         if task.reads_vector:
             module = Probe(task.num_outputs, hidden)
+        elif task.reads == "attention":
+            module = AttentionHead(task.num_outputs, hidden, **entry["attention"])
+        elif not task.reads_prompts:
+            module = TaskModule(0, task.num_outputs, embedding, hidden, self.config.pooler_rank)
         else:
             if group is not None and _group_key(group) not in self.prompt_groups:
                 self.prompt_groups[_group_key(group)] = Prompts(num_prompts, embedding)
@@ -197,28 +223,38 @@ class MTOPParameters(MultiTaskModel):
         """(P, E) The prompts that the task reads: its own, or those of its prompt group.
 
         Raises:
-            TaskError: There is no such task.
+            TaskError: There is no such task, or it has none.
         """
+        if not self.reads_prompts(name):
+            raise TaskError(f"task {name!r} reads the text itself: it has no prompts")
         own = self.task_module(name).prompts
         if own is not None:
             return own
         return cast(Prompts, self.prompt_groups[_group_key(self._entry(name)["prompt_group"])]).prompts
 
+    def reads_prompts(self, name: str) -> bool:
+        """Whether the task has prompts, its own or shared ones.
+
+        Raises:
+            TaskError: There is no such task.
+        """
+        return self._entry(name)["task"].get("reads", "prompts") == "prompts"
+
     def task_module(self, name: str) -> TaskModule:
         """The task's pooler and head, and its prompts if they are its own.
 
         Raises:
-            TaskError: There is no such task, or it reads the vector.
+            TaskError: There is no such task, or it reads the vector or by attention.
         """
         module = self._module(name)
-        if isinstance(module, Probe):
-            raise TaskError(f"task {name!r} reads the vector: it has no prompts, pooler or head")
+        if not isinstance(module, TaskModule):
+            raise TaskError(f"task {name!r} reads the {self.task(name).reads}: it has no prompts and no pooler")
         return module
 
-    def _module(self, name: str) -> TaskModule | Probe:
+    def _module(self, name: str) -> TaskModule | AttentionHead | Probe:
         if module_key(name) not in self.task_modules:
             select_tasks([name], self.task_names)
-        return cast(TaskModule | Probe, self.task_modules[module_key(name)])
+        return cast(TaskModule | AttentionHead | Probe, self.task_modules[module_key(name)])
 
     def task_parameters(self, name: str) -> list[nn.Parameter]:
         """The parameters that belong to the task alone: not the prompts of a prompt group."""
@@ -229,13 +265,14 @@ class MTOPParameters(MultiTaskModel):
 
         The poolers of a model with `pooler_rank` have `pooler.down.weight`, `pooler.up.weight` and `pooler.up.bias`. A
         task with LoRA has `lora.A.<i>` and `lora.B.<i>` for each of the encoder's linear layers too. A task that reads
-        the vector has `weight` (C, D) and `bias` (C) instead of all these.
+        the vector has `weight` (C, D) and `bias` (C) instead of all these, one that reads by attention the layers of an
+        `AttentionHead`, and one that reads pooled outputs no prompts.
         """
         return {key: value.clone() for key, value in self._task_state(name).items()}
 
     def _task_state(self, name: str) -> dict[str, Tensor]:
         module = self._module(name)
-        prompts = {} if isinstance(module, Probe) else {"prompts": self.prompts(name).detach()}
+        prompts = {"prompts": self.prompts(name).detach()} if self.reads_prompts(name) else {}
         return {**prompts, **module.state_dict()}
 
     def load_task(self, name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -267,15 +304,23 @@ class MTOPParameters(MultiTaskModel):
 
 
 def _task_entry(
-    task: Task, num_prompts: int, isolated: bool, added: bool, lora_rank: int, prompt_group: str | None
+    task: Task,
+    num_prompts: int,
+    isolated: bool,
+    added: bool,
+    lora_rank: int,
+    prompt_group: str | None,
+    attention: Mapping[str, int] | None,
 ) -> dict[str, Any]:
     """What the configuration says of a new task."""
     entry: dict[str, Any] = {"task": task.to_dict(), "prompts": num_prompts, "isolated": isolated}
-    if task.reads_vector:
+    if not task.reads_prompts:
         entry |= {"prompts": 0, "isolated": True}
     elif lora_rank:
         entry["lora_rank"] = lora_rank
-    if prompt_group is not None and not task.reads_vector:
+    if attention is not None:
+        entry["attention"] = dict(attention)
+    if prompt_group is not None and task.reads_prompts:
         entry["prompt_group"] = prompt_group
     return {**entry, "added": True} if added else entry
 

@@ -27,6 +27,7 @@ from mtop_batch.model.encoder.encode import Pass
 from mtop_batch.model.kernels import has_kernels
 from mtop_batch.model.parts.document_vectors import StackedProbes
 from mtop_batch.model.parts.heads import LowRankPooler, TaskModule
+from mtop_batch.model.parts.text_heads import StackedAttention
 
 # Values of an intermediate tensor: on a CPU what stays in its cache, on a GPU what keeps it busy.
 MAX_VALUES, MAX_GPU_VALUES = 2**20, 2**25
@@ -202,9 +203,11 @@ class InferenceParts:
         passes: How those that do not belong to the context go through the encoder.
         stacked: Poolers and heads of the tasks with prompts; those of added tasks apart, so that they do not change the
             shapes in which the others are computed.
+        pooled: Poolers and heads of the tasks that read the encoder's output at the first token, if there are any.
+        attention: Those that read by attention, by their sizes.
         probes: Weights of the probes, if there are probes.
-        order: (n,) For each wanted task, its place among those of `stacked` and then those of `probes`; None where they
-            come in that order.
+        order: (n,) For each wanted task, its place among those of `stacked`, `pooled`, `attention` and `probes`, one
+            after the other; None where they come in that order.
         at_context: Some task reads the encoder's outputs at the context.
         parameters: All that it was made of.
         versions: Counts the writes to them until then.
@@ -216,6 +219,8 @@ class InferenceParts:
     groups: tuple[int, ...]
     passes: tuple[Pass, ...]
     stacked: tuple[StackedTasks, ...]
+    pooled: StackedTasks | None
+    attention: tuple[StackedAttention, ...]
     probes: StackedProbes | None
     order: Tensor | None
     at_context: bool
