@@ -44,7 +44,7 @@ def test_selected_tasks_come_in_the_models_order() -> None:
 def test_a_probe_is_short_for_a_classification_that_reads_the_vector() -> None:
     assert Task("x", "probe") == Task("x", "classification", reads="vector")
     assert Task("x", "regression", labels=(), reads="vector").reads_vector
-    with pytest.raises(TaskError, match="reads = 'words' is not one of prompts, pooled, vector"):
+    with pytest.raises(TaskError, match="reads = 'words' is not one of prompts, pooled, attention, vector"):
         Task("x", reads="words")  # type: ignore[arg-type]
 
 

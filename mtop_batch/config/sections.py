@@ -323,7 +323,7 @@ class TrainConfig(OptimizerConfig):
     freeze_backbone: bool = False
     """Leave the whole backbone as pretrained."""
     warm_start: WarmStartConfig = WarmStartConfig()  # type: ignore[call-arg]
-    schedule: RateScheduleConfig = RateScheduleConfig()
+    schedule: RateScheduleConfig = RateScheduleConfig()  # type: ignore[call-arg]
     """The single-task phase."""
 
 

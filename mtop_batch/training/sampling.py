@@ -15,7 +15,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mtop_batch.training.schedules import AlphaDecay, alphas
+from mtop_batch.config.sections import AlphaDecay
+from mtop_batch.training.schedules import alphas
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]

@@ -12,11 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mtop_batch.config.sections import AlphaDecay
 from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.errors import ConfigError, DataError
 from mtop_batch.precision import Precision
 from mtop_batch.tasks import LabelBy, Task
-from mtop_batch.training.schedules import AlphaDecay, RateSchedule
+from mtop_batch.training.schedules import RateSchedule
 
 ClassWeights = npt.NDArray[np.float32]
 Event = dict[str, Any]

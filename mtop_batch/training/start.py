@@ -111,11 +111,11 @@ def _attention_widths(section: MTOPModelConfig, backbone: PreTrainedModel, data:
     reading = [item for item in data if item.task.reads == "attention"]
     if not reading:
         return {}
-    widths = [section.attention_width] * len(reading)
-    if section.attention_width == "dypa":
-        sizes = [len(item.train) for item in reading]
-        widths = dynamic_widths(sizes, hidden_size(backbone), section.attention_heads)
-    return {item.task.name: int(width) for item, width in zip(reading, widths, strict=True)}
+    names = [item.task.name for item in reading]
+    if section.attention_width != "dypa":
+        return dict.fromkeys(names, section.attention_width)
+    widths = dynamic_widths([len(item.train) for item in reading], hidden_size(backbone), section.attention_heads)
+    return dict(zip(names, widths, strict=True))
 
 
 def warm_start_settings(train: TrainConfig) -> TrainSettings:
