@@ -145,5 +145,5 @@ def _examples_digest(data: TaskData) -> str:
     for examples in (data.train, data.evaluation_examples()):
         tokens = examples.tokens
         for array in (tokens.values, tokens.offsets, tokens.first_lengths, examples.labels):
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:20]

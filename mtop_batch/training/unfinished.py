@@ -34,6 +34,10 @@ class Unfinished:
     def __init__(self, uri: str | None) -> None:
         self._uri = uri
 
+    def part(self, name: str) -> Unfinished:
+        """The directory of a part of the run, in this one."""
+        return Unfinished(None if self._uri is None else storage.join(self._uri, name))
+
     def task(self, name: str) -> dict[str, Tensor] | None:
         """What a task learned alone; None if it is not there."""
         if self._uri is None:
