@@ -16,7 +16,7 @@ from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.experiments.data import Prepared
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.selection.jobs import Job, Jobs, together
-from mtop_batch.selection.records import KeptRecords, Record
+from mtop_batch.selection.records import KeptRecords, Record, unfinished_of
 from mtop_batch.selection.run_job import run_job
 from mtop_batch.selection.select import Selection, SelectOptions, select
 from mtop_batch.training.checkpoint import TaskMetrics
@@ -80,7 +80,7 @@ def own_models(
 
     def execute(missing: Sequence[Job]) -> Iterator[tuple[Job, Record]]:
         for job in missing:
-            part = unfinished.part(job.digest)
+            part = unfinished_of(kept, job) if kept else unfinished.part(job.digest)
             yield job, run_job(job, by_name, encoder, worker=worker, unfinished=part)
             part.discard()
 

@@ -2,6 +2,7 @@
 
 <kept>/<digest>.npz             a record
 <kept>/<digest>.unfinished/     what an interrupted job left (`mtop_batch.training.unfinished`)
+<kept>/<digest>.safetensors     what a task learned alone, for all jobs that begin with it
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from mtop_batch import storage
 from mtop_batch.json_text import to_json
 from mtop_batch.selection.importance import FloatArray
 from mtop_batch.selection.jobs import Job
+from mtop_batch.training.unfinished import Unfinished
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,9 @@ def record_uri(kept: str, digest: str) -> str:
     return storage.join(kept, f"{digest}.npz")
 
 
-def unfinished_uri(kept: str, digest: str) -> str:
-    """Where what an interrupted job left lies."""
-    return storage.join(kept, f"{digest}.unfinished")
+def unfinished_of(kept: str | None, job: Job) -> Unfinished:
+    """What an interrupted job left, and what its tasks learned alone; None to keep nothing."""
+    if kept is None:
+        return Unfinished(None)
+    learned = {name: storage.join(kept, f"{digest}.safetensors") for name, digest in job.warm_starts.items()}
+    return Unfinished(storage.join(kept, f"{job.digest}.unfinished"), learned)

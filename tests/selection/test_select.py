@@ -12,7 +12,7 @@ import pytest
 
 from mtop_batch.errors import ConfigError, TaskError
 from mtop_batch.selection.jobs import Job, Jobs
-from mtop_batch.selection.records import KeptRecords, Record
+from mtop_batch.selection.records import KeptRecords, Record, unfinished_of
 from mtop_batch.selection.run_job import run_job
 from mtop_batch.selection.select import METHODS, Selection, SelectOptions, described, select
 from mtop_batch.training.one_process import Encoder
@@ -190,6 +190,22 @@ def test_what_decides_a_training_changes_its_digest(change: dict[str, Any], same
     assert (before.measure("sport").digest == after.measure("sport").digest) == same
     assert before.measure("sport").digest != before.measure("twin").digest
     assert before.measure("sport").digest != make_jobs(["sport"], size=20).measure("sport").digest
+
+
+def test_what_a_task_learns_alone_is_learned_once(encoder: Encoder, tmp_path: Path) -> None:
+    jobs = make_jobs(["sport", "twin", "count"], {"kind": "mtop"}, size=16, epochs=1, warm_start={"epochs": 1})
+    starts: list[int] = []
+    worker = Worker(event_sink=lambda event: starts.append(event["num_tasks"]) if event["event"] == "start" else None)
+    records = [
+        run_job(job, jobs.data, encoder, worker=worker, unfinished=unfinished_of(str(tmp_path), job))
+        for job in (
+            jobs.train("sport", ["twin"]),
+            jobs.train("twin", ["sport", "count"]),
+            jobs.train("sport", ["twin"]),
+        )
+    ]
+    assert starts == [1, 1, 2, 1, 3, 2]  # two warm starts and their model, one more and its model, the first model
+    assert records[0].score == records[2].score
 
 
 class Killed(Exception):
