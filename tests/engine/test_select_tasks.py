@@ -154,8 +154,8 @@ def test_tasks_that_correlate_share_prompts(tmp_path: Path, backbone_dir: Path) 
     config = write_config(tmp_path, backbone_dir, list(TASKS), model=model, train=train)
     output = api.train(config).output
     trained = MTOPModel.from_pretrained(output)
-    groups = json.loads((Path(output) / "config.json").read_text())
-    found = [task["prompt_group"] for task in groups["training_config"]["task"]]
+    groups = json.loads((Path(output) / "training.json").read_text())
+    found = [task["prompt_group"] for task in groups["task"]]
     assert set(found) == {"c1", "c2"}
     assert trained.task_names == list(TASKS)
     section = load_config(config).model

@@ -54,7 +54,7 @@ def test_a_run_has_metrics_predictions_and_costs(
     passes_per_task = METHODS[method].model["kind"] not in ("mtop", "mt-dnn") or method in CHOOSING
     assert record.passes == (3 if passes_per_task else 1)
     assert record.parameters["total"] > record.parameters["per_task"] > 0
-    assert {entry["epoch"] for entry in record.history} == {1.0, 2.0}
+    assert max(round(entry["epoch"]) for entry in record.history) == 2
     assert set(record.chosen) == (set(record.dev) if method in CHOOSING else set())
     assert (record.selection_steps > 0) == (method in CHOOSING[1:])
     assert RunRecord.from_dict(json.loads(record.to_json())) == record
