@@ -1,6 +1,6 @@
-"""What the commands `mtop train`, `add-tasks`, `label` and `evaluate` do, for Python.
+"""What the commands `mtop train`, `add-tasks`, `select-tasks`, `label` and `evaluate` do, for Python.
 
-    from mtop_batch import add_tasks, evaluate, label, train
+    from mtop_batch import add_tasks, evaluate, label, select_tasks, train
 
 Arguments, output on the terminal and errors are those of the commands, which call these functions. Paths are local or
 URLs, as on the command line. Heavy imports wait until a function is called.

@@ -60,7 +60,7 @@ def build_glue(
 
 
 def reproduce(
-    table: Annotated[str, typer.Argument(help="news, glue, ablations or prompt-lengths.")],
+    table: Annotated[str, typer.Argument(help="news, glue, ablations, prompt-lengths or auxiliary.")],
     methods: Annotated[
         str | None, typer.Option(help="Some methods in place of all of the table.", metavar="a,b")
     ] = None,

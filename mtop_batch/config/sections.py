@@ -92,7 +92,7 @@ class MTOPModelConfig(ModelConfig):
     prompt_attention: Literal["joint", "isolated"] = "isolated"
     """"isolated": the text attends to text only, a task's prompts to text and themselves, so that tasks can be replaced
     and removed later; "joint" as in the paper."""
-    prompt_groups: int | dict[str, str | int] = Field(0)
+    prompt_groups: int | dict[str, int | str] = 0
     """Tasks are assigned round-robin to so many groups, up to 256, and those of a group share `prompts_per_task`
     prompts; poolers and heads stay their own. 0, as in the paper: prompts of their own too. `{ by = "correlation",
     n = 8 }`: tasks whose own models use the same attention heads share prompts (`mtop select-tasks`)."""

@@ -34,6 +34,7 @@ from mtop_batch.training.unfinished import Unfinished
 _MAX_FAILURES = 3
 _SPEED_DOCUMENTS = 2_000
 _QUICK_ROWS = 64
+_USE_OTHERS = ("trial", "fine-grained")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class ReproduceOptions:
     """What to reproduce.
 
     Args:
-        table: "news", "glue", "ablations" or "prompt-lengths".
+        table: "news", "glue", "ablations", "prompt-lengths" or "auxiliary".
         methods: Some of those of the table, or others; none for all of the table.
         seeds: Each method is run with each.
         settings: What all runs share.
@@ -142,8 +143,11 @@ def run_remotely(spec: RunSpec, job: _Job) -> RunRecord:
     use_threads(job.processes, job.max_threads)
     data, prepared = ray.get([job.data, job.prepared])
     unfinished = Unfinished(_unfinished(job.results, spec))
+    kept = None if job.results is None else storage.join(job.results, "selection")
     encoder = Encoder(load_backbone(spec.backbone), load_tokenizer(spec.backbone))
-    return run_spec(spec, prepared, data.configs, encoder, worker=single_worker("auto"), unfinished=unfinished)
+    return run_spec(
+        spec, prepared, data.configs, encoder, worker=single_worker("auto"), unfinished=unfinished, kept=kept
+    )
 
 
 def time_remotely(spec: RunSpec, job: _Job) -> SpeedRecord:
@@ -192,8 +196,20 @@ def _specs(options: ReproduceOptions, data: DataSet) -> list[RunSpec]:
     ]
 
 
+def _waves(specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
+    """The runs that may go side by side, wave after wave: those that choose tasks use what others have measured."""
+
+    def wave_of(spec: RunSpec) -> int:
+        method = (spec.auxiliary or {}).get("method", "")
+        return _USE_OTHERS.index(method) + 1 if method in _USE_OTHERS else 0
+
+    waves = [[spec for spec in specs if wave_of(spec) == number] for number in range(len(_USE_OTHERS) + 1)]
+    return [wave for wave in waves if wave]
+
+
 def _untimed(specs: Sequence[RunSpec], results: str) -> list[RunSpec]:
-    by_digest = {speed_digest(spec): spec for spec in specs}
+    # A model for each task has the speed of so many models.
+    by_digest = {speed_digest(spec): spec for spec in specs if spec.auxiliary is None}
     return [spec for digest, spec in by_digest.items() if not storage.is_file(speed_uri(results, digest))]
 
 
@@ -217,10 +233,13 @@ def _run(
         progress.phase("run", len(missing), "runs")
         ray_task_options = ray_options(len(missing), resources, _MAX_FAILURES)
         waiting = partial(progress.advance, 0)
-        for spec, record in side_by_side(run_remotely, missing, job, ray_task_options, name_of=_named, waiting=waiting):
-            storage.write_bytes(run_uri(options.results, spec.digest), record.to_json())
-            Unfinished(_unfinished(job.results, spec)).discard()
-            progress.advance(1, _named(spec))
+        for wave in _waves(missing):
+            for spec, record in side_by_side(
+                run_remotely, wave, job, ray_task_options, name_of=_named, waiting=waiting
+            ):
+                storage.write_bytes(run_uri(options.results, spec.digest), record.to_json())
+                Unfinished(_unfinished(job.results, spec)).discard()
+                progress.advance(1, _named(spec))
         progress.phase("measure documents/s", len(untimed), "methods")
         alone = ray_options(1, resources, _MAX_FAILURES)
         for one in untimed:

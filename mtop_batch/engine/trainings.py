@@ -21,7 +21,7 @@ from mtop_batch.model.encoder.head_masks import check_heads
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.selection.correlation import correlation_groups
 from mtop_batch.selection.jobs import Job, Jobs
-from mtop_batch.selection.records import KeptRecords, Record, unfinished_uri
+from mtop_batch.selection.records import KeptRecords, Record, unfinished_of
 from mtop_batch.selection.run_job import run_job
 from mtop_batch.selection.select import measure
 from mtop_batch.training.one_process import Encoder
@@ -56,7 +56,7 @@ class _Shared:
 
     def unfinished(self, job: Job) -> Unfinished:
         """What an interrupted job left."""
-        return Unfinished(None if self.kept is None else unfinished_uri(self.kept, job.digest))
+        return unfinished_of(self.kept, job)
 
 
 def run_job_remotely(job: Job, shared: _Shared) -> Record:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from mtop_batch.errors import ConfigError
+from mtop_batch.selection.gradts import EXAMPLE_THRESHOLD, TASK_THRESHOLD
 
-TableName = Literal["news", "glue", "ablations", "prompt-lengths"]
+TableName = Literal["news", "glue", "ablations", "prompt-lengths", "auxiliary"]
 TABLES: tuple[TableName, ...] = get_args(TableName)
 DataName = Literal["news", "glue"]
 
@@ -22,12 +23,15 @@ class Method:
         model: The section `[model]` of its configuration.
         train: What its `[train]` has besides `COMMON`.
         unlabelled: Its section `[unlabelled]`, but for the corpus; None if it learns from labelled examples only.
+        auxiliary: How each task gets a model of its own, trained with tasks that help it: the "method" of
+            `selection.select`, or "alone" for none, and its options; None where one model has all tasks.
     """
 
     title: str
     model: Mapping[str, Any]
     train: Mapping[str, Any] = field(default_factory=dict)
     unlabelled: Mapping[str, Any] | None = None
+    auxiliary: Mapping[str, Any] | None = None
 
 
 COMMON: Mapping[str, Any] = {
@@ -67,6 +71,22 @@ def _mtop(title: str, **model: Any) -> Method:
     return Method(title, {**_PAPER, **model}, {**_HEADS, **_WARM})
 
 
+_SELECTIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "threshold": ("GradTS-threshold", {"method": "threshold", "threshold": TASK_THRESHOLD}),
+    "trial": ("GradTS-trial", {"method": "trial"}),
+    "fine-grained": ("GradTS-fine-grained", {"method": "fine-grained", "threshold": EXAMPLE_THRESHOLD}),
+    "autosem": ("AUTOSEM", {"method": "autosem"}),
+}
+
+
+def _selections(name: str, base: Method) -> dict[str, Method]:
+    """The methods that choose which tasks to train a task with, for models as another method has them."""
+    return {
+        f"{name}-{key}": replace(base, title=f"{base.title}, {title}", auxiliary=values)
+        for key, (title, values) in _SELECTIONS.items()
+    }
+
+
 METHODS: Mapping[str, Method] = {
     "single-task": Method("Single task", {"kind": "single-task", "dropout": 0.1}),
     "mt-dnn": Method("MT-DNN", {"kind": "mt-dnn", "dropout": 0.1}),
@@ -89,6 +109,9 @@ METHODS: Mapping[str, Method] = {
     ),
     **{f"mtop-{n}-prompts": _mtop(f"{n} prompts a task", prompts_per_task=n) for n in (1, 4, 8)},
     **{f"mtop-{n}-shared": _mtop(f"2 prompts a task, {n} shared", shared_prompts=n) for n in (1, 2, 4)},
+    **_selections("mt-dnn", Method("MT-DNN", {"kind": "mt-dnn", "dropout": 0.1})),
+    "mtop-alone": replace(_mtop("MTOP, each task alone"), auxiliary={"method": "alone"}),
+    **_selections(MTOP, _mtop("MTOP")),
 }
 """By the name that `--methods` takes. MTOP alone is the paper's: joint prompts, begun from single tasks."""
 
@@ -106,6 +129,14 @@ TABLE_METHODS: Mapping[TableName, tuple[str, ...]] = {
         "mtop-2-shared",
         "mtop-4-shared",
     ),
+    "auxiliary": (
+        "single-task",
+        "mt-dnn",
+        *(f"mt-dnn-{key}" for key in _SELECTIONS),
+        "mtop-alone",
+        MTOP,
+        *(f"mtop-{key}" for key in _SELECTIONS),
+    ),
 }
 """The rows of each table; those that learn from soft labels too stand on the news, of which there is more text."""
 
@@ -114,6 +145,7 @@ TABLE_DATA: Mapping[TableName, DataName] = {
     "glue": "glue",
     "ablations": "glue",
     "prompt-lengths": "glue",
+    "auxiliary": "glue",
 }
 """What each table is made on unless another data set is asked for."""
 

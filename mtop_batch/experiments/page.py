@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from statistics import median
+from statistics import mean, median
 
 from mtop_batch.data.glue import GLUE_TASKS as GLUE_RECIPES
 from mtop_batch.experiments import paper
@@ -19,12 +19,14 @@ _TITLES: Mapping[TableName, str] = {
     "glue": "GLUE (the paper's Table 2)",
     "ablations": "Ablations (the paper's Table 3)",
     "prompt-lengths": "Lengths of prompts (the paper's Figure 2)",
+    "auxiliary": "Auxiliary tasks (GradTS and AUTOSEM)",
 }
 _PAPER: Mapping[TableName, Mapping[str, Mapping[str, str]]] = {
     "news": paper.TABLE_1,
     "glue": paper.TABLE_2,
     "ablations": paper.TABLE_3,
     "prompt-lengths": {},
+    "auxiliary": {},
 }
 _HEAD = """# Results
 
@@ -89,7 +91,7 @@ def _section(table: ResultTable) -> str:
         "\n" + _quality(table),
         *_why_empty(table),
         "\n" + _against_mtop(table),
-        "\n" + _costs(table),
+        "\n" + (_selection_costs(table) if table.name == "auxiliary" else _costs(table)),
         "\n" + _made_on([run for row in table.rows for run in row.runs.values()]),
     ]
     return "".join(lines)
@@ -114,7 +116,13 @@ def _quality(table: ResultTable) -> str:
 def _why_empty(table: ResultTable) -> list[str]:
     """Why cells are empty, or not what their name may suggest."""
     notes = [f"{row.title}: not run with these settings." for row in table.rows if not row.runs]
-    if table.setting.data != TABLE_DATA[table.name]:
+    if table.name == "auxiliary":
+        notes.append(
+            "A row whose title names a way to choose has a model for each task, trained with the tasks that were "
+            "chosen to help it; *Single task* and *MTOP, each task alone* are such models without others; *MT-DNN* and "
+            "*MTOP* are one model of all tasks."
+        )
+    elif table.setting.data != TABLE_DATA[table.name]:
         notes.append("The paper has this table on GLUE only.")
     if table.setting.data == "glue":
         names = {task.name for task in table.tasks}
@@ -179,6 +187,30 @@ def _costs(table: ResultTable) -> str:
     return _markdown(head, rows) + "".join(notes)
 
 
+def _selection_costs(table: ResultTable) -> str:
+    """What choosing and training takes, and how many tasks were chosen: medians over the seeds."""
+    head = ["method", "auxiliary tasks of a task", "steps of choosing", "s", "steps of training", "s"]
+    rows = []
+    for row in table.rows:
+        runs = list(row.runs.values())
+        if not runs:
+            continue
+        chosen = [mean(len(names) for names in run.chosen.values()) for run in runs if run.chosen]
+        training = [sum(run.seconds.get(key, 0.0) for key in ("warm_start", "train")) for run in runs]
+        rows.append(
+            [
+                row.title,
+                f"{median(chosen):.1f}" if chosen else EMPTY,
+                f"{median(run.selection_steps for run in runs):,.0f}",
+                f"{median(run.seconds.get('selection', 0.0) for run in runs):,.0f}",
+                f"{median(run.num_steps for run in runs):,.0f}",
+                f"{median(training):,.0f}",
+            ]
+        )
+    note = "\nAll tasks together. Choosing counts every training that it takes, also where its record was there.\n"
+    return _markdown(head, rows) + note
+
+
 def _made_on(runs: Sequence[RunRecord]) -> str:
     """Where and when the runs of a table were made, and how long they took together."""
     machines: dict[str, list[RunRecord]] = {}
@@ -198,7 +230,7 @@ def _recipes() -> str:
     own = "; ".join(
         f"{chosen.title} `{json.dumps({**chosen.model, **chosen.train, **_soft_labels(chosen)})}`"
         for name, chosen in METHODS.items()
-        if not name.startswith("mtop-") or name in ("mtop-isolated", "mtop-taught")
+        if chosen.auxiliary is None and (not name.startswith("mtop-") or name in ("mtop-isolated", "mtop-taught"))
     )
     return "\n## Recipes\n" + _RECIPE.format(common=json.dumps(COMMON), own=own)
 

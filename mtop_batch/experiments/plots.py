@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLORS = ("#1b6ca8", "#d1495b", "#66a182", "#edae49", "#8d6a9f", "#2e4057", "#888888", "#b5651d")
+_TITLES = {"ablations": "Ablations", "prompt-lengths": "Lengths of prompts", "auxiliary": "Auxiliary tasks"}
 _WIDTH, _HEIGHT, _DPI = 7.5, 4.2, 110
 
 
@@ -40,7 +41,7 @@ def results_plots(records: Records) -> Iterator[tuple[str, str, bytes]]:
                 title = f"Accuracy and speed: {where}"
                 yield f"{table.name}-speed.png", title, _png(_speed(shown), title)
         else:
-            title = f"{'Ablations' if table.name == 'ablations' else 'Lengths of prompts'}: {where}"
+            title = f"{_TITLES[table.name]}: {where}"
             yield f"{table.name}.png", title, _png(_bars(shown), title)
 
 

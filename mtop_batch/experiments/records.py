@@ -50,10 +50,13 @@ class RunRecord:
         num_steps: Of the whole run.
         passes: Forward passes for all labels of a text.
         parameters: "total", "per_task" (the mean over tasks of what belongs to a task alone) and "backbone".
-        seconds: "teachers", "warm_start", "train", "test".
+        seconds: "teachers", "warm_start", "train", "test"; "selection" where auxiliary tasks were chosen: what that
+            takes where nothing is known yet, one training after the other.
         machine: Where it ran, and the precision of training.
         versions: Of what computes.
         finished: When, in UTC.
+        chosen: Task -> the tasks that it was trained with, where these were chosen.
+        selection_steps: Training steps that choosing takes, beside `num_steps`.
     """
 
     spec: RunSpec
@@ -69,6 +72,8 @@ class RunRecord:
     machine: dict[str, Any]
     versions: dict[str, str]
     finished: str
+    chosen: dict[str, list[str]] = field(default_factory=dict)
+    selection_steps: int = 0
 
     def to_json(self) -> bytes:
         """As a file; each task and evaluation has a line."""

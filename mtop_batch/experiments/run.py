@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from mtop_batch.config.sections import Config, TaskConfig
+from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.errors import ConfigError
+from mtop_batch.experiments.auxiliary import Chosen, own_models
 from mtop_batch.experiments.data import Prepared, with_reader
 from mtop_batch.experiments.records import Compact, RunRecord, machine, pack, versions
 from mtop_batch.experiments.specs import RunSpec
@@ -35,6 +37,7 @@ def run_spec(
     *,
     worker: Worker | None = None,
     unfinished: Unfinished | None = None,
+    kept: str | None = None,
 ) -> RunRecord:
     """Train and test as a spec says.
 
@@ -47,6 +50,7 @@ def run_spec(
         encoder: That of the spec.
         worker: This process, its device and precision; None for the CPU. Its event sink gets the events of training.
         unfinished: Where an interrupted run left what it had done; None to begin anew and keep nothing.
+        kept: Where the trainings lie that choosing auxiliary tasks takes; None to keep them no longer than the run.
 
     Raises:
         MtopError: The settings cannot work, or training diverged.
@@ -57,6 +61,8 @@ def run_spec(
     check_encoder(config, encoder.backbone)
     data = with_reader(prepared, tasks, config.model.default_reader)
     clock = _Clock()
+    if spec.auxiliary is not None:
+        return _with_auxiliary_tasks(spec, config, data, encoder, worker, unfinished, kept)
     soft = _soft_labels(config, data, encoder, worker, unfinished)
     clock.lap("teachers")
     model = begin(config, data.train, encoder, worker, unfinished, lambda: clock.lap("warm_start"))
@@ -75,9 +81,57 @@ def run_spec(
         passes=model.num_passes(model.task_names),
         parameters=count_parameters(model),
         seconds=clock.seconds,
-        machine={**machine(worker.device), "precision": worker.precision},
-        versions=versions(),
-        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        **_made_by(worker),
+    )
+
+
+def _made_by(worker: Worker) -> dict[str, Any]:
+    """Where and when a run was made."""
+    return {
+        "machine": {**machine(worker.device), "precision": worker.precision},
+        "versions": versions(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _with_auxiliary_tasks(
+    spec: RunSpec,
+    config: Config,
+    data: Prepared,
+    encoder: Encoder,
+    worker: Worker,
+    unfinished: Unfinished,
+    kept: str | None,
+) -> RunRecord:
+    """A run that gives each task a model of its own, with tasks that help it."""
+    came_to = Chosen()
+    test, predictions, parameters, passes = dict[str, TaskMetrics](), dict[str, Compact](), list[dict[str, float]](), 0
+    auxiliary = spec.auxiliary or {}
+    models = own_models(config, auxiliary, data, encoder, worker, unfinished, kept, came_to)
+    for item, examples, model in models:
+        name = item.task.name
+        test[name], predictions[name] = _test_task(model, item.task, examples, worker)
+        parameters.append(count_parameters(model))
+        passes += model.num_passes([name])
+    seconds = {"selection": came_to.selection_seconds, "train": came_to.train_seconds}
+    return RunRecord(
+        spec=spec,
+        dev=came_to.dev,
+        test=test,
+        predictions=predictions,
+        history=came_to.history,
+        best_step=came_to.best_step,
+        num_steps=came_to.num_steps,
+        passes=passes,
+        parameters={
+            "total": sum(counts["total"] for counts in parameters),
+            "backbone": parameters[0]["backbone"],
+            "per_task": mean(counts["total"] for counts in parameters),
+        },
+        seconds={key: round(value, 2) for key, value in seconds.items()},
+        **_made_by(worker),
+        chosen=came_to.chosen,
+        selection_steps=came_to.selection_steps,
     )
 
 
@@ -141,9 +195,15 @@ def _test(model: MultiTaskModel, data: Prepared, worker: Worker) -> tuple[dict[s
     """The metrics on the test examples, and what the model says of each."""
     metrics, packed = {}, {}
     for item, examples in zip(data.train, data.test, strict=True):
-        task: Task = item.task
-        predictions = task_predictions(model, examples, task, worker=worker)
-        metrics[task.name] = task_metrics(task, predictions, examples)
-        values = predictions.values
-        packed[task.name] = pack(values if task.kind == "regression" else values.astype(np.int64))
+        name = item.task.name
+        metrics[name], packed[name] = _test_task(model, item.task, examples, worker)
     return metrics, packed
+
+
+def _test_task(
+    model: MultiTaskModel, task: Task, examples: LabelledTokens, worker: Worker
+) -> tuple[TaskMetrics, Compact]:
+    predictions = task_predictions(model, examples, task, worker=worker)
+    values = predictions.values
+    packed = pack(values if task.kind == "regression" else values.astype(np.int64))
+    return task_metrics(task, predictions, examples), packed

@@ -54,6 +54,7 @@ class RunSpec:
         train: What is said in the section `[train]`, without seed and what only changes the speed.
         unlabelled: What is said in the section `[unlabelled]`, and with "texts" a digest of the texts without labels;
             None for a method that does not learn from them.
+        auxiliary: How each task gets a model of its own, as in `Method`; None where one model has all tasks.
     """
 
     method: str
@@ -66,6 +67,7 @@ class RunSpec:
     model: dict[str, Any]
     train: dict[str, Any]
     unlabelled: dict[str, Any] | None = None
+    auxiliary: dict[str, Any] | None = None
 
     @property
     def digest(self) -> str:
@@ -74,8 +76,7 @@ class RunSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """The run as JSON-ready values."""
-        values = asdict(self)
-        return values if self.unlabelled else {key: value for key, value in values.items() if key != "unlabelled"}
+        return {key: value for key, value in asdict(self).items() if value or key not in ("unlabelled", "auxiliary")}
 
     def config(self, tasks: Sequence[TaskConfig], backbone: str | None = None) -> Config:
         """The configuration of the run.
@@ -127,6 +128,7 @@ def make_spec(
         model=config.model.model_dump(mode="json", exclude_unset=True),
         train={key: value for key, value in values.items() if key not in _UNDECISIVE},
         unlabelled=None if chosen.unlabelled is None else {**chosen.unlabelled, "texts": texts_digest},
+        auxiliary=None if chosen.auxiliary is None else dict(chosen.auxiliary),
     )
 
 

@@ -35,9 +35,8 @@ def chosen_config(config: Config, selection: Selection, examples: Mapping[str, s
             changes: dict[str, Any] = {"train": examples[task.name]} if task.name in examples else {}
             changes |= {"rate": rates.get(task.name)} if rates or task.rate is not None else {}
             tasks.append(task.model_copy(update=changes))
-    return config.model_copy(
-        update={"output": f"{config.output.rstrip('/')}-{selection.primary}", "task": tuple(tasks)}
-    )
+    output = f"{config.output.rstrip('/')}-{selection.primary}"
+    return config.model_copy(update={"output": output, "task": tuple(tasks)})
 
 
 def write_examples(
@@ -103,9 +102,8 @@ def _pairs(values: Mapping[str, Any]) -> str:
 def _value(value: Any) -> str:
     """A value in TOML: as in JSON, but for tables."""
     if isinstance(value, dict):
-        return (
-            "{ " + ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items() if item is not None) + " }"
-        )
+        pairs = [f"{_key(key)} = {_value(item)}" for key, item in value.items() if item is not None]
+        return "{ " + ", ".join(pairs) + " }"
     if isinstance(value, list):
         return "[" + ", ".join(map(_value, value)) + "]"
     return json.dumps(value, ensure_ascii=False)

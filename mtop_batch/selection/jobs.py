@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ FORMAT = 1
 JobKind = Literal["measure", "train", "explore"]
 # They change how fast a training is or who is told of it.
 _UNDECISIVE = {"num_workers", "max_failures", "tensorboard", "mlflow"}
-_WHERE = {"train", "eval", "test", "label", "label_by"}
+_WHERE = {"train", "eval", "test", "label", "label_by", "scores"}
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,14 @@ class Job:
         config: Its tasks are those that train.
         task: The one whose score counts.
         digest: Of all that decides the outcome: settings, examples, backbone.
+        warm_starts: Task -> digest of what decides what it learns alone before, which other jobs may begin with too.
     """
 
     kind: JobKind
     config: Config
     task: str
     digest: str
+    warm_starts: dict[str, str] = field(default_factory=dict)
 
     @property
     def tasks(self) -> list[str]:
@@ -102,17 +104,21 @@ class Jobs:
             del train["warm_start"]
         described = {
             "format": FORMAT,
-            "kind": kind,
-            "task": task,
             "model": config.model.model_dump(mode="json"),
             "train": train,
             "max_tokens": config.backbone.max_tokens,
-            "tasks": [_described(item) for item in config.task],
-            "examples": [self._examples[item.name] for item in config.task],
             "backbone": self._backbone,
         }
-        digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:20]
-        return Job(kind, config, task, digest)
+        tasks = [_described(item) for item in config.task]
+        examples = [self._examples[item.name] for item in config.task]
+        warm_starts = {}
+        if isinstance(config.model, MTOPModelConfig) and config.model.needs_warm_start:
+            warm_starts = {
+                item.name: _digest({**described, "task": _described(item), "examples": self._examples[item.name]})
+                for item in (each.model_copy(update={"rate": None}) for each in config.task)
+            }
+        own = {"kind": kind, "task": task, "tasks": tasks, "examples": examples}
+        return Job(kind, config, task, _digest({**described, **own}), warm_starts)
 
 
 def alone(config: Config, name: str) -> Config:
@@ -140,10 +146,14 @@ def _described(task: TaskConfig) -> dict[str, Any]:
     return task.model_dump(mode="json", exclude=_WHERE)
 
 
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:20]
+
+
 def _examples_digest(data: TaskData) -> str:
     digest = hashlib.sha256()
     for examples in (data.train, data.evaluation_examples()):
         tokens = examples.tokens
         for array in (tokens.values, tokens.offsets, tokens.first_lengths, examples.labels):
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:20]

@@ -2,6 +2,7 @@
 
 <kept>/<digest>.npz             a record
 <kept>/<digest>.unfinished/     what an interrupted job left (`mtop_batch.training.unfinished`)
+<kept>/<digest>.safetensors     what a task learned alone, for all jobs that begin with it
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from mtop_batch import storage
 from mtop_batch.json_text import to_json
 from mtop_batch.selection.importance import FloatArray
 from mtop_batch.selection.jobs import Job
+from mtop_batch.training.unfinished import Unfinished
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,16 @@ class KeptRecords:
     """The records of a directory.
 
     Args:
-        uri: Local or on object storage.
+        uri: Local or on object storage; None to know them no longer than this object.
         execute: Does what has no record yet.
     """
 
-    def __init__(self, uri: str, execute: Execute) -> None:
-        self.uri = uri
+    def __init__(self, uri: str | None, execute: Execute) -> None:
         self.reused: list[str] = []
         """Titles of the jobs whose records were there, in the order of the asking."""
         self.done: list[str] = []
         """Those of the jobs that were done now."""
+        self._uri = uri
         self._execute = execute
         self._found: dict[str, Record] = {}
 
@@ -84,16 +86,26 @@ class KeptRecords:
         unknown = {job.digest: job for job in jobs if job.digest not in self._found}
         missing = []
         for digest, job in unknown.items():
-            try:
-                self._found[digest] = Record.from_bytes(storage.read_bytes(record_uri(self.uri, digest)))
-                self.reused.append(job.title)
-            except FileNotFoundError:
+            known = self._read(digest)
+            if known is None:
                 missing.append(job)
+            else:
+                self._found[digest] = known
+                self.reused.append(job.title)
         for job, record in self._execute(missing) if missing else ():
-            storage.write_bytes(record_uri(self.uri, job.digest), record.to_bytes())
+            if self._uri is not None:
+                storage.write_bytes(record_uri(self._uri, job.digest), record.to_bytes())
             self._found[job.digest] = record
             self.done.append(job.title)
         return [self._found[job.digest] for job in jobs]
+
+    def _read(self, digest: str) -> Record | None:
+        if self._uri is None:
+            return None
+        try:
+            return Record.from_bytes(storage.read_bytes(record_uri(self._uri, digest)))
+        except FileNotFoundError:
+            return None
 
 
 def record_uri(kept: str, digest: str) -> str:
@@ -101,6 +113,9 @@ def record_uri(kept: str, digest: str) -> str:
     return storage.join(kept, f"{digest}.npz")
 
 
-def unfinished_uri(kept: str, digest: str) -> str:
-    """Where what an interrupted job left lies."""
-    return storage.join(kept, f"{digest}.unfinished")
+def unfinished_of(kept: str | None, job: Job) -> Unfinished:
+    """What an interrupted job left, and what its tasks learned alone; None to keep nothing."""
+    if kept is None:
+        return Unfinished(None)
+    learned = {name: storage.join(kept, f"{digest}.safetensors") for name, digest in job.warm_starts.items()}
+    return Unfinished(storage.join(kept, f"{job.digest}.unfinished"), learned)

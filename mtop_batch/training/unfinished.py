@@ -29,17 +29,24 @@ class Unfinished:
 
     Args:
         uri: Where; None to keep nothing.
+        learned: Task -> file of what it learned alone, where other runs begin with the same; it stays when the run is
+            finished.
     """
 
-    def __init__(self, uri: str | None) -> None:
+    def __init__(self, uri: str | None, learned: Mapping[str, str] | None = None) -> None:
         self._uri = uri
+        self._learned = learned or {}
+
+    def part(self, name: str) -> Unfinished:
+        """The directory of a part of the run, in this one."""
+        return Unfinished(None if self._uri is None else storage.join(self._uri, name))
 
     def task(self, name: str) -> dict[str, Tensor] | None:
         """What a task learned alone; None if it is not there."""
         if self._uri is None:
             return None
         try:
-            return load(storage.read_bytes(_alone(self._uri, name)))
+            return load(storage.read_bytes(self._learned.get(name) or _alone(self._uri, name)))
         except FileNotFoundError:
             return None
 
@@ -47,7 +54,7 @@ class Unfinished:
         """Keep what a task learned alone."""
         if self._uri is not None:
             contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-            storage.write_bytes(_alone(self._uri, name), save(contiguous))
+            storage.write_bytes(self._learned.get(name) or _alone(self._uri, name), save(contiguous))
 
     def soft_labels(self, teacher: int) -> FloatArray | None:
         """What a teacher said; None if it is not there."""

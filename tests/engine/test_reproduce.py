@@ -77,6 +77,17 @@ def test_a_quick_trial_keeps_apart(options: ReproduceOptions) -> None:
 
 
 @pytest.mark.slow
+def test_the_table_of_auxiliary_tasks_is_tried_by_one_command(options: ReproduceOptions, tmp_path: Path) -> None:
+    wanted = replace(options, table="auxiliary", methods=(), on="news", results=str(tmp_path / "results"), quick=True)
+    assert len(run(wanted).done) == len(TABLE_METHODS["auxiliary"])
+    page = (tmp_path / "results" / "quick.md").read_text()
+    for name in TABLE_METHODS["auxiliary"]:
+        assert f"| {METHODS[name].title} | 1 |" in page
+    assert "| steps of choosing |" in page
+    assert (tmp_path / "results" / "quick" / "auxiliary.png").exists()
+
+
+@pytest.mark.slow
 def test_the_whole_news_table_is_tried_by_one_command(
     tmp_path: Path, backbone_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,7 +29,14 @@ def run(spec: Any, prepared: Prepared, data: DataSet, encoder: Encoder, **option
     return run_spec(spec, prepared, data.configs, encoder, **options)
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if not name.endswith(("prompts", "shared"))])
+# Of those that choose auxiliary tasks, one for each way to choose.
+CHOOSING = ["mtop-alone", "mt-dnn-threshold", "mtop-trial", "mt-dnn-fine-grained", "mt-dnn-autosem"]
+PLAIN = [
+    name for name, chosen in METHODS.items() if not name.endswith(("prompts", "shared")) and chosen.auxiliary is None
+]
+
+
+@pytest.mark.parametrize("method", [*PLAIN, *CHOOSING])
 def test_a_run_has_metrics_predictions_and_costs(
     method: str, spec_of: MakeSpec, prepared: Prepared, data_set: DataSet, encoder: Encoder
 ) -> None:
@@ -44,14 +51,16 @@ def test_a_run_has_metrics_predictions_and_costs(
         assert record.dev[name]["num_examples"] == SIZES["eval"]
         if task.config.kind == "classification":
             assert record.test[name]["accuracy"] == np.mean(predictions == examples.labels)
-    passes_per_task = METHODS[method].model["kind"] not in ("mtop", "mt-dnn")
+    passes_per_task = METHODS[method].model["kind"] not in ("mtop", "mt-dnn") or method in CHOOSING
     assert record.passes == (3 if passes_per_task else 1)
     assert record.parameters["total"] > record.parameters["per_task"] > 0
-    assert {entry["epoch"] for entry in record.history} == {1.0, 2.0}
+    assert max(round(entry["epoch"]) for entry in record.history) == 2
+    assert set(record.chosen) == (set(record.dev) if method in CHOOSING else set())
+    assert (record.selection_steps > 0) == (method in CHOOSING[1:])
     assert RunRecord.from_dict(json.loads(record.to_json())) == record
 
 
-@pytest.mark.parametrize("method", ["mtop", "single-task", "mt-dnn-taught"])
+@pytest.mark.parametrize("method", ["mtop", "single-task", "mt-dnn-taught", "mtop-alone"])
 def test_a_killed_run_goes_on_from_its_checkpoint(
     method: str, spec_of: MakeSpec, prepared: Prepared, data_set: DataSet, encoder: Encoder, tmp_path: Path
 ) -> None:
@@ -80,6 +89,20 @@ def test_a_killed_run_goes_on_from_its_checkpoint(
     assert replace(record, **same) == replace(undisturbed, **same)
     unfinished.discard()
     assert not list(tmp_path.iterdir())
+
+
+def test_what_choosing_takes_is_shared_and_counted_alike(
+    spec_of: MakeSpec, prepared: Prepared, data_set: DataSet, encoder: Encoder, tmp_path: Path
+) -> None:
+    events: list[Event] = []
+    worker = Worker(event_sink=lambda event: events.append(event) if event["event"] == "start" else None)
+    trial = run(spec_of("mt-dnn-trial"), prepared, data_set, encoder, worker=worker, kept=str(tmp_path))
+    # Alone, each of the sets (of which the largest is the same but for whose score counts), and the model to test.
+    assert len(events) == 3 + 3 * 3 + 3
+    fine = run(spec_of("mt-dnn-fine-grained"), prepared, data_set, encoder, worker=worker, kept=str(tmp_path))
+    assert len(events) == 15 + 3
+    assert fine.selection_steps == trial.selection_steps > trial.num_steps
+    assert fine.seconds["selection"] == pytest.approx(trial.seconds["selection"], rel=0.5)
 
 
 def test_a_teacher_is_asked_once(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
 from mtop_batch.selection.correlation import (
+    Correlations,
     correlation_groups,
     example_correlations,
     kendall_tau,
@@ -41,7 +42,7 @@ def test_examples_are_compared_by_their_own_matrices() -> None:
     assert similar_rows(gradients, primary, 0.99).tolist() == [3]
 
 
-def four_tasks() -> np.ndarray:  # type: ignore[type-arg]
+def four_tasks() -> Correlations:
     """a and c use the same heads, and so do b and d."""
     rng = np.random.default_rng(0)
     one, two = rng.random((2, 4, 6))
