@@ -99,14 +99,22 @@ class LocalCluster:
         with urllib.request.urlopen(request, timeout=10) as response:
             return json.load(response)
 
-    def num_alive_nodes(self) -> int:
-        """Nodes that the cluster itself counts as alive; 0 while it does not answer."""
+    def alive_nodes(self) -> set[str]:
+        """Ids of the nodes that the cluster itself counts as alive, none while it does not answer.
+
+        A node that has died counts until the cluster notices: half a minute, or longer on a busy machine.
+        """
         try:
             summary = self.get("/nodes?view=summary")["data"]["summary"]
             self.get("/api/jobs/")
         except OSError:
-            return 0
-        return sum(node["raylet"].get("state") == "ALIVE" for node in summary)
+            return set()
+        raylets = [node["raylet"] for node in summary]
+        return {raylet["nodeId"] for raylet in raylets if raylet.get("state") == "ALIVE"}
+
+    def num_alive_nodes(self) -> int:
+        """How many nodes the cluster itself counts as alive; 0 while it does not answer."""
+        return len(self.alive_nodes())
 
 
 def start_cluster(directory: Path, nodes: int = 2, cpus_per_node: int = 4, *, timeout_s: float = 180.0) -> LocalCluster:
@@ -167,10 +175,10 @@ def add_node(cluster: LocalCluster, cpus: int = 4, *, timeout_s: float = 60.0) -
         ClusterError: The node ended, or did not join in time; it belongs to the cluster, which `stop_cluster` ends.
     """
     deadline = time.monotonic() + timeout_s
-    wanted = cluster.num_alive_nodes() + 1
+    earlier = cluster.alive_nodes()
     (agent_port,) = _free_ports(1)
     cluster = _launch_node(cluster, cpus, agent_port, _worker_options(cluster))
-    _wait(cluster, cluster.nodes[-1:], lambda: cluster.num_alive_nodes() >= wanted, deadline)
+    _wait(cluster, cluster.nodes[-1:], lambda: bool(cluster.alive_nodes() - earlier), deadline)
     return cluster
 
 

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from mtop_batch import __version__
-from mtop_batch.cli.experiments import build_glue, build_nhc, reproduce
+from mtop_batch.cli.experiments import build_glue, build_many, build_nhc, reproduce
 from mtop_batch.cli.labelling import compare, label, labels, predict, publish, vacuum
 from mtop_batch.cli.training import add_tasks, drop_tasks, evaluate, select_tasks, train
 from mtop_batch.errors import MtopError, one_line
@@ -37,6 +37,7 @@ COMMANDS = (
     predict,
     build_nhc,
     build_glue,
+    build_many,
     reproduce,
 )
 """In the order of `mtop --help`; each is called as its function, with `-` for `_`."""

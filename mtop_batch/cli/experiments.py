@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -35,13 +35,7 @@ def build_nhc(
     """Make the paper's eight-task news set (NHC) from the News Category Dataset, in three parts."""
     from mtop_batch.data.nhc import build_nhc as build
 
-    extras: dict[str, str] = {}
-    for item in extra or ():
-        name, separator, path = item.partition("=")
-        if not separator or not name or not path:
-            raise ConfigError(f"--extra {item!r} is not of the form NAME=LABELLED.parquet")
-        extras[name] = path
-    counts = build(source, output, extras, seed=seed, unlabelled=unlabelled)
+    counts = build(source, output, _named_paths(extra or (), "--extra"), seed=seed, unlabelled=unlabelled)
     _print_parts(counts, output)
 
 
@@ -57,6 +51,31 @@ def build_glue(
     _print_parts(counts, output)
     for task, note in notes.items():
         typer.echo(f"{task}: {note}")
+
+
+def build_many(
+    source: Annotated[
+        list[str],
+        typer.Option(help="Labelled Parquet; may be repeated.", metavar="NAME=PATH?text=COLUMN&label=COLUMN"),
+    ],
+    output: Annotated[str, typer.Option(help="Directory for the tasks' Parquet files and tasks.toml.")] = "data/many",
+    sites: Annotated[int, typer.Option(min=1, help="There are two tasks of each.")] = 50,
+    least: Annotated[int, typer.Option(min=20, help="Fewest texts of a site.")] = 50,
+    most: Annotated[int, typer.Option(min=20, help="Most texts of a site.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of all draws, and which part a text belongs to.")] = 0,
+) -> None:
+    """Make hundreds of tasks: two for each of many sites that sort the same texts their own way."""
+    from mtop_batch.data.many import build_many as build
+    from mtop_batch.experiments.size_plots import write_size_plots
+
+    if least > most:
+        raise ConfigError(f"--least {least:,} is more than --most {most:,}")
+    counts = build(_named_paths(source, "--source"), output, sites=sites, least=least, most=most, seed=seed)
+    examples = sum(sum(parts.values()) for parts in counts.values())
+    plots = write_size_plots(output)
+    typer.echo(f"{len(counts):,} tasks of {sites:,} sites, {examples:,} examples; their sizes: {output}/tasks.csv")
+    typer.echo(f"plots of them: {plots}" if plots else "no plots of them, for matplotlib is not installed")
+    typer.echo(f"wrote {output}/tasks.toml")
 
 
 def reproduce(
@@ -140,3 +159,16 @@ def _print_parts(counts: Mapping[str, Mapping[Any, int]], output: str) -> None:
     for task, parts in counts.items():
         typer.echo(f"{task:20} " + " ".join(f"{count:6,} {part}" for part, count in parts.items()))
     typer.echo(f"wrote {output}/tasks.toml")
+
+
+def _named_paths(items: Iterable[str], option: str) -> dict[str, str]:
+    """Name -> path of `NAME=PATH`."""
+    found: dict[str, str] = {}
+    for item in items:
+        name, separator, path = item.partition("=")
+        if not separator or not name or not path:
+            raise ConfigError(f"{option} {item!r} is not of the form NAME=PATH")
+        if name in found:
+            raise ConfigError(f"{option}: two are called {name!r}")
+        found[name] = path
+    return found
