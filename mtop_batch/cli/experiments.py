@@ -79,7 +79,7 @@ def build_many(
 
 
 def reproduce(
-    table: Annotated[str, typer.Argument(help="news, glue, ablations, prompt-lengths or auxiliary.")],
+    table: Annotated[str, typer.Argument(help="news, glue, ablations, prompt-lengths, auxiliary or many.")],
     methods: Annotated[
         str | None, typer.Option(help="Some methods in place of all of the table.", metavar="a,b")
     ] = None,
@@ -95,9 +95,9 @@ def reproduce(
             "--set", help="Another value of \\[train], for all methods; may be repeated.", metavar="KEY=VALUE"
         ),
     ] = None,
-    on: Annotated[str | None, typer.Option(help="The data set: news or glue. Default: the paper's.")] = None,
+    on: Annotated[str | None, typer.Option(help="The data set: news, glue or many. Default: the table's.")] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="Its tasks.toml. Default: data/nhc/tasks.toml or data/glue/tasks.toml.")
+        str | None, typer.Option(help="Its tasks.toml. Default: that of data/nhc, data/glue or data/many.")
     ] = None,
     unlabelled: Annotated[
         str | None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import cast
 
 import ray
 
@@ -21,7 +22,7 @@ from mtop_batch.engine.single_tasks import max_threads, ray_options
 from mtop_batch.engine.workers import single_worker, use_threads
 from mtop_batch.errors import ConfigError
 from mtop_batch.experiments.data import DataSet, Prepared, prepare, read_for
-from mtop_batch.experiments.methods import TABLE_DATA, TABLE_METHODS, TABLES, TableName
+from mtop_batch.experiments.methods import DATA_FILES, TABLE_DATA, TABLE_METHODS, TABLES, DataName, TableName
 from mtop_batch.experiments.records import DataRecord, RunRecord, SpeedRecord, data_uri, run_uri, speed_uri
 from mtop_batch.experiments.run import run_spec
 from mtop_batch.experiments.specs import RunSettings, RunSpec, make_spec
@@ -42,12 +43,12 @@ class ReproduceOptions:
     """What to reproduce.
 
     Args:
-        table: "news", "glue", "ablations", "prompt-lengths" or "auxiliary".
+        table: "news", "glue", "ablations", "prompt-lengths", "auxiliary" or "many".
         methods: Some of those of the table, or others; none for all of the table.
         seeds: Each method is run with each.
         settings: What all runs share.
-        on: The data set, "news" or "glue"; None for the paper's.
-        tasks: Its `tasks.toml`; None for data/nhc or data/glue.
+        on: The data set, "news", "glue" or "many"; None for the paper's.
+        tasks: Its `tasks.toml`; None for data/nhc, data/glue or data/many.
         results: Directory of the records; the page is written beside it.
         quick: One seed, one epoch, a few examples: a trial of everything, whose numbers mean nothing. Its records lie
             in `<results>/quick`.
@@ -161,8 +162,8 @@ def time_remotely(spec: RunSpec, job: _Job) -> SpeedRecord:
 def _checked(options: ReproduceOptions) -> ReproduceOptions:
     if options.table not in TABLES:
         raise ConfigError(f"there is no table {options.table!r}; allowed: {', '.join(TABLES)}")
-    if options.on not in (None, "news", "glue"):
-        raise ConfigError(f"--on {options.on!r} is not a data set; allowed: news, glue")
+    if options.on not in (None, *DATA_FILES):
+        raise ConfigError(f"--on {options.on!r} is not a data set; allowed: {', '.join(DATA_FILES)}")
     if not options.seeds or min(options.seeds) < 0:
         raise ConfigError(f"--seeds {options.seeds} cannot be used; give some numbers from 0 on, such as 0,1,2")
     if not options.quick:
@@ -176,8 +177,8 @@ def _checked(options: ReproduceOptions) -> ReproduceOptions:
 
 
 def _read(options: ReproduceOptions) -> DataSet:
-    name = options.on or TABLE_DATA[options.table]
-    tasks = options.tasks or f"data/{'nhc' if name == 'news' else name}/tasks.toml"
+    name = cast(DataName, options.on or TABLE_DATA[options.table])
+    tasks = options.tasks or f"{DATA_FILES[name]}/tasks.toml"
     rows = _QUICK_ROWS if options.quick else None
     return read_for(_method_names(options), name, tasks, options.unlabelled, rows)
 

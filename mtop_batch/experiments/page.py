@@ -8,7 +8,7 @@ from statistics import mean, median
 
 from mtop_batch.data.glue import GLUE_TASKS as GLUE_RECIPES
 from mtop_batch.experiments import paper
-from mtop_batch.experiments.methods import COMMON, METHODS, MTOP, TABLE_DATA, Method, TableName
+from mtop_batch.experiments.methods import COMMON, METHODS, TABLE_DATA, TABLE_METHODS, Method, TableName, reference
 from mtop_batch.experiments.records import Records, RunRecord
 from mtop_batch.experiments.statistics import Difference
 from mtop_batch.experiments.summary import ResultTable, Row, Spread, tables
@@ -20,6 +20,7 @@ _TITLES: Mapping[TableName, str] = {
     "ablations": "Ablations (the paper's Table 3)",
     "prompt-lengths": "Lengths of prompts (the paper's Figure 2)",
     "auxiliary": "Auxiliary tasks (GradTS and AUTOSEM)",
+    "many": "A hundred tasks and more (large-scale multi-task learning)",
 }
 _PAPER: Mapping[TableName, Mapping[str, Mapping[str, str]]] = {
     "news": paper.TABLE_1,
@@ -27,6 +28,7 @@ _PAPER: Mapping[TableName, Mapping[str, Mapping[str, str]]] = {
     "ablations": paper.TABLE_3,
     "prompt-lengths": {},
     "auxiliary": {},
+    "many": {},
 }
 _HEAD = """# Results
 
@@ -97,7 +99,22 @@ def _section(table: ResultTable) -> str:
     return "".join(lines)
 
 
+def _quality_of_many(table: ResultTable) -> str:
+    """A line for each method, for there are too many tasks to have a column each."""
+    head = ["method", "seeds", "mean", "T10", "B10", "worst task", "best task"]
+    rows = []
+    for row in table.rows:
+        ends = [EMPTY, EMPTY]
+        if row.tasks:
+            ends = [f"{of(spread.median for spread in row.tasks.values()):.1f}" for of in (min, max)]
+        tenths = [_spread(spread) for spread in row.tenths or (None, None)]
+        rows.append([row.title, str(len(row.runs)), _bold(_spread(row.mean)), *tenths, *ends])
+    return _markdown(head, rows)
+
+
 def _quality(table: ResultTable) -> str:
+    if table.name == "many":
+        return _quality_of_many(table)
     columns = paper.NEWS_TASKS if table.setting.data == "news" else paper.GLUE_TASKS
     names = [task.name for task in table.tasks]
     judged = {task.name: "" if task.metric == "accuracy" else f" ({task.metric})" for task in table.tasks}
@@ -116,7 +133,13 @@ def _quality(table: ResultTable) -> str:
 def _why_empty(table: ResultTable) -> list[str]:
     """Why cells are empty, or not what their name may suggest."""
     notes = [f"{row.title}: not run with these settings." for row in table.rows if not row.runs]
-    if table.name == "auxiliary":
+    if table.name == "many":
+        known = len(table.data.sizes)
+        notes.append(
+            f"{known:,} tasks in one model, {len(table.tasks):,} of them judged. T10 and B10: the mean over the tenth "
+            "of these with the most and with the fewest training examples."
+        )
+    elif table.name == "auxiliary":
         notes.append(
             "A row whose title names a way to choose has a model for each task, trained with the tasks that were "
             "chosen to help it; *Single task* and *MTOP, each task alone* are such models without others; *MT-DNN* and "
@@ -142,14 +165,15 @@ def _why_empty(table: ResultTable) -> list[str]:
 
 
 def _against_mtop(table: ResultTable) -> str:
-    head = ["method", "to MTOP, points", "95 % interval", "seeds", "win / tie / loss", "on evaluation examples"]
+    other = METHODS[reference(table.name)].title
+    head = ["method", f"to {other}, points", "95 % interval", "seeds", "win / tie / loss", "on evaluation examples"]
     rows = []
     for row in table.rows:
         difference = row.difference
-        if row.method == MTOP:
+        if row.method == reference(table.name):
             cells = ["", "", str(len(row.runs)), ""]
         elif difference is None:
-            cells = [f"{EMPTY} ({'no run' if not row.runs else 'MTOP has no run with these seeds'})", "", "", ""]
+            cells = [f"{EMPTY} ({'no run' if not row.runs else f'{other} has no run with these seeds'})", "", "", ""]
         else:
             cells = [_points(difference.mean), _interval(difference), str(difference.seeds), _outcomes(row)]
         rows.append([row.title, *cells, _spread(row.dev_mean)])
@@ -230,7 +254,9 @@ def _recipes() -> str:
     own = "; ".join(
         f"{chosen.title} `{json.dumps({**chosen.model, **chosen.train, **_soft_labels(chosen)})}`"
         for name, chosen in METHODS.items()
-        if chosen.auxiliary is None and (not name.startswith("mtop-") or name in ("mtop-isolated", "mtop-taught"))
+        if chosen.auxiliary is None
+        and name not in TABLE_METHODS["many"]
+        and (not name.startswith("mtop-") or name in ("mtop-isolated", "mtop-taught"))
     )
     return "\n## Recipes\n" + _RECIPE.format(common=json.dumps(COMMON), own=own)
 

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLORS = ("#1b6ca8", "#d1495b", "#66a182", "#edae49", "#8d6a9f", "#2e4057", "#888888", "#b5651d")
-_TITLES = {"ablations": "Ablations", "prompt-lengths": "Lengths of prompts", "auxiliary": "Auxiliary tasks"}
+_TITLES = {
+    "ablations": "Ablations",
+    "prompt-lengths": "Lengths of prompts",
+    "auxiliary": "Auxiliary tasks",
+    "many": "Many tasks",
+}
 _WIDTH, _HEIGHT, _DPI = 7.5, 4.2, 110
 
 

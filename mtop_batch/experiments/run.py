@@ -59,7 +59,7 @@ def run_spec(
     config = spec.config(tasks)
     check_readers(config)
     check_encoder(config, encoder.backbone)
-    data = with_reader(prepared, tasks, config.model.default_reader)
+    data = with_reader(prepared, config.task, config.model.default_reader)
     clock = _Clock()
     if spec.auxiliary is not None:
         return _with_auxiliary_tasks(spec, config, data, encoder, worker, unfinished, kept)

@@ -11,8 +11,10 @@ from typing import Any
 from mtop_batch.config.load import validate
 from mtop_batch.config.sections import Config, TaskConfig
 from mtop_batch.experiments.methods import COMMON, Method, method
+from mtop_batch.tasks import Reader
 
 FORMAT = 1
+_OPTIONAL = ("unlabelled", "auxiliary", "reads")
 # They change how fast a run is or who is told of it, or are the seed, which stands by itself.
 _UNDECISIVE = ("num_workers", "max_failures", "precision", "seed", "tensorboard", "mlflow")
 
@@ -55,6 +57,7 @@ class RunSpec:
         unlabelled: What is said in the section `[unlabelled]`, and with "texts" a digest of the texts without labels;
             None for a method that does not learn from them.
         auxiliary: How each task gets a model of its own, as in `Method`; None where one model has all tasks.
+        reads: What all tasks read; None for what the kind of model has them read.
     """
 
     method: str
@@ -68,6 +71,7 @@ class RunSpec:
     train: dict[str, Any]
     unlabelled: dict[str, Any] | None = None
     auxiliary: dict[str, Any] | None = None
+    reads: Reader | None = None
 
     @property
     def digest(self) -> str:
@@ -76,7 +80,7 @@ class RunSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """The run as JSON-ready values."""
-        return {key: value for key, value in asdict(self).items() if value or key not in ("unlabelled", "auxiliary")}
+        return {key: value for key, value in asdict(self).items() if value or key not in _OPTIONAL}
 
     def config(self, tasks: Sequence[TaskConfig], backbone: str | None = None) -> Config:
         """The configuration of the run.
@@ -90,7 +94,7 @@ class RunSpec:
             "backbone": {"name": backbone or self.backbone, "max_tokens": self.max_tokens},
             "model": self.model,
             "train": {**self.train, "seed": self.seed},
-            "task": [task.model_dump() for task in tasks],
+            "task": _read_by(tasks, self.reads),
         }
         if self.unlabelled:
             values["unlabelled"] = {key: value for key, value in self.unlabelled.items() if key != "texts"}
@@ -129,6 +133,7 @@ def make_spec(
         train={key: value for key, value in values.items() if key not in _UNDECISIVE},
         unlabelled=None if chosen.unlabelled is None else {**chosen.unlabelled, "texts": texts_digest},
         auxiliary=None if chosen.auxiliary is None else dict(chosen.auxiliary),
+        reads=chosen.reads,
     )
 
 
@@ -138,9 +143,15 @@ def _config(chosen: Method, train: Mapping[str, Any], tasks: Sequence[TaskConfig
         "backbone": {"name": settings.backbone, "max_tokens": settings.max_tokens},
         "model": dict(chosen.model),
         "train": dict(train),
-        "task": [task.model_dump() for task in tasks],
+        "task": _read_by(tasks, chosen.reads),
     }
     return validate(values, f"method {chosen.title}")
+
+
+def _read_by(tasks: Sequence[TaskConfig], reads: Reader | None) -> list[dict[str, Any]]:
+    """The tasks as in a configuration, with what they read if a method says."""
+    own = {} if reads is None else {"reads": reads}
+    return [{**task.model_dump(), **own} for task in tasks]
 
 
 def _digest(values: Mapping[str, Any]) -> str:

@@ -8,13 +8,24 @@ from dataclasses import dataclass, replace
 from statistics import mean, median
 
 import numpy as np
+import numpy.typing as npt
 
-from mtop_batch.experiments.methods import COMMON, METHODS, MTOP, TABLE_DATA, TABLE_METHODS, TABLES, TableName
+from mtop_batch.experiments.methods import (
+    COMMON,
+    METHODS,
+    TABLE_DATA,
+    TABLE_METHODS,
+    TABLES,
+    TableName,
+    reference,
+)
 from mtop_batch.experiments.records import DataRecord, Records, RunRecord, SpeedRecord, unpack
 from mtop_batch.experiments.specs import RunSpec
 from mtop_batch.experiments.statistics import Difference, TestOutputs, differences
 from mtop_batch.tasks import Metric, Task
 
+MOST_JUDGED = 100
+"""Tasks of a large set that its table is about: the first ones, whatever the size of the set."""
 # Table 3 judges these otherwise than Table 2.
 _TABLE_3_METRICS: Mapping[str, Metric] = {"mrpc": "accuracy", "qqp": "accuracy", "stsb": "pearson_spearman"}
 
@@ -64,10 +75,12 @@ class Row:
         tasks: Task -> test metric over the seeds.
         mean: The mean over tasks, over the seeds.
         dev_mean: The same on evaluation examples, at the chosen weights.
-        difference: To MTOP over the seeds that both have: how much better this method is. None for MTOP itself, and
-            where there is nothing to compare.
+        difference: To MTOP, or what the table compares with, over the seeds that both have: how much better this method
+            is. None for that itself, and where there is nothing to compare.
         outcomes: Task -> the same, of each task.
         speed: How fast it labels; None if that was not measured.
+        tenths: The means over the tenth of the tasks with the most and with the fewest training examples ("T10" and
+            "B10" of large-scale multi-task learning); None if it was not run, or there are fewer than ten tasks.
     """
 
     method: str
@@ -78,6 +91,7 @@ class Row:
     difference: Difference | None
     outcomes: Mapping[str, Difference]
     speed: SpeedRecord | None
+    tenths: tuple[Spread, Spread] | None = None
 
     @property
     def title(self) -> str:
@@ -122,7 +136,7 @@ def tables(records: Records) -> list[ResultTable]:
 
 def _belongs(name: TableName, setting: Setting, methods: set[str]) -> bool:
     own = set(TABLE_METHODS[name])
-    if name in ("news", "glue"):
+    if name in ("news", "glue", "many"):
         return TABLE_DATA[name] == setting.data and bool(methods & own)
     others = {method for other in TABLES if other != name for method in TABLE_METHODS[other]}
     return bool(methods & (own - others))
@@ -137,11 +151,13 @@ def _table(name: TableName, setting: Setting, runs: Sequence[RunRecord], records
     data = records.data[setting.data_digest]
     metrics = _TABLE_3_METRICS if name == "ablations" else {}
     tasks = [replace(task, metric=metrics.get(task.name, task.metric)) for task in data.definitions()]
+    if name == "many":
+        tasks = tasks[:MOST_JUDGED]  # sets of more tasks begin with those of fewer
     by_method: dict[str, dict[int, RunRecord]] = {}
     for run in runs:
         by_method.setdefault(run.spec.method, {})[run.spec.seed] = run
     labels = {name: unpack(packed) for name, packed in data.labels.items()}
-    best = by_method.get(MTOP, {})
+    best = by_method.get(reference(name), {})
 
     def outputs(found: Mapping[int, RunRecord], seeds: Sequence[int]) -> list[TestOutputs]:
         return [
@@ -159,7 +175,7 @@ def _table(name: TableName, setting: Setting, runs: Sequence[RunRecord], records
         found = dict(sorted(by_method.get(method, {}).items()))
         both = [seed for seed in found if seed in best]
         difference, by_task = None, list[Difference]()
-        if method != MTOP and both:
+        if method != reference(name) and both:
             difference, by_task = differences(outputs(found, both), outputs(best, both))
         given = outputs(found, list(found)) if found else []
         values = {task.name: out.value() for task, out in zip(tasks, given, strict=False)}
@@ -173,9 +189,20 @@ def _table(name: TableName, setting: Setting, runs: Sequence[RunRecord], records
                 difference=difference,
                 outcomes=dict(zip(values, by_task, strict=False)),
                 speed=_speed(records.speeds, found),
+                tenths=_tenths(values, data) if len(values) >= 10 else None,
             )
         )
     return ResultTable(name, setting, data, tasks, rows)
+
+
+def _tenths(values: Mapping[str, npt.NDArray[np.float64]], data: DataRecord) -> tuple[Spread, Spread]:
+    """The means over the tenth of the tasks with the most and with the fewest training examples, over the seeds."""
+    by_size = sorted(values, key=lambda task: data.sizes[task]["train"])
+    count = len(by_size) // 10
+    most, fewest = by_size[-count:], by_size[:count]
+    return Spread.of(np.mean([values[task] for task in most], axis=0)), Spread.of(
+        np.mean([values[task] for task in fewest], axis=0)
+    )
 
 
 def _dev_mean(run: RunRecord, tasks: Sequence[Task]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from mtop_batch.data.task_files import TaskExamples, write_tasks
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.experiments.data import DataSet, Prepared, prepare, read_data_set, with_unlabelled
+from mtop_batch.experiments.data import DataSet, Prepared, RawTask, prepare, read_data_set, with_unlabelled
 from mtop_batch.experiments.methods import METHODS
 from mtop_batch.experiments.records import DataRecord, Records, RunRecord, SpeedRecord, pack
 from mtop_batch.experiments.specs import RunSettings, RunSpec, make_spec
@@ -82,26 +83,45 @@ def spec_of(data_set: DataSet) -> MakeSpec:
     def make(method: str, seed: int = 0, **train: Any) -> RunSpec:
         warm = {"warm_start": {"epochs": 1, "batch_size": 8, "learning_rate": 1e-2}} if "mtop" in method else {}
         settings = RunSettings("tiny", max_tokens=16, train={**QUICK, **warm, **train})
-        return make_spec(method, seed, data_set.name, data_set.digest, data_set.configs, settings)
+        spec = make_spec(method, seed, data_set.name, data_set.digest, data_set.configs, settings)
+        model = {**spec.model, "pooler_rank": 8} if "pooler_rank" in spec.model else spec.model  # it is a tiny encoder
+        return replace(spec, model=model)
 
     return make
 
 
 @pytest.fixture
 def made_up(data_set: DataSet) -> Callable[..., Records]:
-    """`made_up({"mtop": 0.9, ...}, seeds)`: records of methods that are right so often."""
+    """`made_up({"mtop": 0.9, ...}, seeds)`: records of methods that are right so often.
 
-    def make(rates: dict[str, float], seeds: int = 5, table_data: str = "news") -> Records:
-        data = DataRecord.of(DataSet(table_data, data_set.tasks, data_set.digest))
+    With `copies`, of so many tasks of different sizes.
+    """
+
+    def make(rates: dict[str, float], seeds: int = 5, table_data: str = "news", copies: int = 1) -> Records:
+        tasks = data_set.tasks if copies == 1 else _copies(data_set.tasks[0], copies)
+        used = DataSet(table_data, tuple(tasks), data_set.digest)
+        data = DataRecord.of(used)
         records = Records(data={data.digest: data})
         for method, rate in rates.items():
             for seed in range(seeds):
-                spec = make_spec(method, seed, table_data, data_set.digest, data_set.configs, RunSettings("tiny"))
-                records.runs.append(_record(spec, data_set, rate, np.random.default_rng((seed, len(method)))))
+                spec = make_spec(method, seed, table_data, used.digest, used.configs, RunSettings("tiny"))
+                records.runs.append(_record(spec, used, rate, np.random.default_rng((seed, len(method)))))
             records.speeds.append(_speed(spec, 100.0 * len(method)))
         return records
 
     return make
+
+
+def _copies(task: RawTask, count: int) -> list[RawTask]:
+    """The task under many names, each with one training example less than the one before."""
+    found = []
+    for number in range(count):
+        train = replace(
+            task.train, texts=task.train.texts[: -number or None], labels=task.train.labels[: -number or None]
+        )
+        config = task.config.model_copy(update={"name": f"{task.config.name}_{number}"})
+        found.append(replace(task, config=config, train=train))
+    return found
 
 
 def _record(spec: RunSpec, data: DataSet, rate: float, rng: np.random.Generator) -> RunRecord:

@@ -85,6 +85,28 @@ def test_ablations_have_a_table_where_one_was_run(made_up: MakeRecords) -> None:
     assert [table.name for table in tables(made_up({"mtop": 0.9}))] == ["news"]
 
 
+def test_many_tasks_are_told_by_their_mean_and_by_the_largest_and_smallest(made_up: MakeRecords) -> None:
+    records = made_up({"many": 0.9, "many-dypa": 0.6}, table_data="many", copies=20)
+    (table,) = tables(records)
+    rows = {row.method: row for row in table.rows}
+    assert list(rows) == list(TABLE_METHODS["many"])
+    found = rows["many-dypa"]
+    assert found.tenths is not None
+    largest, smallest = found.tenths
+    names = [f"sport_{number}" for number in range(20)]
+    assert table.data.sizes[names[0]]["train"] > table.data.sizes[names[-1]]["train"]
+    for tenth, of in ((largest, names[:2]), (smallest, names[-2:])):
+        assert min(found.tasks[name].low for name in of) <= tenth.low
+        assert max(found.tasks[name].high for name in of) >= tenth.high
+    assert rows["many"].difference is None
+    assert found.difference is not None
+    assert found.difference.outcome == "loss"
+    page = results_page(records, "results", {})
+    assert "| method | seeds | mean | T10 | B10 | worst task | best task |" in page
+    assert "| method | to Prompt groups, points |" in page
+    assert "20 tasks in one model, 20 of them judged." in page
+
+
 def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"spec": 1}')
     with pytest.raises(DataError, match=r"x\.json is not a record of this version; move it away"):

@@ -32,11 +32,14 @@ def run(spec: Any, prepared: Prepared, data: DataSet, encoder: Encoder, **option
 # Of those that choose auxiliary tasks, one for each way to choose.
 CHOOSING = ["mtop-alone", "mt-dnn-threshold", "mtop-trial", "mt-dnn-fine-grained", "mt-dnn-autosem"]
 PLAIN = [
-    name for name, chosen in METHODS.items() if not name.endswith(("prompts", "shared")) and chosen.auxiliary is None
+    name
+    for name, chosen in METHODS.items()
+    if not name.endswith(("prompts", "shared")) and not name.startswith("many") and chosen.auxiliary is None
 ]
+MANY_TASKS = ["many", "many-frozen", "many-in-a-row", "many-pooled", "many-attention", "many-dypa"]
 
 
-@pytest.mark.parametrize("method", [*PLAIN, *CHOOSING])
+@pytest.mark.parametrize("method", [*PLAIN, *MANY_TASKS, *CHOOSING])
 def test_a_run_has_metrics_predictions_and_costs(
     method: str, spec_of: MakeSpec, prepared: Prepared, data_set: DataSet, encoder: Encoder
 ) -> None:
