@@ -208,8 +208,8 @@ def _selection_costs(table: ResultTable) -> str:
             ]
         )
     note = (
-        "\nAll tasks together. Choosing counts every training that it takes, also where its record was there. Steps of warm "
-        "starts are not counted, their time is.\n"
+        "\nAll tasks together. Choosing counts every training that it takes, also where its record was there. Steps of "
+        "warm starts are not counted, their time is.\n"
     )
     return _markdown(head, rows) + note
 
