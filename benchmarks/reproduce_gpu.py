@@ -72,7 +72,8 @@ class Bench:
         torch.set_num_threads(self.threads)
         started = time.monotonic()
         try:
-            record = run_spec(spec, self.prepared, self.data.configs, self.encoder, worker=self.worker())
+            kept = storage.join(self.results, "selection")
+            record = run_spec(spec, self.prepared, self.data.configs, self.encoder, worker=self.worker(), kept=kept)
         except Exception:
             return f"FAILED {spec.method} {spec.seed}: {traceback.format_exc(limit=-3)}"
         storage.write_bytes(run_uri(self.results, spec.digest), record.to_json())
@@ -114,7 +115,7 @@ def tables(arguments: argparse.Namespace) -> list[Sequence[str]]:
 
 def time_methods(bench: Bench, specs: Sequence[RunSpec]) -> None:
     """Time each method alone."""
-    for spec in {speed_digest(spec): spec for spec in specs}.values():
+    for spec in {speed_digest(spec): spec for spec in specs if spec.auxiliary is None}.values():
         record = measure_speed(
             spec, bench.data, bench.prepared, bench.encoder, worker=bench.worker(), documents=SPEED_DOCUMENTS
         )

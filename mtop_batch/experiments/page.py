@@ -231,7 +231,10 @@ def _selection_costs(table: ResultTable) -> str:
                 f"{median(training):,.0f}",
             ]
         )
-    note = "\nAll tasks together. Choosing counts every training that it takes, also where its record was there.\n"
+    note = (
+        "\nAll tasks together. Choosing counts every training that it takes, also where its record was there. Steps of "
+        "warm starts are not counted, their time is.\n"
+    )
     return _markdown(head, rows) + note
 
 

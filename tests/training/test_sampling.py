@@ -79,6 +79,12 @@ def test_every_task_has_a_step_in_every_epoch_that_has_enough(
     assert len(plan.left_out()) == len(set(range(len(sizes))) - set(plan.tasks.tolist()))
 
 
+def test_given_rates_stand_for_those_by_size() -> None:
+    plan = BatchPlan.draw([10, 1000], 1, epochs=20, alpha=1.0, seed=0, rates=[3, 1])
+    np.testing.assert_allclose(np.bincount(plan.tasks) / len(plan), [0.75, 0.25], atol=0.01)
+    assert len(plan) == len(BatchPlan.draw([10, 1000], 1, epochs=20, alpha=1.0, seed=0))
+
+
 def test_tasks_that_had_no_step_come_first_where_steps_are_scarce() -> None:
     plan = BatchPlan.draw([4] * 16, batch_size=16, epochs=4, alpha=1.0, seed=0)  # 16 steps in 4 epochs of 4
     assert plan.left_out() == []
