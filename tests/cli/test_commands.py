@@ -68,7 +68,7 @@ def test_predictions_of_standard_input_are_json_lines(bundle: str) -> None:
         (["label", "--model", "nowhere", "--corpus", "c", "--labels", "l"], "there is no bundle at"),
         (["evaluate", "--model", "nowhere"], "there is no bundle at"),
         (["evaluate", "--model", "nowhere", "--set", "train.seed=1"], "name one with --config"),
-        (["build-nhc", "--source", "s", "--extra", "opinion"], "is not of the form NAME=LABELLED.parquet"),
+        (["build-nhc", "--source", "s", "--extra", "opinion"], "is not of the form NAME=PATH"),
         (["label", "--corpus", "c"], "Missing option"),
         (["lable"], "No such command"),
         (["label", "--model", "m", "--corpus", "c", "--labels", "l", "--text-columns", '"a'], "quotes that do not fit"),
