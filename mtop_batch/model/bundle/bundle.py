@@ -26,6 +26,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from mtop_batch import storage
+from mtop_batch.decisions.identity import decision_hashes
 from mtop_batch.errors import BundleError, one_line
 from mtop_batch.model.bundle.card import model_card
 from mtop_batch.model.bundle.files import (
@@ -40,7 +41,6 @@ from mtop_batch.model.bundle.files import (
     write_json,
 )
 from mtop_batch.model.bundle.fingerprints import (
-    decision_fingerprints,
     task_fingerprints,
     tokenizer_digest,
     vector_fingerprint,
@@ -60,7 +60,7 @@ class Bundle:
         model: In evaluation mode, float32, on the CPU.
         tokenizer: The fast tokenizer it was trained with.
         fingerprints: The score hash of every task, by name, in the model's order.
-        decisions: The decision hash of every task, likewise.
+        decisions: The decision hash of every task, likewise; empty for one that decides as every task does.
         uri: Where it was loaded from.
         name: The last part of the URI.
         digest: Of everything in the bundle but the card; two bundles with the same digest are the same.
@@ -118,7 +118,6 @@ def save_bundle(
         "backbone": backbone_name,
         "run": run,
         "fingerprints": fingerprints,
-        "decisions": decision_fingerprints(model),
         "vector_fingerprint": vector_fingerprint(model, tokenizer_sha),
         "pass_per_task": model.pass_per_task,
     }
@@ -178,7 +177,7 @@ def load_bundle(uri: str) -> Bundle:
         model=model.eval(),
         tokenizer=load_tokenizer(directory, uri),
         fingerprints={name: described["fingerprints"][name] for name in model.task_names},
-        decisions={name: described["decisions"][name] for name in model.task_names},
+        decisions=decision_hashes(model.tasks, described["fingerprints"]),
         uri=uri,
         name=bundle_name(uri),
         digest=described["digest"],
