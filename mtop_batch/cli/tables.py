@@ -209,6 +209,37 @@ def _shares_or_mean(task: Mapping[str, Any], side: str) -> str:
     return ", ".join(f"{shown(label)} {count / total:.1%}" for label, count in islice(counts.items(), _MAX_SHARES))
 
 
+def print_decisions(decisions: Mapping[str, Mapping[str, Any]]) -> None:
+    """How each task decides, how far its scores can be trusted, and what its thresholds reach.
+
+    Args:
+        decisions: By task, as `decisions.json` of a bundle has it.
+    """
+    numbers = ("temperature", "ECE before", "ECE", "Brier", "threshold", "precision", "recall", "abstained")
+    table = Table("task", "label", *(Column(name, justify="right") for name in numbers))
+    for task, of in decisions.items():
+        trust = [of["before"]["error"], of["after"]["error"], of["after"]["brier"]]
+        first = [f"{of['temperature']:.3g}", *(f"{value:.3f}" for value in trust)]
+        abstained = f"{of['abstained']:.1%}" if of["abstain_below"] else ""
+        labels = of["labels"][:_MAX_LABELS]
+        table.add_row(task, *_reached(labels[0] if labels else None, first), abstained)
+        for each in labels[1:]:
+            table.add_row("", *_reached(each, [""] * len(first)), "")
+    Console().print(table)
+
+
+def _reached(label: Mapping[str, Any] | None, of_task: Sequence[str]) -> list[str | Text]:
+    """The cells of a label, and those of its task in their place."""
+    if label is None:
+        return ["", *of_task, "", "", ""]
+    reached = (f"{label['threshold']:.4g}", _share(label["precision"]), _share(label["recall"]))
+    return [_name(label["label"]), *of_task, *reached]
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None or isnan(value) else f"{value:.3f}"
+
+
 def metric_table(metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) -> Table:
     """A table of each task's own metric on its evaluation data, and their mean; of regressions the errors too.
 

@@ -381,8 +381,8 @@ class TaskConfig(_Section):
     metric: Metric | None = None
     """What judges the task; the mean over the tasks chooses the checkpoint. The kind's first one if left out."""
     decide: DecideConfig | None = None
-    """From which probability on a label is given, such as `{ precision = 0.95 }`; without it the likeliest label is, and
-    of a multi-label task all of at least one half."""
+    """From which probability on a label is given, such as `{ precision = 0.95 }`; without it the likeliest is, and of
+    a multi-label task all of at least one half."""
     abstain_below: float = Field(0.0, ge=0, le=1)
     """Where what is decided has a lower probability, the label is null, and the score stays."""
     text: tuple[str, ...] = ("text",)

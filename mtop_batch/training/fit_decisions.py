@@ -5,6 +5,7 @@ Shapes: R examples, C labels of a task.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -206,7 +207,19 @@ def _problem(task: Task, wish: Wish, found: list[tuple[int, tuple[float, float |
     )
 
 
-def check_fitted(fitted: list[FittedDecision]) -> None:
+def decision_reports(fitted: Mapping[str, FittedDecision]) -> dict[str, dict[str, Any]]:
+    """By task, what `decisions.json` of a bundle says."""
+    return {name: of.to_dict() for name, of in fitted.items()}
+
+
+def with_decision_metrics(
+    metrics: Mapping[str, TaskMetrics], fitted: Mapping[str, FittedDecision]
+) -> dict[str, TaskMetrics]:
+    """Metrics of tasks, and how far the scores of those that were fitted can be trusted."""
+    return {name: {**of, **(fitted[name].metrics() if name in fitted else {})} for name, of in metrics.items()}
+
+
+def check_fitted(fitted: Iterable[FittedDecision]) -> None:
     """Refuse wishes that are not fulfilled.
 
     Raises:

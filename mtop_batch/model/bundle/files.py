@@ -32,7 +32,7 @@ from mtop_batch.model.foreign import foreign_settings
 from mtop_batch.tasks import Task, check_task_names
 
 FORMAT = 3
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, DECISIONS = "config.json", "model.safetensors", "decisions.json"
 _FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
 _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
 
@@ -124,6 +124,22 @@ def read_bundle_info(uri: str) -> BundleInfo:
         digest=described["digest"],
         run=described.get("run", ""),
     )
+
+
+def read_decisions(uri: str) -> dict[str, Any]:
+    """What was fitted to decide the labels of a bundle's tasks, by task; nothing where nothing was.
+
+    Raises:
+        BundleError: The file is damaged.
+        LabelTableError: The storage cannot be reached or refuses.
+    """
+    try:
+        found = json.loads(storage.read_bytes(storage.join(storage.absolute(uri), DECISIONS)))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise BundleError(f"{DECISIONS} of the bundle {uri} is damaged ({error}); write the bundle again") from error
+    return found if isinstance(found, dict) else {}
 
 
 def check_bundle(uri: str) -> None:
