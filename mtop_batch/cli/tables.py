@@ -92,7 +92,7 @@ def print_doubts(evaluated: Mapping[str, EvaluatedTask]) -> None:
 
 
 def print_predictions(rows: list[dict[str, Any]]) -> None:
-    """A table of all tasks' labels for each text; where there are scores of all labels, those given have a star."""
+    """A table of all tasks' labels for each text, with all scores: a star at those given, and why at others."""
     console = Console()
     for row in rows:
         table = Table("task", "label", "score", title_justify="left", title_style="bold")
@@ -113,8 +113,12 @@ def _labels_and_scores(row: Mapping[str, Any], task: str) -> list[tuple[str, str
         return []
     if all_scores := row.get(f"{task}_scores"):
         given = label if isinstance(label, list) else [label]
-        likeliest_first = sorted(all_scores.items(), key=lambda item: -item[1])
-        return [(f"{name} *" if name in given else name, f"{value:.3f}") for name, value in likeliest_first]
+        star = " * by a rule" if row.get(f"{task}_corrected") else " *"
+        likeliest_first = sorted(all_scores.items(), key=lambda item: (item[0] not in given, -item[1]))
+        lines = [(name + star if name in given else name, f"{value:.3f}") for name, value in likeliest_first]
+        unsure = [("- too unsure for a label", "")] if row.get(f"{task}_abstained") else []
+        more = [(f"... and {len(lines) - _MAX_SHARES} more", "")] if len(lines) > max(_MAX_SHARES, len(given)) else []
+        return [*unsure, *lines[: max(_MAX_SHARES, len(given))], *more]
     if isinstance(score, list):
         return [(name, f"{value:.3f}") for name, value in zip(label or (), score, strict=True)] or [("-", "")]
     return [(label or "", f"{score:.3f}")]
