@@ -377,7 +377,8 @@ class TaskConfig(_Section):
     """Two or more; of a multi-label task one or more; none for a regression."""
     scores: ScoresKept = "label"
     """What the label table keeps: "label", the probability of the label, or of each label that a text is given; "all",
-    those of all labels too, as a column `<task>_scores`. Nothing that is computed depends on it."""
+    those of all labels too, as a column `<task>_scores`. No label depends on it; but a decision about more than two
+    labels can only be changed without reading texts where the scores of all are stored."""
     metric: Metric | None = None
     """What judges the task; the mean over the tasks chooses the checkpoint. The kind's first one if left out."""
     decide: DecideConfig | None = None
