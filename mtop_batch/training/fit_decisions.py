@@ -167,6 +167,8 @@ def _threshold(wish: Wish, probabilities: Floats, has_label: Flags) -> tuple[flo
     kind, share = wish
     if kind == "threshold":
         return share, None
+    # Texts that are the same may differ by rounding: no threshold is to part them.
+    probabilities = probabilities.round(_DIGITS)
     order = np.argsort(-probabilities, kind="stable")
     ordered = probabilities[order]
     # With the first k examples given the label: where k does not part examples of the same probability.
@@ -186,11 +188,9 @@ def _threshold(wish: Wish, probabilities: Floats, has_label: Flags) -> tuple[flo
 
 
 def _between(ordered: Floats, last: int) -> float:
-    """A number between the last probability that is to be enough and the next one, or 0; rounded if there is room."""
+    """The number in the middle between the last probability that is to be enough and the next one, or 0."""
     upper, lower = float(ordered[last]), float(ordered[last + 1]) if last + 1 < len(ordered) else 0.0
-    middle = (upper + lower) / 2
-    short = round(middle, _DIGITS)
-    return short if lower < short <= upper else middle
+    return round((upper + lower) / 2, _DIGITS + 1)
 
 
 def _problem(task: Task, wish: Wish, found: list[tuple[int, tuple[float, float | None]]], num_examples: int) -> str:

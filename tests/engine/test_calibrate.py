@@ -184,8 +184,9 @@ def test_added_tasks_are_calibrated_and_the_others_decide_as_before(
     model: str, config: Config, tmp_path: Path, task_tables: list[dict[str, Any]]
 ) -> None:
     calibrate(model, changed(config, (RULE,), decide={"threshold": 0.7}), tmp_path / "m2")
-    new = {**task_tables[1], "name": "trade", "decide": {"metric": "f1"}}
-    add(str(tmp_path / "m2"), write_config(tmp_path / "new.toml", [new]), tmp_path / "m3")
+    path = write_config(tmp_path / "new.toml", [{**task_tables[1], "name": "trade"}])
+    Path(path).write_text(Path(path).read_text() + '\ndecide = { metric = "f1" }')
+    add(str(tmp_path / "m2"), path, tmp_path / "m3")
     before, after = (read_bundle_info(str(tmp_path / name)) for name in ("m2", "m3"))
     assert {name: after.decisions[name] for name in before.decisions} == before.decisions
     trade = next(task for task in after.tasks if task.name == "trade")
