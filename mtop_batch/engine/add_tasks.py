@@ -137,7 +137,7 @@ def add_tasks(
         fitted = fit_on_ray(model, examples, config, settings.precision, resources)
     set_decisions(model, fitted, config.model_copy(update={"rules": rules}))
     described = _described(bundle, as_read(config, data))
-    added = {name: learned[name].metrics for name in names}
+    added = with_decision_metrics({name: learned[name].metrics for name in names}, fitted)
     result = _write(bundle, output, described, added, undefined_metrics(data), run.name, started, fitted)
     run.discard()
     check_written(output)
@@ -282,9 +282,8 @@ def _write(
             raise BundleError(
                 f"task {name!r} of {bundle.uri} would not stay as it is; nothing was written: report this"
             )
-    fitted = fitted or {}
-    metrics = with_decision_metrics({**bundle.metrics, **added}, fitted)
-    reports = {**bundle.decision_reports, **decision_reports(fitted)}
+    metrics = {**bundle.metrics, **added}
+    reports = {**bundle.decision_reports, **decision_reports(fitted or {})}
     save_bundle(
         output,
         model,

@@ -138,7 +138,7 @@ def train(
         result = TrainResult(
             output=config.output,
             tasks=tuple(config.tasks()),
-            metrics=trained.metrics,
+            metrics=with_decision_metrics(trained.metrics, fitted),
             mean=mean_metric(trained.metrics, config.tasks()),
             best_step=trained.best_step,
             num_steps=trained.num_steps,
@@ -317,7 +317,7 @@ def _write(
         config.output,
         model,
         tokenizer,
-        metrics=with_decision_metrics(result.metrics, fitted),
+        metrics=result.metrics,
         training_config=config.model_dump(mode="json"),
         backbone_name=config.backbone.name,
         run=run.name,

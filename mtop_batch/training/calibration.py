@@ -18,6 +18,7 @@ from scipy.optimize import minimize_scalar
 
 from mtop_batch.decisions.decide import calibrate, given_labels
 from mtop_batch.tasks import Decision, Task
+from mtop_batch.training.checkpoint import TaskMetrics
 
 Floats = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.generic]
@@ -94,6 +95,19 @@ def calibration(task: Task, probabilities: Floats, labels: Labels) -> Calibratio
     outcome[rows, labels.astype(np.int64)] = 1
     brier = float(((found - outcome) ** 2).sum(axis=1).mean())
     return Calibration(calibration_error(bins), brier / 2 if task.is_binary else brier, tuple(bins))
+
+
+def before_and_after(task: Task, probabilities: Floats, labels: Labels) -> tuple[Calibration, Calibration]:
+    """How far probabilities can be trusted without the task's temperature, and with it; thresholds aside."""
+    return (
+        calibration(_at(task, 1.0), probabilities, labels),
+        calibration(_at(task, task.decision.temperature), probabilities, labels),
+    )
+
+
+def trust(before: Calibration, after: Calibration) -> TaskMetrics:
+    """The numbers for `metrics.json`."""
+    return {"ece_before": before.error, "ece": after.error, "brier": after.brier}
 
 
 def score_bins(scores: Floats, right: npt.NDArray[np.bool_]) -> list[ScoreBin]:

@@ -16,7 +16,7 @@ from mtop_batch.decisions.decide import THRESHOLD, abstained, calibrate, given_l
 from mtop_batch.errors import TaskError
 from mtop_batch.lines import listed, shown
 from mtop_batch.tasks import Decision, Task
-from mtop_batch.training.calibration import Calibration, calibration, fit_temperature
+from mtop_batch.training.calibration import Calibration, before_and_after, fit_temperature, trust
 from mtop_batch.training.checkpoint import TaskMetrics
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -77,7 +77,7 @@ class FittedDecision:
 
     def metrics(self) -> TaskMetrics:
         """The numbers for `metrics.json`."""
-        return {"ece_before": self.before.error, "ece": self.after.error, "brier": self.after.brier}
+        return trust(self.before, self.after)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready but for NaN."""
@@ -129,8 +129,7 @@ def fit_decision(
     return FittedDecision(
         task,
         len(labels),
-        calibration(plain, probabilities, labels),
-        calibration(replace(task, decision=replace(task.decision, thresholds=())), probabilities, labels),
+        *before_and_after(task, probabilities, labels),
         wish,
         tuple(
             _reached(task.labels[label], threshold, given[:, label], has_label[:, label])
