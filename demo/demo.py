@@ -1,8 +1,8 @@
 """`make demo`: real news from labelled examples to a queryable label table, in one go.
 
 Builds five yes/no tasks and an unlabelled corpus (`news.py`). Trains one model on four of the tasks, labels the corpus
-with it, then adds the fifth task and labels the corpus again, which computes the new labels only. Changes a threshold of
-that task, which takes no forward pass, and goes back. Compares all labels with the known categories. What is already
+with it, then adds the fifth task and labels the corpus again, which computes the new labels only. Changes a threshold
+of that task, which takes no forward pass, and goes back. Compares all labels with the known categories. What is already
 there is not done again.
 """
 
