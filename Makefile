@@ -61,4 +61,4 @@ bench: $(PEERS)
 	$(BIN)/python benchmarks/run.py
 
 clean:
-	rm -rf $(VENV) site demo/corpus demo/train demo/four-topics demo/model demo/labels
+	rm -rf $(VENV) site demo/corpus demo/train demo/four-topics demo/model demo/model-strict demo/labels

@@ -1,8 +1,9 @@
 """`make demo`: real news from labelled examples to a queryable label table, in one go.
 
 Builds five yes/no tasks and an unlabelled corpus (`news.py`). Trains one model on four of the tasks, labels the corpus
-with it, then adds the fifth task and labels the corpus again, which computes the new labels only. Compares all labels
-with the known categories. What is already there is not done again.
+with it, then adds the fifth task and labels the corpus again, which computes the new labels only. Changes a threshold
+of that task, which takes no forward pass, and goes back. Compares all labels with the known categories. What is already
+there is not done again.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from mtop_batch import read_labels
 DEMO = Path("demo")
 CONFIG, LATER_CONFIG = DEMO / "demo.toml", DEMO / "train" / "later.toml"
 FIRST_MODEL, MODEL, CORPUS, LABELS = DEMO / "four-topics", DEMO / "model", DEMO / "corpus", DEMO / "labels"
+STRICT_CONFIG, STRICT_MODEL, STRICT = DEMO / "train" / "strict.toml", DEMO / "model-strict", 0.9
 QUERY = " ".join(
     (
         "SELECT title, tech_score FROM 'demo/labels/current/**/*.parquet'",
@@ -48,6 +50,7 @@ def main() -> None:
         news.build(DEMO)
     _train_and_label()
     _add_task_and_label()
+    _change_a_threshold()
     _show_results()
     console.print(f"\nDone in {time.monotonic() - started:.0f} s.")
 
@@ -76,6 +79,26 @@ def _add_task_and_label() -> None:
     after = _label_files()
     unchanged = sum(after.get(path) == digest for path, digest in before.items())
     console.print(f"{unchanged} of the {len(before)} label files from before are there, byte for byte")
+
+
+def _change_a_threshold() -> None:
+    """And go back, so that the table is that of the bundle before."""
+    console.print(f"\n[bold]5. Change a threshold[/bold]: {news.LATER_TOPIC} from {STRICT} on, from stored scores")
+    # The file ends with the table of the task.
+    STRICT_CONFIG.write_text(f"{LATER_CONFIG.read_text()}decide = {{ threshold = {STRICT} }}\n")
+    started = time.monotonic()
+    model, config, output = str(MODEL), str(STRICT_CONFIG), str(STRICT_MODEL)
+    _mtop("calibrate", "--model", model, "--config", config, "--output", output, "--overwrite")
+    before = _num_labelled(news.LATER_TOPIC)
+    _label(STRICT_MODEL)
+    seconds, after = time.monotonic() - started, _num_labelled(news.LATER_TOPIC)
+    console.print(f"{before:,} articles were {news.LATER_TOPIC}, {after:,} are now; both commands took {seconds:.0f} s")
+    console.print("and back, without computing anything:")
+    _mtop("publish", "--labels", str(LABELS), "--model", str(MODEL))
+
+
+def _num_labelled(topic: str) -> int:
+    return sum(label == "yes" for label in read_labels(str(LABELS))[f"{topic}_label"].to_pylist())
 
 
 def _is_bundle(directory: Path) -> bool:
@@ -117,11 +140,11 @@ def _show_results() -> None:
     rows = [{**articles[row["id"]], **row} for row in labels.to_pylist()]
     topics = sorted({row["category"] for row in rows})
 
-    console.print("\n[bold]5. Accuracy[/bold] of each task on the corpus, against the known categories")
+    console.print("\n[bold]6. Accuracy[/bold] of each task on the corpus, against the known categories")
     console.print(_accuracy_table(rows, topics))
-    console.print(f"\n[bold]6. A few articles[/bold] with all their labels (of {len(rows):,})")
+    console.print(f"\n[bold]7. A few articles[/bold] with all their labels (of {len(rows):,})")
     console.print(_article_table(rows[:NUM_SHOWN], topics))
-    console.print("\n[bold]7. Yours to query[/bold]")
+    console.print("\n[bold]8. Yours to query[/bold]")
     for what, where in {"corpus": CORPUS, "model": MODEL, "labels": LABELS}.items():
         console.print(f"   {what:7} {where}")
     console.print(f"\nTry:\n\n{query_command()}\n", soft_wrap=True, markup=False)

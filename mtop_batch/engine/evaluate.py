@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from mtop_batch import storage
 from mtop_batch.config.sections import Config, TaskConfig
-from mtop_batch.data.examples import RawExamples, load_examples, tokenise_with_texts
+from mtop_batch.data.examples import LabelledTokens, RawExamples, load_examples, tokenise_with_texts
 from mtop_batch.data.repeats import find_repeats
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.monitoring.progress import Progress
@@ -21,9 +21,10 @@ from mtop_batch.lines import counted, listed
 from mtop_batch.model.bundle.bundle import Bundle, load_bundle
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.tasks import LabelBy, Task, select_tasks
+from mtop_batch.training.calibration import before_and_after, trust
 from mtop_batch.training.checkpoint import TaskMetrics
 from mtop_batch.training.evaluated import EvaluatedTask
-from mtop_batch.training.evaluation import task_metrics, task_predictions
+from mtop_batch.training.evaluation import TaskPredictions, task_metrics, task_predictions
 from mtop_batch.training.evaluation_page import evaluation_page
 from mtop_batch.training.label_report import ERROR_COLUMNS, label_report, worst_errors
 from mtop_batch.training.probe import example_vectors
@@ -74,7 +75,7 @@ def evaluate_in_detail(
     config = config or _trained_with(bundle)
     sources = {source.name: source for source in config.task}
     names = select_tasks(list(sources), bundle.model.task_names)
-    tasks = {name: _definition(sources[name], bundle.model.task(name), model_uri) for name in names}
+    tasks = {name: task_definition(sources[name], bundle.model.task(name), model_uri) for name in names}
     if progress is not None:
         _say_what_is_left_out(progress, [name for name in bundle.model.task_names if name not in sources])
         progress.phase("evaluate", len(names), "tasks")
@@ -91,7 +92,7 @@ def evaluate_in_detail(
         found = task_predictions(model, examples, task, worker=worker)
         evaluated[name] = EvaluatedTask(
             task,
-            task_metrics(task, found, examples),
+            {**task_metrics(task, found, examples), **_trust(task, found, examples)},
             label_report(task, found, examples.labels),
             worst_errors(task, found, examples.labels, raw.texts, raw.seconds),
         )
@@ -103,6 +104,13 @@ def evaluate_in_detail(
         if progress is not None:
             progress.advance(1, f"{name}: {counted(len(examples.labels), 'example')}")
     return evaluated
+
+
+def _trust(task: Task, found: TaskPredictions, examples: LabelledTokens) -> TaskMetrics:
+    """How far the scores can be trusted; a regression has none."""
+    if task.kind == "regression":
+        return {}
+    return trust(*before_and_after(task, found.probabilities, examples.labels))
 
 
 def _training_examples(task: Task, source: TaskConfig, label_by: LabelBy | None) -> RawExamples | str:
@@ -193,7 +201,7 @@ def _trained_with(bundle: Bundle) -> Config:
         ) from error
 
 
-def _definition(source: TaskConfig, known: Task, model_uri: str) -> Task:
+def task_definition(source: TaskConfig, known: Task, model_uri: str) -> Task:
     """The bundle's task, judged by the metric that the configuration names.
 
     Raises:

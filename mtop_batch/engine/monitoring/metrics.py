@@ -31,6 +31,8 @@ GAUGES: Mapping[str, str] = {
     "mtop_actors": "Labelling actors that there are to be.",
     "mtop_units_waiting": "Units that wait for storage.",
 }
+_IN_PLACE_OF_MODEL = ("probes", "decide")
+"""Stages of units for which no model runs."""
 EXPORTED = frozenset([*(f"ray_{name}_total" for name in COUNTERS), *(f"ray_{name}" for name in GAUGES)])
 """The names under which Prometheus finds them."""
 
@@ -66,7 +68,7 @@ class RunMetrics:
         self._count("mtop_retries", result.retries)
         self._count("mtop_unreadable_files", int(result.unreadable is not None))
         for stage, seconds in result.seconds.items():
-            self._count(f"mtop_{'model' if stage == 'probes' else stage}_seconds", seconds)
+            self._count(f"mtop_{'model' if stage in _IN_PLACE_OF_MODEL else stage}_seconds", seconds)
 
     def actor_lost(self) -> None:
         """Count a labelling actor that another one replaces."""

@@ -22,7 +22,10 @@ from mtop_batch.tasks import Task
 from tests.model.conftest import Batch, MakeModel
 
 METRICS = {"topic": {"accuracy": 0.91234}, "score": {"pearson": 0.5, "spearman": 0.25}}
-FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "metrics.json", "training.json"]
+FILES = [
+    *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+    *("metrics.json", "training.json", "decisions.json"),
+]
 
 
 def save(uri: str, model: MTOPModel, tokenizer: BertTokenizer) -> dict[str, str]:
