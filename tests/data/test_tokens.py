@@ -185,10 +185,11 @@ def test_truncation_from_the_left_keeps_the_end(byte_level_tokenizer: PreTrained
 
 
 def test_a_tokenizer_without_rust_backend_tokenises_whole_texts(minilm_tokenizer: PreTrainedTokenizerBase) -> None:
-    rows, first_lengths = PythonEncoder(minilm_tokenizer, 8).encode(["shares " * 40, None], ["fell " * 40, None])
+    encoded = PythonEncoder(minilm_tokenizer, 8).encode(["shares " * 40, None], ["fell " * 40, None])
+    rows, first_lengths, num_cut = encoded
     expected = reference(minilm_tokenizer, 8, "shares " * 40, "fell " * 40)
     assert (rows[0], first_lengths[0]) == expected
-    assert (rows[1], first_lengths[1]) == ([], 0)
+    assert (rows[1], first_lengths[1], num_cut) == ([], 0, 1)
 
 
 NOTHING = {

@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtop_batch.corpus.files import UnreadableSource
-from mtop_batch.data.text_rows import MAX_CHARS
 from mtop_batch.data.tokens import TextTokenizer, Tokens, reasons_without
 from mtop_batch.errors import MtopError, one_line
 from mtop_batch.labelling.plan.work import Target, Unit
@@ -89,7 +89,9 @@ class UnitResult:
         error_examples: The first few rows without labels: row number in the source file and reason.
         label_counts: Task -> label -> articles.
         list_counts: Task -> articles, of tasks that give an article any number of labels.
-        num_tokens: Tokens of the texts, without padding.
+        texts_cut: Rows of which the model does not read everything.
+        texts_in_windows: Rows that are read in several windows.
+        num_tokens: Tokens of the texts, without padding; what windows share counts in each.
         num_padded_tokens: Tokens that went through the model, prompts aside.
         num_bytes: Bytes of the label files.
         flops: FLOP that the texts take (`mtop_batch.model.flops`).
@@ -111,6 +113,8 @@ class UnitResult:
     error_examples: list[dict[str, Any]] = field(default_factory=list)
     label_counts: dict[str, dict[str, int]] = field(default_factory=dict)
     list_counts: dict[str, int] = field(default_factory=dict)
+    texts_cut: int = 0
+    texts_in_windows: int = 0
     num_tokens: int = 0
     num_padded_tokens: int = 0
     num_bytes: int = 0
@@ -181,8 +185,8 @@ def label(streams: Sequence[Any], predictor: Predictor) -> list[bytes]:
         start += len(table)
         valid = pc.is_null(table["error"]).to_numpy()
         columns = {"id": table["id"], **dict(label_columns(predictor.tasks, outputs[rows], valid))}
-        share = len(table) / max(1, len(tokens))
         result.num_tokens = int(tokens.lengths[rows].sum())
+        share = result.num_tokens / max(1, outputs.num_tokens)
         result.num_padded_tokens = round(outputs.num_padded_tokens * share)
         result.flops = outputs.flops * share
         result.peak_flops_per_s = peak_flops_per_s
@@ -262,13 +266,14 @@ def _label_from_vectors(job: LabelJob, unit: Unit, predictor: ProbePredictor) ->
 def _tokenised(job: LabelJob, unit: Unit, tokenizer: TextTokenizer, result: UnitResult) -> pa.Table:
     ids, tokens, errors = [], [], []
     tokenise_s = 0.0
-    # Generous: a text would need words of 100 letters on average to fill fewer tokens than it is cut to.
-    max_chars = max(MAX_CHARS, 100 * tokenizer.max_tokens)
-    for batch in read_unit(job.corpus, unit, job.definition.id_column, max_chars=max_chars):
+    for batch in read_unit(job.corpus, unit, job.definition.id_column, max_chars=tokenizer.max_chars):
         ids.append(batch.ids)
         started = time.perf_counter()
-        tokens.append(tokenizer.encode(batch.texts, batch.seconds))
+        found, num_cut = tokenizer.encode_and_count(batch.texts, batch.seconds)
         tokenise_s += time.perf_counter() - started
+        tokens.append(found)
+        result.texts_cut += num_cut
+        result.texts_in_windows += int(np.count_nonzero(found.lengths > tokenizer.max_tokens))
         errors += reasons_without(tokens[-1], batch.errors)
     result.seconds["tokenise"] = tokenise_s
     return _token_table(pa.chunked_array(ids), tokens, errors)

@@ -139,7 +139,7 @@ def save_bundle(
             metrics,
             training_config,
             backbone_name,
-            model.config.max_tokens,
+            model.config.text_limits,
             model.num_passes(model.task_names),
         )
         (directory / _CARD).write_text(card)

@@ -17,7 +17,7 @@ def model_card(
     metrics: Mapping[str, Mapping[str, float]],
     training_config: Mapping[str, Any],
     backbone_name: str,
-    max_tokens: int,
+    text_limits: Mapping[str, int],
     num_passes: int,
 ) -> str:
     """The card as Markdown.
@@ -29,7 +29,7 @@ def model_card(
         metrics: Task -> metric -> value on its evaluation data; tasks without any are listed all the same.
         training_config: The resolved configuration.
         backbone_name: As in the configuration.
-        max_tokens: At which texts are cut.
+        text_limits: How much of a text is read, as the model's configuration has them.
         num_passes: Forward passes that all tasks take.
     """
     rows = "\n".join(_row(task, metrics.get(task.name, {})) for task in tasks)
@@ -42,7 +42,7 @@ tags: [{kind}, multi-task]
 # {name}
 
 One `{kind}` model for {_count(len(tasks), "task")}, in {_count(num_passes, "forward pass", "es")}.
-Backbone: `{backbone_name}`. Texts are cut at {max_tokens} tokens.
+Backbone: `{backbone_name}`. {_reading(text_limits)}
 
 | task | kind | reads | labels | text columns | on its evaluation data |
 |---|---|---|---|---|---|
@@ -67,6 +67,17 @@ Predictor.load("{name}").predict(["Some text"])
 {to_json(training_config, indent=2)}
 ```
 """
+
+
+def _reading(text_limits: Mapping[str, int]) -> str:
+    """How much of a text the model reads."""
+    max_tokens, max_windows = text_limits["max_tokens"], text_limits["max_windows"]
+    if max_windows == 1:
+        return f"Texts are cut at {max_tokens} tokens."
+    return (
+        f"Longer texts than {max_tokens} tokens are read in up to {max_windows} windows of so many, each with "
+        f"{text_limits['window_overlap']} tokens of the one before."
+    )
 
 
 def _count(number: int, noun: str, ending: str = "s") -> str:

@@ -31,6 +31,7 @@ from mtop_batch.tasks import Task, check_task_names
 
 FORMAT = 3
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_TEXT_LIMITS = {"max_tokens", "max_windows", "window_overlap"}
 _FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
 _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
 
@@ -54,6 +55,8 @@ class _Config(BaseModel):
 
     model_type: str
     max_tokens: Annotated[int, Field(gt=0)]
+    max_windows: Annotated[int, Field(gt=0)] = 1
+    window_overlap: Annotated[int, Field(ge=0)] = 0
     tasks: list[_TaskEntry]
     backbone_config: dict[str, Any]
     bundle: _Described
@@ -70,7 +73,7 @@ class BundleInfo:
         decisions: The decision hash of every task, by name, in the same order.
         vector_fingerprint: Of document vectors; empty if the model has none.
         pass_per_task: Whether a text goes through the encoder once for each task.
-        max_tokens: Where texts are cut.
+        text_limits: How much of a text is read, as `TextTokenizer` takes it.
         uri: Where it was read.
         name: The last part of the URI.
         digest: Of everything in the bundle but the card.
@@ -83,7 +86,7 @@ class BundleInfo:
     decisions: dict[str, str]
     vector_fingerprint: str
     pass_per_task: bool
-    max_tokens: int
+    text_limits: dict[str, int]
     uri: str
     name: str
     digest: str
@@ -116,7 +119,7 @@ def read_bundle_info(uri: str) -> BundleInfo:
         decisions={task.name: described["decisions"][task.name] for task in tasks},
         vector_fingerprint=described["vector_fingerprint"],
         pass_per_task=described["pass_per_task"],
-        max_tokens=config["max_tokens"],
+        text_limits=_Config.model_validate(config).model_dump(include=_TEXT_LIMITS),
         uri=uri,
         name=bundle_name(uri),
         digest=described["digest"],
