@@ -225,7 +225,7 @@ def test_a_text_that_people_see_says_something_though_its_tokens_may_be_unknown(
 
 def test_a_tokenizer_in_python_leaves_texts_of_nothing_out_too(minilm_tokenizer: PreTrainedTokenizerBase) -> None:
     encoder = PythonEncoder(minilm_tokenizer, 8)
-    rows, _ = encoder.encode(["\u200b", "shares", "\x00"], [None, "\u00ad", "shares"])
+    rows, _, _ = encoder.encode(["\u200b", "shares", "\x00"], [None, "\u00ad", "shares"])
     assert rows == [[], *[minilm_tokenizer("shares")["input_ids"]] * 2]
 
 
