@@ -414,12 +414,27 @@ class TaskConfig(_Section):
     task it is what an example with the label counts beside one without it."""
     prompt_group: str | None = Field(None, pattern="^[A-Za-z][A-Za-z0-9_-]*$")
     """The task shares the prompts of this group, whatever `model.prompt_groups` says; not in `mtop add-tasks`."""
-    train: GivenAddress
-    """Parquet file or directory (local or object storage), or `hub:<data set>?config=...&split=...`."""
+    train: str | tuple[str, ...]
+    """Parquet file or directory (local or object storage), CSV file, or `hub:<data set>?config=...&split=...`; or a
+    list of several of these."""
     eval: GivenAddress
     """Evaluation examples, as for `train`: they choose the checkpoint."""
     test: GivenAddress | None = None
     """Test examples, as for `train`: no training looks at them, `mtop reproduce` reports them."""
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _is_one_or_several(cls, value: Any) -> Any:
+        if not isinstance(value, str | list | tuple) or not all(isinstance(each, str) for each in value):
+            raise ValueError("give one path or URL, or a list of several")  # and not one line for each type
+        return value
+
+    @field_validator("train")
+    @classmethod
+    def _are_addresses(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not value or "" in (value if isinstance(value, tuple) else ()):
+            raise ValueError("give the path or URL of training examples")
+        return check_address(value) if isinstance(value, str) else tuple(map(check_address, value))
 
     @field_validator("class_weights", mode="before")
     @classmethod

@@ -22,6 +22,7 @@ from mtop_batch.errors import DataError
 from mtop_batch.lines import listed
 from mtop_batch.tasks import LabelBy, Task
 
+Source = str | Sequence[str]
 IntArray = npt.NDArray[np.int64]
 
 logger = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ class LabelledTokens:
 
 
 def load_examples(
-    task: Task, source: str, label_column: str, *, training: bool = True, label_by: LabelBy | None = None
+    task: Task, source: Source, label_column: str, *, training: bool = True, label_by: LabelBy | None = None
 ) -> RawExamples:
     """Read the examples of a task from one source.
 
@@ -130,8 +131,8 @@ def load_examples(
 
     Args:
         task: Names the text columns and the allowed labels (`data.label_values` says how a label is written).
-        source: See `mtop_batch.data.sources.read_columns`; a hub data set's split is by default "train" for training
-            and "validation" for evaluation.
+        source: See `mtop_batch.data.sources.read_columns`; or several, one after the other. A hub data set's split is
+            by default "train" for training and "validation" for evaluation.
         label_column: Where the labels are.
         training: The examples are to learn from, so that each label needs one; otherwise a label without example is
             only worth a warning in the log.
@@ -146,7 +147,7 @@ def load_examples(
 
 
 def load_train_and_eval(
-    task: Task, train: str, eval_: str, label_column: str, label_by: LabelBy | None = None
+    task: Task, train: Source, eval_: Source, label_column: str, label_by: LabelBy | None = None
 ) -> tuple[RawExamples, RawExamples]:
     """Read the training and the evaluation examples of a task, whose labels are read in one way.
 
@@ -203,11 +204,17 @@ def token_counts(tokens: Iterable[Tokens], vocab_size: int) -> npt.NDArray[np.in
 
 
 def _load(
-    task: Task, sources: Sequence[tuple[str, bool]], label_column: str, label_by: LabelBy | None
+    task: Task, sources: Sequence[tuple[Source, bool]], label_column: str, label_by: LabelBy | None
 ) -> list[RawExamples]:
     """The examples of each source, given with whether they are to learn from."""
     parts = [
-        read_columns(source, [*task.text, label_column], default_split="train" if training else "validation")
+        [
+            part
+            for place in ([source] if isinstance(source, str) else source)
+            for part in read_columns(
+                place, [*task.text, label_column], default_split="train" if training else "validation"
+            )
+        ]
         for source, training in sources
     ]
     found = read_labels(task, [part for of_source in parts for part in of_source], label_column, label_by)
@@ -216,7 +223,8 @@ def _load(
     for (source, training), of_source in zip(sources, parts, strict=True):
         rows = slice(start, start + sum(len(part.table) for part in of_source))
         start = rows.stop
-        examples.append(_examples(task, source, training, of_source, found[rows]))
+        name = source if isinstance(source, str) else ", ".join(source)
+        examples.append(_examples(task, name, training, of_source, found[rows]))
         _check(examples[-1], examples[-1].labels, Counter(reason for _, reason in examples[-1].skipped))
     return examples
 
