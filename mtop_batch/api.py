@@ -1,6 +1,6 @@
-"""What the commands `mtop train`, `add-tasks`, `calibrate`, `select-tasks`, `label` and `evaluate` do, for Python.
+"""What the commands `mtop train`, `add-tasks`, `calibrate`, `select-tasks`, `label`, `evaluate` and `review` do.
 
-    from mtop_batch import add_tasks, calibrate, evaluate, label, select_tasks, train
+    from mtop_batch import add_tasks, calibrate, evaluate, label, review, select_tasks, train
 
 Arguments, output on the terminal and errors are those of the commands, which call these functions. Paths are local or
 URLs, as on the command line. Heavy imports wait until a function is called.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mtop_batch.errors import ConfigError
 from mtop_batch.precision import PrecisionChoice
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mtop_batch.engine.calibrate import CalibrateResult
     from mtop_batch.engine.select_tasks import SelectResult
     from mtop_batch.engine.train import TrainResult
+    from mtop_batch.labelling.review import Strategy
     from mtop_batch.table.lake import TableFormat
     from mtop_batch.training.evaluated import EvaluatedTask
 
@@ -349,6 +350,61 @@ def label(
         price_per_hour=price_per_hour,
     )
     return label_corpus(options, plan_only=plan)
+
+
+def review(
+    labels: str,
+    task: str,
+    output: str,
+    *,
+    num_articles: int = 200,
+    strategy: str = "uncertain",
+    against: str | None = None,
+    corpus: str | None = None,
+    partition: Mapping[str, str] | None = None,
+    label_column: str = "label",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Choose articles of a label table that are worth labelling by hand next, and write them with a column to fill in.
+
+    The file has the columns `id`, the text columns, the task's `<task>_label` and `<task>_score`, and `label_column`,
+    which is empty. Filled in, it is training data like any other; rows that were left empty are passed over.
+
+    Args:
+        labels: The label table.
+        task: The task whose labels are wanted.
+        output: Where to write: Parquet, or CSV where it ends in `.csv`. There must be no file yet.
+        num_articles: How many articles; there may be fewer.
+        strategy: "uncertain", the least probable labels; "disagree", where another task or bundle is sure of another
+            label; "random"; or "diverse", spread over the vectors that `label(..., vectors=True)` stored.
+        against: For "disagree", another task of the table; by default the task's labels by other bundles.
+        corpus: Where the articles lie; by default where the newest run of the task found them.
+        partition: Only articles of this hive partition.
+        label_column: Name of the column to fill in.
+        seed: Of what is random; the same arguments choose the same articles.
+
+    Returns:
+        How many articles were written and looked at, and the source files that could not be read.
+
+    Raises:
+        MtopError: An option cannot work, nothing is published, what the strategy needs is not there, or storage fails.
+    """
+    from mtop_batch.labelling.review import ReviewOptions, choose_articles
+
+    return choose_articles(
+        ReviewOptions(
+            labels=labels,
+            task=task,
+            output=output,
+            num_articles=num_articles,
+            strategy=cast("Strategy", strategy),
+            against=against,
+            corpus=corpus,
+            partition=partition or {},
+            label_column=label_column,
+            seed=seed,
+        )
+    )
 
 
 def _loaded(config: str | Path | Config, overrides: Sequence[str], defaults: Mapping[str, Any] | None = None) -> Config:

@@ -31,7 +31,7 @@ from mtop_batch.cli.options import (
 )
 from mtop_batch.errors import ConfigError, at_the_start
 from mtop_batch.json_text import to_json
-from mtop_batch.lines import counted
+from mtop_batch.lines import counted, shown
 
 UNREADABLE_FILES_EXIT_CODE, GATE_CLOSED_EXIT_CODE = 3, 4
 
@@ -273,6 +273,56 @@ def compare(
 
         write_bytes(page, comparison_page(comparison).encode())
     write_json(place, comparison)
+
+
+def review(
+    labels: Annotated[str, typer.Option(help="The label table.")],
+    task: Annotated[str, typer.Option(help="The task whose labels are wanted.")],
+    output: Annotated[str, typer.Option(help="Parquet, or CSV where it ends in .csv.", metavar="OUT")],
+    n: Annotated[int, typer.Option("--n", min=1, help="How many articles.")] = 200,
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="uncertain: the least probable labels. disagree: another task or bundle says otherwise. random. "
+            "diverse: spread over the stored vectors.",
+            metavar="uncertain|disagree|random|diverse",
+        ),
+    ] = "uncertain",
+    against: Annotated[
+        str | None, typer.Option(help="For disagree: another task. Default: the task's labels by other bundles.")
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="Where the articles lie. Default: where the newest run found them.")
+    ] = None,
+    partition: Annotated[
+        list[str] | None, typer.Option(help="Only this hive partition; may be repeated.", metavar="key=value")
+    ] = None,
+    label_column: Annotated[str, typer.Option(help="Name of the column to fill in.")] = "label",
+    seed: Annotated[int, typer.Option(min=0, help="Of what is random.")] = 0,
+    json_out: JsonOption = None,
+) -> None:
+    """Write articles that are worth labelling by hand next, with an empty column to fill in."""
+    from mtop_batch.corpus.paths import parse_partitions
+
+    place = json_place(json_out)
+    found = api.review(
+        labels,
+        task,
+        output,
+        num_articles=n,
+        strategy=strategy,
+        against=against,
+        corpus=corpus,
+        partition=parse_partitions(partition or ()),
+        label_column=label_column,
+        seed=seed,
+    )
+    typer.echo(f"wrote {counted(found['articles'], 'article')} of {found['articles_read']:,} to {output}")
+    for file in found["unreadable_files"]:
+        typer.echo(f"  left out: {shown(file['path'])}: {shown(file['reason'])}", err=True)
+    write_json(place, found)
+    if found["unreadable_files"]:
+        raise typer.Exit(UNREADABLE_FILES_EXIT_CODE)
 
 
 def vacuum(

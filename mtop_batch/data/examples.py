@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,9 @@ from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import DataError
 from mtop_batch.lines import listed
 from mtop_batch.tasks import LabelBy, Task
+
+Source = str | Sequence[str]
+IntArray = npt.NDArray[np.int64]
 
 logger = logging.getLogger(__name__)
 
@@ -74,19 +78,52 @@ class LabelledTokens:
     """Examples of one task as the model takes them.
 
     Args:
-        tokens: R rows.
+        tokens: Of W windows, text after text.
         labels: (R,) int64 indices of labels, or float32 values of a regression; (R, C) bool of a multi-label task.
+        counts: (R,) int64, how many windows each text has; None for one each.
     """
 
     tokens: Tokens
     labels: Labels
+    counts: IntArray | None = None
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.labels)
+
+    @cached_property
+    def _starts(self) -> IntArray:
+        """(R + 1,) Where the windows of each example begin, and the end of the last."""
+        counts = np.ones(len(self), np.int64) if self.counts is None else self.counts
+        return np.append(0, counts.cumsum())
+
+    @property
+    def lengths(self) -> IntArray:
+        """(R,) Tokens of all windows of each example."""
+        lengths: IntArray = self.tokens.offsets[self._starts[1:]] - self.tokens.offsets[self._starts[:-1]]
+        return lengths
+
+    def windows(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+        """The windows of some examples, example after example."""
+        if self.counts is None:
+            return rows
+        counts = self.counts[rows]
+        within = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+        return np.repeat(self._starts[rows], counts) + within
+
+    def draw_windows(self, rows: npt.NDArray[np.integer], *seeds: int) -> npt.NDArray[np.integer]:
+        """One window of each of some examples, all of an example's alike; a pure function of the arguments."""
+        if self.counts is None:
+            return rows
+        return self._starts[rows] + np.random.default_rng(seeds).integers(self.counts[rows])
+
+    def take(self, rows: npt.NDArray[np.integer]) -> LabelledTokens:
+        """Some of them."""
+        counts = None if self.counts is None else self.counts[rows]
+        return LabelledTokens(self.tokens.take(self.windows(rows)), self.labels[rows], counts)
 
 
 def load_examples(
-    task: Task, source: str, label_column: str, *, training: bool = True, label_by: LabelBy | None = None
+    task: Task, source: Source, label_column: str, *, training: bool = True, label_by: LabelBy | None = None
 ) -> RawExamples:
     """Read the examples of a task from one source.
 
@@ -94,8 +131,8 @@ def load_examples(
 
     Args:
         task: Names the text columns and the allowed labels (`data.label_values` says how a label is written).
-        source: See `mtop_batch.data.sources.read_columns`; a hub data set's split is by default "train" for training
-            and "validation" for evaluation.
+        source: See `mtop_batch.data.sources.read_columns`; or several, one after the other. A hub data set's split is
+            by default "train" for training and "validation" for evaluation.
         label_column: Where the labels are.
         training: The examples are to learn from, so that each label needs one; otherwise a label without example is
             only worth a warning in the log.
@@ -110,7 +147,7 @@ def load_examples(
 
 
 def load_train_and_eval(
-    task: Task, train: str, eval_: str, label_column: str, label_by: LabelBy | None = None
+    task: Task, train: Source, eval_: Source, label_column: str, label_by: LabelBy | None = None
 ) -> tuple[RawExamples, RawExamples]:
     """Read the training and the evaluation examples of a task, whose labels are read in one way.
 
@@ -133,9 +170,15 @@ def tokenise_with_texts(raw: RawExamples, text_tokenizer: TextTokenizer) -> tupl
     """What `tokenise_examples` returns, and the very same examples as texts."""
     tokens = text_tokenizer.encode(raw.texts, raw.seconds)
     kept = np.flatnonzero(tokens.lengths)
+    examples = LabelledTokens(tokens, raw.labels)
+    if text_tokenizer.max_windows > 1:
+        counts = tokens.num_windows(text_tokenizer.max_tokens)
+        examples = LabelledTokens(tokens.windows(text_tokenizer.max_tokens), raw.labels, counts)
+        if raw.task.combine == "first":
+            examples = LabelledTokens(examples.tokens.take(counts.cumsum() - counts), raw.labels)
     if len(kept) == len(raw):
-        return LabelledTokens(tokens, raw.labels), raw
-    examples = LabelledTokens(tokens.take(kept), raw.labels[kept])
+        return examples, raw
+    examples = examples.take(kept)
     _check(raw, examples.labels, Counter({TEXT_SAYS_NOTHING: len(raw) - len(kept)}))
     return examples, raw.take(kept)
 
@@ -161,11 +204,17 @@ def token_counts(tokens: Iterable[Tokens], vocab_size: int) -> npt.NDArray[np.in
 
 
 def _load(
-    task: Task, sources: Sequence[tuple[str, bool]], label_column: str, label_by: LabelBy | None
+    task: Task, sources: Sequence[tuple[Source, bool]], label_column: str, label_by: LabelBy | None
 ) -> list[RawExamples]:
     """The examples of each source, given with whether they are to learn from."""
     parts = [
-        read_columns(source, [*task.text, label_column], default_split="train" if training else "validation")
+        [
+            part
+            for place in ([source] if isinstance(source, str) else source)
+            for part in read_columns(
+                place, [*task.text, label_column], default_split="train" if training else "validation"
+            )
+        ]
         for source, training in sources
     ]
     found = read_labels(task, [part for of_source in parts for part in of_source], label_column, label_by)
@@ -174,7 +223,8 @@ def _load(
     for (source, training), of_source in zip(sources, parts, strict=True):
         rows = slice(start, start + sum(len(part.table) for part in of_source))
         start = rows.stop
-        examples.append(_examples(task, source, training, of_source, found[rows]))
+        name = source if isinstance(source, str) else ", ".join(source)
+        examples.append(_examples(task, name, training, of_source, found[rows]))
         _check(examples[-1], examples[-1].labels, Counter(reason for _, reason in examples[-1].skipped))
     return examples
 

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import pyarrow as pa
+from pyarrow.csv import ConvertOptions, ParseOptions, read_csv
 
 from mtop_batch import storage
 from mtop_batch.errors import DataError
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 _HUB_PREFIX = "hub:"
 _HUB_OPTIONS = ("config", "split")
 _FEATURES_KEY = b"huggingface"
+_CSV = ParseOptions(newlines_in_values=True)
+_EMPTY_IS_NULL = ConvertOptions(null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=True)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ def read_columns(source: str, columns: Sequence[str], *, default_split: str = "t
     """Read columns of a source.
 
     Args:
-        source: A Parquet file, or a directory or prefix with Parquet files anywhere below, by path or URL; or
+        source: A Parquet file, or a directory or prefix with Parquet files anywhere below, by path or URL; or a CSV
+            file; or
             `hub:<data set>[?config=NAME&split=SPLIT]`, where the data set is a hub id or a local directory that
             `datasets.load_dataset` understands. No code of a data set is ever run.
         columns: In the wanted order.
@@ -68,7 +72,8 @@ def read_parquet(source: str, wanted: Callable[[str, list[str]], Sequence[str]])
     """The Parquet files of a source, by name, in the order of their paths.
 
     Args:
-        source: A file, or a directory or prefix with files that end in `.parquet`, `.parq` or `.pq` anywhere below.
+        source: A file, or a directory or prefix with files that end in `.parquet`, `.parq` or `.pq` anywhere below. A
+            file that ends in `.csv` is read as CSV: UTF-8, the names in the first line; an empty value is null.
         wanted: Given the name of a file and its columns, returns those to read; may raise a DataError.
 
     Raises:
@@ -79,14 +84,18 @@ def read_parquet(source: str, wanted: Callable[[str, list[str]], Sequence[str]])
         fs, path = storage.filesystem(uri)
         try:
             with fs.open_input_file(path) as stream:
+                if _is_csv(uri):
+                    table = read_csv(stream, parse_options=_CSV, convert_options=_EMPTY_IS_NULL)
+                    yield uri, table.select(list(wanted(uri, table.column_names)))
+                    continue
                 file = open_parquet(stream, partial(wanted, uri))
                 columns = list(dict.fromkeys(wanted(uri, file.schema_arrow.names)))
                 table = file.read(columns)
         except (pa.ArrowException, OSError) as error:
             reason = " ".join(str(error).split())
             raise DataError(
-                f"{uri} cannot be read as Parquet: {reason}; check the path, write the file again if it is damaged, or "
-                "write it as Parquet if it is CSV or JSON"
+                f"{uri} cannot be read as {'CSV' if _is_csv(uri) else 'Parquet'}: {reason}; check the path, write the "
+                "file again if it is damaged, or write it as Parquet if it is something else"
             ) from error
         yield uri, table.select(columns)
 
@@ -131,6 +140,10 @@ def _element(feature: Any) -> Any:
     if isinstance(feature, list) and len(feature) == 1:
         return feature[0]
     return feature.get("feature", feature) if isinstance(feature, dict) else feature
+
+
+def _is_csv(uri: str) -> bool:
+    return uri.lower().endswith(".csv")
 
 
 def _parquet_files(source: str) -> list[str]:

@@ -88,7 +88,8 @@ def to_toml(config: Config, head: str) -> str:
 def _rows_of(task: TaskConfig, rows: npt.NDArray[np.int64], text_tokenizer: TextTokenizer) -> pa.Table:
     """The rows of the task's source behind so many of its examples."""
     raw, _ = load_train_and_eval(task.definition(), task.train, task.eval, task.label, task.label_by)
-    parts = read_columns(task.train, [*task.text, task.label])
+    places = (task.train,) if isinstance(task.train, str) else task.train
+    parts = [part for place in places for part in read_columns(place, [*task.text, task.label])]
     table = pa.concat_tables([part.table for part in parts], promote_options="permissive")
     in_source = np.delete(np.arange(len(table)), [row for row, _ in raw.skipped])
     with_tokens = np.flatnonzero(text_tokenizer.encode(raw.texts, raw.seconds).lengths)

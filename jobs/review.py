@@ -1,0 +1,8 @@
+"""Choose articles to label by hand: `mtop review` as a file for `ray job submit`, with the same options."""
+
+import sys
+
+from mtop_batch.cli.commands import main
+
+if __name__ == "__main__":
+    main(["review", *sys.argv[1:]])
