@@ -105,7 +105,8 @@ def test_each_model_of_its_own_trains_by_itself(make_config: MakeConfig, tmp_pat
             if event["best"]:
                 best[event["task"]] = event
     assert result.best_step == sum(event["step"] for event in best.values())
-    assert result.metrics == {task: event["metrics"][task] for task, event in best.items()}
+    for task, event in best.items():
+        assert event["metrics"][task].items() <= result.metrics[task].items()
     assert result.mean == sum(event["mean"] for event in best.values()) / 2
     model = load_bundle(config.output).model
     assert isinstance(model, SingleTaskModel)

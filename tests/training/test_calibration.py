@@ -28,6 +28,7 @@ from mtop_batch.training.fit_decisions import (
 NEWS = Task("news")
 TOPIC = Task("topic", labels=("film", "food", "money"))
 TAGS = Task("tags", "multi-label", ("a", "b", "c"))
+TEXT_LIMITS = {"max_tokens": 16, "max_windows": 1, "window_overlap": 0}
 
 
 def data(task: Task, temperature: float, count: int = 4000, seed: int = 0) -> tuple[Any, Any]:
@@ -162,7 +163,7 @@ def test_the_card_and_the_plot_show_what_was_fitted() -> None:
     assert set(metrics["news"]) == {"accuracy", "ece_before", "ece", "brier"}
     assert set(metrics["price"]) == {"pearson"}
     reports = decision_reports(fitted)
-    card = model_card("m", "mtop", [NEWS, TOPIC, TAGS], metrics, {}, "tiny", 16, 1, reports, "reliability.png")
+    card = model_card("m", "mtop", [NEWS, TOPIC, TAGS], metrics, {}, "tiny", TEXT_LIMITS, 1, reports, "reliability.png")
     assert "| recall 0.9: yes from " in card
     assert "| the likeliest |" in card
     assert "](reliability.png)" in card

@@ -39,7 +39,7 @@ class Operations(TorchDispatchMode):
 def operations_of_a_step(attention: PromptAttention) -> list[str]:
     model = make_model(dropout=0.1, prompt_attention=attention)
     data = make_data()
-    run = loop._Run(model, data, make_settings(), None, Worker(precision="bf16"))
+    run = loop._Run(model, data, make_settings(), None, None, Worker(precision="bf16"))
     losses = loop._Losses(model.train(), [item.task for item in data])
     run._step(losses)  # AdamW starts
     with Operations() as operations:
