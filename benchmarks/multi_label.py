@@ -45,7 +45,7 @@ from mtop_batch.config.sections import Config
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.examples import LabelledTokens, load_examples, tokenise_examples
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.decisions import decide
+from mtop_batch.decisions.decide import given_labels
 from mtop_batch.engine.workers import single_worker
 from mtop_batch.model.bundle.bundle import load_bundle
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
@@ -205,7 +205,7 @@ def _said(model: Any, task: Task, examples: LabelledTokens, device: torch.device
     for rows in length_sorted_batches(examples.tokens.lengths, MAX_BATCH_TOKENS):
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = model(**pad_batch(examples.tokens, rows, device)).logits
-        said[rows] = decide(task, logits.float().sigmoid().cpu().numpy())
+        said[rows] = given_labels(task, logits.float().sigmoid().cpu().numpy())
     return said
 
 

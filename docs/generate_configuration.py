@@ -18,15 +18,15 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mtop_batch.config.sections import MODEL_SECTIONS, Config, ModelConfig
+from mtop_batch.config.sections import MODEL_SECTIONS, Config, DecideConfig, ModelConfig
 from mtop_batch.tasks import METRICS
 
 PAGE = Path(__file__).parent / "configuration.md"
 HEAD = """# Configuration
 
 A TOML file, checked before any work starts; an unknown key is refused with the closest known one. `mtop train`,
-`mtop evaluate` and `mtop add-tasks` read it; `mtop label` and `mtop publish` its section `[gate]`. `--set
-train.epochs=3` overrides a key. Relative paths start in the working directory. Generated from `mtop_batch.config`.
+`mtop evaluate`, `mtop add-tasks` and `mtop calibrate` read it; `mtop label` and `mtop publish` its section `[gate]`.
+`--set train.epochs=3` overrides a key. Relative paths start in the working directory. Generated from `mtop_batch.config`.
 """
 _NAMES = {str: "string", int: "int", float: "float", bool: "bool"}
 
@@ -47,6 +47,8 @@ def _sections(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, ty
         choices = _models(field.annotation)
         for choice in choices:
             title = f"`[[{name}]]`" if get_origin(field.annotation) is tuple else f"`[{above}{name}]`"
+            if choice is DecideConfig:
+                title = f"`{name}` of a task"
             if len(choices) > 1:
                 title += f", kind = {_type_name(choice.model_fields['kind'].annotation)}"
             yield title, choice

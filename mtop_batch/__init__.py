@@ -1,7 +1,7 @@
 """One model, one forward pass, every text-classification label.
 
-    from mtop_batch import add_tasks, evaluate, label, select_tasks, train   # the commands
-    from mtop_batch import MTOPModel, Predictor, read_labels                 # a bundle, and the label table
+    from mtop_batch import add_tasks, calibrate, evaluate, label, select_tasks, train  # the commands
+    from mtop_batch import MTOPModel, Predictor, read_labels  # a bundle, and the label table
 
 Names are imported on first use, so that `mtop --help` does not wait for torch. Once this is imported,
 `transformers.AutoConfig` and `AutoModel` load bundles too.
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mtop_batch.auto_classes import register_when_imported
 
 if TYPE_CHECKING:
-    from mtop_batch.api import add_tasks, evaluate, label, select_tasks, train
+    from mtop_batch.api import add_tasks, calibrate, evaluate, label, select_tasks, train
     from mtop_batch.errors import BundleError, ConfigError, DataError, JobError, LabelTableError, MtopError, TaskError
     from mtop_batch.labelling.run.predictor import Predictor
     from mtop_batch.model.kinds.config import MTOPConfig
@@ -36,6 +36,7 @@ _MODULES = {
     "Task": "tasks",
     "TaskError": "errors",
     "add_tasks": "api",
+    "calibrate": "api",
     "evaluate": "api",
     "iter_labels": "table.read",
     "label": "api",
@@ -57,6 +58,7 @@ __all__ = [
     "Task",
     "TaskError",
     "add_tasks",
+    "calibrate",
     "evaluate",
     "iter_labels",
     "label",

@@ -1,6 +1,6 @@
-"""What the commands `mtop train`, `add-tasks`, `select-tasks`, `label` and `evaluate` do, for Python.
+"""What the commands `mtop train`, `add-tasks`, `calibrate`, `select-tasks`, `label` and `evaluate` do, for Python.
 
-    from mtop_batch import add_tasks, evaluate, label, select_tasks, train
+    from mtop_batch import add_tasks, calibrate, evaluate, label, select_tasks, train
 
 Arguments, output on the terminal and errors are those of the commands, which call these functions. Paths are local or
 URLs, as on the command line. Heavy imports wait until a function is called.
@@ -18,6 +18,7 @@ from mtop_batch.precision import PrecisionChoice
 if TYPE_CHECKING:
     from mtop_batch.config.sections import Config
     from mtop_batch.engine.add_tasks import ChangeResult
+    from mtop_batch.engine.calibrate import CalibrateResult
     from mtop_batch.engine.select_tasks import SelectResult
     from mtop_batch.engine.train import TrainResult
     from mtop_batch.table.lake import TableFormat
@@ -90,6 +91,36 @@ def add_tasks(
         return run(
             model, str(config), output, progress=progress, overrides=overrides, replace=replace, overwrite=overwrite
         )
+
+
+def calibrate(
+    model: str,
+    config: str | Path | Config,
+    output: str,
+    overrides: Sequence[str] = (),
+    *,
+    overwrite: bool = False,
+) -> CalibrateResult:
+    """Fit temperatures, thresholds and what else decides labels on evaluation data, without training.
+
+    Args:
+        model: The bundle; it stays as it is.
+        config: A TOML file with tasks of the bundle (`decide`, `abstain_below`), and `rules` if they are to change, or
+            a configuration that is loaded already. Tasks that it does not name decide as before.
+        output: Where the bundle with these decisions goes; its fingerprints are those of `model`.
+        overrides: `section.key=value` strings, as with `--set`; only with a file.
+        overwrite: Replace whatever bundle `output` holds.
+
+    Raises:
+        MtopError: As the command; nothing is written then.
+    """
+    # What a file of `add-tasks` leaves out is the bundle's, and does not count here.
+    loaded = _loaded(config, overrides, {"output": output, "backbone": {"name": model}})
+    from mtop_batch.engine.calibrate import calibrate_bundle
+    from mtop_batch.engine.monitoring.progress import Progress
+
+    with Progress() as progress:
+        return calibrate_bundle(model, loaded, output, progress=progress, overwrite=overwrite)
 
 
 def select_tasks(

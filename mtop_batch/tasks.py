@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any, Literal, cast, get_args
 
@@ -49,6 +49,24 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 
 
 @dataclass(frozen=True)
+class Decision:
+    """What turns the probabilities that a model puts out into a task's label and score (`mtop_batch.decisions`).
+
+    Args:
+        temperature: What logits are divided by: above 1 where the model is too sure of itself.
+        thresholds: The least probability at which a label is given: of the last label of two, or of each label of a
+            multi-label task; one half if left out.
+        abstain_below: Where the probability of what was decided is less, there is no label.
+        rules: What must hold between the labels of this task and others (`mtop_batch.rules`); each of them has it too.
+    """
+
+    temperature: float = 1.0
+    thresholds: tuple[float, ...] = ()
+    abstain_below: float = 0.0
+    rules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Task:
     """One task.
 
@@ -70,6 +88,8 @@ class Task:
         std: Their standard deviation.
         scores: "label", or "all" for a column `<name>_scores` with the probabilities of all labels; nothing that is
             computed depends on it.
+        decision: How probabilities become its labels. Set once it is trained; a new task decides as every task does:
+            the likeliest label, or of a multi-label task all of at least one half.
 
     Raises:
         TaskError: A field is outside what is allowed.
@@ -84,6 +104,7 @@ class Task:
     mean: float = 0.0
     std: float = 1.0
     scores: ScoresKept = "label"
+    decision: Decision = field(default_factory=Decision)
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -102,6 +123,7 @@ class Task:
             if value not in allowed:
                 raise TaskError(f"task {self.name!r}: {key} = {value!r} is not one of {', '.join(allowed)}")
         self._check_labels()
+        self._check_decision()
         if not 1 <= len(self.text) <= 2 or len(set(self.text)) < len(self.text):
             raise TaskError(
                 f"task {self.name!r}: text = {list(self.text)} names {len(self.text)} columns; "
@@ -139,6 +161,27 @@ class Task:
         if repeated:
             raise TaskError(f"task {self.name!r}: labels {repeated} are given more than once")
 
+    def _check_decision(self) -> None:
+        decision = self.decision
+        if decision == Decision():
+            return
+        if self.kind == "regression":
+            raise TaskError(
+                f"task {self.name!r}: a regression has a value and no labels; nothing is to be decided of it"
+            )
+        if not (isfinite(decision.temperature) and decision.temperature > 0):
+            raise TaskError(f"task {self.name!r}: temperature = {decision.temperature} is not above 0")
+        for what, value in (
+            *(("a threshold of", threshold) for threshold in decision.thresholds),
+            ("abstain_below =", decision.abstain_below),
+        ):
+            if not 0 <= value <= 1:
+                raise TaskError(f"task {self.name!r}: {what} {value} is outside [0, 1]; it is a probability")
+        wanted = len(self.labels) if self.is_multi_label else 1 if self.is_binary else 0
+        if decision.thresholds and len(decision.thresholds) != wanted:
+            allowed = f"it takes {wanted}" if wanted else "a task with more than two labels takes none"
+            raise TaskError(f"task {self.name!r}: {len(decision.thresholds)} thresholds are given; {allowed}")
+
     @property
     def _metrics(self) -> tuple[Metric, ...]:
         return METRICS[cast(TaskKind, self.kind)]  # "probe" has become a classification
@@ -159,9 +202,20 @@ class Task:
         return self.kind == "multi-label"
 
     @property
+    def is_binary(self) -> bool:
+        """Whether a text has one of two labels, so that the probability of one says that of the other."""
+        return self.kind == "classification" and len(self.labels) == 2
+
+    @property
+    def has_decision(self) -> bool:
+        """Whether it decides in a way of its own."""
+        return self.decision != Decision()
+
+    @property
     def keeps_probabilities(self) -> bool:
         """Whether the label table is made of the probabilities of all labels, and not of the likeliest one alone."""
-        return self.is_multi_label or self.scores == "all"
+        is_decided = self.has_decision and self.kind == "classification" and not self.is_binary
+        return self.is_multi_label or self.scores == "all" or is_decided
 
     @property
     def num_outputs(self) -> int:
@@ -169,8 +223,11 @@ class Task:
         return len(self.labels) or 1
 
     def to_dict(self) -> dict[str, Any]:
-        """The task as JSON-ready values."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """The task as JSON-ready values; its decision only where it has one of its own."""
+        values = asdict(self)
+        decision = values.pop("decision")
+        own = {"decision": _listed(decision)} if self.has_decision else {}
+        return {**_listed(values), **own}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Task:
@@ -182,10 +239,21 @@ class Task:
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
             raise TaskError(f"unknown task fields {unknown}; known: {sorted(cls.__dataclass_fields__)}")
-        fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
+        fields = _tuples(values)
+        if "decision" in fields:
+            unknown = sorted(set(fields["decision"]) - set(Decision.__dataclass_fields__))
+            if unknown:
+                raise TaskError(f"unknown fields of a task's decision: {unknown}")
+            fields["decision"] = Decision(**_tuples(fields["decision"]))
         return cls(**fields)
+
+
+def _listed(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def check_task_names(names: Iterable[str]) -> None:

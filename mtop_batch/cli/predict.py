@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mtop_batch.errors import ConfigError
@@ -74,7 +74,9 @@ def predict(
 ) -> list[dict[str, Any]]:
     """A row for each text: `text`, `second` if there is one, the columns of the tasks, and `error`.
 
-    Scores of all labels are those of each label by its name.
+    `<task>_scores` has the calibrated probability of each label, by its name, whatever the label table keeps.
+    `<task>_abstained` says of a task that may abstain whether it does, `<task>_corrected` of one with rules whether one
+    of them has changed its label.
 
     Tasks on pairs are asked about texts that have a second one, by itself or after a tab. Where a bundle has tasks on
     single texts too, they are left out for the others; where it has none, they are asked about the first text alone, as
@@ -95,6 +97,7 @@ def predict(
     from mtop_batch.table.columns import OutputKind
 
     bundle = load_bundle(model)
+    bundle.model.set_tasks(replace(task, scores="all") for task in bundle.model.tasks if task.kind != "regression")
     names = {size: [task.name for task in bundle.model.tasks if len(task.text) == size] for size in (1, 2)}
     if names[2]:
         given = [_split(item) for item in given]
@@ -112,13 +115,16 @@ def predict(
         predictor = Predictor(bundle.model, bundle.tokenizer, precision=precision, tasks=tasks)
         items = [given[row] for row in asked[size]]
         texts = [None if item.error else item.text for item in items]
-        table = predictor.predict(texts, [item.second for item in items] if size == 2 else None)
+        seconds = [item.second for item in items] if size == 2 else None
+        table = predictor.predict(texts, seconds, corrections=True)
         for row, found in zip(asked[size], table.to_pylist(), strict=True):
             # A row is in error if no task has anything to say of it.
             error = found.pop("error")
-            found |= _named_scores(predictor.tasks, found)
+            found |= _named_scores(predictor.tasks, found) | _abstained(predictor.tasks, found)
             rows[row] |= found | {"error": error if "error" not in rows[row] else rows[row]["error"] and error}
-    columns = [column for task in bundle.model.tasks for column in OutputKind.of(task).names(task.name)]
+    columns = [
+        column for task in bundle.model.tasks for column in (*OutputKind.of(task).names(task.name), *_marks(task))
+    ]
     return [_row(item, row, columns) for item, row in zip(given, rows, strict=True)]
 
 
@@ -130,6 +136,22 @@ def _named_scores(tasks: Sequence[Task], row: Mapping[str, Any]) -> dict[str, di
         for column, labels in columns.items()
         if row[column] is not None
     }
+
+
+def _abstained(tasks: Sequence[Task], row: Mapping[str, Any]) -> dict[str, bool]:
+    """Where a task that may abstain does: the score is there, and no label."""
+    return {
+        f"{task.name}_abstained": row[f"{task.name}_label"] is None
+        for task in tasks
+        if task.decision.abstain_below and row[f"{task.name}_score"] is not None
+    }
+
+
+def _marks(task: Task) -> list[str]:
+    """What else is said of a task."""
+    decision = task.decision
+    marks = {f"{task.name}_abstained": decision.abstain_below, f"{task.name}_corrected": decision.rules}
+    return [name for name, is_said in marks.items() if is_said]
 
 
 def _split(item: Given) -> Given:

@@ -111,7 +111,7 @@ def print_doubts(evaluated: Mapping[str, EvaluatedTask]) -> None:
 
 
 def print_predictions(rows: list[dict[str, Any]]) -> None:
-    """A table of all tasks' labels for each text; where there are scores of all labels, those given have a star."""
+    """A table of all tasks' labels for each text, with all scores: a star at those given, and why at others."""
     console = Console()
     for row in rows:
         table = Table("task", "label", "score", title_justify="left", title_style="bold")
@@ -132,8 +132,12 @@ def _labels_and_scores(row: Mapping[str, Any], task: str) -> list[tuple[str, str
         return []
     if all_scores := row.get(f"{task}_scores"):
         given = label if isinstance(label, list) else [label]
-        likeliest_first = sorted(all_scores.items(), key=lambda item: -item[1])
-        return [(f"{name} *" if name in given else name, f"{value:.3f}") for name, value in likeliest_first]
+        star = " * by a rule" if row.get(f"{task}_corrected") else " *"
+        likeliest_first = sorted(all_scores.items(), key=lambda item: (item[0] not in given, -item[1]))
+        lines = [(name + star if name in given else name, f"{value:.3f}") for name, value in likeliest_first]
+        unsure = [("- too unsure for a label", "")] if row.get(f"{task}_abstained") else []
+        more = [(f"... and {len(lines) - _MAX_SHARES} more", "")] if len(lines) > max(_MAX_SHARES, len(given)) else []
+        return [*unsure, *lines[: max(_MAX_SHARES, len(given))], *more]
     if isinstance(score, list):
         return [(name, f"{value:.3f}") for name, value in zip(label or (), score, strict=True)] or [("-", "")]
     return [(label or "", f"{score:.3f}")]
@@ -226,6 +230,37 @@ def _shares_or_mean(task: Mapping[str, Any], side: str) -> str:
         return "" if scores["mean"] is None else f"mean {scores['mean']:.3f}"
     total = task["same_articles"]
     return ", ".join(f"{shown(label)} {count / total:.1%}" for label, count in islice(counts.items(), _MAX_SHARES))
+
+
+def print_decisions(decisions: Mapping[str, Mapping[str, Any]]) -> None:
+    """How each task decides, how far its scores can be trusted, and what its thresholds reach.
+
+    Args:
+        decisions: By task, as `decisions.json` of a bundle has it.
+    """
+    numbers = ("temperature", "ECE before", "ECE", "Brier", "threshold", "precision", "recall", "abstained")
+    table = Table("task", "label", *(Column(name, justify="right") for name in numbers))
+    for task, of in decisions.items():
+        trust = [of["before"]["error"], of["after"]["error"], of["after"]["brier"]]
+        first = [f"{of['temperature']:.3g}", *(f"{value:.3f}" for value in trust)]
+        abstained = f"{of['abstained']:.1%}" if of["abstain_below"] else ""
+        labels = of["labels"][:_MAX_LABELS]
+        table.add_row(task, *_reached(labels[0] if labels else None, first), abstained)
+        for each in labels[1:]:
+            table.add_row("", *_reached(each, [""] * len(first)), "")
+    Console().print(table)
+
+
+def _reached(label: Mapping[str, Any] | None, of_task: Sequence[str]) -> list[str | Text]:
+    """The cells of a label, and those of its task in their place."""
+    if label is None:
+        return ["", *of_task, "", "", ""]
+    reached = (f"{label['threshold']:.4g}", _share(label["precision"]), _share(label["recall"]))
+    return [_name(label["label"]), *of_task, *reached]
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None or isnan(value) else f"{value:.3f}"
 
 
 def metric_table(metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) -> Table:

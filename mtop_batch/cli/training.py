@@ -19,7 +19,7 @@ from mtop_batch.cli.options import (
     json_place,
     write_json,
 )
-from mtop_batch.lines import counted, listed
+from mtop_batch.lines import counted, for_people, listed
 
 
 def train(
@@ -89,6 +89,28 @@ def drop_tasks(
     result = drop(model, comma_separated(tasks, "--tasks"), output, overwrite=overwrite)
     wrote = f"{result.output} is there already, with" if result.was_there else f"wrote {result.output}:"
     typer.echo(f"{wrote} {counted(len(result.tasks), 'task')}: {listed(result.tasks)}")
+    write_json(place, asdict(result))
+
+
+def calibrate(
+    model: ModelOption,
+    config: ConfigOption,
+    output: Annotated[str, typer.Option(help="Where the bundle with these decisions goes; --model stays as it is.")],
+    set_: SetOption = None,
+    overwrite: OverwriteOption = False,
+    json_out: JsonOption = None,
+) -> None:
+    """Fit temperatures, thresholds and rules on evaluation data, without training; labels follow from stored scores."""
+    place = json_place(json_out)
+    result = api.calibrate(model, config, output, set_ or (), overwrite=overwrite)
+    from mtop_batch.cli.tables import print_decisions
+
+    print_decisions(result.tasks)
+    for rule in result.rules:
+        typer.echo(f"rule: {for_people(rule)}")
+    wrote = f"{result.output} is there already, with" if result.was_there else f"wrote {result.output}:"
+    changed = counted(len(result.changed), "task")
+    typer.echo(f"{wrote} {changed} to be decided anew: {listed(result.changed)}; {result.seconds:,.0f} s")
     write_json(place, asdict(result))
 
 

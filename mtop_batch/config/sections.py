@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from mtop_batch.decisions.rules import Rule
 from mtop_batch.errors import TaskError
 from mtop_batch.lines import listed
 from mtop_batch.precision import PrecisionChoice
@@ -394,6 +395,32 @@ class AddTasksConfig(OptimizerConfig):
     """Share of what prompts read of a text that is hidden from them in each step."""
 
 
+class DecideConfig(_Section):
+    """From which probability on a label is given: of two labels the last one, of a multi-label task each by itself.
+    One of the keys; all but the first are fitted on evaluation examples."""
+
+    threshold: float | None = Field(None, ge=0, le=1)
+    """This one."""
+    precision: float | None = Field(None, gt=0, le=1)
+    """The lowest with this precision: of the texts that are given the label, the share that have it."""
+    recall: float | None = Field(None, gt=0, le=1)
+    """The highest with this recall: of the texts that have the label, the share that are given it."""
+    metric: Literal["f1"] | None = None
+    """The one with the highest F1."""
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        given = [key for key, value in self if value is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of {', '.join(type(self).model_fields)}, not {' and '.join(given) or 'none'}")
+        return self
+
+    @property
+    def wish(self) -> tuple[str, float]:
+        """The key that is given, and its number; of a metric 0."""
+        return next((key, value if isinstance(value, float) else 0.0) for key, value in self if value is not None)
+
+
 class TaskConfig(_Section):
     """A task: its definition and where its examples lie."""
 
@@ -410,9 +437,15 @@ class TaskConfig(_Section):
     """Two or more; of a multi-label task one or more; none for a regression."""
     scores: ScoresKept = "label"
     """What the label table keeps: "label", the probability of the label, or of each label that a text is given; "all",
-    those of all labels too, as a column `<task>_scores`. Nothing that is computed depends on it."""
+    those of all labels too, as a column `<task>_scores`. No label depends on it; but a decision about more than two
+    labels can only be changed without reading texts where the scores of all are stored."""
     metric: Metric | None = None
     """What judges the task; the mean over the tasks chooses the checkpoint. The kind's first one if left out."""
+    decide: DecideConfig | None = None
+    """From which probability on a label is given, such as `{ precision = 0.95 }`; without it the likeliest is, and of
+    a multi-label task all of at least one half."""
+    abstain_below: float = Field(0.0, ge=0, le=1)
+    """Where what is decided has a lower probability, the label is null, and the score stays."""
     text: tuple[str, ...] = ("text",)
     """One column, or two for a pair."""
     label: str = "label"
@@ -459,6 +492,15 @@ class TaskConfig(_Section):
                 raise TaskError(
                     f"task {self.name!r}: class_weights has no label {label!r}; labels: {listed(task.labels)}"
                 )
+        if (self.decide or self.abstain_below) and task.kind == "regression":
+            raise TaskError(
+                f"task {self.name!r}: a regression has no labels to decide; remove decide and abstain_below"
+            )
+        if self.decide and not (task.is_binary or task.is_multi_label):
+            raise TaskError(
+                f"task {self.name!r}: decide is about a task with two labels, or a multi-label one, and this one has "
+                f"{len(task.labels)}, of which the likeliest is given; remove it, or use abstain_below"
+            )
         if self.class_weights is not None and task.kind == "regression":
             raise TaskError(f"task {self.name!r}: a regression has no labels to weigh; remove class_weights")
         return self
@@ -519,6 +561,9 @@ class Config(_Section):
     """How `mtop add-tasks` trains."""
     gate: GateConfig = GateConfig()  # type: ignore[call-arg]
     """Which labels readers may see."""
+    rules: tuple[str, ...] | None = None
+    """What must hold between the labels of a text, such as `implies("football:yes", "sport:yes")` or `excludes(...)` of
+    two or more. A bundle without this key keeps those that it has."""
     task: tuple[TaskConfig, ...]
     """The tasks, one table each; or `tasks = "FILE.toml"`, a file that holds nothing but these tables."""
 
@@ -531,6 +576,11 @@ class Config(_Section):
         if not isinstance(kind, str) or kind not in MODEL_SECTIONS:
             raise ValueError(f"kind = {kind!r} is not one of {', '.join(MODEL_SECTIONS)}")
         return MODEL_SECTIONS[kind].model_validate(value)
+
+    @field_validator("rules")
+    @classmethod
+    def _are_rules(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if value is None else tuple(str(Rule.parse(text)) for text in value)
 
     @model_validator(mode="after")
     def _tasks_fit(self) -> Self:

@@ -18,6 +18,8 @@ from mtop_batch import storage
 from mtop_batch.config.load import load_config
 from mtop_batch.config.sections import BackboneConfig, Config
 from mtop_batch.data.tokens import TextTokenizer
+from mtop_batch.decisions.rules import rule_groups, with_rules
+from mtop_batch.engine.fit_decisions import check_written, fit_on_ray, set_decisions
 from mtop_batch.engine.monitoring.events import EventQueue
 from mtop_batch.engine.monitoring.monitor import TrainingMonitor
 from mtop_batch.engine.monitoring.progress import Progress
@@ -35,6 +37,7 @@ from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task, check_task_names
 from mtop_batch.training.checkpoint import TaskMetrics
 from mtop_batch.training.evaluation import undefined_metrics
+from mtop_batch.training.fit_decisions import FittedDecision, decision_reports, with_decision_metrics
 from mtop_batch.training.start import train_settings
 
 
@@ -93,13 +96,16 @@ def add_tasks(
             to be overwritten, or storage fails; nothing is written then.
     """
     started = time.monotonic()
-    _check_apart(model_uri, output)
+    check_apart(model_uri, output)
     check_output(output)
     bundle = load_bundle(model_uri)
     model = _changeable(bundle)
     config = _load_config(config_path, overrides, bundle, output)
     names = [task.name for task in config.task]
     _check_names(model, bundle.uri, names, replace)
+    kept = [task for task in model.tasks if task.name not in names]
+    rules = _rules_with(model.tasks, config)
+    with_rules([*kept, *config.tasks()], rules)
     progress.phase("read and tokenise the examples", len(names), "tasks")
     tokenizer = TextTokenizer(bundle.tokenizer, model.config.max_tokens)
     data = []
@@ -108,6 +114,7 @@ def add_tasks(
         progress.advance(1, f"{task.name}: {counted(len(data[-1].train), 'example')}")
     run = RunDirectory(output, run_digest(config, data, bundle.digest))
     if not overwrite and is_finished(output, run.name):
+        check_written(output)
         return _finished(output, names, undefined_metrics(data), started)
     monitor = TrainingMonitor(run, progress)
     settings = config.add_tasks
@@ -122,13 +129,18 @@ def add_tasks(
             progress.note(found)
         monitor.record({"event": "run", "resources": str(resources), "versions": versions()})
         learned = tasks.learn(model, resources, run, monitor, EventQueue())
-    model.add_tasks([item.task for item in data], replace=True, **new_task)
-    for name in names:
-        model.load_task(name, learned[name].tensors)
+        model.add_tasks([item.task for item in data], replace=True, **new_task)
+        for name in names:
+            model.load_task(name, learned[name].tensors)
+        progress.phase("calibrate")
+        examples = {item.task.name: item.evaluation_examples() for item in data}
+        fitted = fit_on_ray(model, examples, config, settings.precision, resources)
+    set_decisions(model, fitted, config.model_copy(update={"rules": rules}))
     described = _described(bundle, as_read(config, data))
     added = {name: learned[name].metrics for name in names}
-    result = _write(bundle, output, described, added, undefined_metrics(data), run.name, started)
+    result = _write(bundle, output, described, added, undefined_metrics(data), run.name, started, fitted)
     run.discard()
+    check_written(output)
     return result
 
 
@@ -142,16 +154,17 @@ def drop_tasks(model_uri: str, names: Sequence[str], output: str, *, overwrite: 
             bundle and is not to be overwritten, or storage fails.
     """
     started = time.monotonic()
-    _check_apart(model_uri, output)
+    check_apart(model_uri, output)
     check_output(output)
     bundle = load_bundle(model_uri)
     _changeable(bundle).drop_tasks(names)
+    rule_groups(bundle.model.tasks)
     run = hashlib.sha256(json.dumps(["drop", bundle.digest, sorted(set(names))]).encode()).hexdigest()[:16]
     if not overwrite and is_finished(output, run):
         return _finished(output, (), {}, started)
     change = {"dropped": list(names), "from": bundle.uri, "from_digest": bundle.digest}
     kept = [task for task in bundle.training_config.get("task", []) if task["name"] not in names]
-    return _write(bundle, output, _changed(bundle, change, kept), {}, {}, run, started)
+    return _write(bundle, output, changed_config(bundle, change, kept), {}, {}, run, started)
 
 
 def _finished(output: str, names: Collection[str], undefined: Mapping[str, str], started: float) -> ChangeResult:
@@ -170,7 +183,12 @@ def _finished(output: str, names: Collection[str], undefined: Mapping[str, str],
     )
 
 
-def _check_apart(model_uri: str, output: str) -> None:
+def check_apart(model_uri: str, output: str) -> None:
+    """Refuse an output in the bundle that it is made from.
+
+    Raises:
+        ConfigError: It is that bundle, or lies in it.
+    """
     below = storage.path_below(output, model_uri)
     if below is not None:
         what = f"lies in the bundle {model_uri}" if below else "is the bundle itself"
@@ -206,6 +224,12 @@ def _changeable(bundle: Bundle) -> MTOPModel:
     return bundle.model
 
 
+def _rules_with(tasks: Sequence[Task], config: Config) -> tuple[str, ...]:
+    """The rules that the tasks have, and those of the configuration."""
+    own = (rule for task in tasks for rule in task.decision.rules)
+    return tuple(dict.fromkeys([*own, *(config.rules or ())]))
+
+
 def _check_names(model: MTOPModel, uri: str, names: Sequence[str], replace: bool) -> None:
     known = model.task_names
     taken = [name for name in names if name in known]
@@ -230,10 +254,11 @@ def _described(bundle: Bundle, config: Config) -> dict[str, Any]:
         "from_digest": bundle.digest,
         "add_tasks": values["add_tasks"],
     }
-    return _changed(bundle, change, [*tasks, *new.values()])
+    return changed_config(bundle, change, [*tasks, *new.values()])
 
 
-def _changed(bundle: Bundle, change: Mapping[str, Any], tasks: Sequence[Any]) -> dict[str, Any]:
+def changed_config(bundle: Bundle, change: Mapping[str, Any], tasks: Sequence[Any]) -> dict[str, Any]:
+    """The training configuration of a bundle that was made from another one, with what was done."""
     history = bundle.training_config.get("history", [])
     return {**bundle.training_config, "task": list(tasks), "history": [*history, dict(change)]}
 
@@ -246,6 +271,7 @@ def _write(
     undefined: Mapping[str, str],
     run: str,
     started: float,
+    fitted: Mapping[str, FittedDecision] | None = None,
 ) -> ChangeResult:
     """Write the changed model, after making sure that the tasks which were there are what they were."""
     model = bundle.model
@@ -256,7 +282,9 @@ def _write(
             raise BundleError(
                 f"task {name!r} of {bundle.uri} would not stay as it is; nothing was written: report this"
             )
-    metrics = {**bundle.metrics, **added}
+    fitted = fitted or {}
+    metrics = with_decision_metrics({**bundle.metrics, **added}, fitted)
+    reports = {**bundle.decision_reports, **decision_reports(fitted)}
     save_bundle(
         output,
         model,
@@ -265,6 +293,7 @@ def _write(
         training_config=training_config,
         backbone_name=bundle.backbone_name,
         run=run,
+        decisions={name: reports[name] for name in model.task_names if name in reports},
     )
     return ChangeResult(
         output=output,

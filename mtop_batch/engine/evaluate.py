@@ -74,7 +74,7 @@ def evaluate_in_detail(
     config = config or _trained_with(bundle)
     sources = {source.name: source for source in config.task}
     names = select_tasks(list(sources), bundle.model.task_names)
-    tasks = {name: _definition(sources[name], bundle.model.task(name), model_uri) for name in names}
+    tasks = {name: task_definition(sources[name], bundle.model.task(name), model_uri) for name in names}
     if progress is not None:
         _say_what_is_left_out(progress, [name for name in bundle.model.task_names if name not in sources])
         progress.phase("evaluate", len(names), "tasks")
@@ -193,7 +193,7 @@ def _trained_with(bundle: Bundle) -> Config:
         ) from error
 
 
-def _definition(source: TaskConfig, known: Task, model_uri: str) -> Task:
+def task_definition(source: TaskConfig, known: Task, model_uri: str) -> Task:
     """The bundle's task, judged by the metric that the configuration names.
 
     Raises:

@@ -95,7 +95,8 @@ def metric_changes(labels: str, change: TableChange, bundle: str) -> dict[str, M
     of_bundle: dict[str, Mapping[str, Mapping[str, float | None]]] = {}
     found: dict[str, MetricChange] = {}
     for record in _records(labels):
-        made = [task for task in open_tasks if record.wanted.fingerprints.get(task) == replaced[task]]
+        known = open_tasks & record.wanted.fingerprints.keys()
+        made = [task for task in known if record.wanted.identity(task) == replaced[task]]
         if made and record.bundle not in of_bundle:
             of_bundle[record.bundle] = bundle_metrics(record.bundle)
         for task in made:

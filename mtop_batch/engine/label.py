@@ -162,7 +162,7 @@ def _label_corpus(options: LabelOptions, plan_only: bool, begun: list[RunReport]
         return plan_dict(plan, options.price_per_hour)
     if not options.force:
         check_removals(plan)
-    if plan.units:
+    if len(plan.units) > len(plan.units_from("scores")):
         check_bundle(options.model)  # here, and not first in every actor
     run = new_run_id()
     if not plan.has_work:
@@ -341,7 +341,7 @@ def _label_units(options: LabelOptions, report: RunReport, lease: Lease) -> None
         num_actors = most_actors(resources, options.num_actors)
         max_rows = rows_of_a_piece(plan.num_rows_planned, options.unit_rows, num_actors)
         pieces = pieces_of_work(plan.units, max_rows)
-        num_from_texts = sum(piece[0].vectors is None for piece in pieces)
+        num_from_texts = sum(piece[0].source_of_labels == "texts" for piece in pieces)
         pool = plan_actors(resources, options.num_actors, num_from_texts)
         report.num_actors = pool.size
         progress.note(f"run {report.run} begins on {resources}; {pool}")

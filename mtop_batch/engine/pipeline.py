@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -22,7 +23,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.attempts import Attempts
 from mtop_batch.engine.session import Resources
-from mtop_batch.labelling.plan.work import Unit, decode_units, encode_units
+from mtop_batch.labelling.plan.work import SourceOfLabels, Unit, decode_units, encode_units
 from mtop_batch.labelling.run.probes import ProbePredictor
 from mtop_batch.labelling.run.stages import (
     KILLED,
@@ -30,6 +31,7 @@ from mtop_batch.labelling.run.stages import (
     UnitResult,
     killed_units,
     label,
+    label_from_scores,
     label_from_vectors,
     read_and_tokenise,
     units_of,
@@ -75,7 +77,7 @@ class ActorPool:
 
     def __str__(self) -> str:
         if not self.size:
-            return "no labelling actors: everything is computed from stored vectors"
+            return "no labelling actors: everything is computed from stored vectors or scores"
         each = "each " if self.size > 1 else ""
         return f"{counted(self.size, 'labelling actor')}, {each}with {'a GPU' if self.num_gpus else 'a CPU'}"
 
@@ -116,8 +118,8 @@ def run_pieces(
 ) -> Generator[UnitResult]:
     """Run pieces of work on the connected Ray; yields each unit's result when its label files are written.
 
-    Closing the iterator stops the work. What was written stays. Pieces whose vectors are stored come first: they need
-    no labelling actors.
+    Closing the iterator stops the work. What was written stays. Pieces whose scores or vectors are stored come first:
+    they need no labelling actors.
 
     Raises:
         Exception: What a stage raised, wrapped by Ray, when it failed for good.
@@ -139,11 +141,14 @@ def run_pieces(
 def _run_all(
     job: LabelJob, bundle_uri: str, pieces: Sequence[Sequence[Unit]], pool: ActorPool
 ) -> Generator[tuple[Unit, UnitResult]]:
-    from_vectors = [piece for piece in pieces if piece[0].vectors is not None]
-    if from_vectors:
+    by_source: dict[SourceOfLabels, list[Sequence[Unit]]] = defaultdict(list)
+    for piece in pieces:
+        by_source[piece[0].source_of_labels].append(piece)
+    if from_scores := by_source["scores"]:
+        yield from _results(from_scores, _from_scores(_work(from_scores), job))
+    if from_vectors := by_source["vectors"]:
         yield from _results(from_vectors, _from_vectors(_work(from_vectors), job, bundle_uri))
-    from_texts = [piece for piece in pieces if piece[0].vectors is None]
-    if from_texts:
+    if from_texts := by_source["texts"]:
         yield from _results(from_texts, _from_texts(_work(from_texts), job, bundle_uri, pool))
 
 
@@ -183,6 +188,10 @@ def _from_vectors(work: Dataset, job: LabelJob, bundle_uri: str) -> Dataset:
     return work.map_batches(label_and_write, num_cpus=1, **_ONE_PIECE)
 
 
+def _from_scores(work: Dataset, job: LabelJob) -> Dataset:
+    return work.map_batches(partial(_decide_and_write, job=job, attempts=Attempts()), num_cpus=1, **_ONE_PIECE)
+
+
 def _results(pieces: Sequence[Sequence[Unit]], written: Dataset) -> Generator[tuple[Unit, UnitResult]]:
     for row in written.iter_rows():
         results = [UnitResult(**values) for values in json.loads(row["results"])]
@@ -216,6 +225,12 @@ def _label_and_write(block: pa.Table, job: LabelJob, predictor: ProbePredictor, 
     with attempts.attempt(f"label from vectors {_number(block)}") as may_begin:
         streams = label_from_vectors(job, units, predictor) if may_begin else killed_units(units)
         return _results_block(block, write(job, streams))
+
+
+def _decide_and_write(block: pa.Table, job: LabelJob, attempts: Attempts) -> pa.Table:
+    units = _units(block)
+    with attempts.attempt(f"label from scores {_number(block)}") as may_begin:
+        return _results_block(block, write(job, label_from_scores(job, units) if may_begin else killed_units(units)))
 
 
 class _Labeller:

@@ -14,7 +14,7 @@ from mtop_batch.labelling.report.run_report import write_report_files
 from mtop_batch.lines import counted
 from mtop_batch.model.bundle.files import read_bundle_info
 from mtop_batch.table.columns import OutputKind
-from mtop_batch.table.definition import ViewDefinition
+from mtop_batch.table.definition import ViewDefinition, with_all_scores, without_empty
 from mtop_batch.table.gate.rules import DEFAULT_RULES, Rules
 from mtop_batch.table.lake.sync import LakeCommit, check_lake, sync_lake
 from mtop_batch.table.lake.target import LakeTarget
@@ -193,6 +193,6 @@ def _wanted(
         for task in bundle.tasks
     }
     kinds = {task.name: OutputKind.of(task) for task in bundle.tasks}
-    all_scores = frozenset(task for task, kind in kinds.items() if kind.scored)
-    view = ViewDefinition(fingerprints, text_columns, record.wanted.id_column, all_scores)
+    decisions = without_empty(bundle.decisions)
+    view = ViewDefinition(fingerprints, text_columns, record.wanted.id_column, with_all_scores(kinds), decisions)
     return view, kinds, {task.name: task.labels for task in bundle.tasks}, bundle.uri

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -22,6 +22,7 @@ from mtop_batch import storage
 from mtop_batch.config.sections import Config, TaskConfig
 from mtop_batch.data.examples import load_train_and_eval, tokenise_examples, with_label_scale
 from mtop_batch.data.tokens import TextTokenizer
+from mtop_batch.engine.fit_decisions import check_rules, check_written, fit_on_ray, set_decisions
 from mtop_batch.engine.monitoring.events import Event, EventQueue
 from mtop_batch.engine.monitoring.monitor import TrainingMonitor
 from mtop_batch.engine.monitoring.progress import Progress
@@ -44,6 +45,7 @@ from mtop_batch.tasks import Task
 from mtop_batch.training.checkpoint import TaskMetrics
 from mtop_batch.training.class_weights import class_weights
 from mtop_batch.training.evaluation import mean_metric, undefined_metrics
+from mtop_batch.training.fit_decisions import FittedDecision, decision_reports, with_decision_metrics
 from mtop_batch.training.one_process import Encoder
 from mtop_batch.training.settings import TaskData
 from mtop_batch.training.start import check_encoder, check_readers, first_model, train_settings
@@ -115,6 +117,7 @@ def train(
     texts = read_unlabelled(config, parts.text_tokenizer, progress) if config.unlabelled else None
     run = RunDirectory(config.output, run_digest(config, parts.data, "" if texts is None else texts.digest()))
     if not overwrite and is_finished(config.output, run.name):
+        check_written(config.output)
         return _finished(config, parts.data, run, started)
     with ExitStack() as until_written:
         with ray_session() as resources:
@@ -131,6 +134,10 @@ def train(
             phases = Phases(config, parts.data, resources, run, monitor, EventQueue(), soft)
             model = first_model(config, parts.backbone, parts.tokenizer, parts.data, phases.single_tasks)
             trained = phases.own_models(model) if isinstance(model, SingleTaskModel) else phases.all_tasks(model)
+            progress.phase("calibrate")
+            examples = {item.task.name: item.evaluation_examples() for item in parts.data}
+            fitted = fit_on_ray(model, examples, config, config.train.precision, resources)
+            set_decisions(model, fitted, config)
         result = TrainResult(
             output=config.output,
             tasks=tuple(config.tasks()),
@@ -145,7 +152,8 @@ def train(
             undefined=undefined_metrics(parts.data),
         )
         _write_log(result, run, monitor, trackers)
-        _write(as_read(config, parts.data), model, parts.tokenizer, result, run)
+        _write(as_read(config, parts.data), model, parts.tokenizer, result, run, fitted)
+    check_written(config.output)
     return result
 
 
@@ -213,6 +221,7 @@ class _Parts:
 def _prepare(config: Config, progress: Progress) -> _Parts:
     """Load everything and check all that can be checked before work starts."""
     check_readers(config)
+    check_rules(config.tasks(), config)
     train_settings(config.train).check_workers(config.train.num_workers)
     check_teachers(config)
     check_trackers(config.train)
@@ -299,17 +308,23 @@ def _write_log(result: TrainResult, run: RunDirectory, monitor: TrainingMonitor,
 
 
 def _write(
-    config: Config, model: MultiTaskModel, tokenizer: PreTrainedTokenizerBase, result: TrainResult, run: RunDirectory
+    config: Config,
+    model: MultiTaskModel,
+    tokenizer: PreTrainedTokenizerBase,
+    result: TrainResult,
+    run: RunDirectory,
+    fitted: Mapping[str, FittedDecision],
 ) -> None:
     """Write the bundle; then the run's directory is no longer needed."""
     save_bundle(
         config.output,
         model,
         tokenizer,
-        metrics=result.metrics,
+        metrics=with_decision_metrics(result.metrics, fitted),
         training_config=config.model_dump(mode="json"),
         backbone_name=config.backbone.name,
         run=run.name,
+        decisions=decision_reports(fitted),
     )
     run.discard()
 

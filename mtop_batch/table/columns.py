@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtop_batch.decisions import decide
+from mtop_batch.decisions.decide import Decided, Floats, both_of, decide, last_of
 from mtop_batch.tasks import Task
 
 LABEL_TYPE = pa.dictionary(pa.int32(), pa.string())
@@ -20,6 +21,7 @@ SCORE_TYPE = pa.float32()
 VECTOR_COLUMN = "vector"
 LABELS_KEY = b"labels"
 """In the metadata of a field `<task>_scores`: the labels in the order of the scores, as JSON."""
+UNCALIBRATED = "uncalibrated"
 # How Parquet calls the elements of a list in a column, where it is asked to write them with a dictionary.
 _ELEMENTS = ".list.element"
 
@@ -31,21 +33,44 @@ class OutputKind:
     Args:
         kind: The task's, or "vector".
         scored: The labels of its column `<task>_scores`, in order; none where there is no such column.
+        uncalibrated: How many numbers its column `<task>_uncalibrated` has for each text: the probabilities that the
+            model puts out, where another decision cannot be made from the other columns; of two labels that of the
+            last one. Label files have it, and never the published table; 0 where there is none.
     """
 
     kind: str
     scored: tuple[str, ...] = ()
+    uncalibrated: int = 0
 
     @classmethod
     def of(cls, task: Task) -> OutputKind:
-        """That of a task."""
+        """That of a task, as readers see it."""
         return cls(task.kind, task.labels if task.scores == "all" else ())
+
+    @classmethod
+    def stored(cls, task: Task) -> OutputKind:
+        """That of a task in label files: what `of` says, and what another decision is made from."""
+        is_calibrated = task.decision.temperature != 1
+        if task.scores == "all":
+            num_kept = len(task.labels) if is_calibrated else 0
+        else:
+            num_kept = int(task.is_binary and (is_calibrated or task.decision.abstain_below > 0))
+        return replace(cls.of(task), uncalibrated=num_kept)
+
+    @property
+    def published(self) -> OutputKind:
+        """What of it readers see."""
+        return replace(self, uncalibrated=0) if self.uncalibrated else self
+
+    def can_be_decided(self, task: Task) -> bool:
+        """Whether label files with these columns have all probabilities that a decision of the task is made from."""
+        return bool(self.uncalibrated or self.scored or task.is_binary)
 
     def fields(self, task: str, vector_type: pa.DataType | None = None) -> list[pa.Field]:
         """The columns of the task of this name.
 
-        `<task>_label` (not for regression) and `<task>_score`, then `<task>_scores` if scores of all labels are wanted;
-        or `vector`.
+        `<task>_label` (not for regression) and `<task>_score`, then `<task>_scores` if scores of all labels are wanted,
+        and in label files `<task>_uncalibrated`; or `vector`.
         """
         if self.kind == "vector":
             return [pa.field(VECTOR_COLUMN, vector_type or pa.list_(pa.float16()))]
@@ -58,6 +83,9 @@ class OutputKind:
         if self.scored:
             labels = {LABELS_KEY: json.dumps(self.scored, ensure_ascii=False).encode()}
             fields.append(pa.field(f"{task}_scores", pa.list_(SCORE_TYPE, len(self.scored)), metadata=labels))
+        if self.uncalibrated:
+            kept = pa.list_(SCORE_TYPE, self.uncalibrated) if self.scored else SCORE_TYPE
+            fields.append(pa.field(f"{task}_{UNCALIBRATED}", kept))
         return fields
 
     def names(self, task: str) -> list[str]:
@@ -171,30 +199,55 @@ class TaskOutputs:
         )
 
 
-def label_columns(
-    tasks: Sequence[Task], outputs: TaskOutputs, valid: npt.NDArray[np.bool_]
-) -> list[tuple[str, pa.Array]]:
-    """The label table's columns of each task, those of `OutputKind.fields`, and `vector` if the outputs have vectors.
+def base_probabilities(tasks: Sequence[Task], outputs: TaskOutputs) -> dict[str, Floats]:
+    """(R, C) By task, what decisions are made from; of multi-label tasks, and of those that decide in their own way."""
+    found = {}
+    for task, label_ids, scores in zip(tasks, outputs.label_ids, outputs.scores, strict=True):
+        if task.kind == "regression" or not (task.has_decision or task.is_multi_label):
+            continue
+        if task.is_binary:
+            found[task.name] = both_of(last_of(label_ids, scores))
+        else:
+            found[task.name] = np.ascontiguousarray(outputs.probabilities[task.name].T)
+    return found
 
-    The columns of tasks that keep no probabilities are the outputs' own memory, not copies, and share one bitmap of
-    what is null.
+
+def decide_outputs(tasks: Sequence[Task], outputs: TaskOutputs) -> dict[str, Decided]:
+    """What is decided of R rows, by task, of those tasks that decide in a way of their own or are multi-label."""
+    base = base_probabilities(tasks, outputs)
+    return decide([task for task in tasks if task.name in base], base)
+
+
+def label_columns(
+    tasks: Sequence[Task],
+    outputs: TaskOutputs,
+    valid: npt.NDArray[np.bool_],
+    decided: Mapping[str, Decided] | None = None,
+) -> list[tuple[str, pa.Array]]:
+    """The label table's columns of each task, those of `OutputKind.stored`, and `vector` if the outputs have vectors.
+
+    The columns of tasks that decide as every task does, and keep no probabilities, are the outputs' own memory, not
+    copies, and share one bitmap of what is null.
 
     Args:
         tasks: The n tasks of the outputs, in their order.
         outputs: Of R rows.
         valid: (R,) False for rows whose cells are null.
+        decided: What `decide_outputs` says of them, if that is known.
+
+    Raises:
+        TaskError: A rule names a task that is not there.
     """
+    decided = decide_outputs(tasks, outputs) if decided is None else decided
     # A row has labels of all tasks, and a vector, or none of these.
     missing = np.isnan(outputs.scores[0] if outputs.vectors is None else outputs.vectors[:, 0])
     given = pa.array(valid & ~missing)
     present = given.buffers()[1]
     columns = []
-    for task, label_ids, scores in zip(tasks, outputs.label_ids, outputs.scores, strict=True):
-        if task.keeps_probabilities:
-            probabilities = np.ascontiguousarray(outputs.probabilities[task.name].T)
-        if task.is_multi_label:
-            labels, of_labels = _given_labels(task, probabilities, given)
-            columns += [(f"{task.name}_label", labels), (f"{task.name}_score", of_labels)]
+    for place, task in enumerate(tasks):
+        label_ids, scores = outputs.label_ids[place], outputs.scores[place]
+        if task.name in decided:
+            columns += _decided_columns(task, decided[task.name], given)
         else:
             if task.kind != "regression":
                 indices = pa.Array.from_buffers(pa.int32(), len(valid), [present, pa.py_buffer(label_ids)])
@@ -203,31 +256,110 @@ def label_columns(
             values = pa.Array.from_buffers(pa.float32(), len(valid), [present, pa.py_buffer(scores)])
             columns.append((f"{task.name}_score", values))
         if task.scores == "all":
-            elements = pa.array(probabilities.reshape(-1))
-            all_scores = pa.FixedSizeListArray.from_arrays(elements, len(task.labels), mask=pc.invert(given))
-            columns.append((f"{task.name}_scores", all_scores))
+            all_scores = (
+                decided[task.name].probabilities if task.name in decided else outputs.probabilities[task.name].T
+            )
+            columns.append((f"{task.name}_scores", _fixed_lists(all_scores, given)))
+        if OutputKind.stored(task).uncalibrated:
+            is_one = task.scores != "all"
+            kept = (
+                _numbers(last_of(label_ids, scores), given)
+                if is_one
+                else _fixed_lists(outputs.probabilities[task.name].T, given)
+            )
+            columns.append((f"{task.name}_{UNCALIBRATED}", kept))
     if outputs.vectors is not None:
-        elements, size = pa.array(outputs.vectors.reshape(-1)), outputs.vectors.shape[1]
-        columns.append((VECTOR_COLUMN, pa.FixedSizeListArray.from_arrays(elements, size, mask=pc.invert(given))))
+        columns.append((VECTOR_COLUMN, _fixed_lists(outputs.vectors, given)))
     return columns
 
 
-def _given_labels(
-    task: Task, probabilities: npt.NDArray[np.float32], given: pa.BooleanArray
-) -> tuple[pa.Array, pa.Array]:
-    """The labels that each text is given, in the order of the task's, and their probabilities.
+def decidable_columns(task: str) -> list[str]:
+    """The columns of a label file that `stored_outputs` reads, as far as the file has them."""
+    return [f"{task}_{what}" for what in ("label", "score", "scores", UNCALIBRATED)]
+
+
+def stored_outputs(tasks: Sequence[Task], stored: Mapping[str, pa.ChunkedArray], num_rows: int) -> TaskOutputs:
+    """What the model has put out, from the columns of label files; `label_columns` undone.
 
     Args:
-        task: A multi-label task.
-        probabilities: (R, C)
+        tasks: Classifications and multi-label tasks, of each of which `OutputKind.can_be_decided` holds.
+        stored: The columns of label files, of the tasks as they were decided then.
+        num_rows: R
+    """
+    label_ids = np.full((len(tasks), num_rows), -1, np.int32)
+    scores = np.full(label_ids.shape, np.nan, np.float32)
+    probabilities = {}
+    for place, task in enumerate(tasks):
+        kept = stored.get(f"{task.name}_{UNCALIBRATED}")
+        kept = stored.get(f"{task.name}_scores") if kept is None else kept
+        if kept is not None and not pa.types.is_floating(kept.type):
+            found = probabilities[task.name] = _matrix(kept, len(task.labels)).T
+            is_there = ~np.isnan(found[0])
+            label_ids[place, is_there] = found[:, is_there].argmax(axis=0)
+            scores[place] = found.max(axis=0)
+        else:
+            last = _floats(stored[f"{task.name}_score"]) if kept is None else _floats(kept)
+            if kept is None:  # then the score is that of the label
+                is_last = pc.equal(stored[f"{task.name}_label"].cast(pa.string()), task.labels[1])
+                last = np.where(is_last.fill_null(False).to_numpy(), last, 1 - last)
+            is_there = ~np.isnan(last)
+            label_ids[place, is_there] = last[is_there] > 1 - last[is_there]
+            scores[place] = np.maximum(last, 1 - last)
+        if task.is_multi_label:
+            label_ids[place] = -1
+    return TaskOutputs(label_ids, scores, probabilities=probabilities)
+
+
+def _decided_columns(task: Task, decided: Decided, given: pa.BooleanArray) -> list[tuple[str, pa.Array]]:
+    """`<task>_label` and `<task>_score`.
+
+    Args:
+        task: A task that has labels.
+        decided: What is decided of R rows.
         given: (R,) False for rows whose cells are null.
     """
-    has_label = decide(task, probabilities) & given.to_numpy(zero_copy_only=False)[:, None]
+    is_there = given.to_numpy(zero_copy_only=False)
+    labelled = is_there & ~decided.abstained
+    if task.is_multi_label:
+        names = pa.array(task.labels, pa.string())
+        labels = _lists(decided.given, labelled, lambda has: names.take(pa.array(np.nonzero(has)[1])))
+        scores = _lists(decided.given, is_there, lambda has: pa.array(decided.probabilities[has], SCORE_TYPE))
+        return [(f"{task.name}_label", labels), (f"{task.name}_score", scores)]
+    label_ids = decided.given.argmax(axis=1).astype(np.int32)
+    of_labels = np.take_along_axis(decided.probabilities, label_ids[:, None], axis=1)[:, 0]
+    indices = pa.array(label_ids, mask=~labelled)
+    labels = pa.DictionaryArray.from_arrays(indices, pa.array(task.labels, pa.string()))
+    return [(f"{task.name}_label", labels), (f"{task.name}_score", _numbers(of_labels, given))]
+
+
+def _lists(
+    given: npt.NDArray[np.bool_], is_there: npt.NDArray[np.bool_], values: Callable[[npt.NDArray[np.bool_]], pa.Array]
+) -> pa.ListArray:
+    """(R,) Lists of what there is for each of the (R, C) labels that are given; null where a row has no list."""
+    has_label = given & is_there[:, None]
     offsets = pa.array(np.concatenate([[0], has_label.sum(axis=1).cumsum()]), pa.int32())
-    labels = pa.array(task.labels, pa.string()).take(pa.array(np.nonzero(has_label)[1]))
-    lists = (
-        pa.ListArray.from_arrays(offsets, values, mask=pc.invert(given))
-        for values in (labels, pa.array(probabilities[has_label]))
-    )
-    first, second = lists
-    return first, second
+    return pa.ListArray.from_arrays(offsets, values(has_label), mask=pa.array(~is_there))
+
+
+def _numbers(values: Floats, given: pa.BooleanArray) -> pa.Array:
+    """(R,) As a column, null where nothing is given."""
+    return pa.array(values, SCORE_TYPE, mask=pc.invert(given).to_numpy(zero_copy_only=False))
+
+
+def _fixed_lists(values: npt.NDArray[np.floating[Any]], given: pa.BooleanArray) -> pa.Array:
+    """(R, C) As a column of lists, null where nothing is given."""
+    elements = pa.array(np.ascontiguousarray(values).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(elements, values.shape[1], mask=pc.invert(given))
+
+
+def _floats(values: pa.ChunkedArray) -> npt.NDArray[np.float32]:
+    """(R,) NaN for null."""
+    return np.asarray(values.combine_chunks().to_numpy(zero_copy_only=False), np.float32)
+
+
+def _matrix(lists: pa.ChunkedArray, width: int) -> npt.NDArray[np.float32]:
+    """(R, width) NaN for null."""
+    found = np.full((len(lists), width), np.nan, np.float32)
+    rows = lists.is_valid().to_numpy()
+    found[rows] = pc.list_flatten(lists).to_numpy().reshape(-1, width)
+    return found

@@ -1,8 +1,8 @@
 """What labels are wanted, and whether labels that exist are those: which tasks, by which weights, of which columns.
 
 A cell (article x task) is current when its labels were computed from the source file's present content by a definition
-that `ViewDefinition.matches` for the task. All label files of one label set share one definition; the set's name
-carries a hash of it.
+that `ViewDefinition.matches` for the task. Where only the decision differs (`has_scores_of`), stored scores are enough.
+All label files of one label set share one definition; the set's name carries a hash of it.
 
 Document vectors are planned, written and recorded as if they were one more task, of the name `VECTOR`.
 """
@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from mtop_batch.decisions.identity import decision_hashes
 from mtop_batch.errors import ConfigError
 from mtop_batch.table.columns import OutputKind
 from mtop_batch.tasks import Task
@@ -33,12 +34,14 @@ class ViewDefinition:
         text_columns: What each task is asked about: one column, or two that are read as a pair.
         id_column: The column that identifies an article.
         all_scores: The tasks of which the scores of all labels are wanted, or there.
+        decisions: The decision hash of each task that decides in a way of its own.
     """
 
     fingerprints: Mapping[str, str]
     text_columns: Mapping[str, tuple[str, ...]]
     id_column: str
     all_scores: frozenset[str] = frozenset()
+    decisions: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_one_input(
@@ -47,10 +50,12 @@ class ViewDefinition:
         text_columns: tuple[str, ...],
         id_column: str,
         kinds: Mapping[str, OutputKind] | None = None,
+        decisions: Mapping[str, str] | None = None,
     ) -> ViewDefinition:
         """That of tasks which are all asked about the same columns, as those of a label set are."""
-        all_scores = _with_all_scores(kinds or {})
-        return cls(fingerprints, dict.fromkeys(fingerprints, text_columns), id_column, all_scores)
+        all_scores = with_all_scores(kinds or {})
+        columns = dict.fromkeys(fingerprints, text_columns)
+        return cls(fingerprints, columns, id_column, all_scores, decisions or {})
 
     def columns(self, task: str) -> tuple[tuple[str, ...], str]:
         """What is read for a task: text columns and id column."""
@@ -61,10 +66,21 @@ class ViewDefinition:
 
         Scores of all labels do no harm where they are not wanted.
         """
-        own = self.fingerprints.get(task)
         if task in self.all_scores and task not in other.all_scores:
             return False
+        return self.has_scores_of(other, task) and self.decisions.get(task, "") == other.decisions.get(task, "")
+
+    def has_scores_of(self, other: ViewDefinition, task: str) -> bool:
+        """Whether the model puts out the same for `task` by both: labels of one can be computed from the other's.
+
+        That is, as far as the other has kept it (`OutputKind.can_be_decided`).
+        """
+        own = self.fingerprints.get(task)
         return own is not None and (own, self.columns(task)) == (other.fingerprints.get(task), other.columns(task))
+
+    def identity(self, task: str) -> str:
+        """What computes the task's labels: its fingerprint, and its decision hash if it has one."""
+        return identity(self.fingerprints[task], self.decisions.get(task, ""))
 
     def gives_the_same(self, other: ViewDefinition, task: str) -> bool:
         """Whether label files of `task` by the two definitions have the same columns, and labels."""
@@ -78,6 +94,8 @@ class ViewDefinition:
             "id_column": self.id_column,
             **({"all_scores": sorted(self.all_scores & set(tasks))} if self.all_scores & set(tasks) else {}),
         }
+        decisions = sorted((name, self.decisions[name]) for name in tasks if self.decisions.get(name))
+        content |= {"decisions": decisions} if decisions else {}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -129,7 +147,10 @@ class Definition:
     def view(self) -> ViewDefinition:
         """What determines the wanted labels."""
         text_columns = {task: self.text_columns[task] for task in self.fingerprints}
-        return ViewDefinition(self.fingerprints, text_columns, self.id_column, _with_all_scores(self.kinds))
+        decisions = decision_hashes(self.tasks, self.fingerprints)
+        return ViewDefinition(
+            self.fingerprints, text_columns, self.id_column, with_all_scores(self.kinds), without_empty(decisions)
+        )
 
     @cached_property
     def inputs(self) -> Mapping[tuple[str, ...], tuple[str, ...]]:
@@ -151,13 +172,25 @@ class Definition:
 
     @cached_property
     def kinds(self) -> Mapping[str, OutputKind]:
-        """What comes out of each wanted task, and of vectors."""
-        return {VECTOR: OutputKind("vector"), **{task.name: OutputKind.of(task) for task in self.tasks}}
+        """What comes out of each wanted task, and of vectors, as label files have it."""
+        return {VECTOR: OutputKind("vector"), **{task.name: OutputKind.stored(task) for task in self.tasks}}
 
     @cached_property
     def probes(self) -> frozenset[str]:
         """The wanted tasks that can be computed from vectors."""
         return frozenset(task.name for task in self.tasks if task.reads_vector)
+
+    def can_be_decided_from(self, label_set: LabelSet, task: str) -> bool:
+        """Whether the labels of a wanted task can be computed from what a label set has of it by another decision."""
+        view, definition, kind = self.view, self._by_name.get(task), label_set.kinds.get(task)
+        if definition is None or kind is None or not view.has_scores_of(label_set.view, task):
+            return False
+        has_all = task not in view.all_scores or bool(kind.scored)
+        return has_all and kind.can_be_decided(definition) and not view.matches(label_set.view, task)
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Task]:
+        return {task.name: task for task in self.tasks}
 
     def label_set_name(self, tasks: Collection[str]) -> str:
         """The name of the label set for these of the definition's tasks: the same for the same definition."""
@@ -180,5 +213,20 @@ class LabelSet:
         return self.view.fingerprints
 
 
-def _with_all_scores(kinds: Mapping[str, OutputKind]) -> frozenset[str]:
+def identity(fingerprint: str, decision: str) -> str:
+    """What computes a task's labels.
+
+    >>> identity("1a2b", ""), identity("1a2b", "3c4d")
+    ('1a2b', '1a2b.3c4d')
+    """
+    return f"{fingerprint}.{decision}" if decision else fingerprint
+
+
+def without_empty(decisions: Mapping[str, str]) -> dict[str, str]:
+    """The decision hashes of tasks that decide in a way of their own."""
+    return {task: decision for task, decision in decisions.items() if decision}
+
+
+def with_all_scores(kinds: Mapping[str, OutputKind]) -> frozenset[str]:
+    """The tasks that have scores of all labels."""
     return frozenset(task for task, kind in kinds.items() if kind.scored)

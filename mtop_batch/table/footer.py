@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -18,11 +18,12 @@ from pydantic.dataclasses import dataclass as checked
 from mtop_batch.corpus.files import SourceFile
 from mtop_batch.errors import LabelTableError
 from mtop_batch.table.columns import OutputKind
-from mtop_batch.table.definition import LabelSet, ViewDefinition
+from mtop_batch.table.definition import LabelSet, ViewDefinition, identity
 
 FOOTER_KEY = "mtop_batch"
 LABEL_FORMAT, PUBLISHED_FORMAT = 2, 2
 _MAX_ROWS = 2**48
+_OPTIONAL = ("scores", "decision", "uncalibrated")
 
 _Row = Annotated[int, Field(ge=0, le=_MAX_ROWS)]
 _STRICT = {"strict": False, "extra": "forbid"}
@@ -42,6 +43,8 @@ class _LabelledTask:
     kind: str
     bundle: str
     scores: tuple[str, ...] = ()
+    decision: str = ""
+    uncalibrated: Annotated[int, Field(ge=0)] = 0
 
 
 @checked(frozen=True, config=_STRICT)  # type: ignore[call-overload]
@@ -69,6 +72,7 @@ class PublishedTask:
         id_column: The source column that became `id`.
         label_set: Where its label files lie.
         scores: The labels of its column `<task>_scores`, in order; none where the label files have no such column.
+        decision: The decision hash; empty if it decides as every task does.
     """
 
     fingerprint: str
@@ -78,6 +82,12 @@ class PublishedTask:
     id_column: str
     label_set: str
     scores: tuple[str, ...] = ()
+    decision: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What computed them, its decision included."""
+        return identity(self.fingerprint, self.decision)
 
 
 @checked(frozen=True, config=_STRICT)  # type: ignore[call-overload]
@@ -108,6 +118,7 @@ class LabelFooter:
         text_columns_used: Those that the source file has.
         id_column: The source column that became `id`.
         run: Id of the run that wrote the file.
+        decisions: The decision hash of each task that decides in a way of its own.
     """
 
     source: SourceFile
@@ -121,11 +132,14 @@ class LabelFooter:
     text_columns_used: tuple[str, ...]
     id_column: str
     run: str
+    decisions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def view(self) -> ViewDefinition:
         """The definition that the labels were computed by."""
-        return ViewDefinition.of_one_input(self.fingerprints, self.text_columns, self.id_column, self.kinds)
+        return ViewDefinition.of_one_input(
+            self.fingerprints, self.text_columns, self.id_column, self.kinds, self.decisions
+        )
 
     def label_set(self, name: str) -> LabelSet:
         """The label set `name` that this footer was found in."""
@@ -138,12 +152,14 @@ class LabelFooter:
             "source": {**asdict(self.source), "num_rows": self.num_rows},
             "rows": self.rows,
             "tasks": {
-                name: _without_empty_scores(
+                name: _without_defaults(
                     {
                         "fingerprint": fingerprint,
                         "kind": self.kinds[name].kind,
                         "bundle": self.bundles[name],
                         "scores": self.kinds[name].scored,
+                        "decision": self.decisions.get(name, ""),
+                        "uncalibrated": self.kinds[name].uncalibrated,
                     }
                 )
                 for name, fingerprint in self.fingerprints.items()
@@ -177,13 +193,14 @@ class LabelFooter:
             num_rows=record.source.num_rows,
             rows=record.rows,
             fingerprints={name: task.fingerprint for name, task in record.tasks.items()},
-            kinds={name: OutputKind(task.kind, task.scores) for name, task in record.tasks.items()},
+            kinds={name: OutputKind(task.kind, task.scores, task.uncalibrated) for name, task in record.tasks.items()},
             bundles={name: task.bundle for name, task in record.tasks.items()},
             bundle=record.bundle,
             text_columns=record.text_columns,
             text_columns_used=record.text_columns_used,
             id_column=record.id_column,
             run=record.run,
+            decisions={name: task.decision for name, task in record.tasks.items() if task.decision},
         )
 
 
@@ -211,7 +228,10 @@ class PublishedFooter:
         if found is None:
             return ViewDefinition({}, {}, "")
         kinds = {task: OutputKind(found.kind, found.scores)}
-        return ViewDefinition.of_one_input({task: found.fingerprint}, found.text_columns, found.id_column, kinds)
+        decisions = {task: found.decision} if found.decision else {}
+        return ViewDefinition.of_one_input(
+            {task: found.fingerprint}, found.text_columns, found.id_column, kinds, decisions
+        )
 
     @cached_property
     def has_rows(self) -> bool:
@@ -223,7 +243,7 @@ class PublishedFooter:
         content = {
             "format": PUBLISHED_FORMAT,
             "source": {**asdict(self.source), "num_rows": self.num_rows},
-            "tasks": {name: _without_empty_scores(asdict(task)) for name, task in self.tasks.items()},
+            "tasks": {name: _without_defaults(asdict(task)) for name, task in self.tasks.items()},
             "label_files": self.label_files,
             "run": self.run,
         }
@@ -244,9 +264,9 @@ class PublishedFooter:
         )
 
 
-def _without_empty_scores(task: dict[str, Any]) -> dict[str, Any]:
-    """A task's record; the file of a table without scores of all labels is the same whether these exist or not."""
-    return {key: value for key, value in task.items() if key != "scores" or value}
+def _without_defaults(task: dict[str, Any]) -> dict[str, Any]:
+    """A task's record; one with neither scores of all labels nor a decision of its own does not speak of them."""
+    return {key: value for key, value in task.items() if key not in _OPTIONAL or value}
 
 
 def _decode(record: TypeAdapter, data: bytes, known: int):  # type: ignore[type-arg, no-untyped-def]

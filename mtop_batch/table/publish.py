@@ -216,6 +216,7 @@ def _published_task(task: str, label_set: str, footer: LabelFooter) -> Published
         footer.id_column,
         label_set,
         footer.kinds[task].scored,
+        footer.decisions.get(task, ""),
     )
 
 

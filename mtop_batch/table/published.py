@@ -54,7 +54,7 @@ class TableSchema:
 
         Scores of all labels get the labels of these kinds; a table that has such scores of a task keeps their column.
         """
-        wanted = {task: kind.with_scores_of(self.kinds.get(task)) for task, kind in kinds.items()}
+        wanted = {task: kind.published.with_scores_of(self.kinds.get(task)) for task, kind in kinds.items()}
         return replace(
             self, kinds={**self.kinds, **{task: kind for task, kind in wanted.items() if kind.kind != "vector"}}
         )

@@ -160,7 +160,7 @@ class PublishedTable:
         footer, found = read_published_file(self.labels, path, ["id", *names, "error"])
         constants: dict[str, str | None] = dict(partition_values(path))
         for task, made in footer.tasks.items():
-            constants |= {f"{task}_bundle": made.bundle, f"{task}_fingerprint": made.fingerprint}
+            constants |= {f"{task}_bundle": made.bundle, f"{task}_fingerprint": made.identity}
         vectors = None
         if self.vectors is not None:
             made_by, vectors = self.vectors.of(footer)

@@ -92,6 +92,7 @@ def record_run(labels: str, record: RunRecord) -> None:
         "task_labels": {task: list(names) for task, names in record.task_labels.items()},
         "task_kinds": dict(record.task_kinds),
         "all_scores": sorted(record.wanted.all_scores),
+        "decisions": dict(record.wanted.decisions),
         "text_columns": dict(record.wanted.text_columns),
         "id_column": record.wanted.id_column,
     }
@@ -119,7 +120,11 @@ def read_run(labels: str, run: str) -> RunRecord:
         return RunRecord(
             run=run,
             wanted=ViewDefinition(
-                content["tasks"], text_columns, content["id_column"], frozenset(content.get("all_scores", ()))
+                content["tasks"],
+                text_columns,
+                content["id_column"],
+                frozenset(content.get("all_scores", ())),
+                content.get("decisions", {}),
             ),
             task_labels=content.get("task_labels", {}),
             task_kinds=content.get("task_kinds", {}),

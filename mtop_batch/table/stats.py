@@ -35,7 +35,7 @@ class TaskStats:
         without_label: Articles to which a multi-label task gives no label.
         num_scores: Scores: of articles, or of the labels that a multi-label task gives them.
         score_sum: Their sum.
-        made_by: Labelled articles per (bundle, fingerprint).
+        made_by: Labelled articles per (bundle, what computed them: `ViewDefinition.identity`).
     """
 
     kind: str
@@ -184,7 +184,7 @@ def _add(stats: TaskStats, task: str, footer: PublishedFooter, rows: pa.Table, *
     else:
         stats.older += num_labelled
     if num_labelled:
-        stats.made_by[made.bundle, made.fingerprint] += num_labelled
+        stats.made_by[made.bundle, made.identity] += num_labelled
     if stats.kind == "multi-label":
         stats.without_label += pc.sum(pc.equal(pc.list_value_length(scores), 0)).as_py() or 0
         scores = pc.list_flatten(scores)

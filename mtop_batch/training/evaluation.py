@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 
 from mtop_batch.data.batches import length_sorted_batches
 from mtop_batch.data.examples import LabelledTokens
-from mtop_batch.decisions import decide
+from mtop_batch.decisions.decide import calibrate, given_labels
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.tasks import METRICS, Metric, Task
 from mtop_batch.training.cached_contexts import CachedContexts, model_inputs
@@ -29,17 +29,22 @@ MAX_BATCH_TOKENS = 8192
 class TaskPredictions:
     """What a model says of R examples of a task.
 
+    Labels are those of the task's temperature and thresholds; it abstains from none, and no rule is applied, for an
+    example has labels of one task.
+
     Args:
         values: (R,) Label ids, or values of a regression, as floats; (R, C) 1 for the labels that a text is given, else
             0, of a multi-label task.
-        scores: (R,) The probability of the label; NaN for a regression; (R, C) those of all labels, of a multi-label
-            task.
+        scores: (R,) The calibrated probability of the label; NaN for a regression; (R, C) those of all labels, of a
+            multi-label task.
         loss: The sum of the losses.
+        probabilities: (R, C) Of all labels, as the model puts them out; (R, 0) of a regression.
     """
 
     values: npt.NDArray[np.float64]
     scores: npt.NDArray[np.float64]
     loss: float
+    probabilities: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
 
 
 def evaluate(
@@ -178,31 +183,37 @@ def _predict(
     contexts: CachedContexts | None,
 ) -> TaskPredictions:
     """The same for the rows of all batches, one after the other."""
-    num_values = task.num_outputs if task.is_multi_label else 2
-    found = [torch.empty(num_values, 0, device=worker.device)]
+    found = [torch.empty(task.num_outputs, 0, device=worker.device, dtype=torch.float64)]
     losses = [torch.zeros((), device=worker.device)]
     for rows in batches:
         inputs = model_inputs(examples, rows, worker, contexts)
         labels = worker.to_device(torch.from_numpy(examples.labels[rows]))
         output = model(**inputs, task=task.name, labels=labels)
-        found.append(_said(task, output.logits.float()))
+        found.append(_said(task, output.logits))
         losses.append(output.loss * len(rows))
     # Read once, after the last batch: reading makes the device wait.
-    said = torch.cat(found, dim=1).double().cpu().numpy()
-    loss = torch.stack(losses).sum().item()
-    if task.is_multi_label:
-        return TaskPredictions(decide(task, said.T).astype(np.float64), said.T, loss)
-    values, scores = said
-    return TaskPredictions(values, scores, loss)
+    said = torch.cat(found, dim=1).cpu().numpy().T
+    return _predictions(task, said, torch.stack(losses).sum().item())
 
 
 def _said(task: Task, logits: Tensor) -> Tensor:
-    """What (B, C) logits say: (2, B) labels or values, and scores; (C, B) probabilities of a multi-label task."""
-    if task.is_multi_label:
-        return logits.sigmoid().T
+    """(C, B) The probabilities of (B, C) logits, or (1, B) values."""
+    logits = logits.double()
     if task.kind == "regression":
-        return torch.stack([logits[:, 0], torch.full_like(logits[:, 0], torch.nan)])
-    return torch.stack([logits.argmax(dim=1).float(), logits.softmax(dim=1).amax(dim=1)])
+        return logits[:, :1].T
+    return (logits.sigmoid() if task.is_multi_label else logits.softmax(dim=1)).T
+
+
+def _predictions(task: Task, said: npt.NDArray[np.float64], loss: float) -> TaskPredictions:
+    """What (R, C) probabilities come to, or (R, 1) values."""
+    if task.kind == "regression":
+        return TaskPredictions(said[:, 0], np.full(len(said), np.nan), loss, said[:, :0])
+    scores = calibrate(task, said).astype(np.float64)
+    given = given_labels(task, said, scores)
+    if task.is_multi_label:
+        return TaskPredictions(given.astype(np.float64), scores, loss, said)
+    labels = given.argmax(axis=1)
+    return TaskPredictions(labels.astype(np.float64), scores[np.arange(len(said)), labels], loss, said)
 
 
 def _gather(order: npt.NDArray[np.int64], own: TaskPredictions, worker: Worker) -> TaskPredictions:
@@ -216,4 +227,5 @@ def _gather(order: npt.NDArray[np.int64], own: TaskPredictions, worker: Worker) 
         np.concatenate([part.values for _, part in parts])[places],
         np.concatenate([part.scores for _, part in parts])[places],
         sum(part.loss for _, part in parts),
+        np.concatenate([part.probabilities for _, part in parts])[places],
     )

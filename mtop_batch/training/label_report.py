@@ -12,6 +12,7 @@ import pyarrow as pa
 import sklearn.metrics
 
 from mtop_batch.tasks import Metric, Task
+from mtop_batch.training.calibration import ScoreBin, calibration_error, score_bins
 from mtop_batch.training.evaluation import TaskPredictions
 from mtop_batch.training.metrics import indicator, is_constant, undefined
 
@@ -50,21 +51,6 @@ class LabelScores:
     f1: float
     support: int
     undefined: str = ""
-
-
-@dataclass(frozen=True)
-class ScoreBin:
-    """Examples whose scores are alike.
-
-    Args:
-        examples: How many.
-        score: The mean of their scores, which are probabilities of the predicted label.
-        accuracy: The share of them whose predicted label is right; as large as `score` if scores can be trusted.
-    """
-
-    examples: int
-    score: float
-    accuracy: float
 
 
 @dataclass(frozen=True)
@@ -113,19 +99,11 @@ def label_report(task: Task, predictions: TaskPredictions, labels: npt.NDArray[n
         for label, precision, recall, f1, support in zip(task.labels, *columns, strict=True)
     ]
     if task.is_multi_label:
-        confusion, bins = [], _calibration(predictions.scores.ravel(), labels.astype(bool).ravel())
+        confusion, bins = [], score_bins(predictions.scores.ravel(), labels.astype(bool).ravel())
     else:
         confusion = sklearn.metrics.confusion_matrix(labels, predictions.values, labels=known).tolist()
-        bins = _calibration(predictions.scores, predictions.values == labels)
-    error = sum(of.examples * abs(of.score - of.accuracy) for of in bins) / sum(of.examples for of in bins)
-    return LabelReport(scores, confusion, bins, error, why, note)
-
-
-def _calibration(scores: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> list[ScoreBin]:
-    """Scores and outcomes by tenths of the score (Guo et al., 2017)."""
-    tenths = np.clip((scores * 10).astype(np.int64), 0, 9)
-    in_bins = [tenths == tenth for tenth in np.unique(tenths)]
-    return [ScoreBin(int(rows.sum()), float(scores[rows].mean()), float(right[rows].mean())) for rows in in_bins]
+        bins = score_bins(predictions.scores, predictions.values == labels)
+    return LabelReport(scores, confusion, bins, calibration_error(bins), why, note)
 
 
 def _why(precision: float, recall: float) -> str:

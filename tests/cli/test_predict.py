@@ -91,7 +91,16 @@ def test_tasks_on_pairs_are_asked_about_pairs_and_others_about_the_text(save: Sa
         assert row["mood_score"] == pytest.approx(two["mood_score"])
         assert row["follows_label"] == two["follows_label"]
     assert list(rows[0]) == [
-        *("text", "second", "politics_label", "politics_score", "follows_label", "follows_score", "mood_score", "error")
+        *(
+            "text",
+            "second",
+            *POLITICS_COLUMNS,
+            "follows_label",
+            "follows_score",
+            "follows_scores",
+            "mood_score",
+            "error",
+        )
     ]
     assert (rows[2]["follows_label"], rows[2]["mood_score"], rows[2]["error"]) == (None, None, None)
     assert notes == [
@@ -146,7 +155,7 @@ def test_scores_of_all_labels_are_named_for_programs(save: Save) -> None:
     tags = Task("tags", "multi-label", labels=("a", "b", "c"), scores="all")
     model = save(SINGLE, tags)
     (row, empty), _ = predict(model, Given("bank"), Given(""))
-    assert list(row) == ["text", *[f"politics_{what}" for what in ("label", "score")], *TAGS_COLUMNS, "error"]
+    assert list(row) == ["text", *POLITICS_COLUMNS, *TAGS_COLUMNS, "error"]
     assert list(row["tags_scores"]) == ["a", "b", "c"]
     given = [label for label, score in row["tags_scores"].items() if score >= 0.5]
     assert (row["tags_label"], row["tags_score"]) == (given, [row["tags_scores"][label] for label in given])
@@ -154,7 +163,18 @@ def test_scores_of_all_labels_are_named_for_programs(save: Save) -> None:
     json.dumps(row)
 
 
+POLITICS_COLUMNS = ["politics_label", "politics_score", "politics_scores"]
 TAGS_COLUMNS = ["tags_label", "tags_score", "tags_scores"]
+
+
+def test_a_table_says_why_a_label_is_not_the_likeliest(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = {"a_scores": {"no": 0.9, "yes": 0.1}, "b_scores": {str(n): 1 / (n + 2) for n in range(20)}}
+    row = {"text": "t", "a_label": "yes", "a_score": 0.1, "a_corrected": True, **scores, "error": None}
+    print_predictions([{**row, "b_label": None, "b_score": 0.5, "b_abstained": True}])
+    output = capsys.readouterr().out
+    assert re.search(r"a +│ yes \* by a rule +│ 0.100", output)
+    assert "- too unsure for a label" in output
+    assert "... and 12 more" in output
 
 
 def test_what_is_not_utf_8_is_in_error_wherever_it_comes_from() -> None:

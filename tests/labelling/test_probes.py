@@ -141,12 +141,12 @@ def test_vectors_that_are_gone_or_damaged_are_an_error(project: Path) -> None:
 
 
 def test_only_units_of_nothing_but_probes_are_computed_from_vectors(project: Path) -> None:
-    assert plan(project, NEW).cells_from_vectors == 12
-    assert plan(project, definition({"a": "2", "p": "1"})).cells_from_vectors == 0
-    assert plan(project, definition({"a": "1", "p": "1", VECTOR: "1"})).cells_from_vectors == 12
-    assert plan(project, definition({"p": "1", VECTOR: "2"})).cells_from_vectors == 0
-    assert plan(project, definition({"p": "1"}, vector="")).cells_from_vectors == 0
-    assert plan(project, definition({"p": "1"}, text_columns=("title",))).cells_from_vectors == 0
+    assert plan(project, NEW).cells_from("vectors") == 12
+    assert plan(project, definition({"a": "2", "p": "1"})).cells_from("vectors") == 0
+    assert plan(project, definition({"a": "1", "p": "1", VECTOR: "1"})).cells_from("vectors") == 12
+    assert plan(project, definition({"p": "1", VECTOR: "2"})).cells_from("vectors") == 0
+    assert plan(project, definition({"p": "1"}, vector="")).cells_from("vectors") == 0
+    assert plan(project, definition({"p": "1"}, text_columns=("title",))).cells_from("vectors") == 0
 
 
 def test_pieces_of_work_are_from_texts_or_from_vectors(project: Path) -> None:

@@ -71,11 +71,10 @@ def explain_plan(plan: Plan, expected: Estimate | None, price_per_hour: float | 
             f"{passes:.3g} forward {'pass' if passes == 1 else 'passes'} per text, {duration}"
         )
         lines += [f"  {reason}: {counted(count, 'cell')}" for reason, count in plan.reasons.most_common()]
-        if from_vectors := len(plan.units_from_vectors):
-            lines.append(
-                f"  from stored vectors, without texts: {counted(from_vectors, 'unit')}, "
-                f"{counted(plan.cells_from_vectors, 'cell')}"
-            )
+        for source in ("vectors", "scores"):
+            if num_units := len(plan.units_from(source)):
+                what = f"{counted(num_units, 'unit')}, {counted(plan.cells_from(source), 'cell')}"
+                lines.append(f"  from stored {source}, without texts: {what}")
     else:
         lines.append(f"nothing to {'compute' if plan.has_work else 'do'}: every readable cell is current")
     if plan.to_publish:
@@ -109,8 +108,10 @@ def plan_dict(plan: Plan, price_per_hour: float | None = None) -> dict[str, Any]
         "cells_already_current": plan.cells_current,
         "planned_reasons": dict(plan.reasons.most_common()),
         "planned_per_task": dict(plan.planned_per_task),
-        "units_from_vectors": len(plan.units_from_vectors),
-        "cells_from_vectors": plan.cells_from_vectors,
+        "units_from_vectors": len(plan.units_from("vectors")),
+        "cells_from_vectors": plan.cells_from("vectors"),
+        "units_from_scores": len(plan.units_from("scores")),
+        "cells_from_scores": plan.cells_from("scores"),
         "unreadable_files": [{"path": path, "reason": reason} for path, reason in plan.unreadable],
         "ignored_files": list(plan.ignored_files),
         "hidden_files": list(plan.hidden_files),
@@ -129,11 +130,11 @@ def plan_dict(plan: Plan, price_per_hour: float | None = None) -> dict[str, Any]
 def estimate(plan: Plan) -> Estimate | None:
     """What the plan's units will take, at the rate of the last run that labelled something; None if none did.
 
-    The start takes as long as it did then, and is no part of the rate. Stored vectors are many times faster than texts:
-    runs that read no text have a rate of their own, and beside texts the rows from vectors are not counted.
+    The start takes as long as it did then, and is no part of the rate. Stored vectors and scores are many times faster
+    than texts: runs that read no text have a rate of their own, and beside texts their rows are not counted.
     """
-    from_vectors = sum(unit.num_rows for unit in plan.units_from_vectors)
-    from_texts = plan.num_rows_planned - from_vectors
+    from_texts = plan.num_rows_from_texts
+    from_stored = plan.num_rows_planned - from_texts
     for run in list_runs(plan.labels)[:_RUNS_LOOKED_AT]:
         try:
             report = json.loads(storage.read_bytes(run_uri(plan.labels, run, "report.json")))
@@ -141,11 +142,11 @@ def estimate(plan: Plan) -> Estimate | None:
             continue
         if not report.get("documents_per_s"):
             continue
-        of_texts = report["rows"] - report.get("rows_from_vectors", 0)
+        of_texts = report["rows"] - report.get("rows_from_vectors", 0) - report.get("rows_from_scores", 0)
         if bool(from_texts) == bool(of_texts):
             start_up_s = (report.get("performance") or {}).get("start_up_s", 0.0)
             rate = (of_texts or report["rows"]) / max(report["seconds"] - start_up_s, 1e-3)
-            seconds = start_up_s + (from_texts or from_vectors) / rate
+            seconds = start_up_s + (from_texts or from_stored) / rate
             return Estimate(seconds, report.get("device_hours", 0.0) / report["seconds"] * seconds)
     return None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mtop_batch.corpus.files import Layout, SourceFile
 from mtop_batch.labelling.plan.placement import choose_label_sets
@@ -26,6 +26,8 @@ TASK_CHANGED = "task changed"
 BUNDLE_CHANGED = "bundle changed"
 COLUMNS_CHANGED = "text or id column changed"
 SCORES_WANTED = "scores of all labels wanted"
+DECISION_CHANGED = "decision changed"
+SCORES_LACKING = 'decision changed, scores not stored (scores = "all" keeps them)'
 DAMAGED = "damaged label file"
 
 
@@ -68,6 +70,10 @@ class Staleness:
             )
             for columns in set(definition.text_columns.values())
         }
+        self._score_sets = {
+            task: sorted(found.name for found in label_sets if definition.can_be_decided_from(found, task))
+            for task in definition.label_tasks
+        }
         self._chosen: dict[frozenset[int], list[tuple[str, tuple[str, ...]]]] = {}
         self._tasks: dict[tuple[tuple[str, ...], ...], tuple[str, ...]] = {}
 
@@ -78,7 +84,8 @@ class Staleness:
         return any(is_tiling(stored.get(name, {}), num_rows) for name in names)
 
     def units(self, source: SourceFile, layout: Layout) -> list[Unit]:
-        """The units that make a source file current, in order: for each slice one per input of which it lacks a label.
+        """The units that make a source file current, in order: for each slice one per input of which it lacks a label,
+        or two, where stored scores are enough for some of its tasks.
 
         A published file takes each task from one label set. So a task is current where a set has it for all slices;
         else one set is chosen, which gets it for those that it lacks.
@@ -90,14 +97,40 @@ class Staleness:
             return []
         units = []
         for rows in slices:
-            missing: dict[tuple[str, ...], list[tuple[str, tuple[str, ...]]]] = {}
+            missing: dict[tuple[tuple[str, ...], bool], list[tuple[str, tuple[str, ...]]]] = {}
+            scores: list[Target] = []
             for name, tasks in self._chosen_sets(stale):
                 if rows not in stored.get(name, {}):
-                    missing.setdefault(self._definition.text_columns[tasks[0]], []).append((name, tasks))
-            for columns, of_input in missing.items():
-                vectors = (stored[name][rows] for name in self._vector_sets[columns] if rows in stored.get(name, {}))
-                units.append(self._unit(source, layout, rows, columns, of_input, next(vectors, None)))
+                    of_set = self._stored_scores(stored, rows, tasks)
+                    scores += of_set
+                    missing.setdefault((self._definition.text_columns[tasks[0]], bool(of_set)), []).append(
+                        (name, tasks)
+                    )
+            for (columns, from_scores), of_input in missing.items():
+                unit = self._unit(source, layout, rows, columns, of_input)
+                if from_scores:
+                    of_unit = tuple(target for target in scores if target.tasks[0] in unit.tasks)
+                    unit = replace(unit, scores=of_unit)
+                elif self._definition.probes.issuperset(unit.tasks):
+                    vectors = (
+                        stored[name][rows] for name in self._vector_sets[columns] if rows in stored.get(name, {})
+                    )
+                    unit = replace(unit, vectors=next(vectors, None))
+                units.append(unit)
         return units
+
+    def _stored_scores(
+        self, stored: Mapping[str, Mapping[RowRange, LabelFile]], rows: RowRange, tasks: Sequence[str]
+    ) -> list[Target]:
+        """The label files with the scores of these rows, and for which of the tasks; none unless for all of them."""
+        found: dict[LabelFile, list[str]] = {}
+        for task in tasks:
+            files = (stored[name][rows] for name in self._score_sets.get(task, ()) if rows in stored.get(name, {}))
+            file = next(files, None)
+            if file is None:
+                return []
+            found.setdefault(file, []).append(task)
+        return [Target(file, tuple(of_file)) for file, of_file in found.items()]
 
     def reasons(self, source: SourceFile, units: Iterable[Unit]) -> Counter[str]:
         """Why the cells of a source file's units are not current, each counted as articles x tasks."""
@@ -134,7 +167,6 @@ class Staleness:
         rows: RowRange,
         columns: tuple[str, ...],
         missing: Sequence[tuple[str, tuple[str, ...]]],
-        vectors: LabelFile | None,
     ) -> Unit:
         members = tuple(tasks for _, tasks in missing)
         if members not in self._tasks:  # units that want the same tasks share one tuple: there may be a thousand
@@ -142,7 +174,6 @@ class Staleness:
             self._tasks[members] = tuple(task for task in self._definition.fingerprints if task in wanted)
         tasks = self._tasks[members]
         path = label_path(source, rows)
-        from_vectors = self._definition.probes.issuperset(tasks)
         return Unit(
             source=source,
             num_rows_file=sum(layout.row_groups),
@@ -152,7 +183,6 @@ class Staleness:
             text_columns=layout.text_columns[columns],
             tasks=tasks,
             targets=tuple(Target(LabelFile(label_set, path), of_set) for label_set, of_set in missing),
-            vectors=vectors if from_vectors else None,
         )
 
     def _reason(self, source: SourceFile, group: _TaskGroup) -> str:
@@ -166,7 +196,7 @@ class Staleness:
         if present & group.label_sets:
             return CONTENT_CHANGED
         differences = {difference for name, difference in group.other_sets if name in present}
-        for reason in (SCORES_WANTED, COLUMNS_CHANGED, TASK_CHANGED, BUNDLE_CHANGED):
+        for reason in (DECISION_CHANGED, SCORES_LACKING, SCORES_WANTED, COLUMNS_CHANGED, TASK_CHANGED, BUNDLE_CHANGED):
             if reason in differences:
                 return reason
         return NEW_TASK if present else NEW_FILE
@@ -175,13 +205,16 @@ class Staleness:
 def relevant_sets(definition: Definition, label_sets: Iterable[LabelSet]) -> list[LabelSet]:
     """The label sets whose files decide what is current, or what it can be computed from.
 
-    They hold at least one wanted task as it is wanted, or vectors that a wanted probe reads.
+    They hold at least one wanted task as it is wanted, or its scores, or vectors that a wanted probe reads.
     """
     views = [definition.vector_view(columns) for columns in {definition.text_columns[p] for p in definition.probes}]
     return [
         label_set
         for label_set in label_sets
-        if any(definition.view.matches(label_set.view, task) for task in definition.fingerprints)
+        if any(
+            definition.view.matches(label_set.view, task) or definition.can_be_decided_from(label_set, task)
+            for task in definition.fingerprints
+        )
         or any(view.matches(label_set.view, VECTOR) for view in views)
     ]
 
@@ -212,6 +245,12 @@ def _differences(definition: Definition, label_set: LabelSet) -> dict[str, str]:
     def difference(task: str) -> str:
         if task not in unchanged:
             return changed
-        return COLUMNS_CHANGED if task in moved else SCORES_WANTED if task in lacking else ""
+        if task in moved:
+            return COLUMNS_CHANGED
+        if task in lacking:
+            return SCORES_WANTED
+        if definition.view.matches(label_set.view, task):
+            return ""
+        return DECISION_CHANGED if definition.can_be_decided_from(label_set, task) else SCORES_LACKING
 
     return {task: difference(task) for task in common}

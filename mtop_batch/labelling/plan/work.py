@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from mtop_batch.corpus.files import SourceFile
 from mtop_batch.lines import shown
@@ -19,12 +19,13 @@ from mtop_batch.table.footer import LabelFooter
 from mtop_batch.table.row_ranges import RowRange
 from mtop_batch.table.store import LabelFile
 
+SourceOfLabels = Literal["texts", "vectors", "scores"]
 _MAX_NAMED = 5
 
 
 @dataclass(frozen=True)
 class Target:
-    """A label file to write, and the tasks whose columns it gets."""
+    """A label file to write, or to read, and the tasks whose columns that is about."""
 
     file: LabelFile
     tasks: tuple[str, ...]
@@ -43,8 +44,9 @@ class Unit:
         text_columns: The text columns to read, all that the file has of those that the tasks are asked about.
         tasks: The tasks to compute, in the definition's order.
         targets: The label files to write; each task belongs to one.
-        vectors: The label file with the vectors of these rows, if the tasks are computed from them; else the texts are
-            read.
+        vectors: The label file with the vectors of these rows, if the tasks are computed from them.
+        scores: The label files with the scores of these rows, and for which of the tasks, if only these tasks'
+            decisions have changed. Where there are neither vectors nor scores, the texts are read.
     """
 
     source: SourceFile
@@ -56,6 +58,12 @@ class Unit:
     tasks: tuple[str, ...]
     targets: tuple[Target, ...]
     vectors: LabelFile | None = None
+    scores: tuple[Target, ...] = ()
+
+    @property
+    def source_of_labels(self) -> SourceOfLabels:
+        """What the labels are computed from."""
+        return "scores" if self.scores else "texts" if self.vectors is None else "vectors"
 
     @property
     def num_rows(self) -> int:
@@ -73,20 +81,24 @@ class Unit:
 
     def to_dict(self) -> dict[str, Any]:
         """The unit as JSON-ready values."""
-        targets = [
-            {"label_set": target.file.label_set, "path": target.file.path, "tasks": target.tasks}
-            for target in self.targets
-        ]
+        files = {"targets": self.targets, "scores": self.scores}
+        described = {
+            key: [{"label_set": of.file.label_set, "path": of.file.path, "tasks": of.tasks} for of in found]
+            for key, found in files.items()
+        }
         # `asdict` would copy every name of a thousand tasks.
-        return {**asdict(replace(self, tasks=(), targets=())), "tasks": self.tasks, "targets": targets}
+        return {**asdict(replace(self, tasks=(), targets=(), scores=())), "tasks": self.tasks, **described}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Unit:
         """The unit that `to_dict` described, also after a detour through JSON."""
-        targets = tuple(Target(LabelFile(t["label_set"], t["path"]), tuple(t["tasks"])) for t in values["targets"])
+        targets, scores = (
+            tuple(Target(LabelFile(of["label_set"], of["path"]), tuple(of["tasks"])) for of in values[key])
+            for key in ("targets", "scores")
+        )
         vectors = None if values["vectors"] is None else LabelFile(**values["vectors"])
         tuples = {key: tuple(values[key]) for key in ("row_groups", "rows", "text_columns", "tasks")}
-        parts = {"source": SourceFile(**values["source"]), "targets": targets, "vectors": vectors}
+        parts = {"source": SourceFile(**values["source"]), "targets": targets, "scores": scores, "vectors": vectors}
         return cls(**{**values, **tuples, **parts})
 
     def footer(self, target: Target, definition: Definition, run: str) -> LabelFooter:
@@ -103,6 +115,9 @@ class Unit:
             text_columns_used=self.text_columns,
             id_column=definition.id_column,
             run=run,
+            decisions={
+                task: definition.view.decisions[task] for task in target.tasks if task in definition.view.decisions
+            },
         )
 
 
@@ -111,7 +126,7 @@ def encode_units(units: Iterable[Unit]) -> str:
     numbers: dict[tuple[str, ...], int] = {}
     described = [unit.to_dict() for unit in units]
     for unit in described:
-        for values in (unit, *unit["targets"]):
+        for values in (unit, *unit["targets"], *unit["scores"]):
             values["tasks"] = numbers.setdefault(values["tasks"], len(numbers))
     return json.dumps({"tasks": list(numbers), "units": described})
 
@@ -120,7 +135,7 @@ def decode_units(text: str) -> list[Unit]:
     """The units that `encode_units` described."""
     content = json.loads(text)
     for unit in content["units"]:
-        for values in (unit, *unit["targets"]):
+        for values in (unit, *unit["targets"], *unit["scores"]):
             values["tasks"] = content["tasks"][values["tasks"]]
     return [Unit.from_dict(unit) for unit in content["units"]]
 
@@ -215,20 +230,24 @@ class Plan:
         """Rows of all units: an article that tasks read by different columns counts once for each of these."""
         return sum(unit.num_rows for unit in self.units)
 
+    def units_from(self, source: SourceOfLabels) -> tuple[Unit, ...]:
+        """The units that are computed from texts, from stored vectors, or from stored scores."""
+        return tuple(unit for unit in self.units if unit.source_of_labels == source)
+
+    def cells_from(self, source: SourceOfLabels) -> int:
+        """Their cells."""
+        return sum(unit.num_cells for unit in self.units_from(source))
+
     @property
-    def units_from_vectors(self) -> tuple[Unit, ...]:
-        """The units for which no text is read."""
-        return tuple(unit for unit in self.units if unit.vectors is not None)
+    def num_rows_from_texts(self) -> int:
+        """Rows of the units for which texts are read."""
+        return sum(unit.num_rows for unit in self.units_from("texts"))
 
     @property
     def passes_per_text(self) -> float:
         """Forward passes of each text that is read, on average; 0 if none is."""
-        num_texts = self.num_articles_planned - sum(unit.num_rows for unit in self.units_from_vectors)
+        slices = {(unit.source.path, unit.rows): unit.num_rows for unit in self.units_from("texts")}
+        num_texts = sum(slices.values())
         if not self.pass_per_task or not num_texts:
             return float(num_texts > 0)
-        return (self.cells_planned - self.cells_from_vectors) / num_texts
-
-    @property
-    def cells_from_vectors(self) -> int:
-        """Cells that are computed from stored vectors."""
-        return sum(unit.num_cells for unit in self.units_from_vectors)
+        return self.cells_from("texts") / num_texts

@@ -52,6 +52,10 @@ class RunReport:
         gate: What the gate says of what is to be published; None if it was not asked.
         price_per_hour: Of a device, if costs are to be told.
         published: What it published; None before that, or where the gate is closed.
+        rows_from: Rows by what they were computed from: "texts", "vectors" or "scores".
+        cells_from: Cells likewise.
+        abstained: Task -> articles without a label because it is too unsure.
+        corrected: Task -> articles whose label a rule has changed.
         lake: What it committed to a Delta or Iceberg table; None before that, or if there is none.
     """
 
@@ -64,8 +68,8 @@ class RunReport:
     labelled: int = 0
     errors: int = 0
     cells_done: int = 0
-    rows_from_vectors: int = 0
-    cells_from_vectors: int = 0
+    rows_from: Counter[str] = field(default_factory=Counter)
+    cells_from: Counter[str] = field(default_factory=Counter)
     units_done: int = 0
     num_tokens: int = 0
     num_padded_tokens: int = 0
@@ -83,6 +87,8 @@ class RunReport:
     error_examples: list[dict[str, Any]] = field(default_factory=list)
     label_counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     list_counts: Counter[str] = field(default_factory=Counter)
+    abstained: Counter[str] = field(default_factory=Counter)
+    corrected: Counter[str] = field(default_factory=Counter)
     stage_seconds: Counter[str] = field(default_factory=Counter)
     stragglers: Stragglers = field(default_factory=Stragglers)
     unreadable: dict[str, str] = field(init=False)
@@ -106,9 +112,8 @@ class RunReport:
         self.labelled += result.labelled
         self.errors += result.errors
         self.cells_done += result.cells
-        if result.from_vectors:
-            self.rows_from_vectors += result.rows
-            self.cells_from_vectors += result.cells
+        self.rows_from[result.computed_from] += result.rows
+        self.cells_from[result.computed_from] += result.cells
         self.num_tokens += result.num_tokens
         self.num_padded_tokens += result.num_padded_tokens
         self.num_bytes += result.num_bytes
@@ -119,6 +124,8 @@ class RunReport:
         for task, counts in result.label_counts.items():
             self.label_counts[task].update(counts)
         self.list_counts.update(result.list_counts)
+        self.abstained.update(result.abstained)
+        self.corrected.update(result.corrected)
         return is_straggler
 
     def actor_started(self) -> None:
@@ -150,7 +157,7 @@ class RunReport:
 
     @property
     def performance(self) -> Performance | None:
-        """How fast the run labels texts; None if it has labelled none, or nothing but stored vectors."""
+        """How fast the run labels texts; None if it has read none."""
         if not self.num_tokens:
             return None
         return Performance(
@@ -186,8 +193,10 @@ class RunReport:
             "files": plan.num_files,
             "cells_planned": plan.cells_planned,
             "cells_done": self.cells_done,
-            "rows_from_vectors": self.rows_from_vectors,
-            "cells_from_vectors": self.cells_from_vectors,
+            "rows_from_vectors": self.rows_from["vectors"],
+            "cells_from_vectors": self.cells_from["vectors"],
+            "rows_from_scores": self.rows_from["scores"],
+            "cells_from_scores": self.cells_from["scores"],
             "cells_already_current": plan.cells_current,
             "planned_reasons": dict(plan.reasons.most_common()),
             "units_planned": len(plan.units),
@@ -204,6 +213,8 @@ class RunReport:
             "lake": None if self.lake is None else self.lake.to_dict(),
             "label_counts": {task: dict(counts.most_common()) for task, counts in sorted(self.label_counts.items())},
             "list_counts": dict(sorted(self.list_counts.items())),
+            "abstained": dict(sorted(self.abstained.items())),
+            "corrected": dict(sorted(self.corrected.items())),
             "num_tokens": self.num_tokens,
             "num_padded_tokens": self.num_padded_tokens,
             "num_bytes": self.num_bytes,
@@ -231,8 +242,7 @@ class RunReport:
         if self.price_per_hour is not None and self.num_actors:
             cost = self.device_hours * self.price_per_hour
             parts.append(f"{self.device_hours:.2f} device hours at {self.price_per_hour:g}: {cost:,.2f}")
-        if self.cells_from_vectors:
-            parts.append(f"{counted(self.cells_from_vectors, 'cell')} from stored vectors")
+        parts += self._decisions()
         if self.unreadable:
             parts.append(f"{counted(len(self.unreadable), 'source file')} not readable")
         if self.gate is not None and not self.gate.is_open:
@@ -246,6 +256,13 @@ class RunReport:
         if self.failure:
             parts.append(self.failure)
         return "; ".join(parts)
+
+    def _decisions(self) -> list[str]:
+        """What was not computed from texts, and what was decided otherwise than by the likeliest label."""
+        stored = {source: self.cells_from[source] for source in ("vectors", "scores")}
+        parts = [f"{counted(cells, 'cell')} from stored {source}" for source, cells in stored.items() if cells]
+        counts = {"too unsure for a label": self.abstained, "corrected by a rule": self.corrected}
+        return [*parts, *(f"{counted(of.total(), 'cell')} {what}" for what, of in counts.items() if of)]
 
 
 def write_report(report: RunReport) -> str:

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.text_rows import MAX_CHARS, TextRows, text_rows
 from mtop_batch.data.tokens import TextTokenizer, Tokens, reasons_without
+from mtop_batch.decisions.rules import rule_groups
 from mtop_batch.errors import BundleError, ConfigError, DataError
 from mtop_batch.labelling.run.device_copies import ToHost
 from mtop_batch.model.bundle.bundle import load_bundle
@@ -31,7 +32,7 @@ from mtop_batch.model.flops import measure_peak_flops_per_s
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.precision import with_bf16_encoder
 from mtop_batch.precision import PrecisionChoice, resolve_precision
-from mtop_batch.table.columns import VECTOR_COLUMN, OutputKind, TaskOutputs, label_columns
+from mtop_batch.table.columns import VECTOR_COLUMN, OutputKind, TaskOutputs, decide_outputs, label_columns
 from mtop_batch.tasks import Task, select_tasks
 
 RowIndices = npt.NDArray[np.int64]
@@ -65,7 +66,7 @@ class Predictor:
             earlier tasks are rounded. They do count where no other task is wanted.
 
     Raises:
-        TaskError: A wanted task is not one of the model's.
+        TaskError: A wanted task is not one of the model's, or a rule ties it to one that is not wanted.
         ConfigError: The precision is unknown, or nothing is wanted.
     """
 
@@ -81,6 +82,7 @@ class Predictor:
         max_batch_tokens: int | None = None,
     ) -> None:
         names = select_tasks(model.task_names if tasks is None else tasks, model.task_names)
+        rule_groups(task for task in model.tasks if task.name in names)
         if not names and not vectors:
             raise ConfigError(f"no task is wanted; name some of {', '.join(model.task_names)}")
         if vectors and model.pass_per_task:
@@ -144,7 +146,13 @@ class Predictor:
             max_batch_tokens=max_batch_tokens,
         )
 
-    def predict(self, texts: Sequence[str | None], seconds: Sequence[str | None] | None = None) -> pa.Table:
+    def predict(
+        self,
+        texts: Sequence[str | None],
+        seconds: Sequence[str | None] | None = None,
+        *,
+        corrections: bool = False,
+    ) -> pa.Table:
         """Label texts, or pairs of texts.
 
         As in a corpus, a text that is null, blank or says nothing is left out of its pair, and a row without any text
@@ -153,6 +161,7 @@ class Predictor:
         Args:
             texts: One per row.
             seconds: The second text of each row, for tasks on pairs.
+            corrections: Say too where a rule has changed the label, as `<task>_corrected`.
 
         Returns:
             One row per text, in order: the columns of every task as in the label table (`OutputKind.fields`), `vector`
@@ -165,11 +174,17 @@ class Predictor:
         tokens = self._tokenizer.encode(rows.texts.to_pylist(), rows.seconds.to_pylist())
         errors = pa.array(reasons_without(tokens, rows.errors.to_pylist()), pa.string())
         outputs = self.predict_tokens(tokens)
-        columns = dict(label_columns(self.tasks, outputs, errors.is_null().to_numpy(zero_copy_only=False)))
+        decided = decide_outputs(self.tasks, outputs)
+        valid = errors.is_null().to_numpy(zero_copy_only=False)
+        columns = dict(label_columns(self.tasks, outputs, valid, decided))
         fields = [field for task in self.tasks for field in OutputKind.of(task).fields(task.name)]
         fields += [pa.field(name, columns[name].type) for name in [VECTOR_COLUMN] if name in columns]
-        schema = pa.schema([*fields, pa.field("error", pa.string())])
-        return pa.table({**columns, "error": errors}, schema=schema)
+        if corrections:
+            marks = {f"{name}_corrected": pa.array(of_task.corrected) for name, of_task in decided.items()}
+            columns |= marks
+            fields += [pa.field(name, pa.bool_()) for name in marks]
+        arrays = [columns[field.name] for field in fields]
+        return pa.table([*arrays, errors], schema=pa.schema([*fields, pa.field("error", pa.string())]))
 
     def predict_tokens(self, tokens: Tokens) -> TaskOutputs:
         """Label R rows of tokens; rows without tokens get label -1 and score NaN.

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,15 +23,24 @@ from mtop_batch.corpus.files import UnreadableSource
 from mtop_batch.data.text_rows import MAX_CHARS
 from mtop_batch.data.tokens import TextTokenizer, Tokens, reasons_without
 from mtop_batch.errors import MtopError, one_line
-from mtop_batch.labelling.plan.work import Target, Unit
+from mtop_batch.labelling.plan.work import SourceOfLabels, Target, Unit
 from mtop_batch.labelling.run.probes import ProbePredictor, read_vectors
 from mtop_batch.labelling.run.read_rows import read_unit
+from mtop_batch.labelling.run.scores import read_scores
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.storage.retry import DEFAULT_RETRY_TIMEOUT_S, EventSink, ignore_event, with_retries
-from mtop_batch.table.columns import VECTOR_COLUMN, label_columns, label_counts
+from mtop_batch.table.columns import (
+    VECTOR_COLUMN,
+    TaskOutputs,
+    decide_outputs,
+    label_columns,
+    label_counts,
+    stored_outputs,
+)
 from mtop_batch.table.definition import Definition
 from mtop_batch.table.lease.lease import LeaseToken
 from mtop_batch.table.store import write_label_file
+from mtop_batch.tasks import Task
 
 if TYPE_CHECKING:
     from mtop_batch.labelling.run.predictor import Predictor
@@ -83,20 +93,22 @@ class UnitResult:
         labelled: Rows that have labels.
         errors: Rows that have the reason why they have none.
         cells: Rows x tasks that are current now.
-        from_vectors: The labels were computed from stored vectors.
+        computed_from: What the labels were computed from.
         unreadable: Why the source could not be read, if so.
         error_reasons: How often each reason occurred.
         error_examples: The first few rows without labels: row number in the source file and reason.
         label_counts: Task -> label -> articles.
         list_counts: Task -> articles, of tasks that give an article any number of labels.
+        abstained: Task -> articles without a label because it is too unsure.
+        corrected: Task -> articles whose label a rule has changed.
         num_tokens: Tokens of the texts, without padding.
         num_padded_tokens: Tokens that went through the model, prompts aside.
         num_bytes: Bytes of the label files.
         flops: FLOP that the texts take (`mtop_batch.model.flops`).
         peak_flops_per_s: Measured peak of the device: FLOP/s of a large matrix product.
         retries: How often storage did not answer and was asked again.
-        seconds: Per stage ("read", "tokenise", "model", "write"; "probes" in place of the two in the middle where
-            labels are computed from stored vectors).
+        seconds: Per stage ("read", "tokenise", "model", "write"; "probes" or "decide" in place of the two in the middle
+            where labels are computed from stored vectors or scores).
     """
 
     source: str
@@ -105,12 +117,14 @@ class UnitResult:
     labelled: int = 0
     errors: int = 0
     cells: int = 0
-    from_vectors: bool = False
+    computed_from: SourceOfLabels = "texts"
     unreadable: str | None = None
     error_reasons: dict[str, int] = field(default_factory=dict)
     error_examples: list[dict[str, Any]] = field(default_factory=list)
     label_counts: dict[str, dict[str, int]] = field(default_factory=dict)
     list_counts: dict[str, int] = field(default_factory=dict)
+    abstained: dict[str, int] = field(default_factory=dict)
+    corrected: dict[str, int] = field(default_factory=dict)
     num_tokens: int = 0
     num_padded_tokens: int = 0
     num_bytes: int = 0
@@ -126,10 +140,10 @@ def pieces_of_work(units: Iterable[Unit], max_rows: int) -> list[list[Unit]]:
     Many small files then cost one batch of the model and one task of the engine, not one each.
     """
     pieces: list[list[Unit]] = []
-    newest: dict[tuple[tuple[str, ...], bool], list[Unit]] = {}
-    num_rows: Counter[tuple[tuple[str, ...], bool]] = Counter()
+    newest: dict[tuple[tuple[str, ...], str], list[Unit]] = {}
+    num_rows: Counter[tuple[tuple[str, ...], str]] = Counter()
     for unit in units:
-        alike = unit.tasks, unit.vectors is None
+        alike = unit.tasks, unit.source_of_labels
         if alike not in newest or num_rows[alike] + unit.num_rows > max_rows:
             newest[alike] = []
             num_rows[alike] = 0
@@ -179,15 +193,13 @@ def label(streams: Sequence[Any], predictor: Predictor) -> list[bytes]:
     for table, unit, result in opened:
         rows = slice(start, start + len(table))
         start += len(table)
-        valid = pc.is_null(table["error"]).to_numpy()
-        columns = {"id": table["id"], **dict(label_columns(predictor.tasks, outputs[rows], valid))}
         share = len(table) / max(1, len(tokens))
         result.num_tokens = int(tokens.lengths[rows].sum())
         result.num_padded_tokens = round(outputs.num_padded_tokens * share)
         result.flops = outputs.flops * share
         result.peak_flops_per_s = peak_flops_per_s
         result.seconds["model"] = outputs.seconds * share
-        labelled.append(_stream(pa.table({**columns, "error": table["error"]}), unit, result))
+        labelled.append(_stream(_labelled(table, predictor.tasks, outputs[rows], result), unit, result))
     return labelled
 
 
@@ -204,6 +216,16 @@ def label_from_vectors(job: LabelJob, units: Sequence[Unit], predictor: ProbePre
         StorageError: Storage did not answer for the job's retry timeout.
     """
     return [_label_from_vectors(job, unit, predictor.of(unit.tasks)) for unit in units]
+
+
+def label_from_scores(job: LabelJob, units: Sequence[Unit]) -> list[bytes]:
+    """First and second stage of units of which the scores are stored: only decisions are made, and no model is read.
+
+    Raises:
+        DamagedLabelFile: A label file with scores is not what it was when the run was planned.
+        StorageError: Storage did not answer for the job's retry timeout.
+    """
+    return [_label_from_scores(job, unit) for unit in units]
 
 
 def write(job: LabelJob, streams: Sequence[Any]) -> list[UnitResult]:
@@ -247,16 +269,38 @@ def _read_unit(job: LabelJob, unit: Unit, tokenizer: TextTokenizer) -> bytes:
 
 
 def _label_from_vectors(job: LabelJob, unit: Unit, predictor: ProbePredictor) -> bytes:
-    result = UnitResult(unit.source.path, str(unit), from_vectors=True)
+    result = UnitResult(unit.source.path, str(unit), computed_from="vectors")
     started = time.perf_counter()
     read = partial(read_vectors, job.labels, unit)
     table, result.retries = with_retries(read, result.unit, job.event_sink, job.retry_timeout_s)
     result.seconds["read"] = time.perf_counter() - started
     outputs = predictor.predict(table[VECTOR_COLUMN])
     result.seconds["probes"] = outputs.seconds
+    return _stream(_labelled(table, predictor.tasks, outputs, result), unit, result)
+
+
+def _label_from_scores(job: LabelJob, unit: Unit) -> bytes:
+    result = UnitResult(unit.source.path, str(unit), computed_from="scores")
+    started = time.perf_counter()
+    read = partial(read_scores, job.labels, unit)
+    table, result.retries = with_retries(read, result.unit, job.event_sink, job.retry_timeout_s)
+    result.seconds["read"] = time.perf_counter() - started
+    wanted = set(unit.tasks)
+    tasks = [task for task in job.definition.tasks if task.name in wanted]
+    outputs = stored_outputs(tasks, {name: table[name] for name in table.column_names}, len(table))
+    labelled = _labelled(table, tasks, outputs, result)
+    result.seconds["decide"] = time.perf_counter() - started - result.seconds["read"]
+    return _stream(labelled, unit, result)
+
+
+def _labelled(table: pa.Table, tasks: Sequence[Task], outputs: TaskOutputs, result: UnitResult) -> pa.Table:
+    """`id`, the columns of the tasks, and `error`; what rules have corrected is counted."""
+    decided = decide_outputs(tasks, outputs)
+    counts = {name: int(np.count_nonzero(of_task.corrected)) for name, of_task in decided.items()}
+    result.corrected = {name: count for name, count in counts.items() if count}
     valid = pc.is_null(table["error"]).to_numpy()
-    columns = {"id": table["id"], **dict(label_columns(predictor.tasks, outputs, valid))}
-    return _stream(pa.table({**columns, "error": table["error"]}), unit, result)
+    columns = dict(label_columns(tasks, outputs, valid, decided))
+    return pa.table({"id": table["id"], **columns, "error": table["error"]})
 
 
 def _tokenised(job: LabelJob, unit: Unit, tokenizer: TextTokenizer, result: UnitResult) -> pa.Table:
@@ -322,6 +366,8 @@ def _count(table: pa.Table, unit: Unit, result: UnitResult) -> None:
         if f"{task}_label" in names:
             labels = table[f"{task}_label"]
             result.label_counts[task] = label_counts(labels)
+            if num_abstained := labels.null_count - result.errors:
+                result.abstained[task] = num_abstained
             if pa.types.is_list(labels.type):
                 result.list_counts[task] = len(labels) - labels.null_count
 

@@ -5,6 +5,7 @@
     model.safetensors    all weights
     tokenizer files      as transformers writes them
     metrics.json         task -> metric -> value
+    decisions.json       task -> what was fitted to decide its labels, and what that reaches; reliability.png shows it
     training.json        the resolved configuration
     README.md            the model card, free to be edited
 
@@ -26,10 +27,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from mtop_batch import storage
+from mtop_batch.decisions.identity import decision_hashes
 from mtop_batch.errors import BundleError, one_line
 from mtop_batch.model.bundle.card import model_card
 from mtop_batch.model.bundle.files import (
     CONFIG,
+    DECISIONS,
     FORMAT,
     bundle_name,
     checked_directory,
@@ -37,19 +40,20 @@ from mtop_batch.model.bundle.files import (
     json_digest,
     load_tokenizer,
     read_config,
+    read_decisions,
     write_json,
 )
 from mtop_batch.model.bundle.fingerprints import (
-    decision_fingerprints,
     task_fingerprints,
     tokenizer_digest,
     vector_fingerprint,
 )
+from mtop_batch.model.bundle.reliability import reliability_plot
 from mtop_batch.model.encoder.backbone import quiet_transformers
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.kinds.by_name import model_class
 
-_CARD = "README.md"
+_CARD, RELIABILITY = "README.md", "reliability.png"
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,14 @@ class Bundle:
         model: In evaluation mode, float32, on the CPU.
         tokenizer: The fast tokenizer it was trained with.
         fingerprints: The score hash of every task, by name, in the model's order.
-        decisions: The decision hash of every task, likewise.
+        decisions: The decision hash of every task, likewise; empty for one that decides as every task does.
         uri: Where it was loaded from.
         name: The last part of the URI.
         digest: Of everything in the bundle but the card; two bundles with the same digest are the same.
         backbone_name: What `backbone.name` of the training configuration was.
         metrics: Task -> metric -> value.
         training_config: The resolved configuration it was trained with.
+        decision_reports: Task -> what was fitted to decide its labels, on what, and what that reaches.
     """
 
     model: MultiTaskModel
@@ -79,6 +84,7 @@ class Bundle:
     backbone_name: str
     metrics: dict[str, dict[str, float]]
     training_config: dict[str, Any]
+    decision_reports: dict[str, Any]
 
 
 def save_bundle(
@@ -90,6 +96,7 @@ def save_bundle(
     training_config: Mapping[str, Any],
     backbone_name: str,
     run: str = "",
+    decisions: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, str]:
     """Write a bundle, `config.json` last: while that is missing, there is no bundle.
 
@@ -104,6 +111,7 @@ def save_bundle(
         training_config: JSON-ready.
         backbone_name: What `backbone.name` of the configuration was.
         run: Digest of the training run that made it (`engine.run_directory`); empty if none is known.
+        decisions: Task -> what was fitted to decide its labels, as `training.fit_decisions` describes it.
 
     Returns:
         The fingerprint (score hash) of every task.
@@ -118,7 +126,6 @@ def save_bundle(
         "backbone": backbone_name,
         "run": run,
         "fingerprints": fingerprints,
-        "decisions": decision_fingerprints(model),
         "vector_fingerprint": vector_fingerprint(model, tokenizer_sha),
         "pass_per_task": model.pass_per_task,
     }
@@ -131,7 +138,11 @@ def save_bundle(
         tokenizer.save_pretrained(directory)
         write_json(directory / "metrics.json", metrics)
         write_json(directory / "training.json", training_config)
+        write_json(directory / DECISIONS, decisions or {})
         _seal(directory, described)
+        plot = reliability_plot(decisions or {})
+        if plot is not None:  # beside the card, and no part of the bundle's digest either
+            (directory / RELIABILITY).write_bytes(plot)
         card = model_card(
             bundle_name(uri),
             model.config.model_type,
@@ -141,6 +152,8 @@ def save_bundle(
             backbone_name,
             model.config.max_tokens,
             model.num_passes(model.task_names),
+            decisions or {},
+            RELIABILITY if plot is not None else "",
         )
         (directory / _CARD).write_text(card)
         _put(directory, uri)
@@ -178,13 +191,14 @@ def load_bundle(uri: str) -> Bundle:
         model=model.eval(),
         tokenizer=load_tokenizer(directory, uri),
         fingerprints={name: described["fingerprints"][name] for name in model.task_names},
-        decisions={name: described["decisions"][name] for name in model.task_names},
+        decisions=decision_hashes(model.tasks, described["fingerprints"]),
         uri=uri,
         name=bundle_name(uri),
         digest=described["digest"],
         backbone_name=described["backbone"],
         metrics=metrics,
         training_config=training_config,
+        decision_reports=read_decisions(str(directory)),
     )
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from mtop_batch.json_text import to_json
 from mtop_batch.tasks import Task
 
+_MAX_LABELS = 20
+
 
 def model_card(
     name: str,
@@ -19,6 +21,8 @@ def model_card(
     backbone_name: str,
     max_tokens: int,
     num_passes: int,
+    decisions: Mapping[str, Mapping[str, Any]] | None = None,
+    plot: str = "",
 ) -> str:
     """The card as Markdown.
 
@@ -31,6 +35,8 @@ def model_card(
         backbone_name: As in the configuration.
         max_tokens: At which texts are cut.
         num_passes: Forward passes that all tasks take.
+        decisions: Task -> what was fitted to decide its labels.
+        plot: Name of the reliability plot beside the card; empty if there is none.
     """
     rows = "\n".join(_row(task, metrics.get(task.name, {})) for task in tasks)
     return f"""---
@@ -47,7 +53,7 @@ Backbone: `{backbone_name}`. Texts are cut at {max_tokens} tokens.
 | task | kind | reads | labels | text columns | on its evaluation data |
 |---|---|---|---|---|---|
 {rows}
-
+{_decisions(decisions or {}, plot)}
 ## Use
 
     mtop predict --model {name} "Some text"
@@ -67,6 +73,49 @@ Predictor.load("{name}").predict(["Some text"])
 {to_json(training_config, indent=2)}
 ```
 """
+
+
+def _decisions(decisions: Mapping[str, Mapping[str, Any]], plot: str) -> str:
+    """How probabilities become labels, and how far they can be trusted, on the same data."""
+    if not decisions:
+        return ""
+    rows = "\n".join(
+        f"| {name} | {of['temperature']:.3g} | {_number(of['before']['error'])} | {_number(of['after']['error'])} | "
+        f"{_number(of['after']['brier'])} | {_decides(of)} |"
+        for name, of in decisions.items()
+    )
+    return f"""
+## Decisions
+
+A score is the probability of its label. On the evaluation data, by the expected calibration error (ECE) and the Brier
+score:
+
+| task | temperature | ECE before | ECE | Brier | decides |
+|---|---|---|---|---|---|
+{rows}
+{f"{chr(10)}![How often a label is right, by its score]({plot}){chr(10)}" if plot else ""}"""
+
+
+def _decides(of: Mapping[str, Any]) -> str:
+    """In words."""
+    words = []
+    if of["wish"]:
+        (key, value), *_ = of["wish"].items()
+        reached = [
+            f"{label['label']} from {label['threshold']:.3g} on (precision {_share(label['precision'])}, "
+            f"recall {_share(label['recall'])})"
+            for label in of["labels"][:_MAX_LABELS]
+        ]
+        more = len(of["labels"]) - len(reached)
+        words.append(f"{key} {value}: {', '.join(reached)}{f', and {more} more labels' if more else ''}")
+    if of["abstain_below"]:
+        words.append(f"abstains below {of['abstain_below']:g} ({_share(of['abstained'])} of the examples)")
+    words += [f"`{rule}`" for rule in of["rules"]]
+    return "; ".join(words).replace("|", "\\|").replace("\n", " ") or "the likeliest"
+
+
+def _share(value: float | None) -> str:
+    return "undefined" if value is None or math.isnan(value) else f"{value:.1%}"
 
 
 def _count(number: int, noun: str, ending: str = "s") -> str:

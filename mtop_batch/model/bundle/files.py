@@ -24,13 +24,15 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mtop_batch import storage
+from mtop_batch.decisions.identity import decision_hashes
+from mtop_batch.decisions.rules import rule_groups
 from mtop_batch.errors import BundleError, TaskError, one_line
 from mtop_batch.json_text import to_json
 from mtop_batch.model.foreign import foreign_settings
 from mtop_batch.tasks import Task, check_task_names
 
 FORMAT = 3
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, DECISIONS = "config.json", "model.safetensors", "decisions.json"
 _FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
 _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
 
@@ -42,7 +44,6 @@ class _TaskEntry(BaseModel):
 class _Described(BaseModel):
     backbone: str
     fingerprints: dict[str, _Hash]
-    decisions: dict[str, _Hash]
     vector_fingerprint: str
     pass_per_task: bool
     files: dict[_FileName, _Hash]
@@ -67,7 +68,8 @@ class BundleInfo:
         tasks: In the model's order.
         kind: Of the model.
         fingerprints: The score hash of every task, by name, in the same order.
-        decisions: The decision hash of every task, by name, in the same order.
+        decisions: The decision hash of every task, by name, in the same order; empty for one that decides as every task
+            does.
         vector_fingerprint: Of document vectors; empty if the model has none.
         pass_per_task: Whether a text goes through the encoder once for each task.
         max_tokens: Where texts are cut.
@@ -113,7 +115,7 @@ def read_bundle_info(uri: str) -> BundleInfo:
         tasks=tasks,
         kind=config["model_type"],
         fingerprints={task.name: described["fingerprints"][task.name] for task in tasks},
-        decisions={task.name: described["decisions"][task.name] for task in tasks},
+        decisions=decision_hashes(tasks, described["fingerprints"]),
         vector_fingerprint=described["vector_fingerprint"],
         pass_per_task=described["pass_per_task"],
         max_tokens=config["max_tokens"],
@@ -122,6 +124,22 @@ def read_bundle_info(uri: str) -> BundleInfo:
         digest=described["digest"],
         run=described.get("run", ""),
     )
+
+
+def read_decisions(uri: str) -> dict[str, Any]:
+    """What was fitted to decide the labels of a bundle's tasks, by task; nothing where nothing was.
+
+    Raises:
+        BundleError: The file is damaged.
+        LabelTableError: The storage cannot be reached or refuses.
+    """
+    try:
+        found = json.loads(storage.read_bytes(storage.join(storage.absolute(uri), DECISIONS)))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise BundleError(f"{DECISIONS} of the bundle {uri} is damaged ({error}); write the bundle again") from error
+    return found if isinstance(found, dict) else {}
 
 
 def check_bundle(uri: str) -> None:
@@ -219,16 +237,17 @@ def _problem(config: dict[str, Any]) -> str | None:
     """What is wrong with a configuration that has the right checksum, if anything: it may come from anywhere."""
     try:
         described = _Config.model_validate(config).bundle
-        names = [task.name for task in _tasks(config)]
+        tasks = _tasks(config)
+        names = [task.name for task in tasks]
         check_task_names(names)
+        rule_groups(tasks)
     except ValidationError as error:
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     except (TaskError, TypeError) as error:
         return one_line(error)
-    for what, hashes in (("fingerprints", described.fingerprints), ("decisions", described.decisions)):
-        if missing := set(names) - hashes.keys():
-            return f"bundle.{what} lacks {sorted(missing)[0]!r}"
+    if missing := set(names) - described.fingerprints.keys():
+        return f"bundle.fingerprints lacks {sorted(missing)[0]!r}"
     if WEIGHTS not in described.files:
         return f"bundle.files lacks {WEIGHTS!r}"
     for key, value in foreign_settings(config).items():

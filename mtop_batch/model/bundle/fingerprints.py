@@ -8,7 +8,8 @@ its pooler, head and LoRA, or what else its kind of model has it read. It covers
 scores are kept (`Task.scores`), no other isolated task or one of its group, no encoder of another task, not where the
 bundle lies. So adding isolated tasks leaves the fingerprints of the tasks already there unchanged.
 
-The *decision hash* covers what only turns scores into labels. A change of it costs no forward pass.
+The *decision hash* covers what only turns scores into labels (`mtop_batch.decisions.identity`). A change of it costs no
+forward pass.
 
 Document vectors have a fingerprint too, without any task in it; that of a task which reads the vector is made of it and
 the task's own weights.
@@ -31,7 +32,6 @@ from mtop_batch.model.kinds.base import MultiTaskModel
 # They count up when the same weights and tokens come to give other outputs because the code that runs them changed.
 COMPUTATION = 1
 VECTOR_COMPUTATION = 1
-DECISION = 1
 _HEX_DIGITS = 32
 
 
@@ -61,15 +61,6 @@ def task_fingerprints(model: MultiTaskModel, tokenizer_digest: str) -> dict[str,
             common = {"vector": _of_vector(common)}
         fingerprints[task.name] = json_digest({**common, **own})[:_HEX_DIGITS]
     return fingerprints
-
-
-def decision_fingerprints(model: MultiTaskModel) -> dict[str, str]:
-    """The decision hash of every task, by name: 32 hexadecimal digits.
-
-    Every task of a kind decides in the same way today: the label of the highest score, all labels of at least one half,
-    or the value itself (`mtop_batch.decisions`).
-    """
-    return {name: json_digest({"decision": DECISION})[:_HEX_DIGITS] for name in model.task_names}
 
 
 def vector_fingerprint(model: MultiTaskModel, tokenizer_digest: str) -> str:

@@ -313,6 +313,13 @@ class MultiTaskModel(EncoderModel):
         """The tasks in the order of the outputs."""
         return [Task.from_dict(entry["task"]) for entry in self.config.tasks]
 
+    def set_tasks(self, tasks: Iterable[Task]) -> None:
+        """Replace definitions of tasks by others that differ in what outputs do not depend on, such as decisions."""
+        changed = {task.name: task.to_dict() for task in tasks}
+        self.config.tasks = [
+            {**entry, "task": changed.get(entry["task"]["name"], entry["task"])} for entry in self.config.tasks
+        ]
+
     @property
     def task_names(self) -> list[str]:
         """The tasks' names in the order of the outputs."""

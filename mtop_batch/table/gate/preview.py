@@ -106,9 +106,9 @@ class _Preview:
             if start == 0:
                 change.new_errors = _new_errors(new, old)
             for task in some:
-                of_task = change.tasks[task] = TaskChange(self._kinds[task].kind, self._wanted.fingerprints[task])
+                of_task = change.tasks[task] = TaskChange(self._kinds[task].kind, self._wanted.identity(task))
                 made = None if footer is None else footer.tasks.get(task)
-                replaced = ("", "") if made is None else (made.bundle, made.fingerprint)
+                replaced = ("", "") if made is None else (made.bundle, made.identity)
                 of_task.add(task, new, old, source=content.source.path, replaced=replaced)
         return change
 

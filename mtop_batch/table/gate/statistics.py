@@ -20,6 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 MAX_EXAMPLES = 5
+NO_LABEL = "(no label)"
+"""Stands for the label of an article that a task is too unsure of (`Decision.abstain_below`)."""
 SCORE_BINS = 20
 # Bins of values grow with the value: 0.1 wide near zero, a tenth of the value far from it.
 _VALUE_BINS_PER_UNIT = 10
@@ -165,8 +167,8 @@ class TaskChange:
             self.products += np.array([first @ first, second @ second, first @ second])
             return num_both
         names: dict[str, int] = {}
-        new_codes = _codes(new[f"{task}_label"], names)
-        old_codes = new_codes if old is None else _codes(old[f"{task}_label"], names)
+        new_codes = _codes(_named(new, task), names)
+        old_codes = new_codes if old is None else _codes(_named(old, task), names)
         known = list(names)
         self._count_fresh(new_codes[is_fresh], known)
         self._count_pairs(old_codes[in_both], new_codes[in_both], known)
@@ -372,11 +374,14 @@ class _GivenLabels:
     @classmethod
     def of(cls, table: pa.Table, task: str, names: dict[str, int]) -> _GivenLabels:
         """Those of a task; `names` gets the labels that it lacks."""
-        labels = table[f"{task}_label"]
+        labels, scores = table[f"{task}_label"], table[f"{task}_score"]
+        is_there = scores.is_valid().to_numpy()
+        # One that the task is too unsure of has scores, but no labels.
+        scores = pc.if_else(labels.is_valid(), scores, pa.scalar(None, scores.type))
         lengths = pc.list_value_length(labels).fill_null(0).to_numpy()
         codes = _codes(pc.list_flatten(labels), names)
-        scores = pc.list_flatten(table[f"{task}_score"]).cast(pa.float64()).to_numpy()
-        return cls(labels.is_valid().to_numpy(), np.repeat(np.arange(len(table)), lengths), codes, scores)
+        numbers = pc.list_flatten(scores).cast(pa.float64()).to_numpy()
+        return cls(is_there, np.repeat(np.arange(len(table)), lengths), codes, numbers)
 
     @classmethod
     def nothing(cls, num_rows: int) -> _GivenLabels:
@@ -403,6 +408,15 @@ def _numbers(table: pa.Table, column: str) -> Floats:
     if column not in table.schema.names:
         return np.full(len(table), np.nan)
     return table[column].cast(pa.float64()).to_numpy()
+
+
+def _named(table: pa.Table, task: str) -> pa.ChunkedArray:
+    """The labels, with a name where there is a score and no label."""
+    labels = table[f"{task}_label"]
+    labels = labels.cast(pa.string()) if labels.null_count else labels
+    return (
+        pc.if_else(table[f"{task}_score"].is_valid(), labels.fill_null(NO_LABEL), None) if labels.null_count else labels
+    )
 
 
 def _codes(column: pa.ChunkedArray, names: dict[str, int]) -> npt.NDArray[np.int64]:
