@@ -36,6 +36,8 @@ Metric = Literal[
 ]
 ScoresKept = Literal["label", "all"]
 """Whose probabilities the label table keeps: those of the labels that a text is given, or those of all labels too."""
+Combine = Literal["mean", "max", "first"]
+"""How what a text's windows say becomes one thing."""
 
 TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
 READERS: tuple[Reader, ...] = get_args(Reader)
@@ -90,6 +92,9 @@ class Task:
             computed depends on it.
         decision: How probabilities become its labels. Set once it is trained; a new task decides as every task does:
             the likeliest label, or of a multi-label task all of at least one half.
+        combine: Of a long text that a model reads in windows: "mean" of their logits (of a regression, of their
+            values), "max" for each label by itself, or "first", what the first window says alone. A task that reads the
+            vector has "mean": it reads that of all windows.
 
     Raises:
         TaskError: A field is outside what is allowed.
@@ -105,6 +110,7 @@ class Task:
     std: float = 1.0
     scores: ScoresKept = "label"
     decision: Decision = field(default_factory=Decision)
+    combine: Combine = "mean"
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -119,11 +125,17 @@ class Task:
             ("kind", self.kind, (*TASK_KINDS, PROBE)),
             ("reads", self.reads, READERS),
             ("scores", self.scores, get_args(ScoresKept)),
+            ("combine", self.combine, get_args(Combine)),
         ):
             if value not in allowed:
                 raise TaskError(f"task {self.name!r}: {key} = {value!r} is not one of {', '.join(allowed)}")
         self._check_labels()
         self._check_decision()
+        if self.reads_vector and self.combine != "mean":
+            raise TaskError(
+                f"task {self.name!r}: combine = {self.combine!r} does not fit a task that reads the vector, which is "
+                "the mean over a text's windows; remove it"
+            )
         if not 1 <= len(self.text) <= 2 or len(set(self.text)) < len(self.text):
             raise TaskError(
                 f"task {self.name!r}: text = {list(self.text)} names {len(self.text)} columns; "

@@ -26,7 +26,7 @@ from mtop_batch.errors import TaskError
 from mtop_batch.lines import listed
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.storage import absolute, check_address
-from mtop_batch.tasks import LabelBy, Metric, Reader, ScoresKept, Task, TaskKind, check_task_names
+from mtop_batch.tasks import Combine, LabelBy, Metric, Reader, ScoresKept, Task, TaskKind, check_task_names
 
 Address = Annotated[str, AfterValidator(check_address)]
 """Where data or bundles are: without credentials, for a bundle holds its configuration."""
@@ -35,6 +35,9 @@ RateKind = Literal["linear", "constant", "steps", "frozen"]
 AlphaDecay = Literal["linear", "exponential", "cosine", "demon"]
 _MAX_BATCH = 1_000_000
 _MAX_GROUPS = 256
+_WINDOW_OVERLAP, _MAX_WINDOWS = 16, 8
+# Of a text: twenty thousand articles, a unit of work, have a place in memory together.
+_MOST_TOKENS = 32_768
 
 # The task of every step of a run is drawn at its start.
 _MAX_EPOCHS = 10_000
@@ -59,12 +62,53 @@ class BackboneConfig(_Section):
     """A hub id, a local directory, or `package:<package>/<directory>` inside an installed package."""
     max_tokens: int = Field(128, ge=8, le=8192)
     """Texts are cut to this many tokens, special tokens included; prompts do not count."""
+    long_texts: Literal["cut", "windows"] = "cut"
+    """"windows": a text longer than `max_tokens` is read in windows of so many tokens, and each task combines what they
+    say (`combine`). Of a pair the longer text is divided, and the other one stands in every window."""
+    window_overlap: int | None = Field(None, ge=0, le=8192)
+    """Tokens that a window shares with the one before; 16 without this key. Only with "windows"."""
+    max_windows: int | None = Field(None, ge=2, le=256)
+    """Windows of a text, what is behind them is not read; 8 without this key. Only with "windows"."""
 
     @field_validator("name")
     @classmethod
     def _of_a_directory(cls, name: str) -> str:
         # Other names may be those of the hub as well as of a directory: whoever loads it finds out.
         return absolute(name) if name.startswith(("~", "file:")) else name
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> Self:
+        if self.long_texts == "cut":
+            for key in ("window_overlap", "max_windows"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f'{key} is for long_texts = "windows"; set that, or remove {key}')
+        elif (most := self.text_limits["max_windows"] * self.max_tokens) > _MOST_TOKENS:
+            raise ValueError(
+                f"max_windows times max_tokens is {most:,} tokens of a text; at most {_MOST_TOKENS:,} are allowed"
+            )
+        return self
+
+    @classmethod
+    def of(cls, name: str, text_limits: Mapping[str, int]) -> BackboneConfig:
+        """The section of a bundle.
+
+        Args:
+            name: Of the backbone.
+            text_limits: Of the bundle, as the property of that name has them.
+        """
+        if text_limits["max_windows"] == 1:
+            text_limits = {"max_tokens": text_limits["max_tokens"]}
+        long_texts = "windows" if "max_windows" in text_limits else "cut"
+        return cls.model_validate({"name": name, "long_texts": long_texts, **text_limits})
+
+    @property
+    def text_limits(self) -> dict[str, int]:
+        """How much of a text is read, as the tokeniser and the model take it."""
+        if self.long_texts == "cut":
+            return {"max_tokens": self.max_tokens, "max_windows": 1, "window_overlap": 0}
+        most = _MAX_WINDOWS if self.max_windows is None else self.max_windows
+        overlap = _WINDOW_OVERLAP if self.window_overlap is None else self.window_overlap
+        return {"max_tokens": self.max_tokens, "max_windows": most, "window_overlap": overlap}
 
 
 class ModelConfig(_Section):
@@ -439,6 +483,9 @@ class TaskConfig(_Section):
     """What the label table keeps: "label", the probability of the label, or of each label that a text is given; "all",
     those of all labels too, as a column `<task>_scores`. No label depends on it; but a decision about more than two
     labels can only be changed without reading texts where the scores of all are stored."""
+    combine: Combine = "mean"
+    """Of a long text that is read in windows, what the task makes of them: the "mean" of their logits; "max", the
+    largest of each label, which finds what is said anywhere; or "first", the first window alone."""
     metric: Metric | None = None
     """What judges the task; the mean over the tasks chooses the checkpoint. The kind's first one if left out."""
     decide: DecideConfig | None = None
@@ -519,6 +566,7 @@ class TaskConfig(_Section):
             self.metric or "",
             self.reads or default_reader,
             scores=self.scores,
+            combine=self.combine,
         )
 
 
@@ -587,6 +635,12 @@ class Config(_Section):
         if not self.task:  # a constraint of the field would also complain of a list whose tasks have mistakes
             raise TaskError("there is no task; add at least one [[task]]")
         check_task_names(task.name for task in self.task)
+        combining = [task for task in self.task if task.combine != "mean"]
+        if combining and self.backbone.long_texts == "cut":
+            raise TaskError(
+                f"task {combining[0].name!r}: combine = {combining[0].combine!r} is about windows, and texts are cut; "
+                'set backbone.long_texts = "windows", or remove it'
+            )
         grouped = [task.name for task in self.task if task.prompt_group is not None]
         if grouped and not isinstance(self.model, MTOPModelConfig):
             raise TaskError(f"task {grouped[0]!r}: model.kind = {self.model.kind!r} has no prompt_group; remove it")

@@ -1,8 +1,8 @@
-"""How `TextTokenizer` tokenises only the beginning of a text and yet gets the ids of the whole one, truncated.
+"""How `TextTokenizer` tokenises only the beginning of a text and yet gets the ids of the whole one, cut or divided.
 
 Each text is cut at the last safe place within a limit of characters (`mtop_batch.data.char_cuts`) and tokenised. If the
 tokens are enough, no more text can change them; otherwise the row goes round again with a higher limit. Special tokens
-are added here, from a template read off the tokenizer once, because truncating a pair needs both texts' lengths first.
+are added here, from a template read off the tokenizer once, because dividing a pair needs both texts' lengths first.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from mtop_batch.data.char_cuts import find_cut, safe_cuts
 from mtop_batch.data.silence import SilenceDetector
+from mtop_batch.data.windows import Part, Windows
 from mtop_batch.errors import ConfigError
 
 # Characters per token to try first; English news has about 4.6, so nearly every article is done in one go.
@@ -26,58 +27,81 @@ _GROWTH = 2
 TokenIds = list[int]
 
 
+class Encoded(NamedTuple):
+    """Rows of one or two texts as token ids.
+
+    Args:
+        rows: The ids of each row, window after window.
+        first_lengths: Of each row how many leading ids of a window have token type 0.
+        num_cut: Rows of which not everything is read.
+    """
+
+    rows: list[TokenIds]
+    first_lengths: list[int]
+    num_cut: int
+
+
 class Encoder(Protocol):
-    """Tokenises rows of one or two texts to at most a fixed number of tokens."""
+    """Tokenises rows of one or two texts to windows of at most a fixed number of tokens."""
 
     @property
     def cuts_early(self) -> bool:
         """Whether long texts are cut before they are tokenised."""
 
-    def encode(self, texts: Sequence[str | None], seconds: Sequence[str | None]) -> tuple[list[TokenIds], list[int]]:
-        """The ids of each row and how many leading ones have token type 0.
+    def encode(self, texts: Sequence[str | None], seconds: Sequence[str | None]) -> Encoded:
+        """The ids of each row.
 
         A row whose text is None has none, and so has one of which no text says anything (`data.silence`). One text of
         two that says nothing is left out of its pair.
         """
 
 
-def make_encoder(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Encoder:
+def make_encoder(tokenizer: PreTrainedTokenizerBase, max_tokens: int, max_windows: int, overlap: int) -> Encoder:
     """The fastest exact way to tokenise with this tokenizer.
 
     Raises:
-        ConfigError: The tokenizer's token types are not 0 then 1.
+        ConfigError: The tokenizer's token types are not 0 then 1, or windows are wanted of one without a Rust backend.
     """
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
-        return PythonEncoder(tokenizer, max_tokens)
-    return RustEncoder(tokenizer, max_tokens)
+    if getattr(tokenizer, "backend_tokenizer", None) is not None:
+        windows = Windows(max_windows, overlap, keeps_end=tokenizer.truncation_side == "left")
+        return RustEncoder(tokenizer, max_tokens, windows)
+    if max_windows > 1:
+        raise ConfigError(
+            f"{type(tokenizer).__name__} has no Rust backend, which windows need; use a fast tokenizer, or "
+            'long_texts = "cut"'
+        )
+    return PythonEncoder(tokenizer, max_tokens)
 
 
 class RustEncoder:
     """Tokenises the beginnings of texts with a private copy of the tokenizer's Rust backend."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, windows: Windows) -> None:
         self._backend = copy.deepcopy(tokenizer.backend_tokenizer)
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = getattr(tokenizer, "split_special_tokens", False)
         self._max_tokens = max_tokens
-        self._keeps_end = tokenizer.truncation_side == "left"
-        self._cuts = None if self._keeps_end else safe_cuts(self._backend)
+        self._windows = windows
+        self._cuts = None if windows.keeps_end else safe_cuts(self._backend)
         self._silence = SilenceDetector(tokenizer)
         self._single = Template.probe(self._backend, pair=False)
         self._pair = Template.probe(self._backend, pair=True)
+        # Tokens of a text that can count.
+        self._most = max(max_tokens, windows.reach(max_tokens - self._single.num_special))
 
     @property
     def cuts_early(self) -> bool:
         """Whether places are known where text may be cut before it is tokenised."""
         return self._cuts is not None
 
-    def encode(self, texts: Sequence[str | None], seconds: Sequence[str | None]) -> tuple[list[TokenIds], list[int]]:
+    def encode(self, texts: Sequence[str | None], seconds: Sequence[str | None]) -> Encoded:
         """See `Encoder.encode`."""
         rows: list[TokenIds] = [[] for _ in texts]
         first_lengths = [0] * len(texts)
+        num_cut = 0
         pending = [row for row, text in enumerate(texts) if text is not None]
-        limit = self._max_tokens * _CHARS_PER_TOKEN
+        limit = self._most * _CHARS_PER_TOKEN
         while pending:
             beginnings = self._read([text for row in pending for text in (texts[row], seconds[row])], limit)
             unsettled = []
@@ -91,14 +115,16 @@ class RustEncoder:
                 template = self._pair if all(said) else self._single
                 first, second = [*compress(pair, said), _NOTHING][:2]
                 budget = self._max_tokens - template.num_special
-                if not is_settled(first, second, budget):
+                if not is_settled(first, second, budget, self._windows):
                     unsettled.append(row)
                     continue
-                keep = truncated_lengths(len(first.ids), len(second.ids), budget)
-                rows[row], first_lengths[row] = template.fill(first.ids, second.ids, keep, self._keeps_end)
+                parts = self._windows.divide(len(first.ids), len(second.ids), budget)
+                num_cut += is_cut(first, second, parts)
+                filled = [template.fill(first.ids[part[0]], second.ids[part[1]]) for part in parts]
+                rows[row], first_lengths[row] = [token for ids, _ in filled for token in ids], filled[0][1]
             pending = unsettled
             limit *= _GROWTH
-        return rows, first_lengths
+        return Encoded(rows, first_lengths, num_cut)
 
     def _read(self, texts: Sequence[str | None], limit: int) -> list[Beginning]:
         """Tokenise each text up to the last safe cut within `limit` characters; None is a whole text of no tokens."""
@@ -111,8 +137,8 @@ class RustEncoder:
 
     def _said(self, beginning: Beginning, text: str | None) -> bool | None:
         """Whether a text says anything in the tokens that can count; None if more of it has to be read."""
-        ids, most = beginning.ids, self._max_tokens
-        if not self._silence.is_silent(ids[-most:] if self._keeps_end else ids[:most], text or ""):
+        ids, most = beginning.ids, self._most
+        if not self._silence.is_silent(ids[-most:] if self._windows.keeps_end else ids[:most], text or ""):
             return True
         return False if beginning.whole or len(ids) >= most else None
 
@@ -138,10 +164,11 @@ class PythonEncoder:
         self._max_tokens = max_tokens
         self._silence = SilenceDetector(tokenizer)
 
-    def encode(self, texts: Sequence[str | None], seconds: Sequence[str | None]) -> tuple[list[TokenIds], list[int]]:
+    def encode(self, texts: Sequence[str | None], seconds: Sequence[str | None]) -> Encoded:
         """See `Encoder.encode`."""
         rows: list[TokenIds] = []
         token_types: list[list[int]] = []
+        num_cut = 0
         for pair in zip(texts, seconds, strict=True):
             said = [text for text in pair if text is not None and not self._is_silent(text)]
             if pair[0] is None or not said:
@@ -158,7 +185,8 @@ class PythonEncoder:
             )
             rows.append(encoded["input_ids"][0])
             token_types.append(encoded["token_type_ids"][0])
-        return rows, [types.index(1) if 1 in types else len(types) for types in token_types]
+            num_cut += len(self._tokenizer(said[:1], said[1:] or None)["input_ids"][0]) > len(rows[-1])
+        return Encoded(rows, [types.index(1) if 1 in types else len(types) for types in token_types], num_cut)
 
     def _is_silent(self, text: str) -> bool:
         return self._silence.is_silent(self._tokenizer(text, add_special_tokens=False)["input_ids"], text)
@@ -214,19 +242,13 @@ class Template:
             second_is_zero=types[-1] == 0,
         )
 
-    def fill(self, first: TokenIds, second: TokenIds, keep: tuple[int, int], keeps_end: bool) -> tuple[TokenIds, int]:
-        """The ids of a row, and how many leading ones have token type 0.
+    def fill(self, first: TokenIds, second: TokenIds) -> tuple[TokenIds, int]:
+        """The ids of a window, and how many leading ones have token type 0.
 
         Args:
             first: Ids of the first text.
             second: Ids of the second text, none for a single text.
-            keep: How many of each remain.
-            keeps_end: They are the last ones, not the first.
         """
-        if keeps_end:
-            first, second = first[len(first) - keep[0] :], second[len(second) - keep[1] :]
-        else:
-            first, second = first[: keep[0]], second[: keep[1]]
         row = [*self.before, *first, *self.between, *second, *self.after]
         return row, len(row) if self.second_is_zero else len(self.before) + len(first) + self.between_zeros
 
@@ -234,27 +256,23 @@ class Template:
 _NOTHING = Beginning([], whole=True)
 
 
-def truncated_lengths(first: int, second: int, budget: int) -> tuple[int, int]:
-    """How many tokens of two texts remain if together they may have `budget`, the longer one giving first.
-
-    As in the `tokenizers` library: texts that both exceed half of the budget get half each, the longer one (the
-    second, if they are equal) the odd token.
-
-    >>> truncated_lengths(3, 100, 21), truncated_lengths(50, 40, 21), truncated_lengths(40, 40, 21)
-    ((3, 18), (11, 10), (10, 11))
-    """
-    if first + second <= budget:
-        return first, second
-    shorter = min(first, second, budget // 2)
-    return (budget - shorter, shorter) if first > second else (shorter, budget - shorter)
-
-
-def is_settled(first: Beginning, second: Beginning, budget: int) -> bool:
-    """Whether no more text can change which tokens remain after truncation to `budget`."""
+def is_settled(first: Beginning, second: Beginning, budget: int, windows: Windows) -> bool:
+    """Whether no more text can change which tokens remain of two texts, of which a window holds `budget`."""
     num_first, num_second = len(first.ids), len(second.ids)
-    if not (first.whole or num_first >= budget) or not (second.whole or num_second >= budget):
+    enough = windows.reach(budget)
+    if not (first.whole or num_first >= enough) or not (second.whole or num_second >= enough):
         return False
-    if budget % 2 == 0 or min(num_first, num_second) <= budget // 2:
+    if windows.most > 1 or budget % 2 == 0 or min(num_first, num_second) <= budget // 2:
         return True
     # Both are cut and the odd token goes to the longer text: it has to be known which one that is.
     return second.whole if num_first > num_second else first.whole
+
+
+def is_cut(first: Beginning, second: Beginning, parts: Sequence[Part]) -> bool:
+    """Whether there is more of two texts than their windows hold."""
+    if not (first.whole and second.whole):
+        return True
+    return any(
+        bool(min(part[side].start for part in parts)) or max(part[side].stop for part in parts) < len(text.ids)
+        for side, text in enumerate((first, second))
+    )

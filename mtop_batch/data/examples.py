@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import DataError
 from mtop_batch.lines import listed
 from mtop_batch.tasks import LabelBy, Task
+
+IntArray = npt.NDArray[np.int64]
 
 logger = logging.getLogger(__name__)
 
@@ -74,15 +77,48 @@ class LabelledTokens:
     """Examples of one task as the model takes them.
 
     Args:
-        tokens: R rows.
+        tokens: Of W windows, text after text.
         labels: (R,) int64 indices of labels, or float32 values of a regression; (R, C) bool of a multi-label task.
+        counts: (R,) int64, how many windows each text has; None for one each.
     """
 
     tokens: Tokens
     labels: Labels
+    counts: IntArray | None = None
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.labels)
+
+    @cached_property
+    def _starts(self) -> IntArray:
+        """(R + 1,) Where the windows of each example begin, and the end of the last."""
+        counts = np.ones(len(self), np.int64) if self.counts is None else self.counts
+        return np.append(0, counts.cumsum())
+
+    @property
+    def lengths(self) -> IntArray:
+        """(R,) Tokens of all windows of each example."""
+        lengths: IntArray = self.tokens.offsets[self._starts[1:]] - self.tokens.offsets[self._starts[:-1]]
+        return lengths
+
+    def windows(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+        """The windows of some examples, example after example."""
+        if self.counts is None:
+            return rows
+        counts = self.counts[rows]
+        within = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+        return np.repeat(self._starts[rows], counts) + within
+
+    def draw_windows(self, rows: npt.NDArray[np.integer], *seeds: int) -> npt.NDArray[np.integer]:
+        """One window of each of some examples, all of an example's alike; a pure function of the arguments."""
+        if self.counts is None:
+            return rows
+        return self._starts[rows] + np.random.default_rng(seeds).integers(self.counts[rows])
+
+    def take(self, rows: npt.NDArray[np.integer]) -> LabelledTokens:
+        """Some of them."""
+        counts = None if self.counts is None else self.counts[rows]
+        return LabelledTokens(self.tokens.take(self.windows(rows)), self.labels[rows], counts)
 
 
 def load_examples(
@@ -133,9 +169,15 @@ def tokenise_with_texts(raw: RawExamples, text_tokenizer: TextTokenizer) -> tupl
     """What `tokenise_examples` returns, and the very same examples as texts."""
     tokens = text_tokenizer.encode(raw.texts, raw.seconds)
     kept = np.flatnonzero(tokens.lengths)
+    examples = LabelledTokens(tokens, raw.labels)
+    if text_tokenizer.max_windows > 1:
+        counts = tokens.num_windows(text_tokenizer.max_tokens)
+        examples = LabelledTokens(tokens.windows(text_tokenizer.max_tokens), raw.labels, counts)
+        if raw.task.combine == "first":
+            examples = LabelledTokens(examples.tokens.take(counts.cumsum() - counts), raw.labels)
     if len(kept) == len(raw):
-        return LabelledTokens(tokens, raw.labels), raw
-    examples = LabelledTokens(tokens.take(kept), raw.labels[kept])
+        return examples, raw
+    examples = examples.take(kept)
     _check(raw, examples.labels, Counter({TEXT_SAYS_NOTHING: len(raw) - len(kept)}))
     return examples, raw.take(kept)
 

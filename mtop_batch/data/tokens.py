@@ -2,9 +2,10 @@
 
 A long text is cut to `max_tokens` tokens anyway, and tokenising is what a labelling job spends its CPU on, so
 `TextTokenizer` cuts the *characters* first (how: `mtop_batch.data.encoders`; where that is safe:
-`mtop_batch.data.char_cuts`). The ids are always those of tokenising the whole text and truncating it.
+`mtop_batch.data.char_cuts`). The ids are always those of tokenising the whole text and truncating it, or dividing it
+into windows (`mtop_batch.data.windows`).
 
-Shapes: R rows, T tokens in all rows together.
+Shapes: R rows, T tokens in all rows together, W windows of all rows together.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from mtop_batch.data.encoders import make_encoder
-from mtop_batch.data.text_rows import TEXT_SAYS_NOTHING
+from mtop_batch.data.text_rows import MAX_CHARS, TEXT_SAYS_NOTHING
 from mtop_batch.errors import ConfigError, DataError
 
 _ROWS_AT_ONCE = 1024
@@ -34,7 +35,8 @@ class Tokens:
         values: (T,) int32, the ids of all rows, special tokens included.
         offsets: (R + 1,) int64, starting with 0; row i is `values[offsets[i]:offsets[i + 1]]`. A row may have no
             tokens: nothing can be said about it.
-        first_lengths: (R,) int32, how many leading tokens of a row have token type 0; the whole row for a single text.
+        first_lengths: (R,) int32, how many leading tokens of a row, or of each window of one, have token type 0; all
+            for a single text.
     """
 
     values: npt.NDArray[np.int32]
@@ -75,6 +77,28 @@ class Tokens:
         lengths = self.lengths[rows]
         starts = _offsets(lengths)
         return np.repeat(self.offsets[:-1][rows] - starts[:-1], lengths) + np.arange(starts[-1])
+
+    def num_windows(self, max_tokens: int) -> npt.NDArray[np.int64]:
+        """(R,) How many windows each row holds, one behind the other; a row without tokens counts as one.
+
+        Args:
+            max_tokens: Of a window; those of a row with several are all so long.
+        """
+        return np.maximum(1, -(-self.lengths // max_tokens))
+
+    def windows(self, max_tokens: int) -> Tokens:
+        """The W windows of all rows as rows, row after row; the ids are not copied.
+
+        >>> tokens = Tokens.from_rows([[1, 2, 3, 4, 5, 6], [], [7, 8]], first_lengths=[3, 0, 2])
+        >>> windows = tokens.windows(3)
+        >>> [windows.row(row).tolist() for row in range(4)], windows.first_lengths.tolist()
+        ([[1, 2, 3], [4, 5, 6], [], [7, 8]], [3, 3, 0, 2])
+        """
+        counts = self.num_windows(max_tokens)
+        firsts = np.cumsum(counts) - counts
+        within = np.arange(counts.sum()) - np.repeat(firsts, counts)
+        starts = np.repeat(self.offsets[:-1], counts) + max_tokens * within
+        return Tokens(self.values, np.append(starts, self.offsets[-1]), np.repeat(self.first_lengths, counts))
 
     @classmethod
     def concat(cls, parts: Iterable[Tokens]) -> Tokens:
@@ -125,37 +149,57 @@ class Tokens:
 
 
 class TextTokenizer:
-    """Texts to `Tokens` of at most `max_tokens` tokens, special tokens included.
+    """Texts to `Tokens` of at most `max_tokens` tokens, special tokens included, or to windows of so many.
 
     Ids are the same as `tokenizer(text, second, truncation=True, max_length=max_tokens)`; of a pair, tokens are taken
-    from the longer text first ("longest_first"). A text that says nothing (`data.silence`) is no text: it is left out
-    of its pair, and alone has no tokens. The tokenizer is copied, so its truncation and padding stay as they are.
+    from the longer text first ("longest_first"). With windows a longer text, or the longer text of a longer pair, is
+    divided, so that a row holds several windows (`Tokens.windows`). A text that says nothing (`data.silence`) is no
+    text: it is left out of its pair, and alone has no tokens. The tokenizer is copied, so its truncation and padding
+    stay as they are.
     Threads are those of the `tokenizers` library: set `TOKENIZERS_PARALLELISM=false` or `RAYON_NUM_THREADS` where other
     processes share the cores.
 
     Args:
         tokenizer: Any Hugging Face tokenizer. One without a Rust backend, or whose pieces may reach over white space,
             tokenises whole texts: correct, but slow on long ones.
-        max_tokens: Tokens per row, at least one more than the special tokens of a pair.
+        max_tokens: Tokens of a window, at least one more than the special tokens of a pair.
+        max_windows: Of a text; with 1 texts are cut.
+        window_overlap: Tokens that a window shares with the one before, less than half of those of a pair.
 
     Raises:
-        ConfigError: `max_tokens` leaves no room for text, or the tokenizer's token types are not 0 then 1.
+        ConfigError: `max_tokens` or `window_overlap` leaves no room for text, the tokenizer's token types are not 0
+            then 1, or it has no Rust backend and there are windows.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, max_windows: int = 1, window_overlap: int = 0
+    ) -> None:
         num_special = tokenizer.num_special_tokens_to_add(pair=True)
         if max_tokens <= num_special:
             raise ConfigError(
                 f"max_tokens = {max_tokens} leaves no room for text; this tokenizer adds {num_special} special tokens "
                 f"to a pair: allowed is {num_special + 1} or more"
             )
+        budget = max_tokens - num_special
+        room = budget - budget // 2  # of a window, for the longer text of a pair
+        if window_overlap >= room:
+            raise ConfigError(
+                f"window_overlap = {window_overlap} leaves no room for new text in windows of max_tokens = "
+                f"{max_tokens}, where the longer text of a pair has {room} tokens; allowed is 0 to {room - 1}"
+            )
         self.max_tokens = max_tokens
-        self._encoder = make_encoder(tokenizer, max_tokens)
+        self.max_windows = max_windows
+        self._encoder = make_encoder(tokenizer, max_tokens, max_windows, window_overlap)
 
     @property
     def cuts_early(self) -> bool:
         """Whether long texts are cut before they are tokenised."""
         return self._encoder.cuts_early
+
+    @property
+    def max_chars(self) -> int:
+        """Characters of a text that can count: its words would need 100 letters on average for more to do so."""
+        return max(MAX_CHARS, 100 * self.max_tokens * self.max_windows)
 
     def encode(self, texts: Sequence[str | None], seconds: Sequence[str | None] | None = None) -> Tokens:
         """Tokens of each text, or of each pair where `seconds` has a text; `reasons_without` says why a row has none.
@@ -164,10 +208,18 @@ class TextTokenizer:
             texts: One per row; None gives a row without tokens, and so does a text that says nothing.
             seconds: The second text of each row; None, for a row or for all, means that there is none.
         """
+        return self.encode_and_count(texts, seconds)[0]
+
+    def encode_and_count(
+        self, texts: Sequence[str | None], seconds: Sequence[str | None] | None = None
+    ) -> tuple[Tokens, int]:
+        """What `encode` returns, and how many of the rows have more text than that."""
         if seconds is None:
             seconds = [None] * len(texts)
         slices = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(texts), _ROWS_AT_ONCE)]
-        return Tokens.concat(Tokens.from_rows(*self._encoder.encode(texts[rows], seconds[rows])) for rows in slices)
+        encoded = [self._encoder.encode(texts[rows], seconds[rows]) for rows in slices]
+        tokens = Tokens.concat(Tokens.from_rows(part.rows, part.first_lengths) for part in encoded)
+        return tokens, sum(part.num_cut for part in encoded)
 
 
 def reasons_without(tokens: Tokens, errors: Iterable[str | None]) -> list[str | None]:

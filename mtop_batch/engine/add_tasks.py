@@ -107,7 +107,7 @@ def add_tasks(
     rules = _rules_with(model.tasks, config)
     with_rules([*kept, *config.tasks()], rules)
     progress.phase("read and tokenise the examples", len(names), "tasks")
-    tokenizer = TextTokenizer(bundle.tokenizer, model.config.max_tokens)
+    tokenizer = TextTokenizer(bundle.tokenizer, **model.config.text_limits)
     data = []
     for task in config.task:
         data.append(load_task(task, task.definition(config.model.default_reader), tokenizer))
@@ -199,10 +199,10 @@ def check_apart(model_uri: str, output: str) -> None:
 
 
 def _load_config(path: str, overrides: Sequence[str], bundle: Bundle, output: str) -> Config:
-    section = BackboneConfig(name=bundle.backbone_name, max_tokens=bundle.model.config.max_tokens)
+    section = BackboneConfig.of(bundle.backbone_name, bundle.model.config.text_limits)
     backbone = section.model_dump()
     config = load_config(path, overrides, {"output": output, "backbone": backbone})
-    if config.backbone.model_dump() != backbone:
+    if (config.backbone.name, config.backbone.text_limits) != (section.name, section.text_limits):
         raise ConfigError(
             f"{path}: [backbone] is {config.backbone.model_dump()}, but the bundle {bundle.uri} has {backbone}; added "
             "tasks use the bundle's: leave the section out"

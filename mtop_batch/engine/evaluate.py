@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from mtop_batch import storage
-from mtop_batch.config.sections import Config, TaskConfig
+from mtop_batch.config.sections import BackboneConfig, Config, TaskConfig
 from mtop_batch.data.examples import RawExamples, load_examples, tokenise_with_texts
 from mtop_batch.data.repeats import find_repeats
 from mtop_batch.data.tokens import TextTokenizer
@@ -80,7 +80,7 @@ def evaluate_in_detail(
         progress.phase("evaluate", len(names), "tasks")
     recorded = {task["name"]: task.get("label_by") for task in bundle.training_config.get("task", [])}
     worker = single_worker(config.train.precision)
-    text_tokenizer = TextTokenizer(bundle.tokenizer, bundle.model.config.max_tokens)
+    text_tokenizer = TextTokenizer(bundle.tokenizer, **bundle.model.config.text_limits)
     model = bundle.model.to(worker.device)  # type: ignore[arg-type]  # transformers wraps it
     evaluated = {}
     for name, task in tasks.items():
@@ -183,7 +183,7 @@ def _trained_with(bundle: Bundle) -> Config:
     tasks = bundle.training_config.get("task")
     if not tasks:
         raise BundleError(f"the bundle {bundle.uri} names no evaluation data; name some with --config")
-    backbone = {"name": bundle.backbone_name, "max_tokens": bundle.model.config.max_tokens}
+    backbone = BackboneConfig.of(bundle.backbone_name, bundle.model.config.text_limits)
     try:
         return Config.model_validate({"output": bundle.uri, "backbone": backbone, "task": tasks})
     except ValidationError as error:
@@ -200,7 +200,7 @@ def task_definition(source: TaskConfig, known: Task, model_uri: str) -> Task:
         TaskError: The task means something else in the configuration than in the bundle.
     """
     wanted = source.definition(known.reads)
-    for key in ("kind", "reads", "labels", "text"):
+    for key in ("kind", "reads", "labels", "text", "combine"):
         ours, theirs = getattr(wanted, key), getattr(known, key)
         if ours != theirs:
             raise TaskError(

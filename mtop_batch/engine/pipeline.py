@@ -310,4 +310,4 @@ def _streams(block: pa.Table) -> list[pa.Buffer]:
 @lru_cache(maxsize=2)
 def _text_tokenizer(bundle_uri: str) -> TextTokenizer:
     """The bundle's tokenizer, loaded once per process."""
-    return TextTokenizer(load_bundle_tokenizer(bundle_uri), read_bundle_info(bundle_uri).max_tokens)
+    return TextTokenizer(load_bundle_tokenizer(bundle_uri), **read_bundle_info(bundle_uri).text_limits)

@@ -88,8 +88,8 @@ def check_teachers(config: Config) -> None:
                 )
 
 
-def read_unlabelled(config: Config, text_tokenizer: TextTokenizer, progress: Progress) -> Unlabelled:
-    """The texts that a configuration names, without those that tasks are evaluated on.
+def read_unlabelled(config: Config, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> Unlabelled:
+    """The texts that a configuration names, without those that tasks are evaluated on; of long ones the first window.
 
     Raises:
         DataError: The corpus does not exist, or lacks a column.
@@ -114,6 +114,7 @@ def read_unlabelled(config: Config, text_tokenizer: TextTokenizer, progress: Pro
         f"{len(texts):,} texts to learn from without labels, of {texts.num_read:,} read; {texts.num_in_evaluation:,} "
         "are left out because a task is evaluated or tested on them"
     )
+    text_tokenizer = TextTokenizer(tokenizer, config.backbone.max_tokens)
     return Unlabelled(texts, text_tokenizer.encode(texts.texts, texts.seconds_or_none))
 
 

@@ -114,7 +114,7 @@ def train(
     """
     started = time.monotonic()
     parts = _prepare(config, progress)
-    texts = read_unlabelled(config, parts.text_tokenizer, progress) if config.unlabelled else None
+    texts = read_unlabelled(config, parts.tokenizer, progress) if config.unlabelled else None
     run = RunDirectory(config.output, run_digest(config, parts.data, "" if texts is None else texts.digest()))
     if not overwrite and is_finished(config.output, run.name):
         check_written(config.output)
@@ -231,11 +231,11 @@ def _prepare(config: Config, progress: Progress) -> _Parts:
     backbone = load_backbone(config.backbone.name)
     check_fit(config.backbone.name, tokenizer, backbone)
     check_encoder(config, backbone)
-    text_tokenizer = TextTokenizer(tokenizer, config.backbone.max_tokens)
+    text_tokenizer = TextTokenizer(tokenizer, **config.backbone.text_limits)
     data = []
     for task in config.task:
         data.append(load_task(task, task.definition(config.model.default_reader), text_tokenizer))
-        progress.advance(1, f"{task.name}: {counted(len(data[-1].train.tokens), 'example')}")
+        progress.advance(1, f"{task.name}: {counted(len(data[-1].train), 'example')}")
     return _Parts(tokenizer, text_tokenizer, backbone, data)
 
 

@@ -209,7 +209,7 @@ def _some(examples: LabelledTokens, name: str, most: int | None) -> LabelledToke
     if most is None or most >= len(examples):
         return examples
     rows = np.random.default_rng(zlib.crc32(name.encode())).permutation(len(examples))[:most]
-    return LabelledTokens(examples.tokens.take(rows), examples.labels[rows])
+    return examples.take(rows)
 
 
 def _first(examples: RawExamples, most: int) -> RawExamples:

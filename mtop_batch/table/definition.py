@@ -113,6 +113,7 @@ class Definition:
             it was trained on. That of `VECTOR`, wanted or not, is by default the first task's.
         vector: The fingerprint of the bundle's vectors, wanted or not; empty if it has none.
         pass_per_task: Whether a text goes through the bundle's model once for each task.
+        text_limits: How much of a text the model reads, as the bundle has them; empty if that is not known.
         text_columns_required: False lets a file lack some of the text columns (not all of them).
         id_column: The column that identifies an article.
 
@@ -127,6 +128,7 @@ class Definition:
     text_columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     vector: str = ""
     pass_per_task: bool = False
+    text_limits: Mapping[str, int] = field(default_factory=dict)
     text_columns_required: bool = False
     id_column: str = "id"
 

@@ -4,7 +4,7 @@ Where neither the backbone nor a prompt of the context trains, the KV cache that
 (`model.encoder.kv_cache`) is the same in every epoch. It is computed once and kept, so a step costs the prompts' own
 few positions instead of the whole text.
 
-Shapes: R examples, B rows of a batch, C positions of a context (its prompts and its text), K = 2 x layers.
+Shapes: R windows of examples, B of a batch, C positions of a context (its prompts and its text), K = 2 x layers.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class CachedContexts:
         """Compute and keep the KV caches of all examples, if they fit into memory.
 
         Args:
-            examples: R of them; asked for later as the same object.
+            examples: Of R windows; asked for later as the same object.
             on_progress: Called with how many are done, and R.
 
         Returns:
@@ -80,14 +80,14 @@ class CachedContexts:
             kept.put(rows, kv_cache)
             done += len(rows)
             if on_progress is not None:
-                on_progress(done, len(examples))
+                on_progress(done, len(lengths))
         if kept is not None:
             self._kept[id(examples)] = kept
             self._bytes_left -= kept.num_bytes
         return kept is not None
 
     def batch(self, examples: LabelledTokens, rows: npt.NDArray[np.integer]) -> KVCache:
-        """The KV cache of B rows of the examples."""
+        """The KV cache of B windows of the examples."""
         kept = self._kept.get(id(examples))
         kv_cache = self._compute(examples, rows) if kept is None else kept.take(rows)
         if not self._model.training or not self._dropout:
@@ -107,11 +107,11 @@ class CachedContexts:
 
 @dataclass(frozen=True)
 class _Kept:
-    """KV caches of R examples, one behind the other.
+    """KV caches of R windows, one behind the other.
 
     Args:
         values: (K, positions of all, heads, width of a head) keys and values of layer after layer.
-        starts: (R,) Where each example's positions start.
+        starts: (R,) Where each window's positions start.
         lengths: (R,) How many positions each has.
     """
 
@@ -121,7 +121,7 @@ class _Kept:
 
     @classmethod
     def empty(cls, like: KVCache, num_tokens: npt.NDArray[np.int64]) -> _Kept:
-        """Room for examples of so many tokens; `like` is the KV cache of the longest, among others."""
+        """Room for windows of so many tokens; `like` is the KV cache of the longest, among others."""
         key = like.key_values[0][0]  # (B, heads, C, width)
         num_prompts = key.shape[2] - int(num_tokens.max())
         lengths = num_tokens + num_prompts
@@ -173,7 +173,7 @@ def model_inputs(
     worker: Worker,
     contexts: CachedContexts | None,
 ) -> dict[str, Any]:
-    """What the model takes of B rows: their KV cache where it is kept, else their tokens."""
+    """What the model takes of B windows: their KV cache where it is kept, else their tokens."""
     if contexts is not None:
         return {"kv_cache": contexts.batch(examples, rows)}
     return pad_batch(examples.tokens, rows, worker.device)

@@ -117,7 +117,8 @@ def task_predictions(
     """What the model says of each example of a task; arguments as for `evaluate_task`."""
     worker = worker or Worker()
     rows = np.arange(worker.rank, len(examples), worker.world_size)
-    lengths = examples.tokens.lengths[rows] + model.num_positions([task.name])
+    num_windows = 1 if examples.counts is None else examples.counts[rows]
+    lengths = examples.lengths[rows] + num_windows * model.num_positions([task.name])
     batches = [rows[batch] for batch in length_sorted_batches(lengths, max_batch_tokens)]
     with evaluating(model), worker.autocast():
         own = _predict(model, examples, task, batches, worker, contexts)
@@ -186,9 +187,10 @@ def _predict(
     found = [torch.empty(task.num_outputs, 0, device=worker.device, dtype=torch.float64)]
     losses = [torch.zeros((), device=worker.device)]
     for rows in batches:
-        inputs = model_inputs(examples, rows, worker, contexts)
+        inputs = model_inputs(examples, examples.windows(rows), worker, contexts)
         labels = worker.to_device(torch.from_numpy(examples.labels[rows]))
-        output = model(**inputs, task=task.name, labels=labels)
+        counts = None if examples.counts is None else worker.to_device(torch.from_numpy(examples.counts[rows]))
+        output = model(**inputs, task=task.name, labels=labels, num_windows=counts)
         found.append(_said(task, output.logits))
         losses.append(output.loss * len(rows))
     # Read once, after the last batch: reading makes the device wait.

@@ -195,15 +195,19 @@ class _Run:
         step, settings, worker = self.state.step, self.settings, self.worker
         index, joint_rows = self.plan.batch(step, [entry.mean for entry in self.state.history])
         self.last_task = self.data[index].task.name
-        rows = joint_rows[worker.rank :: worker.world_size]
+        own = slice(worker.rank, None, worker.world_size)
+        rows = joint_rows[own]
         examples = self.data[index].train
+        # Drawn for the whole batch, so that it is the same by any number of workers. The tasks' examples have the
+        # streams 1 to N, the places of tasks that were not drawn N + 1, and soft labels N + 2.
+        windows = examples.draw_windows(joint_rows, settings.seed, len(self.data) + 3, step)[own]
         labels = torch.from_numpy(examples.labels[rows])
 
         _seed_dropout(settings.seed, step, worker.rank)
         with worker.autocast():
             loss, soft_loss_ = parallel(
                 {
-                    **model_inputs(examples, rows, worker, self.contexts),
+                    **model_inputs(examples, windows, worker, self.contexts),
                     "labels": worker.to_device(labels),
                     "class_weights": self.class_weights[index],
                     "task": self.last_task,
@@ -231,7 +235,6 @@ class _Run:
         soft, worker = self.soft, self.worker
         if soft is None:
             return None
-        # The tasks' examples have the streams 1 to N, and the places of the tasks that were not drawn have N + 1.
         rows = soft.rows(step, self.settings.seed, len(self.data) + 2)[worker.rank :: worker.world_size]
         share = len(rows) * worker.world_size / soft.batch_size
         return _SoftBatch(

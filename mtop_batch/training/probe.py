@@ -27,6 +27,7 @@ from mtop_batch.model.encoder.inputs import hidden_size
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.model.parts.losses import classification_loss, multi_label_loss
+from mtop_batch.model.parts.windows import combine_vectors
 from mtop_batch.tasks import Task
 from mtop_batch.training.settings import TaskData, Worker
 
@@ -75,7 +76,7 @@ def train_probe(model: MTOPModel, data: TaskData, *, seed: int, worker: Worker) 
 
 
 def example_vectors(model: MultiTaskModel, examples: LabelledTokens, *, worker: Worker) -> Tensor:
-    """(R, D) The document vectors of examples, float16 on the CPU.
+    """(R, D) The document vectors of examples, of all windows of each, float16 on the CPU.
 
     The worker's event sink gets {"event": "texts", "done": ..., "num": ...} after each batch.
     """
@@ -90,7 +91,7 @@ def example_vectors(model: MultiTaskModel, examples: LabelledTokens, *, worker: 
         vectors[rows] = found.cpu()
         done += len(rows)
         worker.event_sink({"event": "texts", "done": done, "num": len(tokens)})
-    return vectors
+    return vectors if examples.counts is None else combine_vectors(vectors, torch.from_numpy(examples.counts))
 
 
 def fit_probe(

@@ -86,6 +86,8 @@ def first_model(
         settings["attention_widths"] = _attention_widths(section, backbone, data)
     tasks = [item.task for item in data]
     model = model_class(section.kind).from_backbone(backbone, tasks, **settings)
+    for key, value in config.backbone.text_limits.items():
+        setattr(model.config, key, value)
     counts = None
     if isinstance(section, MTOPModelConfig | PromptedModelConfig) and section.prompt_init == "token":
         counts = token_counts((item.train.tokens for item in data), model.word_embeddings.num_embeddings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,20 @@ def test_a_plan_tells_time_device_hours_and_cost(tmp_path: Path) -> None:
     values = plan_dict(plan, 2.5)
     expected = [values[f"estimated_{what}"] for what in ("seconds", "device_hours", "cost")]
     assert expected == pytest.approx([3600.0, 10.0, 25.0])
+
+
+def test_a_run_that_read_texts_otherwise_is_no_measure(tmp_path: Path) -> None:
+    cut, windows = ({"max_tokens": 128, "max_windows": most, "window_overlap": 0} for most in (1, 8))
+    write_report(tmp_path, 100, 40, 0, actors=1, text_limits=windows, num_tokens=60_000)
+    write_report(tmp_path, 100, 10, 0, actors=1, text_limits=cut, num_tokens=9_000)
+    plan = plan_of(tmp_path, 100)
+    for limits, seconds, tokens in ((cut, 10, 90), (windows, 40, 600)):
+        expected = estimate(replace(plan, text_limits=limits))
+        assert expected is not None
+        assert (expected.seconds, expected.tokens_per_text) == (pytest.approx(seconds), tokens)
+    explained = explain_plan(replace(plan, text_limits=windows), expected)
+    assert "long texts: up to 8 windows of 128 tokens, 600 tokens a text" in explained
+    assert estimate(replace(plan, text_limits={**windows, "max_windows": 3})) is None
 
 
 def test_reports_without_a_rate_are_passed_over(tmp_path: Path) -> None:

@@ -22,10 +22,12 @@ class Estimate:
     Args:
         seconds: Wall-clock time.
         device_hours: These times the devices of the run that it is estimated from: GPUs, or CPU cores.
+        tokens_per_text: That the model read there, of all windows of a text; 0 if it read none.
     """
 
     seconds: float
     device_hours: float
+    tokens_per_text: float = 0.0
 
     def cost(self, price_per_hour: float) -> float:
         """At this price of a device hour."""
@@ -70,6 +72,8 @@ def explain_plan(plan: Plan, expected: Estimate | None, price_per_hour: float | 
             f"work: {counted(len(plan.units), 'unit')}, {counted(plan.num_articles_planned, 'article')}, "
             f"{passes:.3g} forward {'pass' if passes == 1 else 'passes'} per text, {duration}"
         )
+        if reading := _windows(plan, expected):
+            lines.append(reading)
         lines += [f"  {reason}: {counted(count, 'cell')}" for reason, count in plan.reasons.most_common()]
         for source in ("vectors", "scores"):
             if num_units := len(plan.units_from(source)):
@@ -103,6 +107,8 @@ def plan_dict(plan: Plan, price_per_hour: float | None = None) -> dict[str, Any]
         "inputs": [{"text_columns": list(columns), "tasks": list(tasks)} for columns, tasks in plan.inputs.items()],
         "units_planned": len(plan.units),
         "passes_per_text": plan.passes_per_text,
+        "text_limits": dict(plan.text_limits),
+        "tokens_per_text": None if expected is None else expected.tokens_per_text,
         "cells_wanted": plan.cells_total,
         "cells_planned": plan.cells_planned,
         "cells_already_current": plan.cells_current,
@@ -131,7 +137,8 @@ def estimate(plan: Plan) -> Estimate | None:
     """What the plan's units will take, at the rate of the last run that labelled something; None if none did.
 
     The start takes as long as it did then, and is no part of the rate. Stored vectors and scores are many times faster
-    than texts: runs that read no text have a rate of their own, and beside texts their rows are not counted.
+    than texts: runs that read no text have a rate of their own, and beside texts their rows are not counted. A text
+    costs its tokens, so a run counts only if its model read as much of a text: as many tokens, in as many windows.
     """
     from_texts = plan.num_rows_from_texts
     from_stored = plan.num_rows_planned - from_texts
@@ -143,12 +150,25 @@ def estimate(plan: Plan) -> Estimate | None:
         if not report.get("documents_per_s"):
             continue
         of_texts = report["rows"] - report.get("rows_from_vectors", 0) - report.get("rows_from_scores", 0)
-        if bool(from_texts) == bool(of_texts):
+        reads_alike = not of_texts or report.get("text_limits", plan.text_limits) == plan.text_limits
+        if reads_alike and bool(from_texts) == bool(of_texts):
             start_up_s = (report.get("performance") or {}).get("start_up_s", 0.0)
             rate = (of_texts or report["rows"]) / max(report["seconds"] - start_up_s, 1e-3)
             seconds = start_up_s + (from_texts or from_stored) / rate
-            return Estimate(seconds, report.get("device_hours", 0.0) / report["seconds"] * seconds)
+            tokens_per_text = report.get("num_tokens", 0) / of_texts if of_texts else 0.0
+            return Estimate(seconds, report.get("device_hours", 0.0) / report["seconds"] * seconds, tokens_per_text)
     return None
+
+
+def _windows(plan: Plan, expected: Estimate | None) -> str:
+    """How long texts are read, if in windows."""
+    limits = plan.text_limits
+    if limits.get("max_windows", 1) == 1:
+        return ""
+    known = expected.tokens_per_text if expected is not None else 0.0
+    return f"  long texts: up to {limits['max_windows']} windows of {limits['max_tokens']} tokens" + (
+        f", {known:,.0f} tokens a text in the run that the time is estimated from" if known else ""
+    )
 
 
 def _named(what: str, names: list[str]) -> list[str]:

@@ -85,6 +85,7 @@ def plan_labels(
         corpus=listing.root,
         labels=labels,
         pass_per_task=definition.pass_per_task,
+        text_limits=definition.text_limits,
         unreadable=(*bad, *unreadable, *more_unreadable),
         ignored_files=tuple(listing.ignored),
         hidden_files=tuple(listing.hidden),

@@ -179,6 +179,7 @@ class Plan:
         num_published: All published files.
         prune: Orphaned published files are removed; else they stay.
         pass_per_task: A text goes through the model once for each task.
+        text_limits: How much of a text the model reads; empty if that is not known.
         other_corpus: The corpus of the newest run, if it is another one and its published files are replaced.
     """
 
@@ -202,6 +203,7 @@ class Plan:
     num_published: int = 0
     prune: bool = False
     pass_per_task: bool = False
+    text_limits: Mapping[str, int] = field(default_factory=dict)
     other_corpus: str = ""
 
     @property

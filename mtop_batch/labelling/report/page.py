@@ -80,6 +80,8 @@ def _numbers(report: Mapping[str, Any]) -> str:
         "articles published": published["rows"] if published else None,
         "committed": lake and lake["summary"],
         "source files not readable": len(report.get("unreadable_files", ())) or None,
+        "texts in several windows": report.get("texts_in_windows") or None,
+        "texts not read to their end": report.get("texts_cut") or None,
         "tokens per second": performance and performance["tokens_per_s"],
         "bottleneck": performance and performance["bottleneck"],
         "device hours": report.get("device_hours"),

@@ -71,6 +71,8 @@ class RunReport:
     rows_from: Counter[str] = field(default_factory=Counter)
     cells_from: Counter[str] = field(default_factory=Counter)
     units_done: int = 0
+    texts_cut: int = 0
+    texts_in_windows: int = 0
     num_tokens: int = 0
     num_padded_tokens: int = 0
     num_bytes: int = 0
@@ -114,6 +116,8 @@ class RunReport:
         self.cells_done += result.cells
         self.rows_from[result.computed_from] += result.rows
         self.cells_from[result.computed_from] += result.cells
+        self.texts_cut += result.texts_cut
+        self.texts_in_windows += result.texts_in_windows
         self.num_tokens += result.num_tokens
         self.num_padded_tokens += result.num_padded_tokens
         self.num_bytes += result.num_bytes
@@ -215,6 +219,9 @@ class RunReport:
             "list_counts": dict(sorted(self.list_counts.items())),
             "abstained": dict(sorted(self.abstained.items())),
             "corrected": dict(sorted(self.corrected.items())),
+            "text_limits": dict(plan.text_limits),
+            "texts_cut": self.texts_cut,
+            "texts_in_windows": self.texts_in_windows,
             "num_tokens": self.num_tokens,
             "num_padded_tokens": self.num_padded_tokens,
             "num_bytes": self.num_bytes,
@@ -239,6 +246,8 @@ class RunReport:
         ]
         if plan.passes_per_text > 1:
             parts.append(f"{plan.passes_per_text:.3g} forward passes per text")
+        if self.texts_in_windows:
+            parts.append(f"{counted(self.texts_in_windows, 'text')} in windows, {self.texts_cut:,} not read to the end")
         if self.price_per_hour is not None and self.num_actors:
             cost = self.device_hours * self.price_per_hour
             parts.append(f"{self.device_hours:.2f} device hours at {self.price_per_hour:g}: {cost:,.2f}")

@@ -2,15 +2,19 @@
 
     Predictor.load("models/news").predict(["some text", ...])    # a table with the label table's columns
 
+A text in several windows is labelled once, by what these say together: their logits come back from the device and are
+combined. Windows are rows of batches as texts are, so those of one text may be in several batches.
+
 Shapes: R rows, n wanted tasks, B rows of a batch, S prompt positions, C labels of the task that has most, D hidden
-width, K labels of those tasks together that keep the probabilities of all of theirs.
+width, K labels of those tasks together that keep the probabilities of all of theirs, W windows of several texts, L
+labels of all wanted tasks together.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -21,7 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
-from mtop_batch.data.text_rows import MAX_CHARS, TextRows, text_rows
+from mtop_batch.data.text_rows import TextRows, text_rows
 from mtop_batch.data.tokens import TextTokenizer, Tokens, reasons_without
 from mtop_batch.decisions.rules import rule_groups
 from mtop_batch.errors import BundleError, ConfigError, DataError
@@ -30,6 +34,7 @@ from mtop_batch.model.bundle.bundle import load_bundle
 from mtop_batch.model.encoder.inputs import hidden_size
 from mtop_batch.model.flops import measure_peak_flops_per_s
 from mtop_batch.model.kinds.base import MultiTaskModel
+from mtop_batch.model.parts.windows import combine_logits, combine_vectors
 from mtop_batch.model.precision import with_bf16_encoder
 from mtop_batch.precision import PrecisionChoice, resolve_precision
 from mtop_batch.table.columns import VECTOR_COLUMN, OutputKind, TaskOutputs, decide_outputs, label_columns
@@ -37,7 +42,12 @@ from mtop_batch.tasks import Task, select_tasks
 
 RowIndices = npt.NDArray[np.int64]
 Packed = tuple[ToHost, ToHost | None]
-"""The results of a batch: (2 n + K, B) label ids, scores and probabilities, and (B, D) vectors if they are wanted."""
+"""The results of a batch: (2 n + K, B) label ids, scores and probabilities, and (B, D) vectors if they are wanted.
+
+Of windows: (L, B) logits and (B, D) vectors.
+"""
+Forward = Callable[[dict[str, Tensor], int], Packed]
+"""Starts a batch, given the model's inputs and how many tokens they have."""
 
 # Positions of a batch: enough to keep a GPU busy; few enough to stay in a CPU's cache.
 _GPU_BATCH_TOKENS = 65_536
@@ -47,6 +57,8 @@ _MANY_TASK_PARAMETERS = 2**24
 _PEAK_EVERY_S = 10.0
 # A GPU waits while results are put in order, so many of them are by several threads.
 _MANY_RESULTS, _ORDERING_THREADS = 2**22, 4
+# Logits of windows that are kept until those of a text are complete, and logits that become labels at once.
+_MAX_WINDOW_LOGITS, _MAX_LOGITS = 2**26, 2**24
 
 
 class Predictor:
@@ -101,7 +113,7 @@ class Predictor:
         if self._uses_bf16 and self.device.type == "cuda":
             self._model.fuse_layers()
         self._names = names
-        self._tokenizer = TextTokenizer(tokenizer, model.config.max_tokens)
+        self._tokenizer = TextTokenizer(tokenizer, **model.config.text_limits)
         self._num_prompts = model.num_positions(counted)
         self._flops = model.forward_flops(names, vectors=vectors)
         self._peak_flops_per_s, self._peak_measured_at = 0.0, -math.inf
@@ -118,6 +130,11 @@ class Predictor:
             for label in range(task.num_outputs)
         ]
         self._kept = torch.tensor(kept, device=self.device) if kept else None
+        own = [index * width + label for index, task in enumerate(self.tasks) for label in range(task.num_outputs)]
+        self._own, self._width = torch.tensor(own, dtype=torch.int64, device=self.device), width
+        self._num_outputs = [task.num_outputs for task in self.tasks]
+        self._reads_vector = _flags((task.reads_vector for task in self.tasks), self.device)
+        self._probes = tuple(task.name for task in self.tasks if task.reads_vector)
 
     @classmethod
     def load(
@@ -170,7 +187,7 @@ class Predictor:
         Raises:
             DataError: A text is not a string, or there are not as many second texts as texts.
         """
-        rows = _text_rows(texts, seconds)
+        rows = _text_rows(texts, seconds, self._tokenizer.max_chars)
         tokens = self._tokenizer.encode(rows.texts.to_pylist(), rows.seconds.to_pylist())
         errors = pa.array(reasons_without(tokens, rows.errors.to_pylist()), pa.string())
         outputs = self.predict_tokens(tokens)
@@ -195,26 +212,17 @@ class Predictor:
         """
         started = time.perf_counter()
         lengths = tokens.lengths
+        counts = self._num_windows(tokens)
         vector_size = self._vector_size if self.gives_vectors else None
         num_kept = 0 if self._kept is None else len(self._kept)
         collected = _Collected(len(self.tasks), num_kept, vector_size, len(tokens), int(np.count_nonzero(lengths)))
         num_padded_tokens = 0
-        running: tuple[RowIndices, Packed] | None = None
-        batches = self._batches(lengths, np.arange(len(tokens)))
-        while batches:
-            rows = batches.pop()
-            packed = self._launch(tokens, rows)
-            if packed is None:
-                self._shrink(lengths[rows])
-                batches = self._batches(lengths, np.concatenate([rows, *batches]))
-                continue
-            # While the device is at work on this batch, the one before it is collected and the next one is padded.
-            if running is not None:
-                collected.fetch(*running)
-            running = rows, packed
+        for rows, packed in self._results(tokens, np.flatnonzero(counts == 1), self._forward):
+            collected.fetch(rows, packed)
             num_padded_tokens += len(rows) * int(lengths[rows].max())
-        if running is not None:
-            collected.fetch(*running)
+        for rows in self._parts(np.flatnonzero(counts > 1), counts):
+            collected.fetch(rows, self._label_windows(tokens.take(rows), counts[rows]))
+            num_padded_tokens += int(lengths[rows].sum())  # all their windows are full
         label_ids, scores, kept, vectors = collected.by_row()
         return TaskOutputs(
             label_ids,
@@ -223,7 +231,7 @@ class Predictor:
             self._by_task(kept),
             num_tokens=int(lengths.sum()),
             num_padded_tokens=num_padded_tokens,
-            flops=self._flops(lengths),
+            flops=self._flops(np.minimum(lengths, self._tokenizer.max_tokens).repeat(counts)),
             seconds=time.perf_counter() - started,
         )
 
@@ -245,6 +253,73 @@ class Predictor:
             self._peak_measured_at = time.monotonic()
         return self._peak_flops_per_s
 
+    def _num_windows(self, tokens: Tokens) -> npt.NDArray[np.int64]:
+        """(R,) How many windows each row has."""
+        if self._tokenizer.max_windows == 1:
+            return np.ones(len(tokens), np.int64)
+        return tokens.num_windows(self._tokenizer.max_tokens)
+
+    def _parts(self, rows: RowIndices, counts: npt.NDArray[np.int64]) -> Iterator[RowIndices]:
+        """Rows of several windows, in parts of which all logits may be in memory together."""
+        most = max(1, _MAX_WINDOW_LOGITS // max(1, len(self._own) + self._vector_size))
+        ends = counts[rows].cumsum()
+        while len(rows):
+            num_rows = max(1, int(np.searchsorted(ends, most, side="right")))
+            yield rows[:num_rows]
+            rows, ends = rows[num_rows:], ends[num_rows:] - ends[num_rows - 1]
+
+    def _results(self, tokens: Tokens, rows: RowIndices, forward: Forward) -> Iterator[tuple[RowIndices, Packed]]:
+        """The results of those rows that have tokens, batch by batch.
+
+        While the device is at work on one batch, the one before it is the caller's, and the next one is padded.
+        """
+        running: tuple[RowIndices, Packed] | None = None
+        batches = self._batches(tokens.lengths, rows)
+        while batches:
+            rows = batches.pop()
+            packed = self._launch(tokens, rows, forward)
+            if packed is None:
+                self._shrink(tokens.lengths[rows])
+                batches = self._batches(tokens.lengths, np.concatenate([rows, *batches]))
+                continue
+            if running is not None:
+                yield running
+            running = rows, packed
+        if running is not None:
+            yield running
+
+    @torch.inference_mode()
+    def _label_windows(self, tokens: Tokens, counts: npt.NDArray[np.int64]) -> Packed:
+        """The results of rows of several windows, by what these say together."""
+        windows = tokens.windows(self._tokenizer.max_tokens)
+        needs_vectors = self.gives_vectors or bool(self._probes)
+        collected = _Collected(0, len(self._own), self._vector_size if needs_vectors else None, *[len(windows)] * 2)
+        for rows, packed in self._results(windows, np.arange(len(windows)), self._window_logits):
+            collected.fetch(rows, packed)
+        _, _, of_windows, found = collected.by_row()
+        num_windows = torch.from_numpy(counts)
+        vectors = None if found is None else combine_vectors(torch.from_numpy(found), num_windows).to(self.device)
+        own = self._own.cpu()
+        logits = torch.full((len(tokens), len(self.tasks) * self._width), -torch.inf)  # (R, n C)
+        for combine in {task.combine for task in self.tasks}:
+            labels = torch.from_numpy(np.repeat([task.combine == combine for task in self.tasks], self._num_outputs))
+            logits[:, own[labels]] = combine_logits(torch.from_numpy(of_windows).T[:, labels], num_windows, combine)
+        parts = []
+        for rows in np.array_split(np.arange(len(tokens)), -(-logits.numel() // _MAX_LOGITS) or 1):
+            part = logits[rows].view(len(rows), len(self.tasks), self._width).to(self.device)
+            if self._probes and vectors is not None:
+                part[:, self._reads_vector, :] = -torch.inf
+                said = self._model.all_tasks_from_vectors(vectors[rows], self._probes)
+                part[:, self._reads_vector, : said.shape[2]] = said
+            parts.append(self._labels_and_scores(part))
+        return ToHost(torch.cat(parts, dim=1)), ToHost(vectors) if self.gives_vectors and vectors is not None else None
+
+    def _window_logits(self, inputs: dict[str, Tensor], num_tokens: int) -> Packed:
+        """Start a batch of windows: (L, B) logits, as int32 for the copy to the host."""
+        logits, vectors = self._outputs(inputs, num_tokens, self.gives_vectors or bool(self._probes))
+        own = logits.float().flatten(1).index_select(1, self._own).t().contiguous()
+        return ToHost(own.view(torch.int32)), None if vectors is None else ToHost(vectors)
+
     def _batches(self, lengths: npt.NDArray[np.int64], rows: RowIndices) -> list[RowIndices]:
         """Batches of those rows that have tokens, the longest last, where `list.pop` finds them."""
         costs = np.where(lengths[rows] > 0, lengths[rows] + self._num_prompts, 0)
@@ -254,14 +329,15 @@ class Predictor:
         """Never again make a batch of more than half the positions of this one, which did not fit."""
         self.max_batch_tokens = len(lengths) * (int(lengths.max()) + self._num_prompts) // 2
 
-    def _launch(self, tokens: Tokens, rows: RowIndices) -> Packed | None:
+    @torch.inference_mode()
+    def _launch(self, tokens: Tokens, rows: RowIndices, forward: Forward) -> Packed | None:
         """Start a batch; None if there is no memory for it, but for a single row, where that is raised."""
         try:
             batch = pad_batch(tokens, rows, self.device)
             num_tokens = int(tokens.lengths[rows].sum())
             if num_tokens == batch["attention_mask"].numel():  # without a mask attention takes less time
                 del batch["attention_mask"]
-            return self._forward(batch, num_tokens)
+            return forward(batch, num_tokens)
         except torch.OutOfMemoryError:
             if len(rows) == 1:
                 raise
@@ -270,15 +346,17 @@ class Predictor:
             torch.cuda.empty_cache()
         return None
 
-    @torch.inference_mode()
     def _forward(self, inputs: dict[str, Tensor], num_tokens: int) -> Packed:
-        wanted = {"tasks": self._names, "num_tokens": num_tokens}
-        vectors = None
-        if self.gives_vectors:
-            logits, vectors = self._model.all_tasks_and_vectors(**inputs, **wanted)  # (B, n, C), (B, D)
-        else:
-            logits = self._model.all_tasks(**inputs, **wanted)
+        """Start a batch of texts."""
+        logits, vectors = self._outputs(inputs, num_tokens, self.gives_vectors)
         return ToHost(self._labels_and_scores(logits.float())), None if vectors is None else ToHost(vectors)
+
+    def _outputs(self, inputs: dict[str, Tensor], num_tokens: int, vectors: bool) -> tuple[Tensor, Tensor | None]:
+        """(B, n, C) logits, and (B, D) vectors if they are wanted."""
+        wanted = {"tasks": self._names, "num_tokens": num_tokens}
+        if vectors:
+            return self._model.all_tasks_and_vectors(**inputs, **wanted)
+        return self._model.all_tasks(**inputs, **wanted), None
 
     def _labels_and_scores(self, logits: Tensor) -> Tensor:
         """(2 n + K, B) label ids, scores and probabilities in one int32 tensor: one copy brings all to the host."""
@@ -366,7 +444,7 @@ def _flags(values: Iterable[bool], device: torch.device) -> Tensor:
     return torch.tensor(list(values), dtype=torch.bool, device=device)
 
 
-def _text_rows(texts: Sequence[str | None], seconds: Sequence[str | None] | None) -> TextRows:
+def _text_rows(texts: Sequence[str | None], seconds: Sequence[str | None] | None, max_chars: int) -> TextRows:
     """The texts of all rows, by the rule of `mtop_batch.data.text_rows`."""
     if isinstance(texts, str) or isinstance(seconds, str):
         raise DataError("texts are given as one string; give a list of strings, even for one text")
@@ -379,7 +457,7 @@ def _text_rows(texts: Sequence[str | None], seconds: Sequence[str | None] | None
         for row, text in enumerate(column):
             if text is not None and not isinstance(text, str):
                 raise DataError(f"text {row} is {text!r}, a {type(text).__name__}; texts are strings or None")
-    return text_rows([_as_arrow(column) for column in columns], MAX_CHARS)
+    return text_rows([_as_arrow(column) for column in columns], max_chars)
 
 
 def _as_arrow(texts: Sequence[str | None]) -> pa.Array:

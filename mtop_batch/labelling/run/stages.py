@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtop_batch.corpus.files import UnreadableSource
-from mtop_batch.data.text_rows import MAX_CHARS
 from mtop_batch.data.tokens import TextTokenizer, Tokens, reasons_without
 from mtop_batch.errors import MtopError, one_line
 from mtop_batch.labelling.plan.work import SourceOfLabels, Target, Unit
@@ -101,7 +100,9 @@ class UnitResult:
         list_counts: Task -> articles, of tasks that give an article any number of labels.
         abstained: Task -> articles without a label because it is too unsure.
         corrected: Task -> articles whose label a rule has changed.
-        num_tokens: Tokens of the texts, without padding.
+        texts_cut: Rows of which the model does not read everything.
+        texts_in_windows: Rows that are read in several windows.
+        num_tokens: Tokens of the texts, without padding; what windows share counts in each.
         num_padded_tokens: Tokens that went through the model, prompts aside.
         num_bytes: Bytes of the label files.
         flops: FLOP that the texts take (`mtop_batch.model.flops`).
@@ -125,6 +126,8 @@ class UnitResult:
     list_counts: dict[str, int] = field(default_factory=dict)
     abstained: dict[str, int] = field(default_factory=dict)
     corrected: dict[str, int] = field(default_factory=dict)
+    texts_cut: int = 0
+    texts_in_windows: int = 0
     num_tokens: int = 0
     num_padded_tokens: int = 0
     num_bytes: int = 0
@@ -193,8 +196,8 @@ def label(streams: Sequence[Any], predictor: Predictor) -> list[bytes]:
     for table, unit, result in opened:
         rows = slice(start, start + len(table))
         start += len(table)
-        share = len(table) / max(1, len(tokens))
         result.num_tokens = int(tokens.lengths[rows].sum())
+        share = result.num_tokens / max(1, outputs.num_tokens)
         result.num_padded_tokens = round(outputs.num_padded_tokens * share)
         result.flops = outputs.flops * share
         result.peak_flops_per_s = peak_flops_per_s
@@ -306,13 +309,14 @@ def _labelled(table: pa.Table, tasks: Sequence[Task], outputs: TaskOutputs, resu
 def _tokenised(job: LabelJob, unit: Unit, tokenizer: TextTokenizer, result: UnitResult) -> pa.Table:
     ids, tokens, errors = [], [], []
     tokenise_s = 0.0
-    # Generous: a text would need words of 100 letters on average to fill fewer tokens than it is cut to.
-    max_chars = max(MAX_CHARS, 100 * tokenizer.max_tokens)
-    for batch in read_unit(job.corpus, unit, job.definition.id_column, max_chars=max_chars):
+    for batch in read_unit(job.corpus, unit, job.definition.id_column, max_chars=tokenizer.max_chars):
         ids.append(batch.ids)
         started = time.perf_counter()
-        tokens.append(tokenizer.encode(batch.texts, batch.seconds))
+        found, num_cut = tokenizer.encode_and_count(batch.texts, batch.seconds)
         tokenise_s += time.perf_counter() - started
+        tokens.append(found)
+        result.texts_cut += num_cut
+        result.texts_in_windows += int(np.count_nonzero(found.lengths > tokenizer.max_tokens))
         errors += reasons_without(tokens[-1], batch.errors)
     result.seconds["tokenise"] = tokenise_s
     return _token_table(pa.chunked_array(ids), tokens, errors)

@@ -150,7 +150,7 @@ def save_bundle(
             metrics,
             training_config,
             backbone_name,
-            model.config.max_tokens,
+            model.config.text_limits,
             model.num_passes(model.task_names),
             decisions or {},
             RELIABILITY if plot is not None else "",

@@ -19,7 +19,7 @@ def model_card(
     metrics: Mapping[str, Mapping[str, float]],
     training_config: Mapping[str, Any],
     backbone_name: str,
-    max_tokens: int,
+    text_limits: Mapping[str, int],
     num_passes: int,
     decisions: Mapping[str, Mapping[str, Any]] | None = None,
     plot: str = "",
@@ -33,7 +33,7 @@ def model_card(
         metrics: Task -> metric -> value on its evaluation data; tasks without any are listed all the same.
         training_config: The resolved configuration.
         backbone_name: As in the configuration.
-        max_tokens: At which texts are cut.
+        text_limits: How much of a text is read, as the model's configuration has them.
         num_passes: Forward passes that all tasks take.
         decisions: Task -> what was fitted to decide its labels.
         plot: Name of the reliability plot beside the card; empty if there is none.
@@ -48,7 +48,7 @@ tags: [{kind}, multi-task]
 # {name}
 
 One `{kind}` model for {_count(len(tasks), "task")}, in {_count(num_passes, "forward pass", "es")}.
-Backbone: `{backbone_name}`. Texts are cut at {max_tokens} tokens.
+Backbone: `{backbone_name}`. {_reading(text_limits)}
 
 | task | kind | reads | labels | text columns | on its evaluation data |
 |---|---|---|---|---|---|
@@ -116,6 +116,17 @@ def _decides(of: Mapping[str, Any]) -> str:
 
 def _share(value: float | None) -> str:
     return "undefined" if value is None or math.isnan(value) else f"{value:.1%}"
+
+
+def _reading(text_limits: Mapping[str, int]) -> str:
+    """How much of a text the model reads."""
+    max_tokens, max_windows = text_limits["max_tokens"], text_limits["max_windows"]
+    if max_windows == 1:
+        return f"Texts are cut at {max_tokens} tokens."
+    return (
+        f"Longer texts than {max_tokens} tokens are read in up to {max_windows} windows of so many, each with "
+        f"{text_limits['window_overlap']} tokens of the one before."
+    )
 
 
 def _count(number: int, noun: str, ending: str = "s") -> str:

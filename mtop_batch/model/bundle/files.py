@@ -33,6 +33,7 @@ from mtop_batch.tasks import Task, check_task_names
 
 FORMAT = 3
 CONFIG, WEIGHTS, DECISIONS = "config.json", "model.safetensors", "decisions.json"
+_TEXT_LIMITS = {"max_tokens", "max_windows", "window_overlap"}
 _FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
 _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
 
@@ -55,6 +56,8 @@ class _Config(BaseModel):
 
     model_type: str
     max_tokens: Annotated[int, Field(gt=0)]
+    max_windows: Annotated[int, Field(gt=0)] = 1
+    window_overlap: Annotated[int, Field(ge=0)] = 0
     tasks: list[_TaskEntry]
     backbone_config: dict[str, Any]
     bundle: _Described
@@ -72,7 +75,7 @@ class BundleInfo:
             does.
         vector_fingerprint: Of document vectors; empty if the model has none.
         pass_per_task: Whether a text goes through the encoder once for each task.
-        max_tokens: Where texts are cut.
+        text_limits: How much of a text is read, as `TextTokenizer` takes it.
         uri: Where it was read.
         name: The last part of the URI.
         digest: Of everything in the bundle but the card.
@@ -85,7 +88,7 @@ class BundleInfo:
     decisions: dict[str, str]
     vector_fingerprint: str
     pass_per_task: bool
-    max_tokens: int
+    text_limits: dict[str, int]
     uri: str
     name: str
     digest: str
@@ -118,7 +121,7 @@ def read_bundle_info(uri: str) -> BundleInfo:
         decisions=decision_hashes(tasks, described["fingerprints"]),
         vector_fingerprint=described["vector_fingerprint"],
         pass_per_task=described["pass_per_task"],
-        max_tokens=config["max_tokens"],
+        text_limits=_Config.model_validate(config).model_dump(include=_TEXT_LIMITS),
         uri=uri,
         name=bundle_name(uri),
         digest=described["digest"],

@@ -1,12 +1,13 @@
 """Fingerprints: equal exactly where a task's outputs are equal, so that a stored label says whether it is current.
 
 A task has two of them. The *score hash*, called its fingerprint, covers everything that determines its scores: the
-tokenizer, the length at which texts are cut, its text columns, kind, reader and labels (mean and standard deviation of
-those of a regression), the backbone's settings and weights, the tensors of the context that every output depends on
-(shared prompts and those of joint tasks), and the tensors behind the task: its prompts or those of its prompt group,
-its pooler, head and LoRA, or what else its kind of model has it read. It covers nothing else: not its metric, not which
-scores are kept (`Task.scores`), no other isolated task or one of its group, no encoder of another task, not where the
-bundle lies. So adding isolated tasks leaves the fingerprints of the tasks already there unchanged.
+tokenizer, the length at which texts are cut, or how they are read in windows and what these say together, its text
+columns, kind, reader and labels (mean and standard deviation of those of a regression), the backbone's settings and
+weights, the tensors of the context that every output depends on (shared prompts and those of joint tasks), and the
+tensors behind the task: its prompts or those of its prompt group, its pooler, head and LoRA, or what else its kind of
+model has it read. It covers nothing else: not its metric, not which scores are kept (`Task.scores`), no other isolated
+task or one of its group, no encoder of another task, not where the bundle lies. So adding isolated tasks leaves the
+fingerprints of the tasks already there unchanged.
 
 The *decision hash* covers what only turns scores into labels (`mtop_batch.decisions.identity`). A change of it costs no
 forward pass.
@@ -54,6 +55,7 @@ def task_fingerprints(model: MultiTaskModel, tokenizer_digest: str) -> dict[str,
             "kind": task.kind,
             "labels": task.labels,
             **({"scale": [task.mean, task.std]} if task.kind == "regression" else {}),
+            **({"combine": task.combine} if model.config.max_windows > 1 else {}),
             **model.task_settings(task.name),
             "task": tensors_digest(model.task_tensors(task.name).items()),
         }
@@ -76,6 +78,7 @@ def _common(model: MultiTaskModel, encoder: PreTrainedModel, tokenizer_digest: s
         "computation": COMPUTATION,
         "tokenizer": tokenizer_digest,
         "max_tokens": model.config.max_tokens,
+        **({"windows": model.config.text_limits} if model.config.max_windows > 1 else {}),
         "backbone_config": model.config.backbone_config,
         "backbone": tensors_digest(encoder.state_dict().items()),
         "context_prompts": tensors_digest(model.context_tensors()),

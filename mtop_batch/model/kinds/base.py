@@ -29,6 +29,7 @@ from mtop_batch.model.kinds.config import KindConfig
 from mtop_batch.model.kinds.encoder_model import EncoderModel
 from mtop_batch.model.parts.document_vectors import join_logits
 from mtop_batch.model.parts.losses import task_loss
+from mtop_batch.model.parts.windows import combine_logits, combine_vectors
 from mtop_batch.tasks import Reader, Task, check_task_names, select_tasks
 
 
@@ -208,6 +209,7 @@ class MultiTaskModel(EncoderModel):
         task: str | None = None,
         labels: Tensor | None = None,
         class_weights: Tensor | None = None,
+        num_windows: Tensor | None = None,
     ) -> TaskOutput:
         """The logits of one task, and its loss, or the logits of all tasks.
 
@@ -220,6 +222,8 @@ class MultiTaskModel(EncoderModel):
             labels: (B,) Label indices or regression values of that task; (B, C) which labels a text has, of a
                 multi-label task.
             class_weights: (C,) What an example of each label counts in the loss; None for 1 each.
+            num_windows: (R,) int64 How many of the B rows, one after the other, are windows of one text. Labels, logits
+                and loss are of R texts then. None for one each.
 
         Raises:
             TaskError: There is no such task, labels or a KV cache are given without one, or the task cannot use it.
@@ -229,14 +233,32 @@ class MultiTaskModel(EncoderModel):
                 raise TaskError("labels or a KV cache are given without the task they belong to; pass task=NAME")
             return TaskOutput(logits=self.all_tasks(input_ids, attention_mask, token_type_ids))
         definition = self.task(task)
-        if kv_cache is not None:
+        if num_windows is not None and definition.reads_vector and input_ids is not None:
+            found = self.all_tasks_and_vectors(input_ids, attention_mask, token_type_ids, ())[1]
+            logits = self.vector_outputs((task,), combine_vectors(found, num_windows))[:, 0]
+        elif kv_cache is not None:
             logits = self.cached_logits(task, kv_cache)
         elif input_ids is not None:
             logits = self.task_logits(task, Text(input_ids, attention_mask, token_type_ids))
         else:
             raise TaskError(f"task {task!r} is given neither texts nor their KV cache; pass input_ids")
+        if num_windows is not None and not definition.reads_vector:
+            logits = combine_logits(logits, num_windows, definition.combine)
         loss = None if labels is None else task_loss(definition, logits, labels, class_weights)
         return TaskOutput(loss=loss, logits=self._in_units((task,), logits[:, None])[:, 0])
+
+    def vector_outputs(self, wanted: tuple[str, ...], vectors: Tensor) -> Tensor:
+        """(B, n, C) What tasks that read the vector put out, as in `outputs`, for kinds that have such tasks.
+
+        Args:
+            wanted: Tasks of this model that read the vector, at least one.
+            vectors: (B, D) float16
+        """
+        raise NotImplementedError
+
+    def all_tasks_from_vectors(self, vectors: Tensor, tasks: Sequence[str]) -> Tensor:
+        """(B, n, C) What `all_tasks` returns for tasks that read the vector, from (B, D) vectors."""
+        return self._in_units(tasks, self.vector_outputs(tuple(tasks), vectors))
 
     def all_tasks(
         self,

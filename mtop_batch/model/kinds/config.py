@@ -19,12 +19,21 @@ class KindConfig(PreTrainedConfig):
     Args:
         backbone_config: Settings of the encoder, with its `model_type`.
         tasks: One entry per task, in order: `{"task": Task.to_dict()}` and what the kind adds.
-        max_tokens: Longest text, special tokens included, prompts not.
+        max_tokens: Longest text, or window of one, special tokens included, prompts not.
+        max_windows: Of a text; with 1 texts are cut.
+        window_overlap: Tokens that a window shares with the one before.
     """
 
     backbone_config: dict[str, Any] | None = None
     tasks: list[dict[str, Any]] = field(default_factory=list)
     max_tokens: int = 128
+    max_windows: int = 1
+    window_overlap: int = 0
+
+    @property
+    def text_limits(self) -> dict[str, int]:
+        """How much of a text is read, as `TextTokenizer` takes it."""
+        return {key: getattr(self, key) for key in ("max_tokens", "max_windows", "window_overlap")}
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("bundle", None)  # it describes the files that the configuration came with, not the model

@@ -221,6 +221,10 @@ class MTOPModel(MTOPSequence):
             logits.append(parts.probes(found))
         return join_logits(logits, parts.order) if logits else at_text.new_empty(len(at_text), 0, 0), found
 
+    def vector_outputs(self, wanted: tuple[str, ...], vectors: Tensor) -> Tensor:
+        """(B, n, C) What probes say of vectors."""
+        return StackedProbes.stack([self._module(name).state_dict(keep_vars=True) for name in wanted])(vectors)
+
     def _parts(self, wanted: tuple[str, ...]) -> InferenceParts:
         """Prompts and stacked heads of the wanted tasks; kept in evaluation for as long as no parameter changes.
 
