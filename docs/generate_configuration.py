@@ -25,8 +25,9 @@ PAGE = Path(__file__).parent / "configuration.md"
 HEAD = """# Configuration
 
 A TOML file, checked before any work starts; an unknown key is refused with the closest known one. `mtop train`,
-`mtop evaluate`, `mtop add-tasks` and `mtop calibrate` read it; `mtop label` and `mtop publish` its section `[gate]`. `--set
-train.epochs=3` overrides a key. Relative paths start in the working directory. Generated from `mtop_batch.config`.
+`mtop evaluate`, `mtop add-tasks` and `mtop calibrate` read it; `mtop label` and `mtop publish` its section `[gate]`.
+`--set train.epochs=3` overrides a key. Relative paths start in the working directory. Generated from
+`mtop_batch.config`.
 """
 _NAMES = {str: "string", int: "int", float: "float", bool: "bool"}
 
