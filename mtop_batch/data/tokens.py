@@ -17,6 +17,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
 from mtop_batch.data.encoders import make_encoder
@@ -122,16 +123,16 @@ class Tokens:
             return parts[0]
         if not parts:
             return cls.from_rows([])
-        words = [part.words for part in parts if part.words is not None]
         return cls(
             np.concatenate([part.values for part in parts]),
             _offsets(np.concatenate([part.lengths for part in parts])),
             np.concatenate([part.first_lengths for part in parts]),
-            np.concatenate(words) if len(words) == len(parts) else None,
+            _joined_words([part for part in parts if len(part.values)]),
         )
 
     def to_arrow(self) -> pa.Table:
-        """The columns `input_ids` (list of int32) and `first_length` (int32); the token ids are not copied.
+        """The columns `input_ids` (list of int32) and `first_length` (int32), and `words` if there are words (lists of
+        three int32 each); the token ids are not copied.
 
         Raises:
             DataError: There are more tokens than one Arrow list column holds (2^31 - 1).
@@ -142,19 +143,27 @@ class Tokens:
                 "convert fewer rows at a time"
             )
         input_ids = pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), pa.array(self.values))
-        return pa.table({"input_ids": input_ids, "first_length": pa.array(self.first_lengths)})
+        columns = {"input_ids": input_ids, "first_length": pa.array(self.first_lengths)}
+        if self.words is not None:
+            words = pa.FixedSizeListArray.from_arrays(pa.array(self.words.reshape(-1)), 3)
+            columns["words"] = pa.ListArray.from_arrays(input_ids.offsets, words)
+        return pa.table(columns)
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> Tokens:
         """The tokens that `to_arrow` wrote; not copied where the table is in one chunk."""
+        words = None
+        if "words" in table.column_names:
+            lists = table.column("words").combine_chunks()
+            words = pc.list_flatten(pc.list_flatten(lists)).to_numpy(zero_copy_only=False).reshape(-1, 3)
         chunks = table.column("input_ids").chunks
         firsts = table.column("first_length").combine_chunks().to_numpy(zero_copy_only=False)
         firsts = firsts.astype(np.int32, copy=False)
         if len(chunks) != 1:
             rows = cls.concat(cls._from_list_array(chunk) for chunk in chunks)
-            return cls(rows.values, rows.offsets, firsts)
+            return cls(rows.values, rows.offsets, firsts, words)
         rows = cls._from_list_array(chunks[0])
-        return cls(rows.values, rows.offsets, firsts)
+        return cls(rows.values, rows.offsets, firsts, words)
 
     @classmethod
     def _from_list_array(cls, array: pa.ListArray) -> Tokens:
@@ -294,6 +303,12 @@ def reasons_without(tokens: Tokens, errors: Iterable[str | None]) -> list[str | 
     """
     lengths = tokens.lengths.tolist()
     return [None if length else error or TEXT_SAYS_NOTHING for length, error in zip(lengths, errors, strict=True)]
+
+
+def _joined_words(parts: Sequence[Tokens]) -> npt.NDArray[np.int32] | None:
+    """The words of all tokens; None where those of some are not known."""
+    words = [part.words for part in parts if part.words is not None]
+    return np.concatenate(words) if words and len(words) == len(parts) else None
 
 
 def _offsets(lengths: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:

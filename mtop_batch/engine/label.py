@@ -209,12 +209,6 @@ def _plan(options: LabelOptions, definition: Definition) -> Plan:
 def _definition(options: LabelOptions) -> Definition:
     bundle = read_bundle_info(options.model)
     names = select_tasks(options.tasks or list(bundle.fingerprints), list(bundle.fingerprints))
-    if entities := [task.name for task in bundle.tasks if task.is_token and task.name in names]:
-        others = [name for name in names if name not in entities]
-        raise ConfigError(
-            f"the bundle {bundle.uri} has the token task {entities[0]!r}, and `mtop label` does not write entities "
-            f"yet; pass --tasks {','.join(others) or '...'}; `mtop predict` shows the entities of a few texts"
-        )
     fingerprints = {name: bundle.fingerprints[name] for name in names}
     if options.vectors and not bundle.vector_fingerprint:
         raise ConfigError(

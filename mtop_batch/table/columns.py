@@ -164,8 +164,24 @@ def with_labels_of(scores: pa.ChunkedArray, given: pa.Field, wanted: pa.Field) -
     return pa.chunked_array(chunks)
 
 
+def given_labels(labels: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column `<task>_label` as labels of articles: of a token task the types of which an article has entities."""
+    if labels.type != ENTITIES_TYPE:
+        return labels
+    chunks = [pa.array([], LABELS_TYPE)]
+    for chunk in labels.chunks:
+        lengths = pc.list_value_length(chunk).fill_null(0).to_numpy(zero_copy_only=False)
+        types = pc.struct_field(pc.list_flatten(chunk), "label").dictionary_encode()
+        row_and_type = np.stack([np.repeat(np.arange(len(chunk)), lengths), types.indices.to_numpy()])
+        rows, found = np.unique(row_and_type, axis=1)
+        offsets = np.searchsorted(rows, np.arange(len(chunk) + 1)).astype(np.int32)
+        names = types.dictionary.take(pa.array(found))
+        chunks.append(pa.ListArray.from_arrays(pa.array(offsets), names, LABELS_TYPE, mask=chunk.is_null()))
+    return pa.chunked_array(chunks)
+
+
 def label_counts(labels: pa.ChunkedArray) -> dict[str, int]:
-    """Articles per label of a column `<task>_label`."""
+    """Articles per label of a column of `given_labels`."""
     values = pc.list_flatten(labels) if pa.types.is_list(labels.type) else labels.drop_null()
     return {str(entry["values"]): entry["counts"] for entry in pc.value_counts(values).to_pylist()}
 
@@ -173,7 +189,9 @@ def label_counts(labels: pa.ChunkedArray) -> dict[str, int]:
 def dictionary_columns(schema: pa.Schema) -> list[str]:
     """The columns that Parquet is to write with dictionaries: few different values."""
     names = [field.name for field in schema if pa.types.is_dictionary(field.type) or field.name == "error"]
-    return [*names, *(f"{field.name}{_ELEMENTS}" for field in schema if field.type == LABELS_TYPE)]
+    names += [f"{field.name}{_ELEMENTS}" for field in schema if field.type == LABELS_TYPE]
+    entities = [field.name for field in schema if field.type == ENTITIES_TYPE]
+    return [*names, *(f"{name}{_ELEMENTS}.{member}" for name in entities for member in ("column", "label"))]
 
 
 @dataclass(frozen=True)
@@ -243,6 +261,7 @@ def label_columns(
     outputs: TaskOutputs,
     valid: npt.NDArray[np.bool_],
     decided: Mapping[str, Decided] | None = None,
+    text_columns: Sequence[str] | None = None,
 ) -> list[tuple[str, pa.Array]]:
     """The label table's columns of each task, those of `OutputKind.stored`, and `vector` if the outputs have vectors.
 
@@ -254,6 +273,7 @@ def label_columns(
         outputs: Of R rows.
         valid: (R,) False for rows whose cells are null.
         decided: What `decide_outputs` says of them, if that is known.
+        text_columns: That entities are in; None for those of their task.
 
     Raises:
         TaskError: A rule names a task that is not there.
@@ -270,7 +290,9 @@ def label_columns(
             columns += _decided_columns(task, decided[task.name], given)
         else:
             if task.is_token:
-                columns.append((f"{task.name}_label", _entity_lists(task, outputs.entities[task.name], given)))
+                columns.append(
+                    (f"{task.name}_label", _entity_lists(task, outputs.entities[task.name], given, text_columns))
+                )
             elif task.kind != "regression":
                 indices = pa.Array.from_buffers(pa.int32(), len(valid), [present, pa.py_buffer(label_ids)])
                 labels = pa.DictionaryArray.from_arrays(indices, pa.array(task.labels, pa.string()))
@@ -363,10 +385,12 @@ def _lists(
     return pa.ListArray.from_arrays(offsets, values(has_label), mask=pa.array(~is_there))
 
 
-def _entity_lists(task: Task, entities: Entities, given: pa.BooleanArray) -> pa.ListArray:
+def _entity_lists(
+    task: Task, entities: Entities, given: pa.BooleanArray, text_columns: Sequence[str] | None
+) -> pa.ListArray:
     """(R,) Lists of entities; null where nothing is given."""
     column, start, end, label = (pa.array(np.ascontiguousarray(values)) for values in entities.values.T)
-    columns, labels = (pa.array(names, pa.string()) for names in (task.text, task.labels))
+    columns, labels = (pa.array(names, pa.string()) for names in (text_columns or task.text, task.labels))
     members = [columns.take(column), start, end, labels.take(label), pa.array(entities.scores)]
     values = pa.StructArray.from_arrays(members, fields=list(ENTITY_TYPE))
     offsets = pa.array(entities.offsets, pa.int32())
