@@ -30,6 +30,8 @@ ENTITY_TYPE = pa.struct(
 )
 """An entity: characters of a text column, from `start` to the one before `end`."""
 ENTITIES_TYPE = pa.list_(ENTITY_TYPE)
+SECOND = "second"
+"""The column of entities in a second text that is given to a task on single texts."""
 VECTOR_COLUMN = "vector"
 LABELS_KEY = b"labels"
 """In the metadata of a field `<task>_scores`: the labels in the order of the scores, as JSON."""
@@ -390,7 +392,7 @@ def _entity_lists(
 ) -> pa.ListArray:
     """(R,) Lists of entities; null where nothing is given."""
     column, start, end, label = (pa.array(np.ascontiguousarray(values)) for values in entities.values.T)
-    columns, labels = (pa.array(names, pa.string()) for names in (text_columns or task.text, task.labels))
+    columns, labels = (pa.array(names, pa.string()) for names in (text_columns or (*task.text, SECOND), task.labels))
     members = [columns.take(column), start, end, labels.take(label), pa.array(entities.scores)]
     values = pa.StructArray.from_arrays(members, fields=list(ENTITY_TYPE))
     offsets = pa.array(entities.offsets, pa.int32())

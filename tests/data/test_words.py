@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +23,11 @@ from tests.data.test_tokens import _LONG_TEXTS, _MAX_TOKENS, _TEXTS
 TextLists = st.lists(_TEXTS, min_size=1, max_size=3)
 
 
+@cache
+def text_tokenizer(tokenizer: PreTrainedTokenizerBase, *limits: int) -> TextTokenizer:
+    return TextTokenizer(tokenizer, *limits)
+
+
 def words(tokens: Tokens, row: int = 0) -> list[tuple[int, ...]]:
     found = tokens.words_of(np.array([row])).words
     return list(dict.fromkeys(map(tuple, found.tolist())))
@@ -33,7 +40,7 @@ def shown(tokens: Tokens, *texts: str) -> list[str]:
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_words_by_hand(any_tokenizer: PreTrainedTokenizerBase, form: str) -> None:
     text = unicodedata.normalize(form, "Señor 東京-born, U.S. naïve (fell)\t3.5%")
-    found = shown(TextTokenizer(any_tokenizer, 200).encode([text], words=True), text)
+    found = shown(text_tokenizer(any_tokenizer, 200).encode([text], words=True), text)
     assert "".join(found) == "".join(text.split())
     if "Señor" in found:  # a vocabulary may have pieces that lie across words, such as "s."
         assert found[0] == "Señor"
@@ -45,10 +52,10 @@ def test_words_by_hand(any_tokenizer: PreTrainedTokenizerBase, form: str) -> Non
 def test_words_are_apart_and_whole_and_ids_the_same(
     any_tokenizer: PreTrainedTokenizerBase, texts: list[str], max_tokens: int
 ) -> None:
-    tokenizer = TextTokenizer(any_tokenizer, max_tokens)
+    tokenizer = text_tokenizer(any_tokenizer, max_tokens)
     tokens, plain = tokenizer.encode(texts, words=True), tokenizer.encode(texts)
     assert tokens.values.tolist() == plain.values.tolist()
-    whole = TextTokenizer(any_tokenizer, 5_000).encode(texts, words=True)
+    whole = text_tokenizer(any_tokenizer, 5_000).encode(texts, words=True)
     for row, text in enumerate(texts):
         found = words(tokens, row)
         assert found == words(whole, row)[: len(found)]  # cutting a text early changes no word
@@ -66,15 +73,13 @@ def test_words_are_apart_and_whole_and_ids_the_same(
 def test_words_of_pairs_say_in_which_column_they_are(
     any_tokenizer: PreTrainedTokenizerBase, pair: tuple[str, str], max_tokens: int
 ) -> None:
-    import pyarrow as pa
-
     rows = text_rows([pa.array([text], pa.large_string()) for text in pair])
     first, second = rows.in_columns()
-    tokenizer = TextTokenizer(any_tokenizer, max_tokens)
+    tokenizer = text_tokenizer(any_tokenizer, max_tokens)
     tokens = tokenizer.encode(first.to_pylist(), second.to_pylist(), words=True)
     plain = tokenizer.encode(rows.texts.to_pylist(), rows.seconds.to_pylist())
     assert tokens.values.tolist() == plain.values.tolist()
-    alone = [words(TextTokenizer(any_tokenizer, 5_000).encode([text], words=True)) for text in pair]
+    alone = [words(text_tokenizer(any_tokenizer, 5_000).encode([text], words=True)) for text in pair]
     for side in (0, 1):
         own = [word[1:] for word in words(tokens) if word[0] == side]
         if own and any_tokenizer.truncation_side == "right":
@@ -86,11 +91,11 @@ def test_words_of_pairs_say_in_which_column_they_are(
 def test_windows_have_the_words_of_the_whole_text_once(
     any_tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int
 ) -> None:
-    tokens = TextTokenizer(any_tokenizer, max_tokens, max_windows=500, window_overlap=2).encode([text], words=True)
+    tokens = text_tokenizer(any_tokenizer, max_tokens, 500, 2).encode([text], words=True)
     windows, counts = tokens.windows(max_tokens), tokens.num_windows(max_tokens)
     found = windows.words_of(np.arange(len(windows)))
     chosen, texts = found.of_texts(counts)
-    whole = TextTokenizer(any_tokenizer, 5_000).encode([text], words=True)
+    whole = text_tokenizer(any_tokenizer, 5_000).encode([text], words=True)
     assert list(map(tuple, found.words[chosen].tolist())) == words(whole)
     assert not texts.any()
     best: dict[tuple[int, ...], int] = {}
@@ -102,7 +107,7 @@ def test_windows_have_the_words_of_the_whole_text_once(
 @pytest.mark.parametrize("name", ["chinese", "emoji", "combining marks", "control characters", "white space"])
 def test_odd_texts_have_words_inside_them(any_tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     text = _LONG_TEXTS[name]
-    found = words(TextTokenizer(any_tokenizer, 64).encode([text], words=True))
+    found = words(text_tokenizer(any_tokenizer, 64).encode([text], words=True))
     assert all(0 <= start < end <= len(text) for _, start, end in found)
 
 

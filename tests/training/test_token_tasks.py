@@ -71,7 +71,8 @@ def test_a_token_task_leaves_the_others_as_they_are() -> None:
     model = make_model(prompt_attention="isolated").eval()
     with torch.inference_mode():
         before = model.all_tasks(**batch)
-        model.add_tasks([NAMES])
+    model.add_tasks([NAMES])
+    with torch.inference_mode():
         after = model.all_outputs(**batch, tasks=["names", "sport", "mood"])
         assert torch.equal(model.all_tasks(**batch), before)
         assert torch.equal(after.logits, before)
