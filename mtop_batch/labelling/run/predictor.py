@@ -314,7 +314,8 @@ class Predictor:
 
     def _parts(self, rows: RowIndices, counts: npt.NDArray[np.int64]) -> Iterator[RowIndices]:
         """Rows of several windows, in parts of which all logits may be in memory together."""
-        most = max(1, _MAX_WINDOW_LOGITS // max(1, len(self._own) + self._vector_size))
+        of_words = self._tokenizer.max_tokens * sum(task.num_outputs for task in self._token_tasks)
+        most = max(1, _MAX_WINDOW_LOGITS // max(1, len(self._own) + self._vector_size + of_words))
         ends = counts[rows].cumsum()
         while len(rows):
             num_rows = max(1, int(np.searchsorted(ends, most, side="right")))
@@ -432,7 +433,9 @@ class Predictor:
         if batch.words is not None:
             found = self._model.all_outputs(**inputs, **wanted, vectors=vectors)
             places = torch.from_numpy(batch.words.rows * inputs["input_ids"].shape[1] + batch.words.places)
-            at_words = word_log_probabilities(found.at_tokens, self._token_tasks, places.to(self.device))
+            places = places.pin_memory() if self.device.type == "cuda" else places  # else the copy waits for the GPU
+            places = places.to(self.device, non_blocking=True)
+            at_words = word_log_probabilities(found.at_tokens, self._token_tasks, places)
             return found.logits, found.vectors if vectors else None, ToHost(at_words)
         if vectors:
             return *self._model.all_tasks_and_vectors(**inputs, **wanted), None
