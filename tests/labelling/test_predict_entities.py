@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -54,12 +56,17 @@ def test_the_columns_are_those_of_the_label_table(predictor: Predictor) -> None:
     assert {task.name: kinds[task.name] for task in TASKS} == {task.name: OutputKind.of(task) for task in TASKS}
 
 
+@cache
+def predictor_of_pairs() -> Predictor:
+    tasks = [Task(task.name, task.kind, task.labels, ("title", "body")) for task in TASKS]
+    return Predictor(make_model(tasks=tasks), make_tokenizer(), precision="fp32")
+
+
 @given(texts=st.lists(st.tuples(_TEXTS, st.none() | _TEXTS), min_size=1, max_size=4))
 @settings(max_examples=40, deadline=None)
 def test_offsets_give_back_what_was_tagged(predictor: Predictor, texts: list[tuple[str, str | None]]) -> None:
     firsts, seconds = [text for text, _ in texts], [second for _, second in texts]
-    tasks = [Task(task.name, task.kind, task.labels, ("title", "body")) for task in TASKS]
-    pairs = Predictor(make_model(tasks=tasks), make_tokenizer(), precision="fp32")
+    pairs = predictor_of_pairs()
     for found, columns in (
         (predictor.predict(firsts), {"text": firsts}),
         (pairs.predict(firsts, seconds), {"title": firsts, "body": seconds}),
