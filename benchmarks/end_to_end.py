@@ -47,7 +47,7 @@ def bare(model: str, corpus: str) -> dict[str, Any]:
     import torch
 
     from mtop_batch.data.batches import length_sorted_batches, pad_batch
-    from mtop_batch.labelling.run.predictor import Predictor
+    from mtop_batch.labelling.run.predictor import Batch, Predictor
     from mtop_batch.model.bundle.bundle import load_bundle
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -56,12 +56,12 @@ def bare(model: str, corpus: str) -> dict[str, Any]:
     tokens = predictor._tokenizer.encode(pq.read_table(corpus, columns=[COLUMN])[COLUMN].to_pylist())
     costs = tokens.lengths + predictor._num_prompts
     rows = length_sorted_batches(costs, predictor.max_batch_tokens)
-    batches = [(pad_batch(tokens, batch), int(tokens.lengths[batch].sum())) for batch in rows]
-    for batch, num_tokens in batches[:WARM_UP_BATCHES]:
-        predictor._forward(batch, num_tokens)
+    batches = [Batch(pad_batch(tokens, batch), int(tokens.lengths[batch].sum()), None) for batch in rows]
+    for batch in batches[:WARM_UP_BATCHES]:
+        predictor._forward(batch)
     started = time.perf_counter()
-    for batch, num_tokens in batches:
-        predictor._forward(batch, num_tokens)
+    for batch in batches:
+        predictor._forward(batch)
     if predictor.device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started

@@ -3,8 +3,9 @@
 A `Task` is the part of a task's definition that decides its output: name, kind, reader, labels, text columns. Where its
 examples lie is the configuration's business (`mtop_batch.config`).
 
-A task is a reader and a head. Its kind says what comes out (a label, any number of labels, a number), its reader what
-the head is given: the encoder's outputs at the task's prompts, the output of a pooler, or the document vector.
+A task is a reader and a head. Its kind says what comes out (a label, any number of labels, a number, the entities of a
+text), its reader what the head is given: the encoder's outputs at the task's prompts, the output of a pooler, the
+document vector, or the outputs at the text's own words.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import Any, Literal, cast, get_args
 from mtop_batch.errors import TaskError
 from mtop_batch.lines import did_you_mean, listed
 
-TaskKind = Literal["classification", "multi-label", "regression"]
-Reader = Literal["prompts", "pooled", "attention", "vector"]
+TaskKind = Literal["classification", "multi-label", "regression", "token"]
+Reader = Literal["prompts", "pooled", "attention", "vector", "words"]
 LabelBy = Literal["name", "index"]
 """What numbers in a label column are: labels, or indices into a task's labels."""
 Metric = Literal[
@@ -33,6 +34,7 @@ Metric = Literal[
     "pearson",
     "spearman",
     "pearson_spearman",
+    "entity_f1",
 ]
 ScoresKept = Literal["label", "all"]
 """Whose probabilities the label table keeps: those of the labels that a text is given, or those of all labels too."""
@@ -42,10 +44,13 @@ Combine = Literal["mean", "max", "first"]
 TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
 READERS: tuple[Reader, ...] = get_args(Reader)
 PROBE = "probe"
+NO_TAG = -100
+"""Stands in place of the tag of a token at which a token task decides nothing."""
 METRICS: Mapping[TaskKind, tuple[Metric, ...]] = {
     "classification": ("accuracy", "f1", "matthews"),
     "multi-label": ("micro_f1", "macro_f1", "subset_accuracy"),
     "regression": ("pearson_spearman", "pearson", "spearman"),
+    "token": ("entity_f1",),
 }
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 
@@ -77,14 +82,16 @@ class Task:
     Args:
         name: Letters, digits, `_` and `-`, starting with a letter; it names the columns `<name>_label` and
             `<name>_score`.
-        kind: "classification", of which a text has one label; "multi-label", of which it has any number, also none; or
-            "regression". "probe" is short for a classification that reads "vector".
+        kind: "classification", of which a text has one label; "multi-label", of which it has any number, also none;
+            "regression"; or "token", which finds entities in a text. "probe" is short for a classification that reads
+            "vector".
         labels: The labels in the order of the head's outputs; two or more for a classification, one or more for a
-            multi-label task, none for a regression.
+            multi-label task, none for a regression; of a token task the types of entities, one or more.
         text: The column(s) its texts come from: one, or two for a pair.
         metric: The metric that judges it; "" chooses the first that `METRICS` allows for the kind.
         reads: "prompts", "pooled" (the encoder's output at the first token), "attention" (its outputs at all tokens)
-            or "vector"; the kind of model decides which of them it has.
+            or "vector"; the kind of model decides which of them it has. A token task, and no other, reads "words" (the
+            encoder's output at the first token of each word).
         mean: Of the numbers that a regression learned from. The task's head puts out how many standard deviations a
             text's value is away from it, so that values of any size are learned alike.
         std: Their standard deviation.
@@ -121,6 +128,8 @@ class Task:
         if self.kind == PROBE:
             object.__setattr__(self, "kind", "classification")
             object.__setattr__(self, "reads", "vector")
+        if self.kind == "token" and self.reads == "prompts":
+            object.__setattr__(self, "reads", "words")
         for key, value, allowed in (
             ("kind", self.kind, (*TASK_KINDS, PROBE)),
             ("reads", self.reads, READERS),
@@ -131,11 +140,7 @@ class Task:
                 raise TaskError(f"task {self.name!r}: {key} = {value!r} is not one of {', '.join(allowed)}")
         self._check_labels()
         self._check_decision()
-        if self.reads_vector and self.combine != "mean":
-            raise TaskError(
-                f"task {self.name!r}: combine = {self.combine!r} does not fit a task that reads the vector, which is "
-                "the mean over a text's windows; remove it"
-            )
+        self._check_reader()
         if not 1 <= len(self.text) <= 2 or len(set(self.text)) < len(self.text):
             raise TaskError(
                 f"task {self.name!r}: text = {list(self.text)} names {len(self.text)} columns; "
@@ -151,6 +156,23 @@ class Task:
                 f"allowed: {', '.join(self._metrics)}"
             )
 
+    def _check_reader(self) -> None:
+        if self.is_token != (self.reads == "words"):
+            raise TaskError(
+                f"task {self.name!r}: reads = {self.reads!r} does not fit kind = {self.kind!r}; a token task reads "
+                '"words", and no other task does: remove `reads`'
+            )
+        if self.reads_vector and self.combine != "mean":
+            raise TaskError(
+                f"task {self.name!r}: combine = {self.combine!r} does not fit a task that reads the vector, which is "
+                "the mean over a text's windows; remove it"
+            )
+        if self.is_token and self.combine != "mean":
+            raise TaskError(
+                f"task {self.name!r}: combine = {self.combine!r} does not fit a token task, for which each word of a "
+                "text is read in the window that has the most of the text around it; remove it"
+            )
+
     def _check_labels(self) -> None:
         if self.kind == "regression":
             if self.labels:
@@ -162,13 +184,18 @@ class Task:
                     f'task {self.name!r}: a regression task has one value and no labels; remove scores = "all"'
                 )
             return
-        least, said = (1, "one") if self.is_multi_label else (2, "two")
+        least, said = (2, "two") if self.kind == "classification" else (1, "one")
         if len(self.labels) < least:
             raise TaskError(
                 f"task {self.name!r}: labels = {list(self.labels)}; a {self.kind} task needs at least {said}"
             )
-        if self.is_multi_label and "" in self.labels:
-            raise TaskError(f"task {self.name!r}: one of its labels is empty; a text without labels needs none")
+        if self.kind != "classification" and "" in self.labels:
+            what = "entities" if self.is_token else "labels"
+            raise TaskError(f"task {self.name!r}: one of its labels is empty; a text without {what} needs none")
+        if self.is_token and self.scores == "all":
+            raise TaskError(
+                f'task {self.name!r}: a token task keeps the score of each entity that it finds; remove scores = "all"'
+            )
         repeated = [label for label, count in Counter(self.labels).items() if count > 1]
         if repeated:
             raise TaskError(f"task {self.name!r}: labels {repeated} are given more than once")
@@ -180,6 +207,11 @@ class Task:
         if self.kind == "regression":
             raise TaskError(
                 f"task {self.name!r}: a regression has a value and no labels; nothing is to be decided of it"
+            )
+        if self.is_token:
+            raise TaskError(
+                f"task {self.name!r}: a token task has no temperature, thresholds, abstention or rules; it finds the "
+                "likeliest entities"
             )
         if not (isfinite(decision.temperature) and decision.temperature > 0):
             raise TaskError(f"task {self.name!r}: temperature = {decision.temperature} is not above 0")
@@ -214,6 +246,16 @@ class Task:
         return self.kind == "multi-label"
 
     @property
+    def is_token(self) -> bool:
+        """Whether it finds entities in a text, so that its labels are types of these."""
+        return self.kind == "token"
+
+    @property
+    def has_labels_of_texts(self) -> bool:
+        """Whether what it says of a text is labels, which are decided from their probabilities."""
+        return self.kind in ("classification", "multi-label")
+
+    @property
     def is_binary(self) -> bool:
         """Whether a text has one of two labels, so that the probability of one says that of the other."""
         return self.kind == "classification" and len(self.labels) == 2
@@ -231,8 +273,11 @@ class Task:
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of the task's head: one per label, or one for regression."""
-        return len(self.labels) or 1
+        """Outputs of the task's head: one per label, or one for regression; of a token task one per tag.
+
+        The tags (`mtop_batch.data.tags`) are "outside", and for each type "begins" and "goes on".
+        """
+        return 2 * len(self.labels) + 1 if self.is_token else len(self.labels) or 1
 
     def to_dict(self) -> dict[str, Any]:
         """The task as JSON-ready values; its decision only where it has one of its own."""

@@ -367,5 +367,5 @@ def test_weights_that_cannot_be_are_refused_in_one_line(write: Callable[..., Pat
 
 def test_a_regression_has_no_labels_to_weigh(write: Callable[..., Path]) -> None:
     regression = CONFIG.replace('labels = ["no", "yes"]', 'kind = "regression"')
-    with pytest.raises(ConfigError, match="a regression has no labels to weigh; remove class_weights"):
+    with pytest.raises(ConfigError, match="a regression task has no labels to weigh; remove class_weights"):
         load_config(write(regression + 'class_weights = "balanced"'))

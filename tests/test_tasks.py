@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mtop_batch.errors import TaskError
-from mtop_batch.tasks import Task, check_task_names, select_tasks
+from mtop_batch.tasks import Decision, Task, check_task_names, select_tasks
 
 
 def test_a_task_reads_back_from_its_dictionary() -> None:
@@ -44,8 +44,8 @@ def test_selected_tasks_come_in_the_models_order() -> None:
 def test_a_probe_is_short_for_a_classification_that_reads_the_vector() -> None:
     assert Task("x", "probe") == Task("x", "classification", reads="vector")
     assert Task("x", "regression", labels=(), reads="vector").reads_vector
-    with pytest.raises(TaskError, match="reads = 'words' is not one of prompts, pooled, attention, vector"):
-        Task("x", reads="words")  # type: ignore[arg-type]
+    with pytest.raises(TaskError, match="reads = 'tokens' is not one of prompts, pooled, attention, vector, words"):
+        Task("x", reads="tokens")  # type: ignore[arg-type]
 
 
 def test_a_multi_label_task_has_one_or_more_labels_and_metrics_of_its_own() -> None:
@@ -67,3 +67,22 @@ def test_scores_of_all_labels_are_for_tasks_that_have_labels() -> None:
         Task("x", "regression", labels=(), scores="all")
     with pytest.raises(TaskError, match="scores = 'some' is not one of label, all"):
         Task("x", scores="some")  # type: ignore[arg-type]
+
+
+def test_a_token_task_has_types_and_reads_words() -> None:
+    task = Task("names", "token", ("PER", "LOC"))
+    assert (task.num_outputs, task.metric, task.reads, task.has_labels_of_texts) == (5, "entity_f1", "words", False)
+    assert Task.from_dict(task.to_dict()) == task
+    for changes, message in (
+        ({"labels": ()}, "a token task needs at least one"),
+        ({"labels": ("PER", "")}, "one of its labels is empty; a text without entities needs none"),
+        ({"scores": "all"}, 'keeps the score of each entity that it finds; remove scores = "all"'),
+        ({"combine": "max"}, "combine = 'max' does not fit a token task"),
+        ({"reads": "vector"}, "reads = 'vector' does not fit kind = 'token'"),
+        ({"decision": Decision(temperature=2.0)}, "a token task has no temperature"),
+        ({"metric": "accuracy"}, "metric = 'accuracy' does not fit a token task; allowed: entity_f1"),
+    ):
+        with pytest.raises(TaskError, match=message):
+            Task(**{"name": "names", "kind": "token", "labels": ("PER", "LOC"), **changes})  # type: ignore[arg-type]
+    with pytest.raises(TaskError, match="reads = 'words' does not fit kind = 'classification'"):
+        Task("x", reads="words")

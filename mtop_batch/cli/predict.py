@@ -76,7 +76,8 @@ def predict(
 
     `<task>_scores` has the calibrated probability of each label, by its name, whatever the label table keeps.
     `<task>_abstained` says of a task that may abstain whether it does, `<task>_corrected` of one with rules whether one
-    of them has changed its label.
+    of them has changed its label. Entities of a token task have their `text` too, and as `column` the key of the text
+    that they are in: "text" or "second".
 
     Tasks on pairs are asked about texts that have a second one, by itself or after a tab. Where a bundle has tasks on
     single texts too, they are left out for the others; where it has none, they are asked about the first text alone, as
@@ -97,7 +98,7 @@ def predict(
     from mtop_batch.table.columns import OutputKind
 
     bundle = load_bundle(model)
-    bundle.model.set_tasks(replace(task, scores="all") for task in bundle.model.tasks if task.kind != "regression")
+    bundle.model.set_tasks(replace(task, scores="all") for task in bundle.model.tasks if task.has_labels_of_texts)
     names = {size: [task.name for task in bundle.model.tasks if len(task.text) == size] for size in (1, 2)}
     if names[2]:
         given = [_split(item) for item in given]
@@ -117,10 +118,11 @@ def predict(
         texts = [None if item.error else item.text for item in items]
         seconds = [item.second for item in items] if size == 2 else None
         table = predictor.predict(texts, seconds, corrections=True)
-        for row, found in zip(asked[size], table.to_pylist(), strict=True):
+        for row, item, found in zip(asked[size], items, table.to_pylist(), strict=True):
             # A row is in error if no task has anything to say of it.
             error = found.pop("error")
             found |= _named_scores(predictor.tasks, found) | _abstained(predictor.tasks, found)
+            found |= _entities(predictor.tasks, found, item)
             rows[row] |= found | {"error": error if "error" not in rows[row] else rows[row]["error"] and error}
     columns = [
         column for task in bundle.model.tasks for column in (*OutputKind.of(task).names(task.name), *_marks(task))
@@ -136,6 +138,25 @@ def _named_scores(tasks: Sequence[Task], row: Mapping[str, Any]) -> dict[str, di
         for column, labels in columns.items()
         if row[column] is not None
     }
+
+
+def _entities(tasks: Sequence[Task], row: Mapping[str, Any], item: Given) -> dict[str, list[dict[str, Any]]]:
+    """The columns `<task>_label` of token tasks: each entity with the characters that it is."""
+    found = {}
+    for task in tasks:
+        entities = row[f"{task.name}_label"] if task.is_token else None
+        if entities is not None:
+            keys = {task.text[0]: "text", task.text[-1]: "second" if len(task.text) == 2 else "text"}
+            texts = {"text": item.text, "second": item.second or ""}
+            found[f"{task.name}_label"] = [
+                {
+                    "text": texts[keys[entity["column"]]][entity["start"] : entity["end"]],
+                    **entity,
+                    "column": keys[entity["column"]],
+                }
+                for entity in entities
+            ]
+    return found
 
 
 def _abstained(tasks: Sequence[Task], row: Mapping[str, Any]) -> dict[str, bool]:

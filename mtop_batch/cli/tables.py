@@ -27,6 +27,7 @@ _MOST_QUOTED, _MAX_QUOTED = 3, 80
 _BORDERS_OF_TWO_COLUMNS = 7
 _MAX_LABELS = 100
 _MAX_SHARES = 8
+_ENTITY_COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
 
 
 def print_metrics(
@@ -121,11 +122,11 @@ def print_predictions(rows: list[dict[str, Any]]) -> None:
         else:
             for name in (key.removesuffix("_score") for key in row if key.endswith("_score")):
                 for label, score in _labels_and_scores(row, name):
-                    table.add_row(_name(name), _name(label), score)
+                    table.add_row(_name(name), label if isinstance(label, Text) else _name(label), score)
         console.print(table)
 
 
-def _labels_and_scores(row: Mapping[str, Any], task: str) -> list[tuple[str, str]]:
+def _labels_and_scores(row: Mapping[str, Any], task: str) -> list[tuple[str | Text, str]]:
     """What a row says of a task, line by line; nothing where it has not been asked."""
     score, label = row[f"{task}_score"], row.get(f"{task}_label")
     if score is None:
@@ -138,9 +139,30 @@ def _labels_and_scores(row: Mapping[str, Any], task: str) -> list[tuple[str, str
         unsure = [("- too unsure for a label", "")] if row.get(f"{task}_abstained") else []
         more = [(f"... and {len(lines) - _MAX_SHARES} more", "")] if len(lines) > max(_MAX_SHARES, len(given)) else []
         return [*unsure, *lines[: max(_MAX_SHARES, len(given))], *more]
+    if isinstance(label, list) and not isinstance(score, list):
+        entities = [(f"{entity['text']} ({entity['label']})", f"{entity['score']:.3f}") for entity in label]
+        return [(_marked(row, label), ""), *entities] if entities else [("-", f"{score:.3f}")]
     if isinstance(score, list):
         return [(name, f"{value:.3f}") for name, value in zip(label or (), score, strict=True)] or [("-", "")]
     return [(label or "", f"{score:.3f}")]
+
+
+def _marked(row: Mapping[str, Any], entities: Sequence[Mapping[str, Any]]) -> Text:
+    """A row's texts with the entities in colour, one for each type."""
+    types = sorted({entity["label"] for entity in entities})
+    parts = []
+    for column in ("text", "second"):
+        own = [entity for entity in entities if entity["column"] == column]
+        text, place = str(row.get(column) or ""), 0
+        for entity in own:
+            style = f"bold {_ENTITY_COLOURS[types.index(entity['label']) % len(_ENTITY_COLOURS)]}"
+            parts += [Text(shown(text[place : entity["start"]])), Text(shown(entity["text"]), style=style)]
+            place = entity["end"]
+        if own:
+            parts.append(Text(shown(text[place:]) + "\n"))
+    joined = Text().join(parts)
+    joined.rstrip()
+    return joined
 
 
 def print_stats(stats: TableStats) -> None:

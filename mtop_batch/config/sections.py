@@ -471,14 +471,14 @@ class TaskConfig(_Section):
     name: str
     """Names the columns of the label table: letters, digits, `_` and `-`, starting with a letter."""
     kind: Literal[TaskKind, "probe"] = "classification"
-    """"classification", one label for each text; "multi-label", any number of them, also none; or "regression".
-    "probe" is short for a classification that reads the vector."""
+    """"classification", one label for each text; "multi-label", any number of them, also none; "regression"; or
+    "token", which finds entities in a text. "probe" is short for a classification that reads the vector."""
     reads: Reader | None = None
     """"prompts"; "pooled", the first token; "attention", all tokens by a self-attention of its own; or "vector", the
     document vector, which only `mtop add-tasks` learns to read. The kind of model says which it has; without this key
-    it chooses."""
+    it chooses. A token task reads the "words" of the text."""
     labels: tuple[str, ...] = ()
-    """Two or more; of a multi-label task one or more; none for a regression."""
+    """Two or more; of a multi-label task one or more; none for a regression; of a token task the types of entities."""
     scores: ScoresKept = "label"
     """What the label table keeps: "label", the probability of the label, or of each label that a text is given; "all",
     those of all labels too, as a column `<task>_scores`. No label depends on it; but a decision about more than two
@@ -494,9 +494,10 @@ class TaskConfig(_Section):
     abstain_below: float = Field(0.0, ge=0, le=1)
     """Where what is decided has a lower probability, the label is null, and the score stays."""
     text: tuple[str, ...] = ("text",)
-    """One column, or two for a pair."""
+    """One column, or two for a pair; of a token task also one with lists of words."""
     label: str = "label"
-    """The label column; of a multi-label task lists of labels."""
+    """The label column; of a multi-label task lists of labels; of a token task a tag for each word, or lists of structs
+    `start`, `end` and `label` with characters of the text, and `column` where there are two."""
     label_by: LabelBy | None = None
     """What numbers in it are: "name", labels written as numbers, or "index", places in `labels` from 0; true and false
     are 1 and 0 then. Without it the values decide, and what can be both is refused."""
@@ -554,17 +555,17 @@ class TaskConfig(_Section):
                 raise TaskError(
                     f"task {self.name!r}: class_weights has no label {label!r}; labels: {listed(task.labels)}"
                 )
-        if (self.decide or self.abstain_below) and task.kind == "regression":
+        if (self.decide or self.abstain_below) and not task.has_labels_of_texts:
             raise TaskError(
-                f"task {self.name!r}: a regression has no labels to decide; remove decide and abstain_below"
+                f"task {self.name!r}: a {task.kind} task has no labels to decide; remove decide and abstain_below"
             )
         if self.decide and not (task.is_binary or task.is_multi_label):
             raise TaskError(
                 f"task {self.name!r}: decide is about a task with two labels, or a multi-label one, and this one has "
                 f"{len(task.labels)}, of which the likeliest is given; remove it, or use abstain_below"
             )
-        if self.class_weights is not None and task.kind == "regression":
-            raise TaskError(f"task {self.name!r}: a regression has no labels to weigh; remove class_weights")
+        if self.class_weights is not None and not task.has_labels_of_texts:
+            raise TaskError(f"task {self.name!r}: a {task.kind} task has no labels to weigh; remove class_weights")
         return self
 
     def definition(self, default_reader: Reader = "prompts") -> Task:
@@ -579,7 +580,7 @@ class TaskConfig(_Section):
             self.labels,
             self.text,
             self.metric or "",
-            self.reads or default_reader,
+            self.reads or ("words" if self.kind == "token" else default_reader),
             scores=self.scores,
             combine=self.combine,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from mtop_batch.data.char_cuts import find_cut, safe_cuts
 from mtop_batch.data.silence import SilenceDetector
 from mtop_batch.data.windows import Part, Windows
+from mtop_batch.data.words import NO_WORD, Word, words_of_tokens
 from mtop_batch.errors import ConfigError
 
 # Characters per token to try first; English news has about 4.6, so nearly every article is done in one go.
@@ -34,11 +35,13 @@ class Encoded(NamedTuple):
         rows: The ids of each row, window after window.
         first_lengths: Of each row how many leading ids of a window have token type 0.
         num_cut: Rows of which not everything is read.
+        words: Of each row the word that each of its tokens begins (`data.words`); none where they are not wanted.
     """
 
     rows: list[TokenIds]
     first_lengths: list[int]
     num_cut: int
+    words: list[list[Word]]
 
 
 class Encoder(Protocol):
@@ -48,11 +51,14 @@ class Encoder(Protocol):
     def cuts_early(self) -> bool:
         """Whether long texts are cut before they are tokenised."""
 
-    def encode(self, texts: Sequence[str | None], seconds: Sequence[str | None]) -> Encoded:
-        """The ids of each row.
+    def encode(self, texts: Sequence[str | None], seconds: Sequence[str | None], *, words: bool = False) -> Encoded:
+        """The ids of each row, and its words if they are wanted.
 
         A row whose text is None has none, and so has one of which no text says anything (`data.silence`). One text of
         two that says nothing is left out of its pair.
+
+        Raises:
+            ConfigError: Words are wanted of a tokenizer that does not tell where tokens lie.
         """
 
 
@@ -95,15 +101,16 @@ class RustEncoder:
         """Whether places are known where text may be cut before it is tokenised."""
         return self._cuts is not None
 
-    def encode(self, texts: Sequence[str | None], seconds: Sequence[str | None]) -> Encoded:
+    def encode(self, texts: Sequence[str | None], seconds: Sequence[str | None], *, words: bool = False) -> Encoded:
         """See `Encoder.encode`."""
         rows: list[TokenIds] = [[] for _ in texts]
+        words_of: list[list[Word]] = [[] for _ in texts if words]
         first_lengths = [0] * len(texts)
         num_cut = 0
         pending = [row for row, text in enumerate(texts) if text is not None]
         limit = self._most * _CHARS_PER_TOKEN
         while pending:
-            beginnings = self._read([text for row in pending for text in (texts[row], seconds[row])], limit)
+            beginnings = self._read([text for row in pending for text in (texts[row], seconds[row])], limit, words)
             unsettled = []
             for row, *pair in zip(pending, beginnings[::2], beginnings[1::2], strict=True):
                 said = [self._said(*each) for each in zip(pair, (texts[row], seconds[row]), strict=True)]
@@ -122,17 +129,29 @@ class RustEncoder:
                 num_cut += is_cut(first, second, parts)
                 filled = [template.fill(first.ids[part[0]], second.ids[part[1]]) for part in parts]
                 rows[row], first_lengths[row] = [token for ids, _ in filled for token in ids], filled[0][1]
+                if words:
+                    begun = [template.fill_words(first.words[part[0]], second.words[part[1]]) for part in parts]
+                    words_of[row] = [word for of_window in begun for word in of_window]
             pending = unsettled
             limit *= _GROWTH
-        return Encoded(rows, first_lengths, num_cut)
+        return Encoded(rows, first_lengths, num_cut, words_of)
 
-    def _read(self, texts: Sequence[str | None], limit: int) -> list[Beginning]:
-        """Tokenise each text up to the last safe cut within `limit` characters; None is a whole text of no tokens."""
+    def _read(self, texts: Sequence[str | None], limit: int, words: bool) -> list[Beginning]:
+        """Tokenise each text up to the last safe cut within `limit` characters; None is a whole text of no tokens.
+
+        Texts are the first and the second one of each row in turn.
+        """
         ends = [0 if text is None else self._end(text, limit) for text in texts]
-        encodings = self._encode_batch([(text or "")[:end] for text, end in zip(texts, ends, strict=True)])
+        encodings = self._encode_batch([(text or "")[:end] for text, end in zip(texts, ends, strict=True)], words)
         return [
-            _NOTHING if text is None else Beginning(encoding.ids, whole=end == len(text))
-            for text, end, encoding in zip(texts, ends, encodings, strict=True)
+            _NOTHING
+            if text is None
+            else Beginning(
+                encoding.ids,
+                whole=end == len(text),
+                words=words_of_tokens(text, encoding.offsets, place % 2) if words else [],
+            )
+            for place, (text, end, encoding) in enumerate(zip(texts, ends, encodings, strict=True))
         ]
 
     def _said(self, beginning: Beginning, text: str | None) -> bool | None:
@@ -145,13 +164,14 @@ class RustEncoder:
     def _end(self, text: str, limit: int) -> int:
         return len(text) if self._cuts is None else find_cut(self._cuts, text, limit)
 
-    def _encode_batch(self, texts: list[str]) -> list[Any]:
+    def _encode_batch(self, texts: list[str], with_offsets: bool) -> list[Any]:
+        encode = self._backend.encode_batch if with_offsets else self._backend.encode_batch_fast
         try:
-            return self._backend.encode_batch_fast(texts, add_special_tokens=False)
+            return encode(texts, add_special_tokens=False)
         except TypeError:
             # Python strings may hold half a surrogate pair, which no UTF-8 text can: read it as U+FFFD.
             texts = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
-            return self._backend.encode_batch_fast(texts, add_special_tokens=False)
+            return encode(texts, add_special_tokens=False)
 
 
 class PythonEncoder:
@@ -164,8 +184,13 @@ class PythonEncoder:
         self._max_tokens = max_tokens
         self._silence = SilenceDetector(tokenizer)
 
-    def encode(self, texts: Sequence[str | None], seconds: Sequence[str | None]) -> Encoded:
+    def encode(self, texts: Sequence[str | None], seconds: Sequence[str | None], *, words: bool = False) -> Encoded:
         """See `Encoder.encode`."""
+        if words:
+            raise ConfigError(
+                f"{type(self._tokenizer).__name__} does not tell where in a text its tokens lie, for it has no Rust "
+                "backend, and token tasks need to know; use a fast tokenizer"
+            )
         rows: list[TokenIds] = []
         token_types: list[list[int]] = []
         num_cut = 0
@@ -186,7 +211,7 @@ class PythonEncoder:
             rows.append(encoded["input_ids"][0])
             token_types.append(encoded["token_type_ids"][0])
             num_cut += len(self._tokenizer(said[:1], said[1:] or None)["input_ids"][0]) > len(rows[-1])
-        return Encoded(rows, [types.index(1) if 1 in types else len(types) for types in token_types], num_cut)
+        return Encoded(rows, [types.index(1) if 1 in types else len(types) for types in token_types], num_cut, [])
 
     def _is_silent(self, text: str) -> bool:
         return self._silence.is_silent(self._tokenizer(text, add_special_tokens=False)["input_ids"], text)
@@ -194,10 +219,11 @@ class PythonEncoder:
 
 @dataclass(frozen=True)
 class Beginning:
-    """Token ids, without special ones, of the beginning of a text; `whole` if that is all of it."""
+    """Token ids, without special ones, of the beginning of a text; `whole` if that is all of it; their words."""
 
     ids: TokenIds
     whole: bool
+    words: list[Word] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -251,6 +277,11 @@ class Template:
         """
         row = [*self.before, *first, *self.between, *second, *self.after]
         return row, len(row) if self.second_is_zero else len(self.before) + len(first) + self.between_zeros
+
+    def fill_words(self, first: list[Word], second: list[Word]) -> list[Word]:
+        """The words that the tokens of such a window begin."""
+        before, between, after = ([NO_WORD] * len(special) for special in (self.before, self.between, self.after))
+        return [*before, *first, *between, *second, *after]
 
 
 _NOTHING = Beginning([], whole=True)

@@ -13,14 +13,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mtop_batch.data.entities import Entities, Entity
+from mtop_batch.data.entity_values import read_entities
 from mtop_batch.data.label_values import Labels, LabelValues, read_labels
 from mtop_batch.data.same_text import Pair
 from mtop_batch.data.sources import Part, read_columns
+from mtop_batch.data.tags import tags_of_words
 from mtop_batch.data.text_rows import TEXT_SAYS_NOTHING, text_column, text_rows
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import DataError
 from mtop_batch.lines import listed
-from mtop_batch.tasks import LabelBy, Task
+from mtop_batch.tasks import NO_TAG, LabelBy, Task
 
 Source = str | Sequence[str]
 IntArray = npt.NDArray[np.int64]
@@ -38,9 +41,11 @@ class RawExamples:
         training: They are to learn from.
         texts: One per example.
         seconds: The second text of each example, None where it has one alone; None if the task has one text column.
-        labels: (R,) int64 indices of labels, or float32 values of a regression; (R, C) bool of a multi-label task.
+        labels: (R,) int64 indices of labels, or float32 values of a regression; (R, C) bool of a multi-label task, and
+            of a token task: of which types a text has entities.
         skipped: Rows that are no examples: their number in the source, over all its files, and the reason.
         label_by: How the label column was read (`data.label_values`).
+        entities: Of a token task, the entities of each text.
     """
 
     task: Task
@@ -51,6 +56,7 @@ class RawExamples:
     labels: Labels
     skipped: list[tuple[int, str]]
     label_by: LabelBy | None = None
+    entities: Entities | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -63,6 +69,9 @@ class RawExamples:
         """Each example's label, or the value of a regression, as text."""
         if self.task.kind == "regression":
             return [f"{value:g}" for value in self.labels]
+        if self.entities is not None:
+            pairs = [*self.pairs()]
+            return [entity_names(self.task, pair, self.entities.row(row)) for row, pair in enumerate(pairs)]
         if self.task.is_multi_label:
             return [", ".join(self.task.labels[index] for index in np.flatnonzero(row)) for row in self.labels]
         return [self.task.labels[index] for index in self.labels.tolist()]
@@ -70,7 +79,9 @@ class RawExamples:
     def take(self, rows: npt.NDArray[np.integer]) -> RawExamples:
         """Some of them."""
         seconds = None if self.seconds is None else [self.seconds[row] for row in rows]
-        return replace(self, texts=[self.texts[row] for row in rows], seconds=seconds, labels=self.labels[rows])
+        entities = None if self.entities is None else self.entities.take(rows)
+        texts = [self.texts[row] for row in rows]
+        return replace(self, texts=texts, seconds=seconds, labels=self.labels[rows], entities=entities)
 
 
 @dataclass(frozen=True)
@@ -79,13 +90,18 @@ class LabelledTokens:
 
     Args:
         tokens: Of W windows, text after text.
-        labels: (R,) int64 indices of labels, or float32 values of a regression; (R, C) bool of a multi-label task.
+        labels: (R,) int64 indices of labels, or float32 values of a regression; (R, C) bool of a multi-label task, and
+            of a token task: of which types a text has entities.
         counts: (R,) int64, how many windows each text has; None for one each.
+        entities: Of a token task, the entities of each text, also those behind what is read of it.
+        tags: (T,) int64, of a token task the tag of each token of all windows, `NO_TAG` where no word begins.
     """
 
     tokens: Tokens
     labels: Labels
     counts: IntArray | None = None
+    entities: Entities | None = None
+    tags: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -119,7 +135,28 @@ class LabelledTokens:
     def take(self, rows: npt.NDArray[np.integer]) -> LabelledTokens:
         """Some of them."""
         counts = None if self.counts is None else self.counts[rows]
-        return LabelledTokens(self.tokens.take(self.windows(rows)), self.labels[rows], counts)
+        entities = None if self.entities is None else self.entities.take(rows)
+        windows = self.windows(rows)
+        tags = None if self.tags is None else self.tags[self.tokens.positions(windows)]
+        return LabelledTokens(self.tokens.take(windows), self.labels[rows], counts, entities, tags)
+
+    def targets(self, rows: npt.NDArray[np.integer], windows: npt.NDArray[np.integer]) -> Labels:
+        """What the loss compares the model with.
+
+        Args:
+            rows: (B,) Examples.
+            windows: Those of their windows that the model is given.
+
+        Returns:
+            (B,) or (B, C) Their labels; of a token task (windows, T) the tags of the windows, padded.
+        """
+        if self.tags is None:
+            return self.labels[rows]
+        lengths = self.tokens.lengths[windows]
+        is_token = np.arange(lengths.max(initial=0)) < lengths[:, None]
+        padded = np.full(is_token.shape, NO_TAG)
+        padded[is_token] = self.tags[self.tokens.positions(windows)]
+        return padded
 
 
 def load_examples(
@@ -168,12 +205,14 @@ def tokenise_examples(raw: RawExamples, text_tokenizer: TextTokenizer) -> Labell
 
 def tokenise_with_texts(raw: RawExamples, text_tokenizer: TextTokenizer) -> tuple[LabelledTokens, RawExamples]:
     """What `tokenise_examples` returns, and the very same examples as texts."""
-    tokens = text_tokenizer.encode(raw.texts, raw.seconds)
+    tokens = text_tokenizer.encode(raw.texts, raw.seconds, words=raw.task.is_token)
     kept = np.flatnonzero(tokens.lengths)
-    examples = LabelledTokens(tokens, raw.labels)
+    tags = None if raw.entities is None else _tags(raw, raw.entities, tokens)
+    examples = LabelledTokens(tokens, raw.labels, None, raw.entities, tags)
     if text_tokenizer.max_windows > 1:
         counts = tokens.num_windows(text_tokenizer.max_tokens)
-        examples = LabelledTokens(tokens.windows(text_tokenizer.max_tokens), raw.labels, counts)
+        windows = tokens.windows(text_tokenizer.max_tokens)
+        examples = LabelledTokens(windows, raw.labels, counts, raw.entities, tags)
         if raw.task.combine == "first":
             examples = LabelledTokens(examples.tokens.take(counts.cumsum() - counts), raw.labels)
     if len(kept) == len(raw):
@@ -181,6 +220,30 @@ def tokenise_with_texts(raw: RawExamples, text_tokenizer: TextTokenizer) -> tupl
     examples = examples.take(kept)
     _check(raw, examples.labels, Counter({TEXT_SAYS_NOTHING: len(raw) - len(kept)}))
     return examples, raw.take(kept)
+
+
+def _tags(raw: RawExamples, entities: Entities, tokens: Tokens) -> IntArray:
+    """(T,) The tags of all tokens of a token task's examples; the log is told how many entities do not fit words."""
+    words = np.empty((0, 3), np.int32) if tokens.words is None else tokens.words
+    found = [
+        tags_of_words(words[tokens.offsets[row] : tokens.offsets[row + 1]], entities.row(row))
+        for row in range(len(raw))
+    ]
+    if num_uneven := sum(uneven for _, uneven in found):
+        logger.warning(
+            "task %r: %s: %d of %d entities begin or end inside a word; they are learned as whole words, and found as "
+            "such they do not count as right",
+            raw.task.name,
+            raw.source,
+            num_uneven,
+            len(entities.values),
+        )
+    return np.concatenate([np.empty(0, np.int64), *(tags for tags, _ in found)])
+
+
+def entity_names(task: Task, texts: Pair, entities: Sequence[Entity]) -> str:
+    """The entities of a text for people, with their types."""
+    return "; ".join(f"{(texts[side] or '')[start:end]} ({task.labels[label]})" for side, start, end, label in entities)
 
 
 def with_label_scale(task: Task, examples: LabelledTokens) -> Task:
@@ -217,15 +280,45 @@ def _load(
         ]
         for source, training in sources
     ]
+    if task.is_token:
+        return _load_entities(task, sources, parts, label_column)
     found = read_labels(task, [part for of_source in parts for part in of_source], label_column, label_by)
     examples = []
     start = 0
     for (source, training), of_source in zip(sources, parts, strict=True):
         rows = slice(start, start + sum(len(part.table) for part in of_source))
         start = rows.stop
-        name = source if isinstance(source, str) else ", ".join(source)
-        examples.append(_examples(task, name, training, of_source, found[rows]))
+        examples.append(_examples(task, _name(source), training, of_source, found[rows]))
         _check(examples[-1], examples[-1].labels, Counter(reason for _, reason in examples[-1].skipped))
+    return examples
+
+
+def _name(source: Source) -> str:
+    """What a message calls one or several places."""
+    return source if isinstance(source, str) else ", ".join(source)
+
+
+def _load_entities(
+    task: Task, sources: Sequence[tuple[Source, bool]], parts: Sequence[Sequence[Part]], label_column: str
+) -> list[RawExamples]:
+    """The same of a token task."""
+    examples = []
+    for (source, training), of_source in zip(sources, parts, strict=True):
+        found = read_entities(task, of_source, label_column)
+        entities = Entities.from_rows(found.entities)
+        examples.append(
+            RawExamples(
+                task=task,
+                source=_name(source),
+                training=training,
+                texts=found.texts,
+                seconds=found.seconds,
+                labels=entities.has_type(len(task.labels)),
+                skipped=found.skipped,
+                entities=entities,
+            )
+        )
+        _check(examples[-1], examples[-1].labels, Counter(reason for _, reason in found.skipped))
     return examples
 
 
@@ -276,7 +369,7 @@ def _check(examples: RawExamples, labels: Labels, reasons: Counter[str]) -> None
         logger.warning("task %r: %s: %s", task.name, source, dict(reasons))
     if task.kind == "regression":
         return
-    if task.is_multi_label:
+    if labels.ndim == 2:
         counts = labels.sum(axis=0)
     else:
         counts = np.bincount(labels.astype(np.int64), minlength=len(task.labels))

@@ -29,11 +29,20 @@ class TextRows:
         texts: (R,) large_string; null where there is none.
         seconds: (R,) large_string; null for single texts.
         errors: (R,) string; why there is no text, null where there is one.
+        is_second: (R,) bool; a single text stands in the second column. None where there is no second column.
     """
 
     texts: pa.Array
     seconds: pa.Array
     errors: pa.Array
+    is_second: pa.Array | None = None
+
+    def in_columns(self) -> tuple[pa.Array, pa.Array]:
+        """What each text column has of each row: "" in the first where only the second has a text."""
+        if self.is_second is None:
+            return self.texts, self.seconds
+        empty = pa.scalar("", pa.large_string())
+        return pc.if_else(self.is_second, empty, self.texts), pc.if_else(self.is_second, self.texts, self.seconds)
 
 
 def text_rows(columns: Sequence[pa.Array], max_chars: int | None = None) -> TextRows:
@@ -69,6 +78,7 @@ def joined_texts(columns: Sequence[pa.Array]) -> TextRows:
         texts=texts,
         seconds=pc.if_else(is_single, none, second),
         errors=pc.if_else(texts.is_valid(), pa.scalar(None, pa.string()), reasons),
+        is_second=pc.and_(first.is_null(), second.is_valid()) if len(columns) == 2 else None,
     )
 
 

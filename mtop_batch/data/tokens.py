@@ -11,12 +11,13 @@ Shapes: R rows, T tokens in all rows together, W windows of all rows together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
 from mtop_batch.data.encoders import make_encoder
@@ -37,11 +38,13 @@ class Tokens:
             tokens: nothing can be said about it.
         first_lengths: (R,) int32, how many leading tokens of a row, or of each window of one, have token type 0; all
             for a single text.
+        words: (T, 3) int32, the word that each token begins, where token tasks need it (`data.words`).
     """
 
     values: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
     first_lengths: npt.NDArray[np.int32]
+    words: npt.NDArray[np.int32] | None = None
 
     @classmethod
     def from_rows(cls, rows: Sequence[Sequence[int]], first_lengths: Sequence[int] | None = None) -> Tokens:
@@ -69,14 +72,25 @@ class Tokens:
 
     def take(self, rows: npt.NDArray[np.integer]) -> Tokens:
         """The rows with these indices, in this order."""
-        lengths = self.lengths[rows]
-        return Tokens(self.values[self.positions(rows)], _offsets(lengths), self.first_lengths[rows])
+        positions = self.positions(rows)
+        words = None if self.words is None else self.words[positions]
+        return Tokens(self.values[positions], _offsets(self.lengths[rows]), self.first_lengths[rows], words)
 
     def positions(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
         """Where in `values` the tokens of these rows lie, row after row: (tokens of the rows,)."""
         lengths = self.lengths[rows]
         starts = _offsets(lengths)
         return np.repeat(self.offsets[:-1][rows] - starts[:-1], lengths) + np.arange(starts[-1])
+
+    def words_of(self, rows: npt.NDArray[np.integer]) -> WordsOfRows:
+        """The words that begin in these rows, row after row; there are none where they were not wanted."""
+        lengths = self.lengths[rows]
+        place = np.arange(lengths.sum()) - np.repeat(_offsets(lengths)[:-1], lengths)
+        row = np.repeat(np.arange(len(rows)), lengths)
+        words = np.full((len(row), 3), -1, np.int32) if self.words is None else self.words[self.positions(rows)]
+        begins = words[:, 0] >= 0
+        to_edge = np.minimum(place, np.repeat(lengths, lengths) - 1 - place)
+        return WordsOfRows(words[begins], row[begins], place[begins], to_edge[begins])
 
     def num_windows(self, max_tokens: int) -> npt.NDArray[np.int64]:
         """(R,) How many windows each row holds, one behind the other; a row without tokens counts as one.
@@ -98,7 +112,8 @@ class Tokens:
         firsts = np.cumsum(counts) - counts
         within = np.arange(counts.sum()) - np.repeat(firsts, counts)
         starts = np.repeat(self.offsets[:-1], counts) + max_tokens * within
-        return Tokens(self.values, np.append(starts, self.offsets[-1]), np.repeat(self.first_lengths, counts))
+        offsets = np.append(starts, self.offsets[-1])
+        return Tokens(self.values, offsets, np.repeat(self.first_lengths, counts), self.words)
 
     @classmethod
     def concat(cls, parts: Iterable[Tokens]) -> Tokens:
@@ -112,10 +127,12 @@ class Tokens:
             np.concatenate([part.values for part in parts]),
             _offsets(np.concatenate([part.lengths for part in parts])),
             np.concatenate([part.first_lengths for part in parts]),
+            _joined_words([part for part in parts if len(part.values)]),
         )
 
     def to_arrow(self) -> pa.Table:
-        """The columns `input_ids` (list of int32) and `first_length` (int32); the token ids are not copied.
+        """The columns `input_ids` (list of int32) and `first_length` (int32), and `words` if there are words (lists of
+        three int32 each); the token ids are not copied.
 
         Raises:
             DataError: There are more tokens than one Arrow list column holds (2^31 - 1).
@@ -126,19 +143,27 @@ class Tokens:
                 "convert fewer rows at a time"
             )
         input_ids = pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), pa.array(self.values))
-        return pa.table({"input_ids": input_ids, "first_length": pa.array(self.first_lengths)})
+        columns = {"input_ids": input_ids, "first_length": pa.array(self.first_lengths)}
+        if self.words is not None:
+            words = pa.FixedSizeListArray.from_arrays(pa.array(self.words.reshape(-1)), 3)
+            columns["words"] = pa.ListArray.from_arrays(input_ids.offsets, words)
+        return pa.table(columns)
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> Tokens:
         """The tokens that `to_arrow` wrote; not copied where the table is in one chunk."""
+        words = None
+        if "words" in table.column_names:
+            lists = table.column("words").combine_chunks()
+            words = pc.list_flatten(pc.list_flatten(lists)).to_numpy(zero_copy_only=False).reshape(-1, 3)
         chunks = table.column("input_ids").chunks
         firsts = table.column("first_length").combine_chunks().to_numpy(zero_copy_only=False)
         firsts = firsts.astype(np.int32, copy=False)
         if len(chunks) != 1:
             rows = cls.concat(cls._from_list_array(chunk) for chunk in chunks)
-            return cls(rows.values, rows.offsets, firsts)
+            return cls(rows.values, rows.offsets, firsts, words)
         rows = cls._from_list_array(chunks[0])
-        return cls(rows.values, rows.offsets, firsts)
+        return cls(rows.values, rows.offsets, firsts, words)
 
     @classmethod
     def _from_list_array(cls, array: pa.ListArray) -> Tokens:
@@ -146,6 +171,42 @@ class Tokens:
         values = array.values.slice(offsets[0], offsets[-1] - offsets[0]).to_numpy(zero_copy_only=False)
         offsets -= offsets[0]
         return cls(values.astype(np.int32, copy=False), offsets, np.diff(offsets).astype(np.int32))
+
+
+@dataclass(frozen=True)
+class WordsOfRows:
+    """The N words of some rows.
+
+    Args:
+        words: (N, 3) As in `Tokens`.
+        rows: (N,) Which of the rows each is in, counted from 0.
+        places: (N,) Which token of it begins it.
+        to_edge: (N,) How many tokens of the row there are at least before and behind that one.
+    """
+
+    words: npt.NDArray[np.int32]
+    rows: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]
+    to_edge: npt.NDArray[np.int64]
+
+    def of_texts(self, counts: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Each word of texts once, where these rows are their windows: read in the window that has most around it.
+
+        Args:
+            counts: (R,) How many of the rows are windows of each text.
+
+        Returns:
+            Which words these are, text after text and by place, and the text of each.
+        """
+        texts = np.repeat(np.arange(len(counts)), counts)[self.rows]
+        if (counts == 1).all():
+            return np.arange(len(texts)), texts
+        order = np.lexsort((self.rows, -self.to_edge, self.words[:, 1], self.words[:, 0], texts))
+        keys = np.column_stack([texts, self.words[:, :2]])[order]
+        is_first = np.ones(len(keys), bool)
+        is_first[1:] = (keys[1:] != keys[:-1]).any(axis=1)
+        chosen = order[is_first]
+        return chosen, texts[chosen]
 
 
 class TextTokenizer:
@@ -201,24 +262,35 @@ class TextTokenizer:
         """Characters of a text that can count: its words would need 100 letters on average for more to do so."""
         return max(MAX_CHARS, 100 * self.max_tokens * self.max_windows)
 
-    def encode(self, texts: Sequence[str | None], seconds: Sequence[str | None] | None = None) -> Tokens:
+    def encode(
+        self, texts: Sequence[str | None], seconds: Sequence[str | None] | None = None, *, words: bool = False
+    ) -> Tokens:
         """Tokens of each text, or of each pair where `seconds` has a text; `reasons_without` says why a row has none.
 
         Args:
             texts: One per row; None gives a row without tokens, and so does a text that says nothing.
             seconds: The second text of each row; None, for a row or for all, means that there is none.
+            words: Say which word each token begins, in which text: then a row that has a second text alone is given
+                "" as its first one.
+
+        Raises:
+            ConfigError: Words are wanted, and the tokenizer does not tell where tokens lie.
         """
-        return self.encode_and_count(texts, seconds)[0]
+        return self.encode_and_count(texts, seconds, words=words)[0]
 
     def encode_and_count(
-        self, texts: Sequence[str | None], seconds: Sequence[str | None] | None = None
+        self, texts: Sequence[str | None], seconds: Sequence[str | None] | None = None, *, words: bool = False
     ) -> tuple[Tokens, int]:
         """What `encode` returns, and how many of the rows have more text than that."""
         if seconds is None:
             seconds = [None] * len(texts)
         slices = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(texts), _ROWS_AT_ONCE)]
-        encoded = [self._encoder.encode(texts[rows], seconds[rows]) for rows in slices]
+        encoded = [self._encoder.encode(texts[rows], seconds[rows], words=words) for rows in slices]
         tokens = Tokens.concat(Tokens.from_rows(part.rows, part.first_lengths) for part in encoded)
+        if words:
+            begun = (word for part in encoded for row in part.words for word in row)
+            found = np.fromiter(chain.from_iterable(begun), np.int32, 3 * len(tokens.values))
+            tokens = replace(tokens, words=found.reshape(-1, 3))
         return tokens, sum(part.num_cut for part in encoded)
 
 
@@ -231,6 +303,12 @@ def reasons_without(tokens: Tokens, errors: Iterable[str | None]) -> list[str | 
     """
     lengths = tokens.lengths.tolist()
     return [None if length else error or TEXT_SAYS_NOTHING for length, error in zip(lengths, errors, strict=True)]
+
+
+def _joined_words(parts: Sequence[Tokens]) -> npt.NDArray[np.int32] | None:
+    """The words of all tokens; None where those of some are not known."""
+    words = [part.words for part in parts if part.words is not None]
+    return np.concatenate(words) if words and len(words) == len(parts) else None
 
 
 def _offsets(lengths: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:

@@ -22,6 +22,7 @@ from mtop_batch.labelling.run.read_rows import TextBatch, read_unit
 from mtop_batch.lines import shown
 from mtop_batch.model.bundle.files import BundleInfo, read_bundle_info
 from mtop_batch.precision import PrecisionChoice
+from mtop_batch.table.columns import ENTITIES_TYPE
 from mtop_batch.table.gate.rules import DEFAULT_RULES, Rules, TableChange, judge
 from mtop_batch.table.gate.statistics import TaskChange
 from mtop_batch.tasks import select_tasks
@@ -235,7 +236,7 @@ def _write_flips(
     for task, read in columns_of_tasks.items():
         if f"{task}_label" not in new.schema.names:
             continue
-        columns = [table[f"{task}_{what}"].to_pylist() for table in (old, new) for what in ("label", "score")]
+        columns = [column for table in (old, new) for column in _labels_and_scores(table, task)]
         for index, cells in enumerate(zip(*columns, strict=True)):
             for was, was_score, now, now_score in _flips(*cells):
                 source, row = places[index]
@@ -255,6 +256,15 @@ def _write_flips(
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=_FLIPS), sink)
     storage.write_bytes(uri, sink.getvalue().to_pybytes())
+
+
+def _labels_and_scores(table: pa.Table, task: str) -> tuple[list[Any], list[Any]]:
+    """The label and the score of each article; of a token task lists of both, a label for each entity."""
+    labels, scores = table[f"{task}_label"].to_pylist(), table[f"{task}_score"].to_pylist()
+    if table.schema.field(f"{task}_label").type != ENTITIES_TYPE:
+        return labels, scores
+    names = [row and [f"{of['label']} {of['column']} {of['start']}-{of['end']}" for of in row] for row in labels]
+    return names, [row and [of["score"] for of in row] for row in labels]
 
 
 def _flips(was: Any, was_score: Any, now: Any, now_score: Any) -> list[tuple[Any, Any, Any, Any]]:

@@ -93,8 +93,8 @@ def evaluate_in_detail(
         evaluated[name] = EvaluatedTask(
             task,
             {**task_metrics(task, found, examples), **_trust(task, found, examples)},
-            label_report(task, found, examples.labels),
-            worst_errors(task, found, examples.labels, raw.texts, raw.seconds),
+            label_report(task, found, examples.labels, examples.entities),
+            worst_errors(task, found, examples.labels, raw.texts, raw.seconds, examples.entities),
         )
         if compare or suspects:
             learned = _training_examples(task, source, label_by)
@@ -107,8 +107,8 @@ def evaluate_in_detail(
 
 
 def _trust(task: Task, found: TaskPredictions, examples: LabelledTokens) -> TaskMetrics:
-    """How far the scores can be trusted; a regression has none."""
-    if task.kind == "regression":
+    """How far the scores can be trusted; a regression has none, and a token task one for each word."""
+    if task.kind == "regression" or task.is_token:
         return {}
     return trust(*before_and_after(task, found.probabilities, examples.labels))
 
@@ -139,7 +139,7 @@ def _with_suspects(
         return replace(item, no_suspects=learned)
     if item.task.kind == "regression":
         return replace(item, no_suspects="a regression has no labels")
-    if item.task.is_multi_label:
+    if item.task.kind != "classification":
         return replace(item, no_suspects="an example may have several labels")
     if model.pass_per_task:
         return replace(item, no_suspects=model.no_vectors(model.config.model_type))

@@ -54,7 +54,7 @@ def _fit_there(
 def fit_on(
     model: MultiTaskModel, examples: Examples, config: Config, precision: PrecisionChoice
 ) -> dict[str, FittedDecision]:
-    """What the configuration wants decided, fitted on examples; regressions have nothing to decide.
+    """What the configuration wants decided, fitted on examples; regressions and token tasks have nothing to decide.
 
     Args:
         model: Moved to a GPU if there is one.
@@ -67,7 +67,7 @@ def fit_on(
     fitted = {}
     for source in config.task:
         task = model.task(source.name)
-        if task.kind == "regression":
+        if not task.has_labels_of_texts:
             continue
         of_task = examples[task.name]
         found = task_predictions(model, of_task, task, worker=worker)

@@ -80,6 +80,8 @@ def tokens_digest(tokens: Tokens) -> str:
 def _update(digest: Any, examples: LabelledTokens) -> None:
     _update_tokens(digest, examples.tokens)
     digest.update(np.ascontiguousarray(examples.labels))
+    if examples.tags is not None:
+        digest.update(np.ascontiguousarray(examples.tags))
 
 
 def _update_tokens(digest: Any, tokens: Tokens) -> None:

@@ -68,6 +68,11 @@ def check_teachers(config: Config) -> None:
     section = config.unlabelled
     if section is None:
         return
+    if entities := [task.name for task in config.tasks() if task.is_token]:
+        raise ConfigError(
+            f"unlabelled texts teach all tasks at once, and teachers say nothing of words: task {entities[0]!r} is a "
+            "token task; remove [unlabelled], or the task"
+        )
     if section.batch_size < config.train.num_workers:
         raise ConfigError(
             f"unlabelled.batch_size = {section.batch_size} is less than train.num_workers = "

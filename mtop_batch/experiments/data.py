@@ -88,7 +88,7 @@ def read_data_set(name: str, tasks_file: str) -> DataSet:
 
     Raises:
         ConfigError: There is no such file, or it is none of tasks.
-        DataError: A task has no test part, or its examples cannot be used.
+        DataError: A task has no test part, or its examples cannot be used, or it is a token task.
     """
     tasks = []
     for config in load_tasks(tasks_file):
@@ -97,6 +97,8 @@ def read_data_set(name: str, tasks_file: str) -> DataSet:
                 f"{tasks_file}: task {config.name!r} has no test part; make the data again with `mtop build-nhc` or "
                 "`mtop build-glue`"
             )
+        if config.kind == "token":
+            raise DataError(f"{tasks_file}: task {config.name!r} is a token task, which experiments do not compare")
         sources = ((config.train, True), (config.eval, False), (config.test, False))
         parts = [
             load_examples(config.definition(), source, config.label, training=training, label_by=config.label_by)

@@ -123,6 +123,10 @@ def _check(options: ReviewOptions) -> OutputKind:
                 f"{', '.join(kinds)}"
             )
     kind = kinds[options.task]
+    if kind.kind == "token":
+        raise ConfigError(
+            f"task {options.task!r} finds entities, which cannot be reviewed in a table; name another task"
+        )
     if options.against is not None and (options.against == options.task or kinds[options.against].kind != kind.kind):
         raise ConfigError(f"--against {options.against}: name another task of the same kind ({kind.kind})")
     if kind.kind == "regression" and options.strategy == "uncertain":

@@ -12,12 +12,26 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mtop_batch.data.entities import Entities
 from mtop_batch.decisions.decide import Decided, Floats, both_of, decide, last_of
 from mtop_batch.tasks import Task
 
 LABEL_TYPE = pa.dictionary(pa.int32(), pa.string())
 LABELS_TYPE = pa.list_(pa.string())
 SCORE_TYPE = pa.float32()
+ENTITY_TYPE = pa.struct(
+    [
+        ("column", pa.string()),
+        ("start", pa.int32()),
+        ("end", pa.int32()),
+        ("label", pa.string()),
+        ("score", SCORE_TYPE),
+    ]
+)
+"""An entity: characters of a text column, from `start` to the one before `end`."""
+ENTITIES_TYPE = pa.list_(ENTITY_TYPE)
+SECOND = "second"
+"""The column of entities in a second text that is given to a task on single texts."""
 VECTOR_COLUMN = "vector"
 LABELS_KEY = b"labels"
 """In the metadata of a field `<task>_scores`: the labels in the order of the scores, as JSON."""
@@ -69,13 +83,15 @@ class OutputKind:
     def fields(self, task: str, vector_type: pa.DataType | None = None) -> list[pa.Field]:
         """The columns of the task of this name.
 
-        `<task>_label` (not for regression) and `<task>_score`, then `<task>_scores` if scores of all labels are wanted,
-        and in label files `<task>_uncalibrated`; or `vector`.
+        `<task>_label` (not for regression; of a token task a list of `ENTITY_TYPE`) and `<task>_score`, then
+        `<task>_scores` if scores of all labels are wanted, and in label files `<task>_uncalibrated`; or `vector`.
         """
         if self.kind == "vector":
             return [pa.field(VECTOR_COLUMN, vector_type or pa.list_(pa.float16()))]
         if self.kind == "multi-label":
             fields = [pa.field(f"{task}_label", LABELS_TYPE), pa.field(f"{task}_score", pa.list_(SCORE_TYPE))]
+        elif self.kind == "token":
+            fields = [pa.field(f"{task}_label", ENTITIES_TYPE), pa.field(f"{task}_score", SCORE_TYPE)]
         else:
             fields = [pa.field(f"{task}_score", SCORE_TYPE)]
             if self.kind != "regression":
@@ -114,6 +130,8 @@ def kinds_of(schema: pa.Schema) -> dict[str, OutputKind]:
         kind = "regression" if f"{task}_label" not in names else "classification"
         if pa.types.is_list(schema.field(f"{task}_score").type):
             kind = "multi-label"
+        elif f"{task}_label" in names and schema.field(f"{task}_label").type == ENTITIES_TYPE:
+            kind = "token"
         scored = scored_labels(schema.field(f"{task}_scores")) if f"{task}_scores" in names else ()
         found[task] = OutputKind(kind, scored)
     return found
@@ -148,8 +166,24 @@ def with_labels_of(scores: pa.ChunkedArray, given: pa.Field, wanted: pa.Field) -
     return pa.chunked_array(chunks)
 
 
+def given_labels(labels: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column `<task>_label` as labels of articles: of a token task the types of which an article has entities."""
+    if labels.type != ENTITIES_TYPE:
+        return labels
+    chunks = [pa.array([], LABELS_TYPE)]
+    for chunk in labels.chunks:
+        lengths = pc.list_value_length(chunk).fill_null(0).to_numpy(zero_copy_only=False)
+        types = pc.struct_field(pc.list_flatten(chunk), "label").dictionary_encode()
+        row_and_type = np.stack([np.repeat(np.arange(len(chunk)), lengths), types.indices.to_numpy()])
+        rows, found = np.unique(row_and_type, axis=1)
+        offsets = np.searchsorted(rows, np.arange(len(chunk) + 1)).astype(np.int32)
+        names = types.dictionary.take(pa.array(found))
+        chunks.append(pa.ListArray.from_arrays(pa.array(offsets), names, LABELS_TYPE, mask=chunk.is_null()))
+    return pa.chunked_array(chunks)
+
+
 def label_counts(labels: pa.ChunkedArray) -> dict[str, int]:
-    """Articles per label of a column `<task>_label`."""
+    """Articles per label of a column of `given_labels`."""
     values = pc.list_flatten(labels) if pa.types.is_list(labels.type) else labels.drop_null()
     return {str(entry["values"]): entry["counts"] for entry in pc.value_counts(values).to_pylist()}
 
@@ -157,7 +191,9 @@ def label_counts(labels: pa.ChunkedArray) -> dict[str, int]:
 def dictionary_columns(schema: pa.Schema) -> list[str]:
     """The columns that Parquet is to write with dictionaries: few different values."""
     names = [field.name for field in schema if pa.types.is_dictionary(field.type) or field.name == "error"]
-    return [*names, *(f"{field.name}{_ELEMENTS}" for field in schema if field.type == LABELS_TYPE)]
+    names += [f"{field.name}{_ELEMENTS}" for field in schema if field.type == LABELS_TYPE]
+    entities = [field.name for field in schema if field.type == ENTITIES_TYPE]
+    return [*names, *(f"{name}{_ELEMENTS}.{member}" for name in entities for member in ("column", "label"))]
 
 
 @dataclass(frozen=True)
@@ -171,6 +207,7 @@ class TaskOutputs:
             tokens.
         vectors: (R, D) float16, NaN for a row without tokens; None where they are not wanted.
         probabilities: (C, R) float32 for each task that keeps them, of its C labels; NaN for a row without tokens.
+        entities: Of the rows, for each token task; its label ids are -1, and its scores those of the least sure word.
         num_tokens: Tokens of all rows.
         num_padded_tokens: Tokens and padding that went through the model, prompts aside.
         flops: Operations that the tokens and the prompts take (`mtop_batch.model.flops`).
@@ -181,6 +218,7 @@ class TaskOutputs:
     scores: npt.NDArray[np.float32]
     vectors: npt.NDArray[np.float16] | None = None
     probabilities: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    entities: Mapping[str, Entities] = field(default_factory=dict)
     num_tokens: int = 0
     num_padded_tokens: int = 0
     flops: float = 0.0
@@ -190,8 +228,10 @@ class TaskOutputs:
         """The outputs of some rows; the counts and seconds stay those of the whole."""
         vectors = None if self.vectors is None else self.vectors[rows]
         probabilities = {task: values[:, rows] for task, values in self.probabilities.items()}
+        entities = {task: of.take(np.arange(len(of))[rows]) for task, of in self.entities.items()}
         return replace(
             self,
+            entities=entities,
             label_ids=self.label_ids[:, rows],
             scores=self.scores[:, rows],
             vectors=vectors,
@@ -203,7 +243,7 @@ def base_probabilities(tasks: Sequence[Task], outputs: TaskOutputs) -> dict[str,
     """(R, C) By task, what decisions are made from; of multi-label tasks, and of those that decide in their own way."""
     found = {}
     for task, label_ids, scores in zip(tasks, outputs.label_ids, outputs.scores, strict=True):
-        if task.kind == "regression" or not (task.has_decision or task.is_multi_label):
+        if not task.has_labels_of_texts or not (task.has_decision or task.is_multi_label):
             continue
         if task.is_binary:
             found[task.name] = both_of(last_of(label_ids, scores))
@@ -223,6 +263,7 @@ def label_columns(
     outputs: TaskOutputs,
     valid: npt.NDArray[np.bool_],
     decided: Mapping[str, Decided] | None = None,
+    text_columns: Sequence[str] | None = None,
 ) -> list[tuple[str, pa.Array]]:
     """The label table's columns of each task, those of `OutputKind.stored`, and `vector` if the outputs have vectors.
 
@@ -234,6 +275,7 @@ def label_columns(
         outputs: Of R rows.
         valid: (R,) False for rows whose cells are null.
         decided: What `decide_outputs` says of them, if that is known.
+        text_columns: That entities are in; None for those of their task.
 
     Raises:
         TaskError: A rule names a task that is not there.
@@ -249,7 +291,11 @@ def label_columns(
         if task.name in decided:
             columns += _decided_columns(task, decided[task.name], given)
         else:
-            if task.kind != "regression":
+            if task.is_token:
+                columns.append(
+                    (f"{task.name}_label", _entity_lists(task, outputs.entities[task.name], given, text_columns))
+                )
+            elif task.kind != "regression":
                 indices = pa.Array.from_buffers(pa.int32(), len(valid), [present, pa.py_buffer(label_ids)])
                 labels = pa.DictionaryArray.from_arrays(indices, pa.array(task.labels, pa.string()))
                 columns.append((f"{task.name}_label", labels))
@@ -339,6 +385,18 @@ def _lists(
     has_label = given & is_there[:, None]
     offsets = pa.array(np.concatenate([[0], has_label.sum(axis=1).cumsum()]), pa.int32())
     return pa.ListArray.from_arrays(offsets, values(has_label), mask=pa.array(~is_there))
+
+
+def _entity_lists(
+    task: Task, entities: Entities, given: pa.BooleanArray, text_columns: Sequence[str] | None
+) -> pa.ListArray:
+    """(R,) Lists of entities; null where nothing is given."""
+    column, start, end, label = (pa.array(np.ascontiguousarray(values)) for values in entities.values.T)
+    columns, labels = (pa.array(names, pa.string()) for names in (text_columns or (*task.text, SECOND), task.labels))
+    members = [columns.take(column), start, end, labels.take(label), pa.array(entities.scores)]
+    values = pa.StructArray.from_arrays(members, fields=list(ENTITY_TYPE))
+    offsets = pa.array(entities.offsets, pa.int32())
+    return pa.ListArray.from_arrays(offsets, values, ENTITIES_TYPE, mask=pc.invert(given))
 
 
 def _numbers(values: Floats, given: pa.BooleanArray) -> pa.Array:

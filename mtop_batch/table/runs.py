@@ -184,6 +184,8 @@ def check_same_tasks(labels: str, definition: Definition) -> None:
 def _labels(kind: str, labels: Sequence[str]) -> str:
     if not labels:
         return "a value and no labels"
+    if kind == "token":
+        return f"entities of the types {listed(labels)}"
     return f"{'any number of ' if kind == 'multi-label' else ''}the labels {listed(labels)}"
 
 

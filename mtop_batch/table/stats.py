@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtop_batch.corpus.paths import in_partition
-from mtop_batch.table.columns import label_counts
+from mtop_batch.table.columns import given_labels, label_counts
 from mtop_batch.table.footer import PublishedFooter
 from mtop_batch.table.read import open_table
 from mtop_batch.table.runs import current_definitions
@@ -76,7 +76,7 @@ class TaskStats:
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers as JSON-ready values."""
-        without = {"without_label": self.without_label} if self.kind == "multi-label" else {}
+        without = {"without_label": self.without_label} if self.kind in ("multi-label", "token") else {}
         return {
             "kind": self.kind,
             "articles": self.articles,
@@ -185,13 +185,15 @@ def _add(stats: TaskStats, task: str, footer: PublishedFooter, rows: pa.Table, *
         stats.older += num_labelled
     if num_labelled:
         stats.made_by[made.bundle, made.identity] += num_labelled
+    if stats.kind in ("multi-label", "token"):
+        num_labels = pc.list_value_length(rows[f"{task}_label"] if stats.kind == "token" else scores)
+        stats.without_label += pc.sum(pc.equal(num_labels, 0)).as_py() or 0
     if stats.kind == "multi-label":
-        stats.without_label += pc.sum(pc.equal(pc.list_value_length(scores), 0)).as_py() or 0
         scores = pc.list_flatten(scores)
     stats.num_scores += len(scores) - scores.null_count
     stats.score_sum += pc.sum(scores).as_py() or 0.0
     if f"{task}_label" in rows.schema.names:
-        stats.label_counts.update(label_counts(rows[f"{task}_label"]))
+        stats.label_counts.update(label_counts(given_labels(rows[f"{task}_label"])))
 
 
 def _label_sets(labels: str, partition: Mapping[str, str]) -> dict[str, LabelSetStats]:

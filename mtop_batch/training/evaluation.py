@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor, distributed
 
 from mtop_batch.data.batches import length_sorted_batches
+from mtop_batch.data.entities import Entities, count_entities
 from mtop_batch.data.examples import LabelledTokens
+from mtop_batch.data.tags import find_entities
 from mtop_batch.decisions.decide import calibrate, given_labels
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.tasks import METRICS, Metric, Task
@@ -34,17 +37,19 @@ class TaskPredictions:
 
     Args:
         values: (R,) Label ids, or values of a regression, as floats; (R, C) 1 for the labels that a text is given, else
-            0, of a multi-label task.
+            0, of a multi-label task, and for the types of which a token task finds entities.
         scores: (R,) The calibrated probability of the label; NaN for a regression; (R, C) those of all labels, of a
-            multi-label task.
+            multi-label task; of a token task the least probability of a word's tag.
         loss: The sum of the losses.
-        probabilities: (R, C) Of all labels, as the model puts them out; (R, 0) of a regression.
+        probabilities: (R, C) Of all labels, as the model puts them out; (R, 0) of a regression and of a token task.
+        entities: Of a token task, those that it finds.
     """
 
     values: npt.NDArray[np.float64]
     scores: npt.NDArray[np.float64]
     loss: float
     probabilities: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
+    entities: Entities | None = None
 
 
 def evaluate(
@@ -97,7 +102,8 @@ def evaluate_task(
 
     Returns:
         The task's own metric under its name, "accuracy" for classification, all metrics of a multi-label task, "rmse"
-        and "mae" for regression, "loss", and "num_examples". A metric that the labels leave undefined is NaN.
+        and "mae" for regression, "precision" and "recall" of entities for a token task, "loss", and "num_examples". A
+        metric that the labels leave undefined is NaN.
     """
     predictions = task_predictions(
         model, examples, task, max_batch_tokens=max_batch_tokens, worker=worker, contexts=contexts
@@ -130,6 +136,10 @@ def task_metrics(task: Task, predictions: TaskPredictions, examples: LabelledTok
     """The metrics of what `task_predictions` returned."""
     num_examples = len(predictions.values)
     metrics: TaskMetrics = {"loss": predictions.loss / num_examples, "num_examples": num_examples}
+    if predictions.entities is not None and examples.entities is not None:
+        counts = count_entities(examples.entities, predictions.entities, len(task.labels))[0]
+        f1 = counts.f1 if counts.given else math.nan
+        return {**metrics, "entity_f1": f1, "precision": counts.precision, "recall": counts.recall}
     for name in _metric_names(task):
         metrics[name] = compute_metric(name, predictions.values, examples.labels, task.num_outputs)
     if task.kind == "regression":
@@ -186,16 +196,39 @@ def _predict(
     """The same for the rows of all batches, one after the other."""
     found = [torch.empty(task.num_outputs, 0, device=worker.device, dtype=torch.float64)]
     losses = [torch.zeros((), device=worker.device)]
+    entities, least = [Entities.from_rows([])], [np.empty(0, np.float32)]
     for rows in batches:
-        inputs = model_inputs(examples, examples.windows(rows), worker, contexts)
-        labels = worker.to_device(torch.from_numpy(examples.labels[rows]))
+        windows = examples.windows(rows)
+        inputs = model_inputs(examples, windows, worker, contexts)
+        labels = worker.to_device(torch.from_numpy(examples.targets(rows, windows)))
         counts = None if examples.counts is None else worker.to_device(torch.from_numpy(examples.counts[rows]))
         output = model(**inputs, task=task.name, labels=labels, num_windows=counts)
-        found.append(_said(task, output.logits))
         losses.append(output.loss * len(rows))
+        if task.is_token:
+            of_batch = _entities(examples, rows, output.logits)
+            entities.append(of_batch[0])
+            least.append(of_batch[1])
+        else:
+            found.append(_said(task, output.logits))
+    if task.is_token:
+        joined, sure = Entities.concat(entities), np.concatenate(least).astype(np.float64)
+        given = joined.has_type(len(task.labels)).astype(np.float64)
+        loss = torch.stack(losses).sum().item()
+        return TaskPredictions(given, sure, loss, np.empty((len(sure), 0)), joined)
     # Read once, after the last batch: reading makes the device wait.
     said = torch.cat(found, dim=1).cpu().numpy().T
     return _predictions(task, said, torch.stack(losses).sum().item())
+
+
+def _entities(
+    examples: LabelledTokens, rows: npt.NDArray[np.int64], logits: Tensor
+) -> tuple[Entities, npt.NDArray[np.float32]]:
+    """What a token task finds in the examples of a batch, from (windows, T, C) logits; and how sure it is of each."""
+    counts = np.ones(len(rows), np.int64) if examples.counts is None else examples.counts[rows]
+    words = examples.tokens.words_of(examples.windows(rows))
+    chosen, texts = words.of_texts(counts)
+    of_words = logits[words.rows[chosen], words.places[chosen]].float().log_softmax(dim=-1).cpu().numpy()
+    return find_entities(words.words[chosen], texts, of_words, len(rows))
 
 
 def _said(task: Task, logits: Tensor) -> Tensor:
@@ -225,9 +258,11 @@ def _gather(order: npt.NDArray[np.int64], own: TaskPredictions, worker: Worker) 
         parts *= worker.world_size
         distributed.all_gather_object(parts, (order, own))
     places = np.argsort(np.concatenate([of_worker for of_worker, _ in parts]))
+    entities = [part.entities for _, part in parts if part.entities is not None]
     return TaskPredictions(
         np.concatenate([part.values for _, part in parts])[places],
         np.concatenate([part.scores for _, part in parts])[places],
         sum(part.loss for _, part in parts),
         np.concatenate([part.probabilities for _, part in parts])[places],
+        Entities.concat(entities).take(places) if entities else None,
     )

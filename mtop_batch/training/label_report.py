@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -11,6 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import sklearn.metrics
 
+from mtop_batch.data.entities import Entities, count_entities
+from mtop_batch.data.examples import entity_names
 from mtop_batch.tasks import Metric, Task
 from mtop_batch.training.calibration import ScoreBin, calibration_error, score_bins
 from mtop_batch.training.evaluation import TaskPredictions
@@ -27,14 +30,14 @@ ERROR_COLUMNS = pa.schema(
     ]
 )
 """`score` is the probability of the predicted label; of a regression the absolute error; of a multi-label task how sure
-the model is of the label that it is most wrong about."""
+the model is of the label that it is most wrong about; of a token task how sure it is of the least sure word."""
 
 _ALL_THE_SAME = "the same is predicted of all examples"
 
 
 @dataclass(frozen=True)
 class LabelScores:
-    """How good a task is at one of its labels.
+    """How good a task is at one of its labels; what is counted are examples, and of a token task entities.
 
     Args:
         label: Its name.
@@ -77,18 +80,24 @@ class LabelReport:
     note: str = ""
 
 
-def label_report(task: Task, predictions: TaskPredictions, labels: npt.NDArray[np.generic]) -> LabelReport:
+def label_report(
+    task: Task, predictions: TaskPredictions, labels: npt.NDArray[np.generic], entities: Entities | None = None
+) -> LabelReport:
     """The report of a task on R examples.
 
     Args:
         task: The task.
         predictions: What the model says.
-        labels: (R,) Given label ids, or values of a regression; (R, C) those that a text has, of a multi-label task.
+        labels: (R,) Given label ids, or values of a regression; (R, C) those that a text has, of a multi-label task,
+            and the types that it has entities of, of a token task.
+        entities: Of a token task, the entities that are given.
     """
     why = undefined(cast(Metric, task.metric), labels, task.num_outputs)
     note = "" if why or not is_constant(predictions.values) else _ALL_THE_SAME
     if task.kind == "regression":
         return LabelReport([], [], [], None, why, note)
+    if predictions.entities is not None and entities is not None:
+        return LabelReport(_entity_scores(task, entities, predictions.entities), [], [], None, why, note)
     known = np.arange(len(task.labels))
     given, predicted = labels, predictions.values
     if task.is_multi_label:
@@ -106,6 +115,16 @@ def label_report(task: Task, predictions: TaskPredictions, labels: npt.NDArray[n
     return LabelReport(scores, confusion, bins, calibration_error(bins), why, note)
 
 
+def _entity_scores(task: Task, given: Entities, found: Entities) -> list[LabelScores]:
+    """By type; of entities, not of texts."""
+    scores = []
+    for label, counts in zip(task.labels, count_entities(given, found, len(task.labels))[1:], strict=True):
+        f1 = counts.f1 if counts.given or counts.found else math.nan
+        why = _why(counts.precision, counts.recall)
+        scores.append(LabelScores(label, counts.precision, counts.recall, f1, counts.given, why))
+    return scores
+
+
 def _why(precision: float, recall: float) -> str:
     """Why one of a label's scores is undefined."""
     reasons = (("no evaluation example has it", recall), ("none is given it", precision))
@@ -118,6 +137,7 @@ def worst_errors(
     labels: npt.NDArray[np.generic],
     texts: Sequence[str],
     seconds: Sequence[str | None] | None,
+    entities: Entities | None = None,
 ) -> pa.Table:
     """The examples that the model gets wrong, the surest error first: what is hard, or labelled wrongly.
 
@@ -128,6 +148,7 @@ def worst_errors(
             labels that a text has, of a multi-label task: an error is a label too many or too few.
         texts: R of them.
         seconds: Their second texts, if the task has two text columns.
+        entities: Of a token task, those that are given; an error is one that is missed, or is none.
 
     Returns:
         The columns of `ERROR_COLUMNS`.
@@ -136,6 +157,14 @@ def worst_errors(
     if task.kind == "regression":
         scores, wrong = np.abs(values - labels.astype(np.float64)), np.arange(len(values))
         given, predicted = ([f"{value:g}" for value in column] for column in (labels.astype(np.float64), values))
+    elif predictions.entities is not None and entities is not None:
+        pairs = [*zip(texts, seconds or [None] * len(texts), strict=True)]
+        found = predictions.entities
+        scores = predictions.scores
+        wrong = np.array([row for row in range(len(pairs)) if entities.row(row) != found.row(row)], np.int64)
+        given, predicted = (
+            [entity_names(task, pair, of.row(row)) for row, pair in enumerate(pairs)] for of in (entities, found)
+        )
     elif task.is_multi_label:
         differs = values != labels
         sure_of = np.where(values > 0, predictions.scores, 1 - predictions.scores)

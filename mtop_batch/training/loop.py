@@ -201,7 +201,7 @@ class _Run:
         # Drawn for the whole batch, so that it is the same by any number of workers. The tasks' examples have the
         # streams 1 to N, the places of tasks that were not drawn N + 1, and soft labels N + 2.
         windows = examples.draw_windows(joint_rows, settings.seed, len(self.data) + 3, step)[own]
-        labels = torch.from_numpy(examples.labels[rows])
+        labels = torch.from_numpy(examples.targets(rows, windows))
 
         _seed_dropout(settings.seed, step, worker.rank)
         with worker.autocast():
@@ -349,7 +349,7 @@ class _Losses(nn.Module):
         loss: Tensor = self.model(**labelled).loss
         if soft is None:
             return loss, None
-        logits, _ = self.model.outputs(self.names, soft.text, vectors=False)
+        logits = self.model.outputs(self.names, soft.text, vectors=False).logits
         return loss, soft.weight * soft_loss(self.tasks, logits, soft.targets)
 
 

@@ -134,6 +134,8 @@ def compute_metric(name: Metric, predictions: Values, labels: Values, num_labels
             return spearman(predictions, labels)
         case "pearson_spearman":
             return pearson_spearman(predictions, labels)
+        case "entity_f1":
+            raise ValueError("entities are counted by `count_entities`, and not as labels of texts")
 
 
 def undefined(name: Metric, labels: Values, num_labels: int = 2) -> str:
@@ -144,6 +146,8 @@ def undefined(name: Metric, labels: Values, num_labels: int = 2) -> str:
     """
     if name in ("accuracy", "subset_accuracy"):
         return ""
+    if name == "entity_f1":
+        return "" if labels.any() else "no entity in the evaluation data"
     if name in ("micro_f1", "macro_f1"):
         return "" if labels.any() else "no label in the evaluation data"
     if not is_constant(labels):

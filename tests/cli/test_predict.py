@@ -167,6 +167,23 @@ POLITICS_COLUMNS = ["politics_label", "politics_score", "politics_scores"]
 TAGS_COLUMNS = ["tags_label", "tags_score", "tags_scores"]
 
 
+def test_entities_have_their_text_and_are_shown_in_it(save: Save, capsys: pytest.CaptureFixture[str]) -> None:
+    names = Task("names", "token", ("PER", "LOC"), ("title", "body"))
+    (row, _), _ = predict(save(SINGLE, names), Given("bank of [b]", "a cup final"), Given("x"))
+    entities = row["names_label"]
+    assert all(row[of["column"]][of["start"] : of["end"]] == of["text"] for of in entities)
+    json.dumps(row)
+    shown = [
+        {"text": "[b]", "column": "text", "start": 8, "end": 11, "label": "PER", "score": 0.9},
+        {"text": "cup", "column": "second", "start": 2, "end": 5, "label": "LOC", "score": 0.8},
+    ]
+    print_predictions([{**row, "names_label": shown}, {**row, "names_label": []}])
+    output = capsys.readouterr().out
+    assert "bank of [b]" in output
+    assert re.search(r"\[b\] \(PER\) +│ 0.900", output)
+    assert re.search(r"cup \(LOC\) +│ 0.800", output)
+
+
 def test_a_table_says_why_a_label_is_not_the_likeliest(capsys: pytest.CaptureFixture[str]) -> None:
     scores = {"a_scores": {"no": 0.9, "yes": 0.1}, "b_scores": {str(n): 1 / (n + 2) for n in range(20)}}
     row = {"text": "t", "a_label": "yes", "a_score": 0.1, "a_corrected": True, **scores, "error": None}

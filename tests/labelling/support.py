@@ -19,7 +19,7 @@ from mtop_batch.labelling.plan import staleness
 from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.labelling.plan.work import Plan, Unit
 from mtop_batch.labelling.run.read_rows import read_unit
-from mtop_batch.table.columns import LABEL_TYPE, TaskOutputs, label_columns
+from mtop_batch.table.columns import ENTITIES_TYPE, LABEL_TYPE, TaskOutputs, label_columns
 from mtop_batch.table.definition import VECTOR, Definition
 from mtop_batch.table.publisher import publish
 from mtop_batch.table.row_ranges import slice_rows
@@ -77,6 +77,14 @@ def expected_label(task: str, fingerprint: str, text: str, second: str | None) -
     return ("yes" if digest[0] % 2 else "no"), digest[1] / 256
 
 
+def expected_entities(task: Task, fingerprint: str, column: str, text: str) -> list[dict[str, Any]]:
+    """The entities that the stand-in finds: none, one or two."""
+    digest = hashlib.sha256(f"{task.name}|{fingerprint}|{text}".encode()).digest()
+    places = [(2 * number, 2 * number + 1) for number in range(digest[0] % 3)]
+    label = task.labels[digest[1] % len(task.labels)]
+    return [{"column": column, "start": s, "end": e, "label": label, "score": 0.5} for s, e in places]
+
+
 def expected_probabilities(task: Task, fingerprint: str, text: str, second: str | None) -> list[float]:
     """What the stand-in says of all labels of a task that has more than one, or keeps their scores."""
     if task.is_multi_label:
@@ -119,7 +127,17 @@ def label_unit(corpus: str, labels: str, wanted: Definition, unit: Unit, run: st
     kept = {task.name: task for task in wanted.tasks if task.keeps_probabilities and task.name in unit.tasks}
     for name, kept_task in kept.items():
         columns |= _columns_of_all(kept_task, wanted.fingerprints[name], pairs_of_texts)
-    for task in (task for task in unit.tasks if task != VECTOR and task not in kept):
+    finding = {task.name: task for task in wanted.tasks if task.is_token and task.name in unit.tasks}
+    for name, token_task in finding.items():
+        found = [
+            None
+            if text is None
+            else expected_entities(token_task, wanted.fingerprints[name], unit.text_columns[0], text)
+            for text, _ in pairs_of_texts
+        ]
+        columns[f"{name}_label"] = pa.array(found, ENTITIES_TYPE)
+        columns[f"{name}_score"] = pa.array([None if row is None else 0.5 for row in found], pa.float32())
+    for task in (task for task in unit.tasks if task != VECTOR and task not in {**kept, **finding}):
         pairs = [
             (None, None) if text is None else expected_label(task, wanted.fingerprints[task], text, second)
             for text, second in pairs_of_texts

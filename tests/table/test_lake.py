@@ -277,6 +277,20 @@ def test_lists_of_labels_and_scores_are_lists(world: World) -> None:
     world.check()
 
 
+def test_entities_are_lists_of_structs(world: World) -> None:
+    names = Task("n", "token", labels=("PER", "LOC"))
+    world.label(definition({"a": "1"}))
+    world.check()
+    first = definition({"a": "1", "n": "1"}, tasks=[names])
+    world.label(first)
+    world.check()
+    commits = world.commits()
+    world.label(first)
+    assert world.commits() == commits
+    world.label(definition({"a": "1", "n": "2"}, tasks=[names], bundle_name="news-2"), ("day=1",))
+    world.check()
+
+
 @pytest.mark.parametrize("case", IDS)
 def test_ids_of_all_types_can_be_committed(world: World, case: str) -> None:
     for path in (Y, Z):

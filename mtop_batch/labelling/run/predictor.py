@@ -7,7 +7,8 @@ combined. Windows are rows of batches as texts are, so those of one text may be 
 
 Shapes: R rows, n wanted tasks, B rows of a batch, S prompt positions, C labels of the task that has most, D hidden
 width, K labels of those tasks together that keep the probabilities of all of theirs, W windows of several texts, L
-labels of all wanted tasks together.
+labels of all wanted tasks together. Of token tasks only the words of texts go to the host, and these tasks do not count
+in n, K and L: N words of a batch, C' tags of all token tasks together.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +28,11 @@ from transformers import PreTrainedTokenizerBase
 
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.text_rows import TextRows, text_rows
-from mtop_batch.data.tokens import TextTokenizer, Tokens, reasons_without
+from mtop_batch.data.tokens import TextTokenizer, Tokens, WordsOfRows, reasons_without
 from mtop_batch.decisions.rules import rule_groups
 from mtop_batch.errors import BundleError, ConfigError, DataError
 from mtop_batch.labelling.run.device_copies import ToHost
+from mtop_batch.labelling.run.found_entities import FoundEntities, word_log_probabilities
 from mtop_batch.model.bundle.bundle import load_bundle
 from mtop_batch.model.encoder.inputs import hidden_size
 from mtop_batch.model.flops import measure_peak_flops_per_s
@@ -41,13 +44,40 @@ from mtop_batch.table.columns import VECTOR_COLUMN, OutputKind, TaskOutputs, dec
 from mtop_batch.tasks import Task, select_tasks
 
 RowIndices = npt.NDArray[np.int64]
-Packed = tuple[ToHost, ToHost | None]
-"""The results of a batch: (2 n + K, B) label ids, scores and probabilities, and (B, D) vectors if they are wanted.
 
-Of windows: (L, B) logits and (B, D) vectors.
-"""
-Forward = Callable[[dict[str, Tensor], int], Packed]
-"""Starts a batch, given the model's inputs and how many tokens they have."""
+
+class Packed(NamedTuple):
+    """The results of a batch.
+
+    Args:
+        results: (2 n + K, B) label ids, scores and probabilities; of windows (L, B) logits.
+        vectors: (B, D) If they are wanted.
+        words: The words of the batch, if there are token tasks.
+        at_words: (N, C') The logarithms of the probabilities of their tags.
+    """
+
+    results: ToHost
+    vectors: ToHost | None
+    words: WordsOfRows | None = None
+    at_words: ToHost | None = None
+
+
+class Batch(NamedTuple):
+    """A batch of texts or of windows.
+
+    Args:
+        inputs: The model's.
+        num_tokens: How many tokens they have.
+        words: The words of the batch, if there are token tasks.
+    """
+
+    inputs: dict[str, Tensor]
+    num_tokens: int
+    words: WordsOfRows | None
+
+
+Forward = Callable[[Batch], Packed]
+"""Starts a batch."""
 
 # Positions of a batch: enough to keep a GPU busy; few enough to stay in a CPU's cache.
 _GPU_BATCH_TOKENS = 65_536
@@ -105,6 +135,8 @@ class Predictor:
         self.gives_vectors = vectors
         wanted = set(names)
         self.tasks: list[Task] = [task for task in model.tasks if task.name in wanted]
+        self._of_texts = [task for task in self.tasks if not task.is_token]
+        self._token_tasks = [task for task in self.tasks if task.is_token]
         counted = model.tasks_that_size_batches(names)
         self.max_batch_tokens = max_batch_tokens or _batch_tokens(self.device, model, counted)
         self._uses_bf16 = resolve_precision(precision, self.device, autocast=False) == "bf16"
@@ -118,22 +150,22 @@ class Predictor:
         self._flops = model.forward_flops(names, vectors=vectors)
         self._peak_flops_per_s, self._peak_measured_at = 0.0, -math.inf
         self._vector_size = hidden_size(model.backbone)
-        self._is_regression = _flags((task.kind == "regression" for task in self.tasks), self.device)
-        self._is_multi_label = _flags((task.is_multi_label for task in self.tasks), self.device)
+        self._is_regression = _flags((task.kind == "regression" for task in self._of_texts), self.device)
+        self._is_multi_label = _flags((task.is_multi_label for task in self._of_texts), self.device)
         self._has_no_index = self._is_regression | self._is_multi_label
-        self._has_multi_label = any(task.is_multi_label for task in self.tasks)
-        width = max((task.num_outputs for task in self.tasks), default=0)
+        self._has_multi_label = any(task.is_multi_label for task in self._of_texts)
+        width = max((task.num_outputs for task in self._of_texts), default=0)
         kept = [
             index * width + label
-            for index, task in enumerate(self.tasks)
+            for index, task in enumerate(self._of_texts)
             if task.keeps_probabilities
             for label in range(task.num_outputs)
         ]
         self._kept = torch.tensor(kept, device=self.device) if kept else None
-        own = [index * width + label for index, task in enumerate(self.tasks) for label in range(task.num_outputs)]
+        own = [index * width + label for index, task in enumerate(self._of_texts) for label in range(task.num_outputs)]
         self._own, self._width = torch.tensor(own, dtype=torch.int64, device=self.device), width
-        self._num_outputs = [task.num_outputs for task in self.tasks]
-        self._reads_vector = _flags((task.reads_vector for task in self.tasks), self.device)
+        self._num_outputs = [task.num_outputs for task in self._of_texts]
+        self._reads_vector = _flags((task.reads_vector for task in self._of_texts), self.device)
         self._probes = tuple(task.name for task in self.tasks if task.reads_vector)
 
     @classmethod
@@ -188,7 +220,9 @@ class Predictor:
             DataError: A text is not a string, or there are not as many second texts as texts.
         """
         rows = _text_rows(texts, seconds, self._tokenizer.max_chars)
-        tokens = self._tokenizer.encode(rows.texts.to_pylist(), rows.seconds.to_pylist())
+        finds_entities = bool(self._token_tasks)
+        first, second = rows.in_columns() if finds_entities else (rows.texts, rows.seconds)
+        tokens = self._tokenizer.encode(first.to_pylist(), second.to_pylist(), words=finds_entities)
         errors = pa.array(reasons_without(tokens, rows.errors.to_pylist()), pa.string())
         outputs = self.predict_tokens(tokens)
         decided = decide_outputs(self.tasks, outputs)
@@ -204,7 +238,8 @@ class Predictor:
         return pa.table([*arrays, errors], schema=pa.schema([*fields, pa.field("error", pa.string())]))
 
     def predict_tokens(self, tokens: Tokens) -> TaskOutputs:
-        """Label R rows of tokens; rows without tokens get label -1 and score NaN.
+        """Label R rows of tokens, with their words where there are token tasks; those without tokens get label -1 and
+        score NaN.
 
         Raises:
             BundleError: An output is not a number.
@@ -215,25 +250,43 @@ class Predictor:
         counts = self._num_windows(tokens)
         vector_size = self._vector_size if self.gives_vectors else None
         num_kept = 0 if self._kept is None else len(self._kept)
-        collected = _Collected(len(self.tasks), num_kept, vector_size, len(tokens), int(np.count_nonzero(lengths)))
+        collected = _Collected(len(self._of_texts), num_kept, vector_size, len(tokens), int(np.count_nonzero(lengths)))
+        entities = FoundEntities(self._token_tasks, len(tokens))
         num_padded_tokens = 0
         for rows, packed in self._results(tokens, np.flatnonzero(counts == 1), self._forward):
             collected.fetch(rows, packed)
+            if packed.words is not None and packed.at_words is not None:
+                entities.fetch(rows, packed.words, counts[rows], packed.at_words.numpy())
             num_padded_tokens += len(rows) * int(lengths[rows].max())
         for rows in self._parts(np.flatnonzero(counts > 1), counts):
-            collected.fetch(rows, self._label_windows(tokens.take(rows), counts[rows]))
+            collected.fetch(rows, self._label_windows(tokens.take(rows), counts[rows], rows, entities))
             num_padded_tokens += int(lengths[rows].sum())  # all their windows are full
         label_ids, scores, kept, vectors = collected.by_row()
+        label_ids, scores = self._with_token_tasks(label_ids, scores, entities)
         return TaskOutputs(
             label_ids,
             scores,
             vectors,
             self._by_task(kept),
+            entities.by_row(),
             num_tokens=int(lengths.sum()),
             num_padded_tokens=num_padded_tokens,
             flops=self._flops(np.minimum(lengths, self._tokenizer.max_tokens).repeat(counts)),
             seconds=time.perf_counter() - started,
         )
+
+    def _with_token_tasks(
+        self, label_ids: npt.NDArray[np.int32], scores: npt.NDArray[np.float32], entities: FoundEntities
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """Label ids and scores of all tasks, in their order: those of token tasks among the others."""
+        if not self._token_tasks:
+            return label_ids, scores
+        is_token = np.array([task.is_token for task in self.tasks])
+        all_ids = np.full((len(self.tasks), scores.shape[1]), -1, np.int32)
+        all_scores = np.empty(all_ids.shape, np.float32)
+        all_ids[~is_token] = label_ids
+        all_scores[~is_token], all_scores[is_token] = scores, entities.least
+        return all_ids, all_scores
 
     def _by_task(self, kept: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
         """The (K, R) probabilities of all labels, by task."""
@@ -261,7 +314,8 @@ class Predictor:
 
     def _parts(self, rows: RowIndices, counts: npt.NDArray[np.int64]) -> Iterator[RowIndices]:
         """Rows of several windows, in parts of which all logits may be in memory together."""
-        most = max(1, _MAX_WINDOW_LOGITS // max(1, len(self._own) + self._vector_size))
+        of_words = self._tokenizer.max_tokens * sum(task.num_outputs for task in self._token_tasks)
+        most = max(1, _MAX_WINDOW_LOGITS // max(1, len(self._own) + self._vector_size + of_words))
         ends = counts[rows].cumsum()
         while len(rows):
             num_rows = max(1, int(np.searchsorted(ends, most, side="right")))
@@ -289,36 +343,56 @@ class Predictor:
             yield running
 
     @torch.inference_mode()
-    def _label_windows(self, tokens: Tokens, counts: npt.NDArray[np.int64]) -> Packed:
-        """The results of rows of several windows, by what these say together."""
+    def _label_windows(
+        self, tokens: Tokens, counts: npt.NDArray[np.int64], rows_of_texts: RowIndices, entities: FoundEntities
+    ) -> Packed:
+        """The results of rows of several windows, by what these say together.
+
+        Args:
+            tokens: Of the rows.
+            counts: Their windows.
+            rows_of_texts: Which rows they are.
+            entities: Takes what token tasks find in them.
+        """
         windows = tokens.windows(self._tokenizer.max_tokens)
         needs_vectors = self.gives_vectors or bool(self._probes)
         collected = _Collected(0, len(self._own), self._vector_size if needs_vectors else None, *[len(windows)] * 2)
+        words = windows.words_of(np.arange(len(windows)))
+        at_words = np.zeros((len(words.rows), sum(task.num_outputs for task in self._token_tasks)), np.float32)
         for rows, packed in self._results(windows, np.arange(len(windows)), self._window_logits):
             collected.fetch(rows, packed)
+            if packed.words is not None and packed.at_words is not None:
+                at_words[_places_of_rows(words.rows, rows)] = packed.at_words.numpy()
+        if self._token_tasks:
+            entities.fetch(rows_of_texts, words, counts, at_words)
         _, _, of_windows, found = collected.by_row()
         num_windows = torch.from_numpy(counts)
         vectors = None if found is None else combine_vectors(torch.from_numpy(found), num_windows).to(self.device)
         own = self._own.cpu()
-        logits = torch.full((len(tokens), len(self.tasks) * self._width), -torch.inf)  # (R, n C)
-        for combine in {task.combine for task in self.tasks}:
-            labels = torch.from_numpy(np.repeat([task.combine == combine for task in self.tasks], self._num_outputs))
+        logits = torch.full((len(tokens), len(self._of_texts) * self._width), -torch.inf)  # (R, n C)
+        for combine in {task.combine for task in self._of_texts}:
+            labels = torch.from_numpy(
+                np.repeat([task.combine == combine for task in self._of_texts], self._num_outputs)
+            )
             logits[:, own[labels]] = combine_logits(torch.from_numpy(of_windows).T[:, labels], num_windows, combine)
         parts = []
         for rows in np.array_split(np.arange(len(tokens)), -(-logits.numel() // _MAX_LOGITS) or 1):
-            part = logits[rows].view(len(rows), len(self.tasks), self._width).to(self.device)
+            part = logits[rows].view(len(rows), len(self._of_texts), self._width).to(self.device)
             if self._probes and vectors is not None:
                 part[:, self._reads_vector, :] = -torch.inf
                 said = self._model.all_tasks_from_vectors(vectors[rows], self._probes)
                 part[:, self._reads_vector, : said.shape[2]] = said
             parts.append(self._labels_and_scores(part))
-        return ToHost(torch.cat(parts, dim=1)), ToHost(vectors) if self.gives_vectors and vectors is not None else None
+        found_vectors = ToHost(vectors) if self.gives_vectors and vectors is not None else None
+        return Packed(ToHost(torch.cat(parts, dim=1)), found_vectors)
 
-    def _window_logits(self, inputs: dict[str, Tensor], num_tokens: int) -> Packed:
+    def _window_logits(self, batch: Batch) -> Packed:
         """Start a batch of windows: (L, B) logits, as int32 for the copy to the host."""
-        logits, vectors = self._outputs(inputs, num_tokens, self.gives_vectors or bool(self._probes))
+        logits, vectors, at_words = self._outputs(batch, self.gives_vectors or bool(self._probes))
         own = logits.float().flatten(1).index_select(1, self._own).t().contiguous()
-        return ToHost(own.view(torch.int32)), None if vectors is None else ToHost(vectors)
+        return Packed(
+            ToHost(own.view(torch.int32)), None if vectors is None else ToHost(vectors), batch.words, at_words
+        )
 
     def _batches(self, lengths: npt.NDArray[np.int64], rows: RowIndices) -> list[RowIndices]:
         """Batches of those rows that have tokens, the longest last, where `list.pop` finds them."""
@@ -337,7 +411,8 @@ class Predictor:
             num_tokens = int(tokens.lengths[rows].sum())
             if num_tokens == batch["attention_mask"].numel():  # without a mask attention takes less time
                 del batch["attention_mask"]
-            return forward(batch, num_tokens)
+            words = tokens.words_of(rows) if self._token_tasks else None
+            return forward(Batch(batch, num_tokens, words))
         except torch.OutOfMemoryError:
             if len(rows) == 1:
                 raise
@@ -346,21 +421,29 @@ class Predictor:
             torch.cuda.empty_cache()
         return None
 
-    def _forward(self, inputs: dict[str, Tensor], num_tokens: int) -> Packed:
+    def _forward(self, batch: Batch) -> Packed:
         """Start a batch of texts."""
-        logits, vectors = self._outputs(inputs, num_tokens, self.gives_vectors)
-        return ToHost(self._labels_and_scores(logits.float())), None if vectors is None else ToHost(vectors)
+        logits, vectors, at_words = self._outputs(batch, self.gives_vectors)
+        results = ToHost(self._labels_and_scores(logits.float()))
+        return Packed(results, None if vectors is None else ToHost(vectors), batch.words, at_words)
 
-    def _outputs(self, inputs: dict[str, Tensor], num_tokens: int, vectors: bool) -> tuple[Tensor, Tensor | None]:
-        """(B, n, C) logits, and (B, D) vectors if they are wanted."""
-        wanted = {"tasks": self._names, "num_tokens": num_tokens}
+    def _outputs(self, batch: Batch, vectors: bool) -> tuple[Tensor, Tensor | None, ToHost | None]:
+        """(B, n, C) logits, (B, D) vectors if they are wanted, and (N, C') what there is to say of words."""
+        inputs, wanted = batch.inputs, {"tasks": self._names, "num_tokens": batch.num_tokens}
+        if batch.words is not None:
+            found = self._model.all_outputs(**inputs, **wanted, vectors=vectors)
+            places = torch.from_numpy(batch.words.rows * inputs["input_ids"].shape[1] + batch.words.places)
+            places = places.pin_memory() if self.device.type == "cuda" else places  # else the copy waits for the GPU
+            places = places.to(self.device, non_blocking=True)
+            at_words = word_log_probabilities(found.at_tokens, self._token_tasks, places)
+            return found.logits, found.vectors if vectors else None, ToHost(at_words)
         if vectors:
-            return self._model.all_tasks_and_vectors(**inputs, **wanted)
-        return self._model.all_tasks(**inputs, **wanted), None
+            return *self._model.all_tasks_and_vectors(**inputs, **wanted), None
+        return self._model.all_tasks(**inputs, **wanted), None, None
 
     def _labels_and_scores(self, logits: Tensor) -> Tensor:
         """(2 n + K, B) label ids, scores and probabilities in one int32 tensor: one copy brings all to the host."""
-        if not self.tasks:
+        if not self._of_texts:
             return torch.empty(0, len(logits), dtype=torch.int32)
         probabilities = torch.softmax(logits, dim=-1)
         if self._has_multi_label:
@@ -404,7 +487,7 @@ class _Collected:
         Raises:
             BundleError: A score or a vector is not a number.
         """
-        results, vectors = packed
+        results, vectors = packed.results, packed.vectors
         columns = slice(self._done, self._done + len(rows))
         self._packed[:, columns] = results.numpy()
         found: list[npt.NDArray[np.float16] | npt.NDArray[np.float32]] = [self._floats[:, columns]]
@@ -437,6 +520,13 @@ class _Collected:
         """By row, where they lie: with many tasks a copy is large."""
         for of_task in results:
             of_task[:] = of_task.take(self._columns)
+
+
+def _places_of_rows(ascending: RowIndices, rows: RowIndices) -> RowIndices:
+    """Where these rows stand in a column of row numbers, row after row."""
+    starts, stops = (np.searchsorted(ascending, rows, side=side) for side in ("left", "right"))
+    counts = stops - starts
+    return np.repeat(starts - counts.cumsum() + counts, counts) + np.arange(counts.sum())
 
 
 def _flags(values: Iterable[bool], device: torch.device) -> Tensor:

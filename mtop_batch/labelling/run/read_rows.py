@@ -67,7 +67,13 @@ class TextBatch:
 
 
 def read_unit(
-    corpus: str, unit: Unit, id_column: str, *, max_chars: int = MAX_CHARS, batch_rows: int = _BATCH_ROWS
+    corpus: str,
+    unit: Unit,
+    id_column: str,
+    *,
+    max_chars: int = MAX_CHARS,
+    batch_rows: int = _BATCH_ROWS,
+    in_columns: bool = False,
 ) -> Iterator[TextBatch]:
     """Read the rows of a unit.
 
@@ -80,6 +86,7 @@ def read_unit(
         id_column: The column of ids.
         max_chars: Code points to keep of a text.
         batch_rows: Most rows of a batch; there are fewer where texts are long.
+        in_columns: A text that the second column has alone stays a second one, and the first is "".
 
     Raises:
         SourceChanged: The file is no longer the one that was planned; also found after the last batch.
@@ -98,7 +105,7 @@ def read_unit(
         texts = [_texts(source, name, rows, limits, max_chars) for name in unit.text_columns]
         for parts in _side_by_side([ids, *texts]):
             num_rows += len(parts[0])
-            yield _text_batch(*parts)
+            yield _text_batch(in_columns, *parts)
     if num_rows != unit.num_rows:
         raise UnreadableSource(f"has {num_rows} rows where its footer promises {unit.num_rows}")
     with _could_be_read_before(corpus, unit):
@@ -133,12 +140,13 @@ def _side_by_side(columns: Sequence[Iterator[pa.RecordBatch]]) -> Iterator[list[
         ]
 
 
-def _text_batch(ids: pa.RecordBatch, *texts: pa.RecordBatch) -> TextBatch:
+def _text_batch(in_columns: bool, ids: pa.RecordBatch, *texts: pa.RecordBatch) -> TextBatch:
     found = joined_texts([column["value"] for column in texts])
     # What is wrong with a column says more than that another one has no text.
     reasons = pc.coalesce(ids["reason"], *(column["reason"] for column in texts), found.errors)
     is_good = reasons.is_null()
-    first, second = (pc.if_else(is_good, column, _NO_TEXT).to_pylist() for column in (found.texts, found.seconds))
+    columns = found.in_columns() if in_columns else (found.texts, found.seconds)
+    first, second = (pc.if_else(is_good, column, _NO_TEXT).to_pylist() for column in columns)
     return TextBatch(ids["value"], first, second if len(texts) == 2 else None, reasons.to_pylist())
 
 

@@ -32,6 +32,7 @@ from mtop_batch.table.columns import (
     VECTOR_COLUMN,
     TaskOutputs,
     decide_outputs,
+    given_labels,
     label_columns,
     label_counts,
     stored_outputs,
@@ -171,7 +172,8 @@ def rows_of_a_piece(num_rows: int, unit_rows: int, num_actors: int) -> int:
 
 
 def read_and_tokenise(job: LabelJob, units: Sequence[Unit], tokenizer: TextTokenizer) -> list[bytes]:
-    """First stage: one stream per unit with the columns `id`, `input_ids`, `first_length` and `error`.
+    """First stage: one stream per unit with the columns `id`, `input_ids`, `first_length` and `error`, and `words`
+    where token tasks are wanted.
 
     A source that cannot be read, for whatever reason but storage, does not raise: its stream says so.
 
@@ -202,7 +204,8 @@ def label(streams: Sequence[Any], predictor: Predictor) -> list[bytes]:
         result.flops = outputs.flops * share
         result.peak_flops_per_s = peak_flops_per_s
         result.seconds["model"] = outputs.seconds * share
-        labelled.append(_stream(_labelled(table, predictor.tasks, outputs[rows], result), unit, result))
+        found = _labelled(table, predictor.tasks, outputs[rows], result, unit.text_columns)
+        labelled.append(_stream(found, unit, result))
     return labelled
 
 
@@ -296,23 +299,31 @@ def _label_from_scores(job: LabelJob, unit: Unit) -> bytes:
     return _stream(labelled, unit, result)
 
 
-def _labelled(table: pa.Table, tasks: Sequence[Task], outputs: TaskOutputs, result: UnitResult) -> pa.Table:
+def _labelled(
+    table: pa.Table,
+    tasks: Sequence[Task],
+    outputs: TaskOutputs,
+    result: UnitResult,
+    text_columns: Sequence[str] | None = None,
+) -> pa.Table:
     """`id`, the columns of the tasks, and `error`; what rules have corrected is counted."""
     decided = decide_outputs(tasks, outputs)
     counts = {name: int(np.count_nonzero(of_task.corrected)) for name, of_task in decided.items()}
     result.corrected = {name: count for name, count in counts.items() if count}
     valid = pc.is_null(table["error"]).to_numpy()
-    columns = dict(label_columns(tasks, outputs, valid, decided))
+    columns = dict(label_columns(tasks, outputs, valid, decided, text_columns))
     return pa.table({"id": table["id"], **columns, "error": table["error"]})
 
 
 def _tokenised(job: LabelJob, unit: Unit, tokenizer: TextTokenizer, result: UnitResult) -> pa.Table:
     ids, tokens, errors = [], [], []
     tokenise_s = 0.0
-    for batch in read_unit(job.corpus, unit, job.definition.id_column, max_chars=tokenizer.max_chars):
+    words = any(task.is_token and task.name in unit.tasks for task in job.definition.tasks)
+    read = read_unit(job.corpus, unit, job.definition.id_column, max_chars=tokenizer.max_chars, in_columns=words)
+    for batch in read:
         ids.append(batch.ids)
         started = time.perf_counter()
-        found, num_cut = tokenizer.encode_and_count(batch.texts, batch.seconds)
+        found, num_cut = tokenizer.encode_and_count(batch.texts, batch.seconds, words=words)
         tokenise_s += time.perf_counter() - started
         tokens.append(found)
         result.texts_cut += num_cut
@@ -368,7 +379,7 @@ def _count(table: pa.Table, unit: Unit, result: UnitResult) -> None:
     names = set(table.column_names)
     for task in unit.tasks:
         if f"{task}_label" in names:
-            labels = table[f"{task}_label"]
+            labels = given_labels(table[f"{task}_label"])
             result.label_counts[task] = label_counts(labels)
             if num_abstained := labels.null_count - result.errors:
                 result.abstained[task] = num_abstained

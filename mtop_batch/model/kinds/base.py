@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,20 @@ class TaskOutput(ModelOutput):
 
     loss: Tensor | None = None
     logits: Tensor | None = None
+
+
+class Outputs(NamedTuple):
+    """What a model puts out for B texts.
+
+    Args:
+        logits: (B, n, C) Of the n wanted tasks that say something of a text, in the wanted order.
+        vectors: (B, D) float16 The document vectors, or (B, 0) where they are not wanted.
+        at_tokens: (B, T, C) float32 The logits of each wanted token task, by its name.
+    """
+
+    logits: Tensor
+    vectors: Tensor
+    at_tokens: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class MultiTaskModel(EncoderModel):
@@ -111,12 +126,13 @@ class MultiTaskModel(EncoderModel):
     def task_logits(self, task: str, text: Text) -> Tensor:
         """(B, C) What one task's head puts out, with gradients for what a step on this task may move.
 
-        The head computes in float32; a regression puts out standard deviations from the mean (`Task.mean`).
+        Of a token task they are (B, T, C). The head computes in float32; a regression puts out standard deviations
+        from the mean (`Task.mean`).
         """
         raise NotImplementedError
 
-    def outputs(self, wanted: tuple[str, ...], text: Text, *, vectors: bool) -> tuple[Tensor, Tensor]:
-        """Logits and document vectors, for inference; by default each task by itself, as in `pass_per_task`.
+    def outputs(self, wanted: tuple[str, ...], text: Text, *, vectors: bool) -> Outputs:
+        """What these tasks put out, for inference; by default each task by itself, as in `pass_per_task`.
 
         Args:
             wanted: Tasks of this model, in the wanted order; may be none where vectors are wanted.
@@ -124,8 +140,7 @@ class MultiTaskModel(EncoderModel):
             vectors: Whether the vectors are wanted.
 
         Returns:
-            (B, n, C) what the heads put out, as in `task_logits`, -inf beyond a task's own labels; and (B, D) vectors,
-            or (B, 0) where they are not wanted.
+            What the heads put out, as in `task_logits`, -inf beyond a task's own labels; and the vectors.
 
         Raises:
             ConfigError: Vectors are wanted, and there are none.
@@ -133,7 +148,7 @@ class MultiTaskModel(EncoderModel):
         if vectors:
             raise ConfigError(self.no_vectors(self.config.model_type))
         logits = [self.task_logits(name, text)[:, None] for name in wanted]
-        return join_logits(logits, None), logits[0].new_empty(len(logits[0]), 0)
+        return Outputs(join_logits(logits, None), logits[0].new_empty(len(logits[0]), 0))
 
     @staticmethod
     def no_vectors(kind: str) -> str:
@@ -220,10 +235,10 @@ class MultiTaskModel(EncoderModel):
             kv_cache: What `cache` returned for the texts, in place of the three above.
             task: The one task wanted; None for all.
             labels: (B,) Label indices or regression values of that task; (B, C) which labels a text has, of a
-                multi-label task.
+                multi-label task; (B, T) the tags of a token task (`model.parts.losses`).
             class_weights: (C,) What an example of each label counts in the loss; None for 1 each.
             num_windows: (R,) int64 How many of the B rows, one after the other, are windows of one text. Labels, logits
-                and loss are of R texts then. None for one each.
+                and loss are of R texts then; of a token task those of the windows, as always. None for one each.
 
         Raises:
             TaskError: There is no such task, labels or a KV cache are given without one, or the task cannot use it.
@@ -242,7 +257,7 @@ class MultiTaskModel(EncoderModel):
             logits = self.task_logits(task, Text(input_ids, attention_mask, token_type_ids))
         else:
             raise TaskError(f"task {task!r} is given neither texts nor their KV cache; pass input_ids")
-        if num_windows is not None and not definition.reads_vector:
+        if num_windows is not None and not definition.reads_vector and not definition.is_token:
             logits = combine_logits(logits, num_windows, definition.combine)
         loss = None if labels is None else task_loss(definition, logits, labels, class_weights)
         return TaskOutput(loss=loss, logits=self._in_units((task,), logits[:, None])[:, 0])
@@ -274,20 +289,20 @@ class MultiTaskModel(EncoderModel):
             input_ids: (B, T) Padded on the right.
             attention_mask: (B, T) 1 for tokens, 0 for padding.
             token_type_ids: (B, T) 0 and 1 for the two texts of a pair.
-            tasks: The wanted ones, in the wanted order; None for all.
+            tasks: The wanted ones, in the wanted order; None for all but token tasks.
             num_tokens: How many ones the mask has, as far as that is known: then a GPU computes nothing at padding.
 
         Returns:
             (B, n, C) logits of the n wanted tasks; -inf beyond a task's own labels; a regression's value comes first.
 
         Raises:
-            TaskError: A wanted task does not exist, or none is wanted.
+            TaskError: A wanted task does not exist or is a token task, or none is wanted.
         """
-        wanted = tuple(self.task_names if tasks is None else tasks)
+        wanted = self._of_texts(tasks)
         if not wanted:
             raise TaskError(f"no task is wanted; tasks: {listed(self.task_names)}")
         text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
-        return self._in_units(wanted, self.outputs(wanted, text, vectors=False)[0])
+        return self._in_units(wanted, self.outputs(wanted, text, vectors=False).logits)
 
     def all_tasks_and_vectors(
         self,
@@ -306,12 +321,46 @@ class MultiTaskModel(EncoderModel):
             (B, n, C) logits, and (B, D) vectors in float16 (`mtop_batch.model.parts.document_vectors`).
 
         Raises:
+            TaskError: A wanted task does not exist or is a token task.
+        """
+        wanted = self._of_texts(tasks)
+        text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
+        found = self.outputs(wanted, text, vectors=True)
+        return self._in_units(wanted, found.logits), found.vectors
+
+    def all_outputs(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        tasks: Sequence[str] = (),
+        num_tokens: int | None = None,
+        *,
+        vectors: bool = False,
+    ) -> Outputs:
+        """What tasks of all kinds put out: as `all_tasks` and `all_tasks_and_vectors`, and token tasks too.
+
+        Args:
+            input_ids: As for `all_tasks`, like the others.
+            vectors: Whether document vectors are wanted.
+
+        Raises:
             TaskError: A wanted task does not exist.
         """
-        wanted = tuple(self.task_names if tasks is None else tasks)
-        text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
-        logits, found = self.outputs(wanted, text, vectors=True)
-        return self._in_units(wanted, logits), found
+        select_tasks(tasks, self.task_names)
+        found = self.outputs(tuple(tasks), Text(input_ids, attention_mask, token_type_ids, num_tokens), vectors=vectors)
+        of_texts = [name for name in tasks if name not in self.token_tasks]
+        return found._replace(logits=self._in_units(of_texts, found.logits))
+
+    def _of_texts(self, tasks: Sequence[str] | None) -> tuple[str, ...]:
+        """The wanted tasks, all of which say something of a text; None for all of these."""
+        at_tokens = self.token_tasks
+        if tasks is None:
+            return tuple(name for name in self.task_names if name not in at_tokens)
+        for name in tasks:
+            if name in at_tokens:
+                raise TaskError(f"task {name!r} is a token task, which says something of each word; use all_outputs")
+        return tuple(tasks)
 
     def _in_units(self, wanted: Sequence[str], logits: Tensor) -> Tensor:
         """(B, n, C) The logits of the wanted tasks, in which those of regressions are values, as the labels were."""
@@ -346,6 +395,11 @@ class MultiTaskModel(EncoderModel):
     def task_names(self) -> list[str]:
         """The tasks' names in the order of the outputs."""
         return [entry["task"]["name"] for entry in self.config.tasks]
+
+    @property
+    def token_tasks(self) -> frozenset[str]:
+        """The names of those that find entities."""
+        return frozenset(entry["task"]["name"] for entry in self.config.tasks if entry["task"]["kind"] == "token")
 
     def task(self, name: str) -> Task:
         """The definition of a task.

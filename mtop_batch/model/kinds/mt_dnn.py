@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mtop_batch.model.encoder.inputs import Text, no_prompts
+from mtop_batch.model.kinds.base import Outputs
 from mtop_batch.model.kinds.pooled import PooledConfig, PooledModel
 from mtop_batch.model.parts.document_vectors import document_vectors, join_logits
 from mtop_batch.tasks import Task
@@ -66,13 +67,14 @@ class MTDNNModel(PooledModel):
         del task
         return self._at_text(text)[:, 0]
 
-    def outputs(self, wanted: tuple[str, ...], text: Text, *, vectors: bool) -> tuple[Tensor, Tensor]:
+    def outputs(self, wanted: tuple[str, ...], text: Text, *, vectors: bool) -> Outputs:
         """Logits and document vectors by one pass of the encoder (`MultiTaskModel.outputs`)."""
         at_text = self._at_text(text)
         pooled = self.pooled(at_text[:, 0])
         found = document_vectors(at_text, text.attention_mask) if vectors else at_text.new_empty(len(at_text), 0)
         logits = [self._head(name)(pooled)[:, None] for name in wanted]
-        return join_logits(logits, None) if logits else pooled.new_empty(len(pooled), 0, 0), found
+        joined = join_logits(logits, None) if logits else pooled.new_empty(len(pooled), 0, 0)
+        return Outputs(joined, found)
 
     def _at_text(self, text: Text) -> Tensor:
         """(B, T, D)"""

@@ -24,7 +24,7 @@ from mtop_batch.model.encoder.encode import encode, encode_kv_cache, encode_with
 from mtop_batch.model.encoder.inputs import Text
 from mtop_batch.model.encoder.kv_cache import KVCache, use_kv_cache_attention
 from mtop_batch.model.encoder.lora import stack_lora
-from mtop_batch.model.kinds.base import generator_of
+from mtop_batch.model.kinds.base import Outputs, generator_of
 from mtop_batch.model.kinds.config import MTOPConfig, PromptAttention
 from mtop_batch.model.kinds.prompt_sequence import MTOPSequence
 from mtop_batch.model.parts.document_vectors import Probe, StackedProbes, document_vectors, join_logits
@@ -32,6 +32,7 @@ from mtop_batch.model.parts.heads import TaskModule
 from mtop_batch.model.parts.prompts import random_prompts
 from mtop_batch.model.parts.stacked_heads import InferenceParts, StackedTasks, num_versions
 from mtop_batch.model.parts.text_heads import AttentionHead, StackedAttention
+from mtop_batch.model.parts.token_heads import TokenHead
 from mtop_batch.tasks import Task, select_tasks
 
 
@@ -144,7 +145,7 @@ class MTOPModel(MTOPSequence):
         return model
 
     def task_logits(self, task: str, text: Text) -> Tensor:
-        """(B, C) The logits of one task.
+        """(B, C) The logits of one task; (B, T, C) of a token task.
 
         With `stop_gradient`, the loss of one task reaches the backbone, the shared prompts, that task's own parameters
         and the prompts of its prompt group; those of the other tasks get no gradient at all (None, not zero), so that
@@ -169,6 +170,8 @@ class MTOPModel(MTOPSequence):
             return module(document_vectors(at_text, text.attention_mask))
         if isinstance(module, AttentionHead):
             return module(at_text, text.attention_mask)
+        if isinstance(module, TokenHead):
+            return module(at_text)
         if not self.reads_prompts(task):
             return module(at_text[:, :1])
         own = layout.positions[task]
@@ -199,7 +202,7 @@ class MTOPModel(MTOPSequence):
         prompts = self._prompts(self._layout(()))
         return encode_kv_cache(self.backbone, prompts, input_ids, attention_mask, token_type_ids)
 
-    def outputs(self, wanted: tuple[str, ...], text: Text, *, vectors: bool) -> tuple[Tensor, Tensor]:
+    def outputs(self, wanted: tuple[str, ...], text: Text, *, vectors: bool) -> Outputs:
         """Logits and document vectors by one pass of the encoder (`MultiTaskModel.outputs`).
 
         Prompts of isolated tasks that are not wanted are left out. Those of the context are always there, because the
@@ -208,7 +211,7 @@ class MTOPModel(MTOPSequence):
         parts = self._parts(wanted)
         at_context = vectors or parts.at_context
         needs_vectors = vectors or parts.probes is not None
-        needs_text = needs_vectors or parts.pooled is not None or bool(parts.attention)
+        needs_text = needs_vectors or parts.pooled is not None or bool(parts.attention or parts.at_tokens)
         at_prompts, at_text = self.encode(
             parts.prompts, text, parts.groups, passes=parts.passes, at_context=at_context, at_text=needs_text
         )
@@ -219,7 +222,11 @@ class MTOPModel(MTOPSequence):
         logits += [attention(at_text, text.attention_mask) for attention in parts.attention]
         if parts.probes is not None:
             logits.append(parts.probes(found))
-        return join_logits(logits, parts.order) if logits else at_text.new_empty(len(at_text), 0, 0), found
+        return Outputs(
+            join_logits(logits, parts.order) if logits else at_text.new_empty(len(at_text), 0, 0),
+            found,
+            {name: head(at_text) for name, head in parts.at_tokens.items()},
+        )
 
     def vector_outputs(self, wanted: tuple[str, ...], vectors: Tensor) -> Tensor:
         """(B, n, C) What probes say of vectors."""
@@ -250,10 +257,11 @@ class MTOPModel(MTOPSequence):
             if isinstance(module, AttentionHead):
                 attention.setdefault(module.size, {})[name] = module
         attending = [name for modules in attention.values() for name in modules]
+        at_tokens = {name: module for name, module in others.items() if isinstance(module, TokenHead)}
         probes = [name for name, module in others.items() if isinstance(module, Probe)]
         weights = [others[name].state_dict(keep_vars=True) for name in probes]
         places = {name: place for place, name in enumerate([*prompted, *pooled, *attending, *probes])}
-        order = [places[name] for name in wanted]
+        order = [places[name] for name in wanted if name not in at_tokens]
         shared = () if self.shared_prompts is None else (self.shared_prompts,)
         parameters = (*shared, *self.prompt_groups.parameters(), *self.task_modules.parameters())
         parts = InferenceParts(
@@ -271,6 +279,7 @@ class MTOPModel(MTOPSequence):
             pooled=StackedTasks.stack(list(pooled.values()), [range(1)] * len(pooled), dtype) if pooled else None,
             attention=tuple(StackedAttention.stack(list(modules.values()), dtype) for modules in attention.values()),
             probes=StackedProbes.stack(weights) if probes else None,
+            at_tokens=at_tokens,
             order=None if order == sorted(order) else torch.tensor(order, device=self.backbone.device),
             at_context=self._needs_outputs_at_context(wanted),
             parameters=parameters,

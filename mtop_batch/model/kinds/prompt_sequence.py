@@ -20,6 +20,7 @@ from mtop_batch.model.flops import ForwardFlops
 from mtop_batch.model.kinds.task_bank import MTOPParameters
 from mtop_batch.model.parts.prompts import PromptLayout, prompt_layout
 from mtop_batch.model.parts.text_heads import AttentionHead
+from mtop_batch.model.parts.token_heads import TokenHead
 
 
 class MTOPSequence(MTOPParameters):
@@ -59,12 +60,15 @@ class MTOPSequence(MTOPParameters):
     def forward_flops(self, tasks: Sequence[str], *, vectors: bool = False) -> ForwardFlops:
         """What labelling a text with these tasks, and its vector if that is wanted, costs."""
         groups = self._layout(tasks).groups
-        attention = [module.flops for module in map(self._module, tasks) if isinstance(module, AttentionHead)]
+        modules = {task: self._module(task) for task in tasks}
+        attention = [module.flops for module in modules.values() if isinstance(module, AttentionHead)]
+        at_tokens = [module.head.weight.numel() for module in modules.values() if isinstance(module, TokenHead)]
         own = [
             parameter.numel() * (len(self.prompts(task)) if key.startswith("lora.") else 1)
-            for task in tasks
+            for task, module in modules.items()
+            if not isinstance(module, AttentionHead | TokenHead)
             for key, parameter in self._task_state(task).items()
-            if (key.startswith("lora.") or key.endswith("weight")) and "attention" not in self._entry(task)
+            if key.startswith("lora.") or key.endswith("weight")
         ]
         flops = ForwardFlops.of_encoder(
             self.backbone,
@@ -75,7 +79,7 @@ class MTOPSequence(MTOPParameters):
         )
         return replace(
             flops,
-            heads_per_token=sum(per_token for _, per_token, _ in attention),
+            heads_per_token=sum(per_token for _, per_token, _ in attention) + 2.0 * sum(at_tokens),
             heads_per_pair=sum(per_pair for _, _, per_pair in attention),
         )
 

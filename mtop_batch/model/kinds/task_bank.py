@@ -23,7 +23,11 @@ from mtop_batch.model.parts.document_vectors import Probe
 from mtop_batch.model.parts.heads import Prompts, TaskModule
 from mtop_batch.model.parts.prompts import TaskPrompts
 from mtop_batch.model.parts.text_heads import AttentionHead, least_width
+from mtop_batch.model.parts.token_heads import TokenHead
 from mtop_batch.tasks import Task, check_task_names, select_tasks
+
+TaskParts = TaskModule | AttentionHead | Probe | TokenHead
+"""What a task has of its own, by what it reads."""
 
 
 class MTOPParameters(MultiTaskModel):
@@ -37,7 +41,7 @@ class MTOPParameters(MultiTaskModel):
     config_class = MTOPConfig
     config: MTOPConfig
     base_model_prefix = "mtop"
-    readers = ("prompts", "pooled", "attention", "vector")
+    readers = ("prompts", "pooled", "attention", "vector", "words")
 
     def __init__(self, config: MTOPConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config, backbone)
@@ -180,12 +184,14 @@ class MTOPParameters(MultiTaskModel):
             modules.to(self.backbone.device, self.backbone.dtype)
         self._tasks_changed()
 
-    def _build_task(self, entry: Mapping[str, Any]) -> TaskModule | AttentionHead | Probe:
+    def _build_task(self, entry: Mapping[str, Any]) -> TaskParts:
         task, num_prompts, group = Task.from_dict(entry["task"]), entry["prompts"], entry.get("prompt_group")
         embedding, hidden = embedding_size(self.backbone), hidden_size(self.backbone)
-        module: TaskModule | AttentionHead | Probe
+        module: TaskParts
         if task.reads_vector:
             module = Probe(task.num_outputs, hidden)
+        elif task.is_token:
+            module = TokenHead(task.num_outputs, hidden)
         elif task.reads == "attention":
             module = AttentionHead(task.num_outputs, hidden, **entry["attention"])
         elif not task.reads_prompts:
@@ -244,17 +250,17 @@ class MTOPParameters(MultiTaskModel):
         """The task's pooler and head, and its prompts if they are its own.
 
         Raises:
-            TaskError: There is no such task, or it reads the vector or by attention.
+            TaskError: There is no such task, or it reads the vector, by attention, or words.
         """
         module = self._module(name)
         if not isinstance(module, TaskModule):
             raise TaskError(f"task {name!r} reads the {self.task(name).reads}: it has no prompts and no pooler")
         return module
 
-    def _module(self, name: str) -> TaskModule | AttentionHead | Probe:
+    def _module(self, name: str) -> TaskParts:
         if module_key(name) not in self.task_modules:
             select_tasks([name], self.task_names)
-        return cast(TaskModule | AttentionHead | Probe, self.task_modules[module_key(name)])
+        return cast(TaskParts, self.task_modules[module_key(name)])
 
     def task_parameters(self, name: str) -> list[nn.Parameter]:
         """The parameters that belong to the task alone: not the prompts of a prompt group."""
@@ -266,7 +272,7 @@ class MTOPParameters(MultiTaskModel):
         The poolers of a model with `pooler_rank` have `pooler.down.weight`, `pooler.up.weight` and `pooler.up.bias`. A
         task with LoRA has `lora.A.<i>` and `lora.B.<i>` for each of the encoder's linear layers too. A task that reads
         the vector has `weight` (C, D) and `bias` (C) instead of all these, one that reads by attention the layers of an
-        `AttentionHead`, and one that reads pooled outputs no prompts.
+        `AttentionHead`, one that reads words those of a `TokenHead`, and one that reads pooled outputs no prompts.
         """
         return {key: value.clone() for key, value in self._task_state(name).items()}
 

@@ -1,6 +1,6 @@
 """The losses of tasks.
 
-Shapes: B texts, C outputs of a task.
+Shapes: B texts, T text positions, C outputs of a task.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtop_batch.tasks import Task
+from mtop_batch.tasks import NO_TAG, Task
 
 
 def task_loss(task: Task, logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
@@ -17,10 +17,10 @@ def task_loss(task: Task, logits: Tensor, labels: Tensor, class_weights: Tensor 
     Args:
         task: Decides the loss: mean cross-entropy for classification; for a multi-label task binary cross-entropy, the
             mean over labels and texts; for a regression the mean squared error, in standard deviations of what it
-            learned from.
-        logits: (B, C) What the task's head puts out.
+            learned from; for a token task the cross-entropy of a text's words, the mean over texts.
+        logits: (B, C) What the task's head puts out; (B, T, C) of a token task.
         labels: (B,) Indices of labels, or the values of a regression; (B, C) which labels a text has, of a multi-label
-            task.
+            task; (B, T) the tags of a token task, `NO_TAG` where no word begins.
         class_weights: (C,) What an example of each label counts. Of a classification their mean over the examples
             learned from is 1, so that the loss is as large as without; of a multi-label task they are relative to
             examples without the label. None for 1 each.
@@ -31,9 +31,22 @@ def task_loss(task: Task, logits: Tensor, labels: Tensor, class_weights: Tensor 
     if task.kind == "regression":
         standardised = (labels.double() - task.mean) / task.std
         return F.mse_loss(logits[:, 0].float(), standardised.float())
+    if task.is_token:
+        return token_loss(logits.float(), labels)
     if task.is_multi_label:
         return multi_label_loss(logits.float(), labels, class_weights)
     return classification_loss(logits.float(), labels, class_weights)
+
+
+def token_loss(logits: Tensor, tags: Tensor) -> Tensor:
+    """() The mean over texts of the mean cross-entropy of their words; 0 for a text without words.
+
+    A text counts the same however many words it has: so the loss of a batch is the mean of those of its texts, by
+    however many workers it is computed.
+    """
+    losses = F.cross_entropy(logits.flatten(0, 1), tags.flatten(), reduction="none", ignore_index=NO_TAG)
+    num_words = (tags != NO_TAG).sum(dim=1).clamp(min=1)
+    return (losses.view(tags.shape).sum(dim=1) / num_words).mean()
 
 
 def multi_label_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:

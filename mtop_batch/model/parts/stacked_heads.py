@@ -15,7 +15,7 @@ C outputs of the task with the most; G sets of tasks that read the same prompts,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from mtop_batch.model.kernels import has_kernels
 from mtop_batch.model.parts.document_vectors import StackedProbes
 from mtop_batch.model.parts.heads import LowRankPooler, TaskModule
 from mtop_batch.model.parts.text_heads import StackedAttention
+from mtop_batch.model.parts.token_heads import TokenHead
 
 # Values of an intermediate tensor: on a CPU what stays in its cache, on a GPU what keeps it busy.
 MAX_VALUES, MAX_GPU_VALUES = 2**20, 2**25
@@ -206,8 +207,9 @@ class InferenceParts:
         pooled: Poolers and heads of the tasks that read the encoder's output at the first token, if there are any.
         attention: Those that read by attention, by their sizes.
         probes: Weights of the probes, if there are probes.
-        order: (n,) For each wanted task, its place among those of `stacked`, `pooled`, `attention` and `probes`, one
-            after the other; None where they come in that order.
+        at_tokens: The heads of token tasks.
+        order: (n,) For each wanted task but those, its place among those of `stacked`, `pooled`, `attention` and
+            `probes`, one after the other; None where they come in that order.
         at_context: Some task reads the encoder's outputs at the context.
         parameters: All that it was made of.
         versions: Counts the writes to them until then.
@@ -222,6 +224,7 @@ class InferenceParts:
     pooled: StackedTasks | None
     attention: tuple[StackedAttention, ...]
     probes: StackedProbes | None
+    at_tokens: Mapping[str, TokenHead]
     order: Tensor | None
     at_context: bool
     parameters: tuple[nn.Parameter, ...]

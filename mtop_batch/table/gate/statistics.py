@@ -2,7 +2,8 @@
 
 `TaskChange` compares two columns of labels of the same articles ("old" and "new"), and counts apart the articles that
 have a new label only. A label is compared by its name, a value (of a regression) by its number. Of a multi-label task
-each label is compared by itself, as one that an article has or has not; and an article's labels as a set.
+each label is compared by itself, as one that an article has or has not; and an article's labels as a set. So are the
+types of which a token task finds entities in an article.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from mtop_batch.table.columns import ENTITIES_TYPE, given_labels
 
 MAX_EXAMPLES = 5
 NO_LABEL = "(no label)"
@@ -118,8 +121,8 @@ class TaskChange:
 
     @property
     def has_lists(self) -> bool:
-        """Whether an article has any number of labels."""
-        return self.kind == "multi-label"
+        """Whether an article has any number of labels; of a token task these are the types of its entities."""
+        return self.kind in ("multi-label", "token")
 
     def add(
         self,
@@ -376,6 +379,12 @@ class _GivenLabels:
         """Those of a task; `names` gets the labels that it lacks."""
         labels, scores = table[f"{task}_label"], table[f"{task}_score"]
         is_there = scores.is_valid().to_numpy()
+        if labels.type == ENTITIES_TYPE:  # there is one score for all of them
+            labels = given_labels(labels)
+            lengths = pc.list_value_length(labels).fill_null(0).to_numpy()
+            rows = np.repeat(np.arange(len(table)), lengths)
+            numbers = scores.cast(pa.float64()).to_numpy()[rows]
+            return cls(is_there, rows, _codes(pc.list_flatten(labels), names), numbers)
         # One that the task is too unsure of has scores, but no labels.
         scores = pc.if_else(labels.is_valid(), scores, pa.scalar(None, scores.type))
         lengths = pc.list_value_length(labels).fill_null(0).to_numpy()

@@ -18,6 +18,7 @@ import pyarrow as pa
 from mtop_batch import storage
 from mtop_batch.errors import ConfigError, DamagedLabelFile
 from mtop_batch.lines import shown
+from mtop_batch.table.columns import ENTITIES_TYPE
 from mtop_batch.table.footer import PublishedFooter
 from mtop_batch.table.names import PUBLISHED
 from mtop_batch.table.publish import cast_column
@@ -166,7 +167,7 @@ def lake_type(arrow: pa.DataType) -> pa.DataType:
     is_list = pa.types.is_list(arrow) or pa.types.is_fixed_size_list(arrow)
     if is_list and arrow.value_type in (pa.string(), pa.float32()):  # labels and scores
         return pa.list_(arrow.value_type)
-    if pa.types.is_decimal128(arrow):
+    if pa.types.is_decimal128(arrow) or arrow == ENTITIES_TYPE:
         return arrow
     return (_TYPES[arrow] or arrow) if arrow in _TYPES else pa.string()
 

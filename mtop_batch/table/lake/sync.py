@@ -261,6 +261,8 @@ def _plain(arrow: pa.DataType) -> pa.DataType:
         return pa.string()
     if pa.types.is_list(arrow) or pa.types.is_large_list(arrow):
         return pa.list_(_plain(arrow.value_type))
+    if pa.types.is_struct(arrow):
+        return pa.struct([pa.field(member.name, _plain(member.type)) for member in arrow])
     return pa.binary() if pa.types.is_large_binary(arrow) or pa.types.is_binary_view(arrow) else arrow
 
 
