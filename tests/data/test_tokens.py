@@ -168,9 +168,9 @@ def test_a_long_text_is_tokenised_only_as_far_as_needed(
     read: list[str] = []
     encode_batch = RustEncoder._encode_batch
 
-    def recording(encoder: RustEncoder, texts: list[str]) -> list[Any]:
+    def recording(encoder: RustEncoder, texts: list[str], *options: Any) -> list[Any]:
         read.extend(texts)
-        return encode_batch(encoder, texts)
+        return encode_batch(encoder, texts, *options)
 
     monkeypatch.setattr(RustEncoder, "_encode_batch", recording)
     text_tokenizer(any_tokenizer, 32).encode(["The bank's shares fell on Monday. " * 3_000])
@@ -186,7 +186,7 @@ def test_truncation_from_the_left_keeps_the_end(byte_level_tokenizer: PreTrained
 
 def test_a_tokenizer_without_rust_backend_tokenises_whole_texts(minilm_tokenizer: PreTrainedTokenizerBase) -> None:
     encoded = PythonEncoder(minilm_tokenizer, 8).encode(["shares " * 40, None], ["fell " * 40, None])
-    rows, first_lengths, num_cut = encoded
+    rows, first_lengths, num_cut, _ = encoded
     expected = reference(minilm_tokenizer, 8, "shares " * 40, "fell " * 40)
     assert (rows[0], first_lengths[0]) == expected
     assert (rows[1], first_lengths[1], num_cut) == ([], 0, 1)
@@ -225,7 +225,7 @@ def test_a_text_that_people_see_says_something_though_its_tokens_may_be_unknown(
 
 def test_a_tokenizer_in_python_leaves_texts_of_nothing_out_too(minilm_tokenizer: PreTrainedTokenizerBase) -> None:
     encoder = PythonEncoder(minilm_tokenizer, 8)
-    rows, _, _ = encoder.encode(["\u200b", "shares", "\x00"], [None, "\u00ad", "shares"])
+    rows, *_ = encoder.encode(["\u200b", "shares", "\x00"], [None, "\u00ad", "shares"])
     assert rows == [[], *[minilm_tokenizer("shares")["input_ids"]] * 2]
 
 

@@ -85,5 +85,7 @@ def test_every_metric_of_a_task_is_known() -> None:
     values = np.array([0, 1, 0, 1])
     assert sorted(name for names in METRICS.values() for name in names) == sorted(get_args(Metric))
     for kind, names in METRICS.items():
+        if kind == "token":  # its entities are counted, not its outputs
+            continue
         given = np.stack([values, 1 - values], axis=1) if kind == "multi-label" else values
         assert [compute_metric(name, given, given) for name in names] == pytest.approx([1.0] * len(names))
