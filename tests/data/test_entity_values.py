@@ -30,7 +30,7 @@ def load(tmp_path: Path, task: Task, training: bool = False, **columns: Any) -> 
 
 def found(raw: RawExamples) -> list[list[tuple[int, ...]]]:
     assert raw.entities is not None
-    return [raw.entities.row(row) for row in range(len(raw))]
+    return [list(map(tuple, raw.entities.row(row))) for row in range(len(raw))]
 
 
 def test_words_become_a_text_with_spans(tmp_path: Path) -> None:

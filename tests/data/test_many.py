@@ -106,7 +106,9 @@ def test_labels_with_alike_texts_are_near_each_other() -> None:
 
 
 def test_lists_with_one_label_and_other_column_names(tmp_path: Path) -> None:
-    rows = [{"title": f"{label} {index}", "topics": [label]} for label in LABELS for index in range(30)]
+    rows: list[dict[str, Any]] = [
+        {"title": f"{label} {index}", "topics": [label]} for label in LABELS for index in range(30)
+    ]
     rows += [{"title": "of two", "topics": LABELS[:2]}, {"title": "of none", "topics": []}]
     rows += [{"title": None, "topics": LABELS[:1]}, {"title": "no list", "topics": None}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")

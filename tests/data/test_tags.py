@@ -145,4 +145,5 @@ def test_counts_are_those_of_seqeval(pairs: list[tuple[list[int], list[int]]]) -
         for side in sides
     ]
     expected = metrics.f1_score(*sides, mode="strict", scheme=scheme.IOB2, zero_division=0)
-    assert count_entities(*rows, 2)[0].f1 == pytest.approx(expected)
+    given, found = rows
+    assert count_entities(given, found, 2)[0].f1 == pytest.approx(expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import replace
 from functools import cache
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +39,7 @@ def shown(tokens: Tokens, *texts: str) -> list[str]:
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_words_by_hand(any_tokenizer: PreTrainedTokenizerBase, form: str) -> None:
+def test_words_by_hand(any_tokenizer: PreTrainedTokenizerBase, form: Literal["NFC", "NFD"]) -> None:
     text = unicodedata.normalize(form, "Señor 東京-born, U.S. naïve (fell)\t3.5%")
     found = shown(text_tokenizer(any_tokenizer, 200).encode([text], words=True), text)
     assert "".join(found) == "".join(text.split())

@@ -204,7 +204,7 @@ def test_a_task_is_not_decided_without_those_it_is_tied_to() -> None:
 def test_a_decision_hash_changes_with_all_that_changes_labels() -> None:
     prints = {"news": "1", "sport": "2", "topic": "3"}
     assert decision_hashes([NEWS, SPORT], prints) == {"news": "", "sport": ""}
-    fields = [{"temperature": 2.0}, {"thresholds": (0.7,)}, {"abstain_below": 0.7}]
+    fields: list[dict[str, Any]] = [{"temperature": 2.0}, {"thresholds": (0.7,)}, {"abstain_below": 0.7}]
     hashes = [decision_hashes([decided_by(NEWS, **field), SPORT], prints) for field in fields]
     assert len({of["news"] for of in hashes}) == 3
     assert {of["sport"] for of in hashes} == {""}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -67,10 +68,11 @@ def predictor_of_pairs() -> Predictor:
 def test_offsets_give_back_what_was_tagged(predictor: Predictor, texts: list[tuple[str, str | None]]) -> None:
     firsts, seconds = [text for text, _ in texts], [second for _, second in texts]
     pairs = predictor_of_pairs()
-    for found, columns in (
+    cases: list[tuple[Any, dict[str, Any]]] = [
         (predictor.predict(firsts), {"text": firsts}),
         (pairs.predict(firsts, seconds), {"title": firsts, "body": seconds}),
-    ):
+    ]
+    for found, columns in cases:
         for row, (entities, score) in enumerate(zip(found["names_label"], found["names_score"], strict=True)):
             if entities.as_py() is None:
                 continue

@@ -117,9 +117,17 @@ def table_of(root: Path, labels: str = "labels") -> pa.Table:
     return read_labels(f"{root}/{labels}")
 
 
-STRICT = {"news": {"thresholds": (0.8,)}, "sport": {"temperature": 1.7}, "topic": {"abstain_below": 0.6}}
-TRUSTED = {task.name: {"temperature": 2.3, "abstain_below": 0.55} for task in TASKS[:4]}
-THRESHOLDS = {**TRUSTED, "news": {"thresholds": (0.3,)}, "tags": {"temperature": 1.2, "thresholds": (0.2, 0.5, 0.9)}}
+STRICT: dict[str, Any] = {
+    "news": {"thresholds": (0.8,)},
+    "sport": {"temperature": 1.7},
+    "topic": {"abstain_below": 0.6},
+}
+TRUSTED: dict[str, Any] = {task.name: {"temperature": 2.3, "abstain_below": 0.55} for task in TASKS[:4]}
+THRESHOLDS: dict[str, Any] = {
+    **TRUSTED,
+    "news": {"thresholds": (0.3,)},
+    "tags": {"temperature": 1.2, "thresholds": (0.2, 0.5, 0.9)},
+}
 RULES = ('implies("sport:yes", "news:yes")', 'excludes("topic:film", "tags:a")', 'implies("tags:b", "tags:c")')
 CHANGES = (
     decided(**STRICT),
@@ -153,7 +161,7 @@ def test_what_is_decided_is_in_the_table(root: Path) -> None:
     plain = table_of(root)
     _, results = run(root, decided(news={"thresholds": (0.8,)}, topic={"abstain_below": 0.6}))
     found = table_of(root)
-    last = [score if label == "yes" else 1 - (score or 0) for label, score in _pairs(plain, "news")]
+    last = [(score or 0) if label == "yes" else 1 - (score or 0) for label, score in _pairs(plain, "news")]
     is_given = [
         None if text is None else p >= 0.8 for text, p in zip(plain["news_label"].to_pylist(), last, strict=True)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ def make_model(
     )
 
 
-def make_settings(**changes: float | int | str | bool | None) -> TrainSettings:
+def make_settings(**changes: Any) -> TrainSettings:
     """Short and steep: four epochs of batches of eight."""
     values = {"epochs": 4, "batch_size": 8, "learning_rate": 3e-3, "warmup_fraction": 0.1, **changes}
-    return TrainSettings(**values)  # type: ignore[arg-type]
+    return TrainSettings(**values)

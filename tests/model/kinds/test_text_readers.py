@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -105,11 +106,11 @@ def test_a_model_of_such_tasks_alone_has_no_prompts(make_model: MakeModel, batch
 def test_their_operations_are_counted(make_model: MakeModel) -> None:
     """For T tokens: 2 T (D W + 3 W^2) + 4 T^2 W + 2 (W^2 + W C), and nothing of the encoder's is less."""
     model = make_model(tasks=[Task("first", reads="pooled")], prompt_attention="isolated")
-    plain = model.forward_flops(["first"])([5, 7])
+    plain = model.forward_flops(["first"])(np.array([5, 7]))
     model.add_tasks(READING[:1], attention_widths={"narrow": 8}, attention_heads=2)
     width, hidden = 8, model.backbone.config.hidden_size
     expected = sum(
         2 * tokens * (hidden * width + 3 * width**2) + 4 * tokens**2 * width + 2 * (width**2 + width * 3)
         for tokens in (5, 7)
     )
-    assert model.forward_flops(["first", "narrow"])([5, 7]) == pytest.approx(plain + expected)
+    assert model.forward_flops(["first", "narrow"])(np.array([5, 7])) == pytest.approx(plain + expected)
