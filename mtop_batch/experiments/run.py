@@ -60,16 +60,17 @@ def run_spec(
     check_readers(config)
     check_encoder(config, encoder.backbone)
     data = with_reader(prepared, config.task, config.model.default_reader)
-    clock = _Clock()
+    clock = _Clock(unfinished)
     if spec.auxiliary is not None:
         return _with_auxiliary_tasks(spec, config, data, encoder, worker, unfinished, kept)
+    clock.start("teachers")
     soft = _soft_labels(config, data, encoder, worker, unfinished)
-    clock.lap("teachers")
-    model = begin(config, data.train, encoder, worker, unfinished, lambda: clock.lap("warm_start"))
+    clock.start("warm_start")
+    model = begin(config, data.train, encoder, worker, unfinished, on_learned=lambda: clock.start("train"))
+    clock.start("train")
     trained = train_whole(model, config, data.train, worker, unfinished, soft=soft)
-    clock.lap("train")
+    clock.start("test")
     test, predictions = _test(model, data, worker)
-    clock.lap("test")
     return RunRecord(
         spec=spec,
         dev=trained.dev,
@@ -80,7 +81,7 @@ def run_spec(
         num_steps=trained.num_steps,
         passes=model.num_passes(model.task_names),
         parameters=count_parameters(model),
-        seconds=clock.seconds,
+        seconds=clock.stop(),
         **_made_by(worker),
     )
 
@@ -156,16 +157,34 @@ def count_parameters(model: MultiTaskModel) -> dict[str, float]:
 
 
 class _Clock:
-    """Seconds of the parts of a run."""
+    """Seconds of the parts of a run, those before an interruption too."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(self, unfinished: Unfinished) -> None:
+        self._unfinished = unfinished
+        self._seconds = unfinished.seconds()
+        self._part: str | None = None
         self._last = time.monotonic()
+        unfinished.on_kept = self._keep
 
-    def lap(self, name: str) -> None:
+    def start(self, part: str) -> None:
+        """End the part that runs, and begin the next."""
+        self._count()
+        self._part = part
+
+    def stop(self) -> dict[str, float]:
+        """End the last part."""
+        self._count()
+        return {part: round(seconds, 2) for part, seconds in self._seconds.items()}
+
+    def _count(self) -> None:
         now = time.monotonic()
-        self.seconds[name] = round(now - self._last, 2)
+        if self._part is not None:
+            self._seconds[self._part] = self._seconds.get(self._part, 0.0) + now - self._last
         self._last = now
+
+    def _keep(self) -> None:
+        self._count()
+        self._unfinished.keep_seconds(self._seconds)
 
 
 def _soft_labels(

@@ -3,23 +3,26 @@
 <uri>/alone/<task>.safetensors      what a task learned alone
 <uri>/tasks/<training>.checkpoint/  the last checkpoint of the training of all tasks, or of a task's own model
 <uri>/teacher-<n>.npy               what a teacher said of the texts without labels
+<uri>/seconds.json                  how long its parts took so far
 """
 
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.torch import load, save
 from torch import Tensor
 
 from mtop_batch import storage
-from mtop_batch.training.loop import Save
+from mtop_batch.training.loop import Save, WriteCheckpoint
 from mtop_batch.training.soft_labels import FloatArray
 from mtop_batch.training.task_checkpoints import TaskCheckpoints
 
@@ -36,6 +39,23 @@ class Unfinished:
     def __init__(self, uri: str | None, learned: Mapping[str, str] | None = None) -> None:
         self._uri = uri
         self._learned = learned or {}
+        self.on_kept: Callable[[], None] = lambda: None
+        """Called whenever something that took time has been kept."""
+
+    def seconds(self) -> dict[str, float]:
+        """How long each part of the run took so far; empty if nothing is there."""
+        if self._uri is None:
+            return {}
+        try:
+            seconds: dict[str, float] = json.loads(storage.read_bytes(_seconds(self._uri)))
+        except FileNotFoundError:
+            return {}
+        return seconds
+
+    def keep_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Keep how long each part took so far."""
+        if self._uri is not None:
+            storage.write_bytes(_seconds(self._uri), json.dumps(seconds).encode())
 
     def part(self, name: str) -> Unfinished:
         """The directory of a part of the run, in this one."""
@@ -55,6 +75,7 @@ class Unfinished:
         if self._uri is not None:
             contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
             storage.write_bytes(self._learned.get(name) or _alone(self._uri, name), save(contiguous))
+        self.on_kept()
 
     def soft_labels(self, teacher: int) -> FloatArray | None:
         """What a teacher said; None if it is not there."""
@@ -72,6 +93,7 @@ class Unfinished:
             file = io.BytesIO()
             np.save(file, said, allow_pickle=False)
             storage.write_bytes(_teacher(self._uri, teacher), file.getvalue())
+        self.on_kept()
 
     @contextmanager
     def checkpoints(self, training: str) -> Iterator[tuple[Path | None, Save | None]]:
@@ -82,8 +104,13 @@ class Unfinished:
         if not storage.is_remote(self._uri):
             Path(storage.absolute(self._uri)).mkdir(parents=True, exist_ok=True)
         kept = TaskCheckpoints(self._uri, training)
+
+        def save_it(write: WriteCheckpoint | None, metrics: Mapping[str, Any]) -> None:
+            kept.save(write, metrics)
+            self.on_kept()
+
         with tempfile.TemporaryDirectory(prefix="mtop_checkpoint-") as directory:
-            yield kept.read(Path(directory)), kept.save
+            yield kept.read(Path(directory)), save_it
 
     def discard(self) -> None:
         """Remove everything: the run is finished."""
@@ -93,6 +120,10 @@ class Unfinished:
             storage.delete(storage.join(self._uri, info.path))
         if not storage.is_remote(self._uri):
             shutil.rmtree(storage.absolute(self._uri), ignore_errors=True)
+
+
+def _seconds(uri: str) -> str:
+    return storage.join(uri, "seconds.json")
 
 
 def _teacher(uri: str, number: int) -> str:

@@ -80,6 +80,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(
     unfinished = Unfinished(str(tmp_path / "run"))
     with pytest.raises(Killed):
         run(spec, prepared, data_set, encoder, worker=Worker(event_sink=kill), unfinished=unfinished)
+    before = unfinished.seconds()
     starts: list[int] = []
 
     def note(event: Event) -> None:
@@ -88,6 +89,8 @@ def test_a_killed_run_goes_on_from_its_checkpoint(
 
     record = run(spec, prepared, data_set, encoder, worker=Worker(event_sink=note), unfinished=unfinished)
     assert max(starts) > 0
+    assert (sum(before.values()) > 0) == (method != "mtop-alone")
+    assert all(record.seconds[part] >= round(seconds, 2) for part, seconds in before.items())
     same: dict[str, Any] = {"seconds": {}, "finished": ""}
     assert replace(record, **same) == replace(undisturbed, **same)
     unfinished.discard()
