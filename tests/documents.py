@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
 
 import pytest
-import ray
 
 from mtop_batch.cli.commands import main
+from tests.shared_ray import start_shared_ray
 
 
 def blocks(text: str, *languages: str) -> list[tuple[str, str]]:
@@ -33,8 +32,6 @@ def run_mtop(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def one_ray() -> Iterator[None]:
+def one_ray() -> None:
     """A Ray that all commands of a test module use; each would start one of its own otherwise."""
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    start_shared_ray()

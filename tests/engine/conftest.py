@@ -1,4 +1,4 @@
-"""A real local Ray for a test module, and small learnable tasks in Parquet files."""
+"""A real local Ray, and small learnable tasks in Parquet files."""
 
 from __future__ import annotations
 
@@ -12,35 +12,33 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from mtop_batch.config.sections import Config
 from tests.conftest import WORDS
 from tests.s3 import S3Server
+from tests.shared_ray import start_shared_ray, stop_shared_ray
 
 TOPICS = {"sport": "match goal team player cup".split(), "business": "bank market profit shares economy".split()}
 
 
 @pytest.fixture(scope="module")
 def ray_local() -> Iterator[None]:
-    """A Ray of this test module's own, with more logical CPUs than cores."""
+    """The Ray of this test process. Ray Train's driver looks often, for trainings here are over in seconds."""
     with pytest.MonkeyPatch.context() as environment:
-        # How soon Ray Train sees reports, deaths and the end. A checkpoint waits until the one before has been seen,
-        # so a driver that looks more often can act (kill a worker, say) long before a short training is over.
-        environment.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         environment.setattr("mtop_batch.engine.single_tasks.POLL_S", 0.1)
-        ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
+        start_shared_ray()
         yield
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
 def s3_environment(s3_service: S3Server) -> Iterator[None]:
-    """The AWS variables; to be asked for before `ray_local`, so that Ray's workers have them."""
+    """The AWS variables; to be asked for before `ray_local`, so that the workers of a new Ray have them."""
+    stop_shared_ray()
     with pytest.MonkeyPatch.context() as environment:
         for name, value in s3_service.environment.items():
             environment.setenv(name, value)
         yield
+        stop_shared_ray()
 
 
 @pytest.fixture(scope="session")

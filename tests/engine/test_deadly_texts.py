@@ -20,6 +20,7 @@ from mtop_batch.table.store import LabelFile
 from tests.conftest import make_tokenizer
 from tests.engine.test_bad_data import label
 from tests.engine.test_label import save_model, write_articles
+from tests.shared_ray import stop_shared_ray
 
 MARK = {"read": "vote", "label": "phone", "write": "law"}
 
@@ -60,6 +61,7 @@ def plant_killers() -> None:
 @pytest.fixture(scope="module")
 def ray_with_killers() -> Iterator[None]:
     """A Ray whose workers have them."""
+    stop_shared_ray()
     environment = {"worker_process_setup_hook": plant_killers}
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env=environment)
     yield

@@ -13,6 +13,7 @@ import ray
 from mtop_batch.engine import session
 from mtop_batch.engine.session import Resources, num_cores, ray_session
 from mtop_batch.errors import ConfigError, JobError
+from tests.shared_ray import stop_shared_ray
 
 SCRIPT = """
 import os, ray
@@ -30,6 +31,11 @@ with ray_session(spare_cpus=1) as resources:
     assert ray.is_initialized()
 assert not ray.is_initialized()
 """
+
+
+@pytest.fixture(autouse=True)
+def _no_ray() -> None:
+    stop_shared_ray()
 
 
 @pytest.mark.parametrize(

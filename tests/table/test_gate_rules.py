@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mtop_batch.table.gate.distributions import stability
 from mtop_batch.table.gate.rules import MetricChange, Rules, TableChange, judge
-from mtop_batch.table.gate.statistics import TaskChange, stability
+from mtop_batch.table.gate.statistics import TaskChange
 
 STRICT = Rules(max_new_share_change=0.2, min_articles=50)
 

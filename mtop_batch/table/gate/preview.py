@@ -18,8 +18,9 @@ from mtop_batch.storage.local import FileInfo
 from mtop_batch.table.columns import OutputKind
 from mtop_batch.table.definition import VECTOR, LabelSet, ViewDefinition
 from mtop_batch.table.footer import PublishedFooter
+from mtop_batch.table.gate.distributions import LabelCounts
 from mtop_batch.table.gate.rules import TableChange
-from mtop_batch.table.gate.statistics import LabelCounts, TaskChange
+from mtop_batch.table.gate.statistics import TaskChange
 from mtop_batch.table.names import published_path
 from mtop_batch.table.publish import StoredContent, choose_label_sets, read_stored_content
 from mtop_batch.table.published import list_published, read_published

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from mtop_batch.table.gate.statistics import LabelCounts, TaskChange
+from mtop_batch.table.gate.distributions import LabelCounts
+from mtop_batch.table.gate.statistics import TaskChange
 
 _ALIKE = 10
 _SIGMAS = 3.0

@@ -8,75 +8,20 @@ types of which a token task finds entities in an article.
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from mtop_batch.table.columns import ENTITIES_TYPE, given_labels
+from mtop_batch.table.gate.distributions import LabelCounts, Scores, bins_by_name, stability
+from mtop_batch.table.gate.label_codes import Floats, GivenLabels, codes_of, named_labels, numbers_of
 
 MAX_EXAMPLES = 5
-NO_LABEL = "(no label)"
-"""Stands for the label of an article that a task is too unsure of (`Decision.abstain_below`)."""
-SCORE_BINS = 20
-# Bins of values grow with the value: 0.1 wide near zero, a tenth of the value far from it.
-_VALUE_BINS_PER_UNIT = 10
-
-Floats = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
-
-
-@dataclass
-class Scores:
-    """Scores (or values) of some articles: how many, their sum, and how many in each bin."""
-
-    count: int = 0
-    total: float = 0.0
-    bins: Counter[int] = field(default_factory=Counter)
-
-    def add(self, scores: Floats, *, are_values: bool) -> None:
-        """Count scores of 0 to 1, or values of any size."""
-        self.count += len(scores)
-        self.total += float(scores.sum())
-        places = np.arcsinh(scores) * _VALUE_BINS_PER_UNIT if are_values else np.clip(scores, 0, 0.999) * SCORE_BINS
-        numbers, counts = np.unique(np.floor(places).astype(np.int64), return_counts=True)
-        self.bins.update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
-
-    def merge(self, other: Scores) -> None:
-        """Count those of the other too."""
-        self.count += other.count
-        self.total += other.total
-        self.bins.update(other.bins)
-
-    @property
-    def mean(self) -> float | None:
-        """None if there are none."""
-        return self.total / self.count if self.count else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: count, mean, and the bins in order."""
-        mean = None if self.mean is None else round(self.mean, 6)
-        return {"count": self.count, "mean": mean, "bins": {str(key): self.bins[key] for key in sorted(self.bins)}}
-
-
-class LabelCounts(Counter[str]):
-    """Articles per label, or per bin of values.
-
-    Args:
-        counts: The articles.
-        articles: How many they are, where an article may have several labels, or none; by default the counts' sum.
-    """
-
-    def __init__(self, counts: Mapping[str, int], articles: int | None = None) -> None:
-        super().__init__(counts)
-        self.articles = self.total() if articles is None else articles
 
 
 @dataclass
@@ -155,8 +100,8 @@ class TaskChange:
 
     def _add_scalars(self, task: str, new: pa.Table, old: pa.Table | None, source: str, first_row: int) -> int:
         """Count articles with one label or value each; returns how many have an old one too."""
-        now = _numbers(new, f"{task}_score")
-        before = np.full(len(now), np.nan) if old is None else _numbers(old, f"{task}_score")
+        now = numbers_of(new, f"{task}_score")
+        before = np.full(len(now), np.nan) if old is None else numbers_of(old, f"{task}_score")
         in_both = ~np.isnan(now) & ~np.isnan(before)
         is_fresh = ~np.isnan(now) & np.isnan(before)
         num_both = int(in_both.sum())
@@ -170,8 +115,8 @@ class TaskChange:
             self.products += np.array([first @ first, second @ second, first @ second])
             return num_both
         names: dict[str, int] = {}
-        new_codes = _codes(_named(new, task), names)
-        old_codes = new_codes if old is None else _codes(_named(old, task), names)
+        new_codes = codes_of(named_labels(new, task), names)
+        old_codes = new_codes if old is None else codes_of(named_labels(old, task), names)
         known = list(names)
         self._count_fresh(new_codes[is_fresh], known)
         self._count_pairs(old_codes[in_both], new_codes[in_both], known)
@@ -194,8 +139,8 @@ class TaskChange:
     def _add_lists(self, task: str, new: pa.Table, old: pa.Table | None, source: str, first_row: int) -> int:
         """Count articles with any number of labels each; returns how many have an old set of them too."""
         names: dict[str, int] = {}
-        now = _GivenLabels.of(new, task, names)
-        before = _GivenLabels.nothing(len(new)) if old is None else _GivenLabels.of(old, task, names)
+        now = GivenLabels.of(new, task, names)
+        before = GivenLabels.nothing(len(new)) if old is None else GivenLabels.of(old, task, names)
         in_both, is_fresh = now.is_there & before.is_there, now.is_there & ~before.is_there
         self.num_fresh += int(is_fresh.sum())
         self.old.add(before.scores[in_both[before.rows]], are_values=False)
@@ -259,20 +204,20 @@ class TaskChange:
     def old_shares(self) -> LabelCounts:
         """Articles per old label, or per bin of the old value, over those that have both."""
         if not self.has_labels:
-            return _bins_by_name(self.old)
+            return bins_by_name(self.old)
         return self._shares((old, count) for (old, _), count in self.pairs.items())
 
     @property
     def new_shares(self) -> LabelCounts:
         """The same of the new label or value."""
         if not self.has_labels:
-            return _bins_by_name(self.new)
+            return bins_by_name(self.new)
         return self._shares((new, count) for (_, new), count in self.pairs.items())
 
     @property
     def fresh_shares(self) -> LabelCounts:
         """The same over the articles that have a new label only."""
-        return LabelCounts(self.fresh_labels, self.num_fresh) if self.has_labels else _bins_by_name(self.fresh)
+        return LabelCounts(self.fresh_labels, self.num_fresh) if self.has_labels else bins_by_name(self.fresh)
 
     def stability(self, old: LabelCounts, new: LabelCounts) -> float | None:
         """The population stability index of two distributions of the task's labels; None where there are no articles.
@@ -338,72 +283,6 @@ class TaskChange:
         del self.examples[MAX_EXAMPLES:]
 
 
-def stability(old: Mapping[str, int], new: Mapping[str, int]) -> float | None:
-    """The population stability index of two distributions; None where one is empty.
-
-    sum over labels of (p - q) ln(p / q), with half an article added to each label. Below 0.1 they are alike, above 0.25
-    they are not.
-
-    >>> stability({"no": 76, "yes": 24}, {"no": 75, "yes": 25}), stability({"no": 76, "yes": 24}, {"no": 5, "yes": 95})
-    (0.0005, 2.807)
-    """
-    labels = old.keys() | new.keys()
-    totals = [sum(counts.values()) + len(labels) / 2 for counts in (old, new)]
-    if not old or not new:
-        return None
-    shares = [
-        [(counts.get(label, 0) + 0.5) / total for label in sorted(labels)]
-        for counts, total in zip((old, new), totals, strict=True)
-    ]
-    return round(sum((q - p) * math.log(q / p) for p, q in zip(*shares, strict=True)), 4)
-
-
-@dataclass(frozen=True)
-class _GivenLabels:
-    """The labels of articles that have any number of them: L labels of R articles.
-
-    Args:
-        is_there: (R,) Whether an article has a set of labels, which may be empty.
-        rows: (L,) The article of each label.
-        codes: (L,) The label's number.
-        scores: (L,) Its score.
-    """
-
-    is_there: Flags
-    rows: npt.NDArray[np.int64]
-    codes: npt.NDArray[np.int64]
-    scores: Floats
-
-    @classmethod
-    def of(cls, table: pa.Table, task: str, names: dict[str, int]) -> _GivenLabels:
-        """Those of a task; `names` gets the labels that it lacks."""
-        labels, scores = table[f"{task}_label"], table[f"{task}_score"]
-        is_there = scores.is_valid().to_numpy()
-        if labels.type == ENTITIES_TYPE:  # there is one score for all of them
-            labels = given_labels(labels)
-            lengths = pc.list_value_length(labels).fill_null(0).to_numpy()
-            rows = np.repeat(np.arange(len(table)), lengths)
-            numbers = scores.cast(pa.float64()).to_numpy()[rows]
-            return cls(is_there, rows, _codes(pc.list_flatten(labels), names), numbers)
-        # One that the task is too unsure of has scores, but no labels.
-        scores = pc.if_else(labels.is_valid(), scores, pa.scalar(None, scores.type))
-        lengths = pc.list_value_length(labels).fill_null(0).to_numpy()
-        codes = _codes(pc.list_flatten(labels), names)
-        numbers = pc.list_flatten(scores).cast(pa.float64()).to_numpy()
-        return cls(is_there, np.repeat(np.arange(len(table)), lengths), codes, numbers)
-
-    @classmethod
-    def nothing(cls, num_rows: int) -> _GivenLabels:
-        """Of articles that have no sets of labels."""
-        nothing = np.empty(0, np.int64)
-        return cls(np.zeros(num_rows, bool), nothing, nothing, np.empty(0))
-
-    def text(self, row: int, known: Sequence[str]) -> str:
-        """The labels of an article, for people."""
-        first, stop = np.searchsorted(self.rows, [row, row + 1])
-        return ", ".join(known[code] for code in self.codes[first:stop])
-
-
 def _some(rows: npt.NDArray[np.int64]) -> list[int]:
     """A few of the rows, from all over them."""
     if not len(rows):
@@ -412,39 +291,5 @@ def _some(rows: npt.NDArray[np.int64]) -> list[int]:
     return found
 
 
-def _numbers(table: pa.Table, column: str) -> Floats:
-    """A column of numbers, NaN where it is null or not there."""
-    if column not in table.schema.names:
-        return np.full(len(table), np.nan)
-    return table[column].cast(pa.float64()).to_numpy()
-
-
-def _named(table: pa.Table, task: str) -> pa.ChunkedArray:
-    """The labels, with a name where there is a score and no label."""
-    labels = table[f"{task}_label"]
-    labels = labels.cast(pa.string()) if labels.null_count else labels
-    return (
-        pc.if_else(table[f"{task}_score"].is_valid(), labels.fill_null(NO_LABEL), None) if labels.null_count else labels
-    )
-
-
-def _codes(column: pa.ChunkedArray, names: dict[str, int]) -> npt.NDArray[np.int64]:
-    """The labels' numbers in `names`, which gets those that it lacks; -1 for null."""
-    codes = []
-    for chunk in column.chunks:
-        encoded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
-        numbers = [names.setdefault(str(name), len(names)) for name in encoded.dictionary.to_pylist()]
-        indices = encoded.indices.fill_null(len(numbers)).to_numpy(zero_copy_only=False)
-        codes.append(np.array([*numbers, -1], np.int64)[indices])
-    return np.concatenate(codes) if codes else np.empty(0, np.int64)
-
-
 def _shown_id(value: pa.Scalar) -> str:
     return str(value.as_py())[:200]
-
-
-def _bins_by_name(scores: Scores) -> LabelCounts:
-    """Values by the lower end of their bin."""
-    return LabelCounts(
-        {f"{math.sinh(key / _VALUE_BINS_PER_UNIT):.4g}": scores.bins[key] for key in sorted(scores.bins)}
-    )
