@@ -42,7 +42,7 @@ def make_tokenizer() -> BertTokenizer:
     return BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)})
 
 
-def make_backbone(seed: int = 0) -> ElectraModel:
+def make_backbone(seed: int = 0, max_tokens: int = 64) -> ElectraModel:
     """A random two-layer ELECTRA encoder, 32 wide, whose input embeddings are 16 wide; dropout off."""
     torch.manual_seed(seed)
     config = ElectraConfig(
@@ -52,7 +52,7 @@ def make_backbone(seed: int = 0) -> ElectraModel:
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
-        max_position_embeddings=64,
+        max_position_embeddings=max_tokens,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )

@@ -17,7 +17,7 @@ from mtop_batch.errors import ConfigError
 from mtop_batch.experiments.methods import METHODS, TABLE_METHODS
 from mtop_batch.experiments.records import RunRecord
 from mtop_batch.experiments.specs import RunSettings
-from tests.conftest import WORDS
+from tests.conftest import WORDS, make_backbone, make_tokenizer
 from tests.documents import run_mtop
 from tests.experiments.conftest import QUICK, write_data_set
 
@@ -88,9 +88,10 @@ def test_the_table_of_auxiliary_tasks_is_tried_by_one_command(options: Reproduce
 
 
 @pytest.mark.slow
-def test_the_whole_news_table_is_tried_by_one_command(
-    tmp_path: Path, backbone_dir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_whole_news_table_is_tried_by_one_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    backbone = tmp_path / "backbone"
+    make_backbone(max_tokens=128).save_pretrained(backbone)
+    make_tokenizer().save_pretrained(backbone)
     rows = [
         {"category": category, "headline": f"{category} {random.Random(number).choice(WORDS)} {number}"}
         for category in [*TOPICS.values(), "SPORTS"]
@@ -99,7 +100,7 @@ def test_the_whole_news_table_is_tried_by_one_command(
     (tmp_path / "news.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data, results = tmp_path / "nhc", tmp_path / "results"
     run_mtop(["build-nhc", "--source", str(tmp_path / "news.json"), "--output", str(data)], capsys)
-    where = ["--backbone", str(backbone_dir), "--tasks", str(data / "tasks.toml"), "--results", str(results)]
+    where = ["--backbone", str(backbone), "--tasks", str(data / "tasks.toml"), "--results", str(results)]
     run_mtop(["reproduce", "news", "--quick", *where], capsys)
     page = (results / "quick.md").read_text()
     for name in TABLE_METHODS["news"]:
