@@ -36,11 +36,11 @@ from mtop_batch.config.load import load_config
 from mtop_batch.config.sections import Config
 from mtop_batch.data.examples import load_examples, tokenise_examples
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.engine.workers import single_worker
 from mtop_batch.model.bundle.bundle import load_bundle
 from mtop_batch.tasks import Task
 from mtop_batch.training.calibration import ScoreBin, before_and_after, calibration_error
 from mtop_batch.training.evaluation import task_predictions
+from mtop_batch.training.settings import single_worker
 
 EVAL_FRACTION = 0.1
 GOAL, GOAL_SHARE = 0.02, 0.5

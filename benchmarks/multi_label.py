@@ -46,12 +46,12 @@ from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.examples import LabelledTokens, load_examples, tokenise_examples
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.decisions.decide import given_labels
-from mtop_batch.engine.workers import single_worker
 from mtop_batch.model.bundle.bundle import load_bundle
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
 from mtop_batch.tasks import METRICS, Task
 from mtop_batch.training.evaluation import task_predictions
 from mtop_batch.training.metrics import compute_metric
+from mtop_batch.training.settings import single_worker
 
 PARTS = ("train", "eval", "test")
 EVAL_FRACTION = 0.1

@@ -15,11 +15,10 @@ from typing import Any
 from mtop_batch.config.sections import Config
 from mtop_batch.data.examples import load_examples, tokenise_examples
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.engine.add_tasks import changed_config, check_apart
-from mtop_batch.engine.evaluate import task_definition
+from mtop_batch.engine.definitions import task_definition
 from mtop_batch.engine.fit_decisions import Examples, check_rules, fit_on, set_decisions
 from mtop_batch.engine.monitoring.progress import Progress
-from mtop_batch.engine.train import check_output, is_finished
+from mtop_batch.engine.outputs import changed_config, check_apart, check_output, is_finished
 from mtop_batch.lines import counted
 from mtop_batch.model.bundle.bundle import Bundle, load_bundle, save_bundle
 from mtop_batch.model.bundle.files import read_bundle_info, read_decisions
