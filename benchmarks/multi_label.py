@@ -9,7 +9,7 @@
     python benchmarks/multi_label.py prepare --output data/multi-label [--goemotions DIR] [--reuters FILE]
     python benchmarks/multi_label.py run --data data/multi-label [--sets goemotions reuters] [--methods mtop ...]
         [--epochs 4] [--seeds 0 1 2] [--set train.freeze_word_embeddings=true] [--limit 2000]
-        [--work models/multi-label]
+        [--work models/multi-label] [--name multi_label]
 
 `prepare` writes train, eval and test Parquet files with columns `text` and `labels`. `--goemotions` is a directory with
 train, dev and test.parquet (`text`, `labels`). `--reuters` is a Parquet file of Reuters-21578 with `title`, `body`,
@@ -18,7 +18,7 @@ documents have none; a tenth of the training documents is for evaluation.
 
 The weights of the epoch with the best micro F1 on evaluation examples are tested. Each method, set and seed is a step
 with a result file under --work, so a run that is cut off goes on; a directory is for one setting. `--limit` takes so
-many examples of each part, to try it.
+many examples of each part, for all methods alike.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.examples import LabelledTokens, load_examples, tokenise_examples
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.decisions.decide import given_labels
-from mtop_batch.engine.workers import single_worker
 from mtop_batch.model.bundle.bundle import load_bundle
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
 from mtop_batch.tasks import METRICS, Task
 from mtop_batch.training.evaluation import task_predictions
 from mtop_batch.training.metrics import compute_metric
+from mtop_batch.training.settings import single_worker
 
 PARTS = ("train", "eval", "test")
 EVAL_FRACTION = 0.1
@@ -267,19 +267,17 @@ def run(args: argparse.Namespace) -> None:
                     path.write_text(json.dumps({**step, "seconds": round(time.monotonic() - started, 1)}))
                 found.append(json.loads(path.read_text()))
                 print(found[-1], flush=True)
-    if not args.limit:
-        options = {
-            key: getattr(args, key) for key in ("backbone", "max_tokens", "epochs", "batch_size", "learning_rate")
-        }
-        print(f"wrote {write_result('multi_label', {**options, 'set': args.set, 'runs': found})}")
+    keys = ("backbone", "max_tokens", "epochs", "batch_size", "learning_rate", "limit", "set")
+    print(f"wrote {write_result(args.name, {**{key: getattr(args, key) for key in keys}, 'runs': found})}")
 
 
 def _limited(data: Path, work: Path, sets: Sequence[str], limit: int) -> Path:
-    """The first rows of each part, with the labels that occur in those of training."""
+    """So many examples of each part, drawn at random, with the labels that occur in those of training."""
     for name in sets:
         known: pa.Array | None = None
         for part in PARTS:
-            table = pq.read_table(data / name / f"{part}.parquet").slice(0, limit)
+            table = pq.read_table(data / name / f"{part}.parquet")
+            table = table.take(np.random.default_rng(0).permutation(len(table))[:limit])
             known = pc.unique(pc.list_flatten(table["labels"])) if known is None else known
             kept = set(known.to_pylist())
             labels = [[label for label in row if label in kept] for row in table["labels"].to_pylist()]
@@ -309,6 +307,7 @@ def main() -> None:
     running.add_argument("--set", nargs="*", default=[], metavar="section.key=value")
     running.add_argument("--limit", type=int)
     running.add_argument("--work", default="models/multi-label")
+    running.add_argument("--name", default="multi_label", help="of the result file")
     running.set_defaults(do=run)
     args = parser.parse_args()
     args.do(args)

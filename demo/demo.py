@@ -1,9 +1,9 @@
 """`make demo`: real news from labelled examples to a queryable label table, in one go.
 
-Builds five yes/no tasks and an unlabelled corpus (`news.py`). Trains one model on four of the tasks, labels the corpus
-with it, then adds the fifth task and labels the corpus again, which computes the new labels only. Changes a threshold
-of that task, which takes no forward pass, and goes back. Compares all labels with the known categories. What is already
-there is not done again.
+Builds five yes/no tasks, a multi-label one and an unlabelled corpus (`news.py`). Trains one model on four of the tasks,
+labels the corpus with it, then adds the other two and labels the corpus again, which computes the new labels only.
+Changes a threshold of the fifth, which takes no forward pass, and goes back. Compares all labels with what is known of
+the articles. What is already there is not done again.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def _train_and_label() -> None:
 
 def _add_task_and_label() -> None:
     if not _is_bundle(MODEL):
-        console.print(f"\n[bold]3. Add a task[/bold], {news.LATER_TOPIC}: the other four stay what they are")
+        names = f"{news.LATER_TOPIC} and {news.PLACES_TASK}"
+        console.print(f"\n[bold]3. Add two tasks[/bold], {names}: the other four stay what they are")
         model, config, output = str(FIRST_MODEL), str(LATER_CONFIG), str(MODEL)
         _mtop("add-tasks", "--model", model, "--config", config, "--output", output)
     console.print("\n[bold]4. Label[/bold] again: only what is missing is computed")
@@ -84,8 +85,7 @@ def _add_task_and_label() -> None:
 def _change_a_threshold() -> None:
     """And go back, so that the table is that of the bundle before."""
     console.print(f"\n[bold]5. Change a threshold[/bold]: {news.LATER_TOPIC} from {STRICT} on, from stored scores")
-    # The file ends with the table of the task.
-    STRICT_CONFIG.write_text(f"{LATER_CONFIG.read_text()}decide = {{ threshold = {STRICT} }}\n")
+    STRICT_CONFIG.write_text(f"{news.topic_table(DEMO, news.LATER_TOPIC)}decide = {{ threshold = {STRICT} }}\n")
     started = time.monotonic()
     model, config, output = str(MODEL), str(STRICT_CONFIG), str(STRICT_MODEL)
     _mtop("calibrate", "--model", model, "--config", config, "--output", output, "--overwrite")
@@ -144,6 +144,7 @@ def _show_results() -> None:
     console.print(_accuracy_table(rows, topics))
     console.print(f"\n[bold]7. A few articles[/bold] with all their labels (of {len(rows):,})")
     console.print(_article_table(rows[:NUM_SHOWN], topics))
+    console.print(_places_table(rows[:NUM_SHOWN]))
     console.print("\n[bold]8. Yours to query[/bold]")
     for what, where in {"corpus": CORPUS, "model": MODEL, "labels": LABELS}.items():
         console.print(f"   {what:7} {where}")
@@ -161,6 +162,25 @@ def _accuracy_table(rows: list[dict[str, Any]], topics: list[str]) -> Table:
         table.add_row(topic, f"{accuracies[-1]:.3f}", f"{sum(predicted):,}", f"{sum(truth):,}")
     table.add_section()
     table.add_row("mean", f"{sum(accuracies) / len(accuracies):.3f}", "", "", style="bold")
+    table.caption = f"{news.PLACES_TASK}: a micro F1 of {_micro_f1(rows):.3f}"
+    return table
+
+
+def _micro_f1(rows: list[dict[str, Any]]) -> float:
+    """Of the places that are said, against those that the articles name."""
+    said = {(row["id"], place) for row in rows for place in row[f"{news.PLACES_TASK}_label"]}
+    named = {(row["id"], place) for row in rows for place in news.places_of(row)}
+    return 2 * len(said & named) / max(1, len(said) + len(named))
+
+
+def _places_table(rows: list[dict[str, Any]]) -> Table:
+    """One line per article: any number of labels, each with its probability."""
+    columns = [Column("title", max_width=20, no_wrap=True), "places", "named in the first words"]
+    table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for row in rows:
+        pairs = zip(row[f"{news.PLACES_TASK}_label"], row[f"{news.PLACES_TASK}_score"], strict=True)
+        said = ", ".join(f"{place} {score:.0%}" for place, score in pairs)
+        table.add_row(row["title"], said, ", ".join(news.places_of(row)))
     return table
 
 

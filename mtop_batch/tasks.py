@@ -267,9 +267,11 @@ class Task:
 
     @property
     def keeps_probabilities(self) -> bool:
-        """Whether the label table is made of the probabilities of all labels, and not of the likeliest one alone."""
-        is_decided = self.has_decision and self.kind == "classification" and not self.is_binary
-        return self.is_multi_label or self.scores == "all" or is_decided
+        """Whether the label table is made of the probabilities of all labels, and not of the likeliest one alone.
+
+        Of two labels that one says both.
+        """
+        return self.is_multi_label or (not self.is_binary and (self.scores == "all" or self.has_decision))
 
     @property
     def num_outputs(self) -> int:

@@ -10,7 +10,7 @@ from mtop_batch import Predictor, read_labels, storage
 from mtop_batch.config.load import load_config
 from mtop_batch.config.sections import BackboneConfig
 from mtop_batch.data.sources import read_columns
-from mtop_batch.engine.train import check_output
+from mtop_batch.engine.outputs import check_output
 from mtop_batch.errors import ConfigError, LabelTableError
 from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.model.bundle.bundle import load_bundle, save_bundle

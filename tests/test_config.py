@@ -123,6 +123,11 @@ def test_tasks_may_stand_in_a_file_of_their_own(write: Callable[..., Path]) -> N
         ),
         (
             'labels = ["no", "yes"]',
+            'labels = ["no", "yes"]\ndecide = { treshold = 0.5 }',
+            r"unknown key task\[politics\]\.decide\.treshold; did you mean 'threshold'",
+        ),
+        (
+            'labels = ["no", "yes"]',
             'labels = ["no"]',
             r"labels = \['no'\]; a classification task needs at least two",
         ),

@@ -61,8 +61,9 @@ def test_a_multi_label_task_has_one_or_more_labels_and_metrics_of_its_own() -> N
 
 
 def test_scores_of_all_labels_are_for_tasks_that_have_labels() -> None:
-    assert Task("x", scores="all").keeps_probabilities
-    assert not Task("x").keeps_probabilities
+    assert Task("x", labels=("a", "b", "c"), scores="all").keeps_probabilities
+    assert not Task("x", labels=("a", "b", "c")).keeps_probabilities
+    assert not Task("x", scores="all").keeps_probabilities  # of two labels the likelier one says both
     with pytest.raises(TaskError, match="a regression task has one value and no labels"):
         Task("x", "regression", labels=(), scores="all")
     with pytest.raises(TaskError, match="scores = 'some' is not one of label, all"):

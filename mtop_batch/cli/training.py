@@ -109,6 +109,8 @@ def calibrate(
     for rule in result.rules:
         typer.echo(f"rule: {for_people(rule)}")
     wrote = f"{result.output} is there already, with" if result.was_there else f"wrote {result.output}:"
+    if result.stored:
+        typer.echo(f"the label table is to keep other scores of {listed(result.stored)}")
     changed = counted(len(result.changed), "task")
     typer.echo(f"{wrote} {changed} to be decided anew: {listed(result.changed)}; {result.seconds:,.0f} s")
     write_json(place, asdict(result))

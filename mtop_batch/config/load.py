@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -219,7 +219,11 @@ def _known_keys(path: Sequence[str | int]) -> list[str]:
         if part == "task":
             section = TaskConfig
         elif isinstance(part, str):
-            annotation = section.model_fields[part].annotation
-            assert isinstance(annotation, type)
-            section = annotation
+            section = _section_of(section.model_fields[part].annotation)
     return list(section.model_fields)
+
+
+def _section_of(annotation: Any) -> type[BaseModel]:
+    """The section that a key holds, also where it may be left out."""
+    types = (annotation, *get_args(annotation))
+    return next(each for each in types if isinstance(each, type) and issubclass(each, BaseModel))

@@ -11,15 +11,16 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import compress
-from typing import Any, NamedTuple, Protocol
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mtop_batch.data.char_cuts import find_cut, safe_cuts
 from mtop_batch.data.silence import SilenceDetector
 from mtop_batch.data.windows import Part, Windows
 from mtop_batch.data.words import NO_WORD, Word, words_of_tokens
 from mtop_batch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase  # slow to import, for those who tokenise nothing
 
 # Characters per token to try first; English news has about 4.6, so nearly every article is done in one go.
 _CHARS_PER_TOKEN = 6

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase  # slow to import, for those who tokenise nothing
 
 # Letters, numbers, punctuation and symbols are seen, but for: the blank of Braille, the fillers of Hangul, what stands
 # for bytes that are no character, and the mark of a space in the pieces of SentencePiece.

@@ -13,16 +13,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from transformers import PreTrainedTokenizerBase
 
 from mtop_batch.data.encoders import make_encoder
 from mtop_batch.data.text_rows import MAX_CHARS, TEXT_SAYS_NOTHING
 from mtop_batch.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase  # slow to import, for those who tokenise nothing
 
 _ROWS_AT_ONCE = 1024
 _MAX_ARROW_TOKENS = 2**31 - 1

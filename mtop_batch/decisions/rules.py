@@ -134,12 +134,24 @@ class RuleGroup:
                 f"rules tie {listed([task.name for task in self.tasks])} together in {count:,} combinations of labels; "
                 f"at most {MAX_COMBINATIONS:,} can be compared: name fewer labels"
             )
-        possible = self._combinations
+        self._check_possible()
+
+    def _check_possible(self) -> None:
+        """Each label must be possible, and each must be possible not to be given."""
         for label in self._named:
-            if not any(self._has(options, label) for options in possible):
+            if not any(self._has(options, label) for options in self._combinations):
+                rules = " and ".join(str(rule) for rule in self.rules if label in rule.labels)
+                raise TaskError(f"rules contradict each other: no text could be given {str(label)!r}, by {rules}")
+        for place, (task, options) in enumerate(self._choices):
+            others = [number for number, option in enumerate(options) if not option.labels]
+            if others and all(combination[place] != others[0] for combination in self._combinations):
+                labels = (TaskLabel(task.name, task.labels[label]) for option in options for label in option.labels)
+                rules = " and ".join(
+                    str(rule) for rule in self.rules if any(label.task == task.name for label in rule.labels)
+                )
                 raise TaskError(
-                    f"rules contradict each other: no text could be given {str(label)!r}, by "
-                    f"{' and '.join(str(rule) for rule in self.rules if label in rule.labels)}"
+                    f"rules contradict each other: every text would be given "
+                    f"{' or '.join(repr(str(label)) for label in labels)}, by {rules}"
                 )
 
     @cached_property

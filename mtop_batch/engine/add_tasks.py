@@ -19,14 +19,16 @@ from mtop_batch.config.load import load_config
 from mtop_batch.config.sections import BackboneConfig, Config
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.decisions.rules import rule_groups, with_rules
-from mtop_batch.engine.fit_decisions import check_written, fit_on_ray, set_decisions
+from mtop_batch.engine.fit_decisions import check_written, set_decisions
+from mtop_batch.engine.fit_on_ray import fit_on_ray
 from mtop_batch.engine.monitoring.events import EventQueue
 from mtop_batch.engine.monitoring.monitor import TrainingMonitor
 from mtop_batch.engine.monitoring.progress import Progress
+from mtop_batch.engine.outputs import changed_config, check_apart, check_output, is_finished
 from mtop_batch.engine.run_directory import RunDirectory, run_digest
 from mtop_batch.engine.session import ray_session
 from mtop_batch.engine.single_tasks import SingleTasks
-from mtop_batch.engine.train import as_read, check_output, is_finished, load_task, versions
+from mtop_batch.engine.train import as_read, load_task, versions
 from mtop_batch.engine.workers import ADD_PHASE
 from mtop_batch.errors import BundleError, ConfigError, TaskError
 from mtop_batch.lines import counted
@@ -183,21 +185,6 @@ def _finished(output: str, names: Collection[str], undefined: Mapping[str, str],
     )
 
 
-def check_apart(model_uri: str, output: str) -> None:
-    """Refuse an output in the bundle that it is made from.
-
-    Raises:
-        ConfigError: It is that bundle, or lies in it.
-    """
-    below = storage.path_below(output, model_uri)
-    if below is not None:
-        what = f"lies in the bundle {model_uri}" if below else "is the bundle itself"
-        raise ConfigError(
-            f"--output {output} {what}; name another place, so that the one that made the labels stays and a failure "
-            "costs nothing"
-        )
-
-
 def _load_config(path: str, overrides: Sequence[str], bundle: Bundle, output: str) -> Config:
     section = BackboneConfig.of(bundle.backbone_name, bundle.model.config.text_limits)
     backbone = section.model_dump()
@@ -255,12 +242,6 @@ def _described(bundle: Bundle, config: Config) -> dict[str, Any]:
         "add_tasks": values["add_tasks"],
     }
     return changed_config(bundle, change, [*tasks, *new.values()])
-
-
-def changed_config(bundle: Bundle, change: Mapping[str, Any], tasks: Sequence[Any]) -> dict[str, Any]:
-    """The training configuration of a bundle that was made from another one, with what was done."""
-    history = bundle.training_config.get("history", [])
-    return {**bundle.training_config, "task": list(tasks), "history": [*history, dict(change)]}
 
 
 def _write(

@@ -9,17 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mtop_batch.config.sections import Config
 from mtop_batch.data.examples import load_examples, tokenise_examples
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.engine.add_tasks import changed_config, check_apart
-from mtop_batch.engine.evaluate import task_definition
+from mtop_batch.engine.definitions import task_definition
 from mtop_batch.engine.fit_decisions import Examples, check_rules, fit_on, set_decisions
 from mtop_batch.engine.monitoring.progress import Progress
-from mtop_batch.engine.train import check_output, is_finished
+from mtop_batch.engine.outputs import changed_config, check_apart, check_output, is_finished
 from mtop_batch.lines import counted
 from mtop_batch.model.bundle.bundle import Bundle, load_bundle, save_bundle
 from mtop_batch.model.bundle.files import read_bundle_info, read_decisions
@@ -27,7 +26,7 @@ from mtop_batch.tasks import select_tasks
 from mtop_batch.training.fit_decisions import check_fitted, decision_reports, with_decision_metrics
 
 _PHASE = "calibrate"
-_KEYS = ("decide", "abstain_below", "eval")
+_KEYS = ("decide", "abstain_below", "scores", "eval")
 """What of a task's configuration comes from the calibration, once there has been one."""
 
 
@@ -39,6 +38,7 @@ class CalibrateResult:
         output: URI of the bundle.
         tasks: What was fitted, by task, as `decisions.json` of the bundle has it.
         changed: The tasks whose decision hash is another one than before: their labels are to be decided anew.
+        stored: The tasks of which the label table is to keep other scores than before.
         rules: What holds between its tasks.
         seconds: Of the whole command.
         was_there: The bundle is that of an earlier call; nothing was done.
@@ -47,6 +47,7 @@ class CalibrateResult:
     output: str
     tasks: dict[str, Any]
     changed: tuple[str, ...]
+    stored: tuple[str, ...]
     rules: tuple[str, ...]
     seconds: float
     was_there: bool = False
@@ -55,14 +56,14 @@ class CalibrateResult:
 def calibrate_bundle(
     model_uri: str, config: Config, output: str, *, progress: Progress, overwrite: bool = False
 ) -> CalibrateResult:
-    """Fit the decisions of tasks of a bundle, and write the bundle with them.
+    """Fit the decisions of tasks of a bundle, and write the bundle with them, and with what is kept of their scores.
 
-    Tasks that the configuration does not name decide as before, and rules stay where it has none.
+    Tasks that the configuration does not name stay as they are, and rules stay where it has none.
 
     Args:
         model_uri: The bundle; it stays as it is.
         config: Its tasks must be tasks of the bundle, and defined in the same way. Of the configuration, only the
-            tasks with their evaluation data, `rules` and `train.precision` count.
+            tasks with their evaluation data and `scores`, `rules`, and `train.precision` count.
         output: Where the new bundle goes.
         progress: Where to show how it gets on; it is entered already.
         overwrite: Replace whatever bundle `output` holds.
@@ -76,12 +77,13 @@ def calibrate_bundle(
     check_output(output)
     bundle = load_bundle(model_uri)
     model = bundle.model
+    before = {task.name: task.scores for task in model.tasks}
     sources = {source.name: source for source in config.task}
     names = select_tasks(list(sources), model.task_names)
     tasks = {name: task_definition(sources[name], model.task(name), model_uri) for name in names}
     check_rules(model.tasks, config)
     recorded = {task["name"]: task.get("label_by") for task in bundle.training_config.get("task", [])}
-    tokenizer = TextTokenizer(bundle.tokenizer, model.config.max_tokens)
+    tokenizer = TextTokenizer(bundle.tokenizer, **model.config.text_limits)
     progress.phase("read and tokenise the examples", len(names), "tasks")
     examples = {}
     for name, task in tasks.items():
@@ -94,6 +96,9 @@ def calibrate_bundle(
     was_there = not overwrite and is_finished(output, run)
     if not was_there:
         progress.phase(_PHASE)
+        model.set_tasks(
+            replace(task, scores=sources[task.name].scores) if task.name in sources else task for task in model.tasks
+        )
         fitted = fit_on(model, examples, config, config.train.precision)
         check_fitted(fitted.values())
         set_decisions(model, fitted, config)
@@ -119,6 +124,7 @@ def calibrate_bundle(
         output=output,
         tasks={name: reports[name] for name in names if name in reports},
         changed=tuple(name for name in info.decisions if info.decisions[name] != bundle.decisions[name]),
+        stored=tuple(task.name for task in info.tasks if task.scores != before[task.name]),
         rules=tuple(dict.fromkeys(rule for task in info.tasks for rule in task.decision.rules)),
         seconds=time.monotonic() - started,
         was_there=was_there,

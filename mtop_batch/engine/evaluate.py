@@ -14,9 +14,9 @@ from mtop_batch.config.sections import BackboneConfig, Config, TaskConfig
 from mtop_batch.data.examples import LabelledTokens, RawExamples, load_examples, tokenise_with_texts
 from mtop_batch.data.repeats import find_repeats
 from mtop_batch.data.tokens import TextTokenizer
+from mtop_batch.engine.definitions import task_definition
 from mtop_batch.engine.monitoring.progress import Progress
-from mtop_batch.engine.workers import single_worker
-from mtop_batch.errors import BundleError, DataError, MtopError, TaskError, one_line
+from mtop_batch.errors import BundleError, DataError, MtopError, one_line
 from mtop_batch.lines import counted, listed
 from mtop_batch.model.bundle.bundle import Bundle, load_bundle
 from mtop_batch.model.kinds.base import MultiTaskModel
@@ -28,7 +28,7 @@ from mtop_batch.training.evaluation import TaskPredictions, task_metrics, task_p
 from mtop_batch.training.evaluation_page import evaluation_page
 from mtop_batch.training.label_report import ERROR_COLUMNS, label_report, worst_errors
 from mtop_batch.training.probe import example_vectors
-from mtop_batch.training.settings import Worker
+from mtop_batch.training.settings import Worker, single_worker
 from mtop_batch.training.suspects import find_suspects
 
 
@@ -199,23 +199,6 @@ def _trained_with(bundle: Bundle) -> Config:
             f"training.json of the bundle {bundle.uri} has tasks that this version does not read; name the evaluation "
             "data with --config"
         ) from error
-
-
-def task_definition(source: TaskConfig, known: Task, model_uri: str) -> Task:
-    """The bundle's task, judged by the metric that the configuration names.
-
-    Raises:
-        TaskError: The task means something else in the configuration than in the bundle.
-    """
-    wanted = source.definition(known.reads)
-    for key in ("kind", "reads", "labels", "text", "combine"):
-        ours, theirs = getattr(wanted, key), getattr(known, key)
-        if ours != theirs:
-            raise TaskError(
-                f"task {known.name!r}: {key} = {ours!r} in the configuration, but the bundle {model_uri} was "
-                f"trained with {theirs!r}; use the configuration it was trained with (training.json in the bundle)"
-            )
-    return replace(known, metric=wanted.metric)
 
 
 def _say_what_is_left_out(progress: Progress, names: Sequence[str]) -> None:

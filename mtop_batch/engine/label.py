@@ -1,16 +1,15 @@
 """`mtop label`: plan, label what is not current, report.
 
 The order of a run: read what the bundle says of itself, plan, say what will be done; then, if there is something to
-do, take the lease, record the run, start Ray, stream the units through it, ask the gate, and publish. Every run that
-was more than a plan leaves a report, also one that found nothing to do and one that failed.
+do, take the lease, record the run, stream the units through Ray or this process, ask the gate, and publish. Every run
+that was more than a plan leaves a report, also one that found nothing to do and one that failed.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ray.exceptions import RayTaskError
@@ -19,93 +18,29 @@ from rich.console import Console
 from mtop_batch import storage
 from mtop_batch.corpus.paths import parse_partitions
 from mtop_batch.engine.gate import ask_gate
-from mtop_batch.engine.monitoring.events import EventQueue
-from mtop_batch.engine.monitoring.label_monitor import LabelMonitor
-from mtop_batch.engine.monitoring.metrics import RunMetrics
-from mtop_batch.engine.monitoring.native_stderr import without_unwanted_lines
+from mtop_batch.engine.label_options import LabelOptions, other_texts, wanted_labels
+from mtop_batch.engine.label_units import label_units
 from mtop_batch.engine.monitoring.notify import check_notify_url, notify, summary
-from mtop_batch.engine.monitoring.progress import Progress
-from mtop_batch.engine.pipeline import most_actors, plan_actors, run_pieces
-from mtop_batch.engine.session import ray_session
 from mtop_batch.errors import AccessRefused, ConfigError, JobError, LabelTableError, MtopError, one_line
 from mtop_batch.labelling.plan.explain import estimate, explain_plan, plan_dict
 from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.labelling.plan.removals import check_removals
 from mtop_batch.labelling.plan.work import Plan
 from mtop_batch.labelling.report.run_report import RunReport, write_report
-from mtop_batch.labelling.run.stages import LabelJob, pieces_of_work, rows_of_a_piece
 from mtop_batch.lines import for_people
-from mtop_batch.model.bundle.files import check_bundle, read_bundle_info
-from mtop_batch.precision import PrecisionChoice
+from mtop_batch.model.bundle.files import check_bundle
 from mtop_batch.storage.conditional import can_compare
-from mtop_batch.storage.retry import DEFAULT_RETRY_TIMEOUT_S
-from mtop_batch.table.definition import VECTOR, Definition
-from mtop_batch.table.gate.rules import DEFAULT_RULES, Rules
+from mtop_batch.table.definition import Definition
 from mtop_batch.table.lake.sync import check_lake, sync_lake
-from mtop_batch.table.lake.target import LakeTarget
 from mtop_batch.table.lease.lease import Lease, hold_lease
 from mtop_batch.table.publisher import publish
-from mtop_batch.table.row_ranges import SLICE_ROWS
 from mtop_batch.table.runs import check_same_tasks, list_runs, new_run_id, write_run
 from mtop_batch.table.store import remove_unfinished, unfinished
-from mtop_batch.tasks import select_tasks
 
-_MAX_NAMED = 5
+__all__ = ["LabelOptions", "label_corpus"]
+
 # Ray Data appends what it would have one configure to the messages of exceptions.
 _RAYS_ADVICE = re.compile(r"\nFailed to \S.* after \d+/\d+ attempts .*", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class LabelOptions:
-    """The options of `mtop label`; empty tuples stand for the default.
-
-    Args:
-        model: URI of the bundle.
-        corpus: URI of the corpus.
-        labels: URI of the label table.
-        tasks: Only these tasks.
-        partitions: Only source files of these hive partitions, `key=value`.
-        allow_empty: No source file need be in the partition.
-        id_column: Column that identifies an article.
-        text_columns: One text column, or two for a pair, for all tasks; by default those that each was trained on, as
-            far as a file has them.
-        unit_rows: Most rows that go through the model together; what is stored does not depend on it.
-        num_actors: Labelling actors; by default one per GPU, else one per spare CPU.
-        max_error_fraction: The run fails as soon as it is certain that more of its rows than this have errors; by
-            default the gate alone looks at them, in the end.
-        prune: Remove published files whose source file is gone from the corpus.
-        force: Also if that is most of the table.
-        publish: Publish what is computed, if the gate lets it through; else it stays in the store.
-        lake: A Delta or Iceberg table to publish to as well.
-        gate: Which labels readers may see.
-        retry_timeout_s: The run fails when storage has not answered for so long.
-        vectors: Store document vectors too.
-        notify: URL that gets a summary when the run has ended, whatever the end.
-        price_per_hour: Of a device (a GPU, or a CPU core where there is none), to tell costs.
-        precision: Of the model: "auto" is bf16 where the hardware computes in it, and fp32 elsewhere.
-    """
-
-    model: str
-    corpus: str
-    labels: str
-    tasks: tuple[str, ...] = ()
-    partitions: tuple[str, ...] = ()
-    allow_empty: bool = False
-    id_column: str = "id"
-    text_columns: tuple[str, ...] = ()
-    unit_rows: int = SLICE_ROWS
-    num_actors: int | None = None
-    max_error_fraction: float | None = None
-    prune: bool = False
-    force: bool = False
-    publish: bool = True
-    lake: LakeTarget | None = None
-    gate: Rules = DEFAULT_RULES
-    retry_timeout_s: float = DEFAULT_RETRY_TIMEOUT_S
-    vectors: bool = False
-    precision: PrecisionChoice = "auto"
-    notify: str | None = None
-    price_per_hour: float | None = None
 
 
 def label_corpus(options: LabelOptions, *, plan_only: bool = False) -> dict[str, Any]:
@@ -146,8 +81,9 @@ def _label_corpus(options: LabelOptions, plan_only: bool, begun: list[RunReport]
         corpus=storage.absolute(options.corpus),
         labels=storage.absolute(options.labels),
     )
-    definition = _definition(options)
-    _warn_of_other_texts(definition)
+    definition = wanted_labels(options)
+    for warning in other_texts(definition):
+        _log(f"warning: {warning}")
     try:
         storage.check_directory(options.labels, "--labels")
         check_same_tasks(options.labels, definition)
@@ -206,51 +142,6 @@ def _plan(options: LabelOptions, definition: Definition) -> Plan:
     )
 
 
-def _definition(options: LabelOptions) -> Definition:
-    bundle = read_bundle_info(options.model)
-    names = select_tasks(options.tasks or list(bundle.fingerprints), list(bundle.fingerprints))
-    fingerprints = {name: bundle.fingerprints[name] for name in names}
-    if options.vectors and not bundle.vector_fingerprint:
-        raise ConfigError(
-            f"--vectors: the bundle {bundle.uri} has a {bundle.kind!r} model, which reads a text once for each task, "
-            "so there is no document vector of the text itself; leave the option out"
-        )
-    if options.vectors:
-        fingerprints[VECTOR] = bundle.vector_fingerprint
-    tasks = tuple(task for task in bundle.tasks if task.name in names)
-    # Vectors are those of the bundle's first task's texts, whichever tasks are wanted and whatever is added later.
-    text_columns = {VECTOR: bundle.tasks[0].text}
-    if options.text_columns:
-        text_columns = dict.fromkeys([*names, VECTOR], options.text_columns)
-    return Definition(
-        bundle_name=bundle.name,
-        bundle_uri=bundle.uri,
-        tasks=tasks,
-        fingerprints=fingerprints,
-        text_columns=text_columns,
-        vector=bundle.vector_fingerprint,
-        pass_per_task=bundle.pass_per_task,
-        text_limits=bundle.text_limits,
-        text_columns_required=bool(options.text_columns),
-        id_column=options.id_column,
-    )
-
-
-def _warn_of_other_texts(definition: Definition) -> None:
-    """Say so where tasks are asked about pairs and learned from single texts, or the other way round."""
-    for columns in definition.inputs:
-        given = ("single texts", "pairs of texts")[len(columns) - 1]
-        others = [task for task in definition.tasks if task.name in definition.inputs[columns]]
-        others = [task for task in others if len(task.text) != len(columns)]
-        if others:
-            learned = ("single texts", "pairs of texts")[len(others[0].text) - 1]
-            names = ", ".join(task.name for task in others[:_MAX_NAMED]) + (" ..." if len(others) > _MAX_NAMED else "")
-            _log(
-                f"warning: --text-columns {','.join(columns)} gives {given} to tasks that were trained on {learned} "
-                f"({names}): expect worse labels; without --text-columns they read what they were trained on"
-            )
-
-
 def _run(options: LabelOptions, report: RunReport, lease: Lease | None) -> dict[str, Any]:
     """Do what is planned; the report is written whatever happens, as long as storage answers."""
     write_run(options.labels, report.run, report.definition, report.plan.corpus, parse_partitions(options.partitions))
@@ -258,7 +149,7 @@ def _run(options: LabelOptions, report: RunReport, lease: Lease | None) -> dict[
     try:
         if lease:
             _remove_damaged(options, report, lease)
-            _label_units(options, report, lease)
+            label_units(options, report, lease)
             _publish(options, report, lease)
         _publish_to_lake(options, report)
         failure = ""
@@ -332,50 +223,6 @@ def _publish_to_lake(options: LabelOptions, report: RunReport) -> None:
     is_closed = report.gate is not None and not report.gate.is_open
     if options.lake is not None and options.publish and not is_closed:
         report.lake = sync_lake(options.lake, options.labels, report.run)
-
-
-def _label_units(options: LabelOptions, report: RunReport, lease: Lease) -> None:
-    plan = report.plan
-    if not plan.units:
-        return
-    with without_unwanted_lines(), ray_session(spare_cpus=1) as resources, Progress() as progress:
-        num_actors = most_actors(resources, options.num_actors)
-        max_rows = rows_of_a_piece(plan.num_rows_planned, options.unit_rows, num_actors)
-        pieces = pieces_of_work(plan.units, max_rows)
-        num_from_texts = sum(piece[0].source_of_labels == "texts" for piece in pieces)
-        pool = plan_actors(resources, options.num_actors, num_from_texts)
-        report.num_actors = pool.size
-        progress.note(f"run {report.run} begins on {resources}; {pool}")
-        progress.phase("label", total=plan.num_rows_planned, unit="articles")
-        metrics = RunMetrics(options.labels, plan.num_rows_planned, pool.size)
-        monitor, queue = LabelMonitor(progress, report, pool.size, metrics=metrics), EventQueue()
-        job = LabelJob(
-            corpus=plan.corpus,
-            labels=options.labels,
-            run=report.run,
-            definition=report.definition,
-            lease=lease.token,
-            retry_timeout_s=options.retry_timeout_s,
-            precision=options.precision,
-            event_sink=queue.emit,
-        )
-        with monitor.following(queue), closing(run_pieces(job, options.model, pieces, pool)) as results:
-            for result in results:
-                lease.check()
-                monitor.unit_done(result)
-                if options.max_error_fraction is not None:
-                    _check_errors(report, options.max_error_fraction)
-
-
-def _check_errors(report: RunReport, max_error_fraction: float) -> None:
-    """Stop as soon as no good row to come can bring the share of errors down to what is allowed."""
-    num_rows = report.plan.num_rows_planned
-    if report.errors > max_error_fraction * num_rows:
-        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in report.error_reasons.most_common(3))
-        raise JobError(
-            f"{report.errors:,} of the run's {num_rows:,} rows cannot be labelled: {reasons}; that is more than "
-            f"--max-error-fraction {max_error_fraction:g} allows. Fix the corpus or allow more, and run again"
-        )
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -19,7 +19,7 @@ from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.session import ray_session
 from mtop_batch.engine.side_by_side import processes_per_node, side_by_side
 from mtop_batch.engine.single_tasks import max_threads, ray_options
-from mtop_batch.engine.workers import single_worker, use_threads
+from mtop_batch.engine.workers import use_threads
 from mtop_batch.errors import ConfigError
 from mtop_batch.experiments.data import DataSet, Prepared, prepare, read_for
 from mtop_batch.experiments.methods import DATA_FILES, TABLE_DATA, TABLE_METHODS, TABLES, DataName, TableName
@@ -30,6 +30,7 @@ from mtop_batch.experiments.speed import measure_speed, speed_digest
 from mtop_batch.experiments.write import write_results
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
 from mtop_batch.training.one_process import Encoder
+from mtop_batch.training.settings import single_worker
 from mtop_batch.training.unfinished import Unfinished
 
 _MAX_FAILURES = 3

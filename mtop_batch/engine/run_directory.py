@@ -40,6 +40,7 @@ from mtop_batch.config.sections import Config
 from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.data.tokens import Tokens
 from mtop_batch.engine.monitoring.events import Event
+from mtop_batch.engine.outputs import interrupted_runs
 from mtop_batch.json_text import to_json
 from mtop_batch.training.settings import TaskData
 from mtop_batch.training.soft_labels import FloatArray
@@ -87,11 +88,6 @@ def _update(digest: Any, examples: LabelledTokens) -> None:
 def _update_tokens(digest: Any, tokens: Tokens) -> None:
     for array in (tokens.values, tokens.offsets, tokens.first_lengths):
         digest.update(np.ascontiguousarray(array))
-
-
-def interrupted_runs(output: str) -> str:
-    """Below which URI the runs of an output lie."""
-    return storage.absolute(output) + ".training"
 
 
 class RunDirectory:

@@ -27,14 +27,14 @@ from mtop_batch.engine.phases import Phases
 from mtop_batch.engine.run_directory import RunDirectory, run_digest, tokens_digest
 from mtop_batch.engine.session import Resources
 from mtop_batch.engine.single_tasks import POLL_S, max_threads
-from mtop_batch.engine.workers import single_worker, use_threads
+from mtop_batch.engine.workers import use_threads
 from mtop_batch.errors import ConfigError, MtopError
 from mtop_batch.model.bundle.bundle import Bundle, load_bundle
 from mtop_batch.model.encoder.backbone import load_backbone
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.tasks import Task
-from mtop_batch.training.settings import TaskData
+from mtop_batch.training.settings import TaskData, single_worker
 from mtop_batch.training.soft_labels import FloatArray, SoftLabels, label_softly, mean_labels
 from mtop_batch.training.start import first_model
 

@@ -22,24 +22,24 @@ from mtop_batch import storage
 from mtop_batch.config.sections import Config, TaskConfig
 from mtop_batch.data.examples import load_train_and_eval, tokenise_examples, with_label_scale
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.engine.fit_decisions import check_rules, check_written, fit_on_ray, set_decisions
+from mtop_batch.engine.fit_decisions import check_rules, check_written, set_decisions
+from mtop_batch.engine.fit_on_ray import fit_on_ray
 from mtop_batch.engine.monitoring.events import Event, EventQueue
 from mtop_batch.engine.monitoring.monitor import TrainingMonitor
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.monitoring.trackers import Trackers, check_trackers
+from mtop_batch.engine.outputs import check_output, is_finished
 from mtop_batch.engine.phases import Phases
-from mtop_batch.engine.run_directory import RunDirectory, interrupted_runs, run_digest
+from mtop_batch.engine.run_directory import RunDirectory, run_digest
 from mtop_batch.engine.session import Resources, ray_session
 from mtop_batch.engine.teachers import check_teachers, learn_soft_labels, read_unlabelled
 from mtop_batch.engine.trainings import with_groups
-from mtop_batch.errors import BundleError, ConfigError
+from mtop_batch.errors import ConfigError
 from mtop_batch.lines import counted
 from mtop_batch.model.bundle.bundle import parse_metrics, save_bundle
-from mtop_batch.model.bundle.files import CONFIG, check_bundle, read_bundle_info
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
 from mtop_batch.model.encoder.whole import check_fit
 from mtop_batch.model.kinds.base import MultiTaskModel
-from mtop_batch.model.kinds.by_name import KINDS
 from mtop_batch.model.kinds.single_task import SingleTaskModel
 from mtop_batch.tasks import Task
 from mtop_batch.training.checkpoint import TaskMetrics
@@ -157,32 +157,6 @@ def train(
     return result
 
 
-def is_finished(output: str, run: str) -> bool:
-    """Whether `output` holds the bundle of this very run.
-
-    Args:
-        output: Where a bundle is to go.
-        run: What the bundle there says of the run that made it.
-
-    Raises:
-        ConfigError: It holds another one, or one that is damaged or of another version.
-    """
-    if not storage.is_file(storage.join(storage.absolute(output), CONFIG)):
-        return False
-    try:
-        is_same = read_bundle_info(output).run == run
-        if is_same:
-            check_bundle(output)
-    except BundleError as error:
-        raise ConfigError(f"output = {output!r}: {error}; pass --overwrite to replace it") from error
-    if not is_same:
-        raise ConfigError(
-            f"output = {output!r} holds the bundle of another configuration or of other examples; name another output, "
-            "or pass --overwrite to replace it"
-        )
-    return True
-
-
 def _finished(config: Config, data: Sequence[TaskData], run: RunDirectory, started: float) -> TrainResult:
     """What an earlier call left at the output; it may have been killed before it removed the run's directory."""
     output = storage.absolute(config.output)
@@ -237,25 +211,6 @@ def _prepare(config: Config, progress: Progress) -> _Parts:
         data.append(load_task(task, task.definition(config.model.default_reader), text_tokenizer))
         progress.advance(1, f"{task.name}: {counted(len(data[-1].train), 'example')}")
     return _Parts(tokenizer, text_tokenizer, backbone, data)
-
-
-def check_output(output: str) -> None:
-    """Refuse an output that holds something else: a bundle has a README.md, and would replace the one there."""
-    output = storage.absolute(output)
-    for directory in (output, interrupted_runs(output)):
-        storage.check_directory(directory, "output")
-    if not storage.exists(output) or storage.list_files(interrupted_runs(output)):
-        return
-    try:
-        described = json.loads(storage.read_bytes(storage.join(output, "config.json")))
-        is_ours = described["model_type"] in KINDS
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        is_ours = not storage.list_files(output)
-    if not is_ours:
-        raise ConfigError(
-            f"output = {output!r} has files in it that are no bundle, and training would replace some of them; "
-            f"name another directory, such as {storage.join(output, 'mtop')!r}"
-        )
 
 
 def load_task(config: TaskConfig, task: Task, text_tokenizer: TextTokenizer) -> TaskData:

@@ -15,7 +15,7 @@ from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.session import Resources, ray_session
 from mtop_batch.engine.side_by_side import processes_per_node, side_by_side
 from mtop_batch.engine.single_tasks import max_threads, ray_options
-from mtop_batch.engine.workers import single_worker, use_threads
+from mtop_batch.engine.workers import use_threads
 from mtop_batch.lines import counted
 from mtop_batch.model.encoder.head_masks import check_heads
 from mtop_batch.precision import PrecisionChoice
@@ -25,7 +25,7 @@ from mtop_batch.selection.records import KeptRecords, Record, unfinished_of
 from mtop_batch.selection.run_job import run_job
 from mtop_batch.selection.select import measure
 from mtop_batch.training.one_process import Encoder
-from mtop_batch.training.settings import TaskData
+from mtop_batch.training.settings import TaskData, single_worker
 from mtop_batch.training.unfinished import Unfinished
 
 

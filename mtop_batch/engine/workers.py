@@ -25,7 +25,7 @@ from mtop_batch.model.kinds.mt_dnn import MTDNNModel
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.precision import PrecisionChoice, resolve_precision
 from mtop_batch.training.loop import FitResult, WriteCheckpoint, fit
-from mtop_batch.training.settings import EventSink, TaskData, TrainSettings, Worker, ignore_event
+from mtop_batch.training.settings import TaskData, TrainSettings, Worker, single_worker
 from mtop_batch.training.single_task import LearnedTask, train_single_task
 from mtop_batch.training.task_checkpoints import TaskCheckpoints
 
@@ -140,12 +140,6 @@ def _alone(data: TaskData, job: SingleTaskJob) -> Worker:
         job.events.emit({**event, "phase": job.phase, "task": data.task.name})
 
     return single_worker(job.precision, send)
-
-
-def single_worker(precision: PrecisionChoice, event_sink: EventSink = ignore_event) -> Worker:
-    """This process alone, on a GPU if there is one."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Worker(device=device, precision=resolve_precision(precision, device, autocast=True), event_sink=event_sink)
 
 
 def train_worker(config: dict[str, Any]) -> FitResult | MtopError:

@@ -242,14 +242,18 @@ class TaskOutputs:
 def base_probabilities(tasks: Sequence[Task], outputs: TaskOutputs) -> dict[str, Floats]:
     """(R, C) By task, what decisions are made from; of multi-label tasks, and of those that decide in their own way."""
     found = {}
-    for task, label_ids, scores in zip(tasks, outputs.label_ids, outputs.scores, strict=True):
+    for place, task in enumerate(tasks):
         if not task.has_labels_of_texts or not (task.has_decision or task.is_multi_label):
             continue
-        if task.is_binary:
-            found[task.name] = both_of(last_of(label_ids, scores))
-        else:
-            found[task.name] = np.ascontiguousarray(outputs.probabilities[task.name].T)
+        found[task.name] = np.ascontiguousarray(_of_all_labels(task, outputs, place))
     return found
+
+
+def _of_all_labels(task: Task, outputs: TaskOutputs, place: int) -> Floats:
+    """(R, C) The probabilities that the model puts out for the labels of the task at a place of the outputs."""
+    if task.is_binary:
+        return both_of(last_of(outputs.label_ids[place], outputs.scores[place]))
+    return outputs.probabilities[task.name].T
 
 
 def decide_outputs(tasks: Sequence[Task], outputs: TaskOutputs) -> dict[str, Decided]:
@@ -302,16 +306,15 @@ def label_columns(
             values = pa.Array.from_buffers(pa.float32(), len(valid), [present, pa.py_buffer(scores)])
             columns.append((f"{task.name}_score", values))
         if task.scores == "all":
-            all_scores = (
-                decided[task.name].probabilities if task.name in decided else outputs.probabilities[task.name].T
-            )
+            is_decided = task.name in decided
+            all_scores = decided[task.name].probabilities if is_decided else _of_all_labels(task, outputs, place)
             columns.append((f"{task.name}_scores", _fixed_lists(all_scores, given)))
         if OutputKind.stored(task).uncalibrated:
             is_one = task.scores != "all"
             kept = (
                 _numbers(last_of(label_ids, scores), given)
                 if is_one
-                else _fixed_lists(outputs.probabilities[task.name].T, given)
+                else _fixed_lists(_of_all_labels(task, outputs, place), given)
             )
             columns.append((f"{task.name}_{UNCALIBRATED}", kept))
     if outputs.vectors is not None:

@@ -187,7 +187,7 @@ class Definition:
         view, definition, kind = self.view, self._by_name.get(task), label_set.kinds.get(task)
         if definition is None or kind is None or not view.has_scores_of(label_set.view, task):
             return False
-        has_all = task not in view.all_scores or bool(kind.scored)
+        has_all = task not in view.all_scores or definition.is_binary or bool(kind.scored)
         return has_all and kind.can_be_decided(definition) and not view.matches(label_set.view, task)
 
     @cached_property

@@ -22,7 +22,6 @@ from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.tasks import METRICS, Metric, Task
 from mtop_batch.training.cached_contexts import CachedContexts, model_inputs
 from mtop_batch.training.checkpoint import TaskMetrics
-from mtop_batch.training.metrics import compute_metric, mae, mean_of_defined, rmse, undefined
 from mtop_batch.training.settings import TaskData, Worker
 
 MAX_BATCH_TOKENS = 8192
@@ -134,6 +133,8 @@ def task_predictions(
 
 def task_metrics(task: Task, predictions: TaskPredictions, examples: LabelledTokens) -> TaskMetrics:
     """The metrics of what `task_predictions` returned."""
+    from mtop_batch.training.metrics import compute_metric, mae, rmse  # slow to import, for those who only predict
+
     num_examples = len(predictions.values)
     metrics: TaskMetrics = {"loss": predictions.loss / num_examples, "num_examples": num_examples}
     if predictions.entities is not None and examples.entities is not None:
@@ -153,11 +154,15 @@ def mean_metric(metrics: Mapping[str, TaskMetrics], tasks: Sequence[Task]) -> fl
 
     Tasks whose metric is undefined are left out of it; it is NaN if that is so of all.
     """
+    from mtop_batch.training.metrics import mean_of_defined
+
     return mean_of_defined([metrics[task.name][str(task.metric)] for task in tasks])
 
 
 def undefined_metrics(data: Sequence[TaskData]) -> dict[str, str]:
     """The tasks whose own metric is undefined on their evaluation examples, and why."""
+    from mtop_batch.training.metrics import undefined
+
     reasons = {
         item.task.name: undefined(cast(Metric, item.task.metric), item.eval.labels, item.task.num_outputs)
         for item in data

@@ -15,7 +15,7 @@ from torch import Tensor
 from mtop_batch.config.sections import AlphaDecay
 from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.errors import ConfigError, DataError
-from mtop_batch.precision import Precision
+from mtop_batch.precision import Precision, PrecisionChoice, resolve_precision
 from mtop_batch.tasks import LabelBy, Task
 from mtop_batch.training.schedules import RateSchedule
 
@@ -146,3 +146,9 @@ class TaskData:
                 f"task {self.task.name!r} has no evaluation examples; give it some or train with evaluate=False"
             )
         return self.eval
+
+
+def single_worker(precision: PrecisionChoice, event_sink: EventSink = ignore_event) -> Worker:
+    """This process alone, on a GPU if there is one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Worker(device=device, precision=resolve_precision(precision, device, autocast=True), event_sink=event_sink)

@@ -183,6 +183,15 @@ def _worth(tasks: dict[str, Task], base: dict[str, Any], row: int, choice: dict[
         (['implies("news:yes", "price:high")'], "it is a regression"),
         (['implies("news:yes", "sport:yes")', 'excludes("news:yes", "sport:yes")'], "contradict each other.*news:yes"),
         (['implies("news:yes", "topic:film")', 'implies("news:yes", "topic:food")'], "contradict each other"),
+        (
+            ['implies("news:yes", "sport:yes")', 'implies("news:no", "sport:yes")'],
+            "every text would be given 'sport:yes', by",
+        ),
+        (['implies("news:yes", "tags:a")', 'implies("news:no", "tags:a")'], "every text would be given 'tags:a', by"),
+        (
+            ['implies("news:yes", "topic:film")', 'implies("news:no", "topic:food")'],
+            "every text would be given 'topic:film' or 'topic:food', by",
+        ),
         (['implies("news:yes", "pair:yes")'], "different text columns"),
         ([f'excludes("many:{n}", "tags:a")' for n in range(12)] + ['excludes("tags:a", "tags:b")'], "combinations"),
     ],

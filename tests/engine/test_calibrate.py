@@ -99,6 +99,27 @@ def test_a_changed_decision_is_labelled_without_the_weights(model: str, config: 
     assert read_labels(f"{tmp_path}/labels").equals(before)
 
 
+def test_what_is_kept_of_scores_comes_from_the_configuration(model: str, config: Config, tmp_path: Path) -> None:
+    write_articles(f"{tmp_path}/corpus/a.parquet", TEXTS)
+    label(model, tmp_path)
+    before = read_labels(f"{tmp_path}/labels")
+    result = calibrate(model, changed(config, scores="all"), tmp_path / "m2")
+    assert (result.stored, result.changed) == (("sport",), ())
+    was, now = read_bundle_info(model), read_bundle_info(str(tmp_path / "m2"))
+    assert (now.fingerprints, now.decisions) == (was.fingerprints, was.decisions)
+    report = label(str(tmp_path / "m2"), tmp_path)
+    assert report["planned_reasons"] == {"scores of all labels wanted": 6}
+    assert report["cells_from_scores"] == report["cells_done"] == 6
+    table = read_labels(f"{tmp_path}/labels")
+    assert table.drop_columns(["sport_scores"]).equals(before)
+    for scores, score in zip(table["sport_scores"].to_pylist(), table["sport_score"].to_pylist(), strict=True):
+        assert scores is score is None or max(scores) == score
+    # A configuration that does not speak of it wants what every task keeps; what is stored is enough for that.
+    assert calibrate(str(tmp_path / "m2"), config, tmp_path / "m3").stored == ("sport",)
+    assert label(str(tmp_path / "m3"), tmp_path)["cells_planned"] == 0
+    assert load_bundle(str(tmp_path / "m2")).training_config["task"][0]["scores"] == "all"
+
+
 def test_a_task_that_is_tied_is_not_labelled_alone(model: str, config: Config, tmp_path: Path) -> None:
     calibrate(model, changed(config, (RULE,)), tmp_path / "m2")
     write_articles(f"{tmp_path}/corpus/a.parquet", TEXTS)

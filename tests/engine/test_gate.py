@@ -15,7 +15,7 @@ import torch
 
 from mtop_batch import Predictor, Task, read_labels
 from mtop_batch.cli.commands import main
-from mtop_batch.engine.label import LabelOptions, _definition
+from mtop_batch.engine.label_options import LabelOptions, wanted_labels
 from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.labelling.run.read_rows import read_unit
 from mtop_batch.model.bundle.bundle import save_bundle
@@ -52,7 +52,7 @@ def mtop(*arguments: object) -> int:
 
 def compute(root: Path, model: str) -> None:
     """What a run computes, in this process: its labels wait in the store."""
-    wanted = _definition(LabelOptions(model=f"{root}/{model}", corpus=f"{root}/corpus", labels=f"{root}/labels"))
+    wanted = wanted_labels(LabelOptions(model=f"{root}/{model}", corpus=f"{root}/corpus", labels=f"{root}/labels"))
     plan = plan_labels(f"{root}/corpus", f"{root}/labels", wanted)
     predictor = Predictor.load(f"{root}/{model}")
     for unit in plan.units:

@@ -13,13 +13,14 @@ import pytest
 from rich.console import Console
 
 from mtop_batch import Predictor, read_labels
+from mtop_batch.engine.calibrate import calibrate_bundle
 from mtop_batch.engine.compare import CompareOptions, compare_bundles
 from mtop_batch.engine.evaluate import evaluate_bundle
 from mtop_batch.engine.label import LabelOptions, label_corpus
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.train import train
 from mtop_batch.errors import ConfigError, MtopError, TaskError
-from mtop_batch.model.bundle.files import read_bundle_info
+from mtop_batch.model.bundle.files import read_bundle_info, read_decisions
 from tests.conftest import WORDS
 from tests.engine.conftest import TOPICS, MakeConfig
 from tests.engine.test_add_tasks import add, write_config
@@ -70,6 +71,20 @@ def test_a_bundle_says_how_it_reads_and_evaluates_so(model: str) -> None:
         assert found[task]["num_examples"] == 24
         assert found[task]["accuracy"] == recorded[task]["accuracy"]
         assert found[task]["loss"] == pytest.approx(recorded[task]["loss"], abs=1e-4)
+
+
+def test_a_calibration_looks_at_whole_texts_as_the_training_did(
+    model: str, tasks: list[dict[str, Any]], make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(tmp_path / "unused")
+    tables = tuple(type(config.task[0]).model_validate(task) for task in tasks)
+    with Progress(Console(quiet=True)) as progress:
+        result = calibrate_bundle(
+            model, config.model_copy(update={"task": tables}), str(tmp_path / "m2"), progress=progress
+        )
+    trained = read_decisions(model)
+    for task in TOPICS:
+        assert result.tasks[task]["temperature"] == pytest.approx(trained[task]["temperature"], abs=1e-3)
 
 
 def test_the_label_table_has_what_the_predictor_says_of_whole_texts(model: str, tmp_path: Path) -> None:

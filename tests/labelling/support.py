@@ -112,6 +112,11 @@ def _columns_of_all(
     return dict(label_columns([task], outputs, has_text))
 
 
+def _has_more(task: Task) -> bool:
+    """Whether its columns are not just the likeliest label and its score."""
+    return task.keeps_probabilities or task.scores == "all"
+
+
 def label_unit(corpus: str, labels: str, wanted: Definition, unit: Unit, run: str, max_targets: int = 99) -> None:
     """Read, label and write one unit; at most so many of its label files, as if killed between two."""
     batches = list(read_unit(corpus, unit, wanted.id_column, batch_rows=7))
@@ -124,7 +129,7 @@ def label_unit(corpus: str, labels: str, wanted: Definition, unit: Unit, run: st
         vectors = [None if text is None else [len(text), 1.0] for text in texts]
         columns["vector"] = pa.array(vectors, pa.list_(pa.float16(), 2))
     pairs_of_texts = list(zip(texts, seconds, strict=True))
-    kept = {task.name: task for task in wanted.tasks if task.keeps_probabilities and task.name in unit.tasks}
+    kept = {task.name: task for task in wanted.tasks if _has_more(task) and task.name in unit.tasks}
     for name, kept_task in kept.items():
         columns |= _columns_of_all(kept_task, wanted.fingerprints[name], pairs_of_texts)
     finding = {task.name: task for task in wanted.tasks if task.is_token and task.name in unit.tasks}

@@ -408,4 +408,4 @@ def test_a_batch_comes_to_the_host_as_one_tensor_and_no_larger_than_it_must_be(
     monkeypatch.setattr(predictor_module, "ToHost", Watched)
     predictor.predict(["bank"])
     Predictor(lists, tokenizer, device="cpu").predict(["bank"])
-    assert shapes == [(2 * 3, 1), (2 * 4 + 2 + 4 + 1, 1)]
+    assert shapes == [(2 * 3, 1), (2 * 4 + 4 + 1, 1)]

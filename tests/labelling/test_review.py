@@ -14,7 +14,7 @@ import pytest
 from mtop_batch import review
 from mtop_batch.data.examples import load_examples
 from mtop_batch.errors import ConfigError, MtopError, NotInTable, TaskError
-from mtop_batch.labelling import review as review_module
+from mtop_batch.labelling import review_choice
 from mtop_batch.table.definition import VECTOR
 from mtop_batch.table.read import read_labels
 from mtop_batch.tasks import Task
@@ -52,7 +52,7 @@ def reviewed(table: Path, output: Path, task: str = "a", **options: Any) -> list
 def test_the_least_sure_come_first_with_their_texts(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slack: int
 ) -> None:
-    monkeypatch.setattr(review_module, "_SLACK", slack)
+    monkeypatch.setattr(review_choice, "_SLACK", slack)
     rows = reviewed(table, tmp_path / "out.parquet", num_articles=17)
     assert list(rows[0]) == ["id", "title", "body", "a_label", "a_score", "label"]
     published = read_labels(f"{table}/labels").to_pylist()

@@ -18,7 +18,7 @@ from mtop_batch.decisions.rules import with_rules
 from mtop_batch.errors import DamagedLabelFile, TaskError
 from mtop_batch.labelling.plan.explain import explain_plan, plan_dict
 from mtop_batch.labelling.plan.planner import plan_labels
-from mtop_batch.labelling.plan.staleness import DECISION_CHANGED, SCORES_LACKING
+from mtop_batch.labelling.plan.staleness import DECISION_CHANGED, SCORES_LACKING, SCORES_WANTED
 from mtop_batch.labelling.plan.work import Plan, Unit, decode_units, encode_units
 from mtop_batch.labelling.run.read_rows import read_unit
 from mtop_batch.labelling.run.stages import LabelJob, UnitResult, _labelled, _stream, label_from_scores, write
@@ -226,13 +226,27 @@ def test_where_scores_were_not_stored_the_plan_says_so_and_texts_are_read(root: 
     assert table_of(root).equals(table_of(root, "fresh"))
 
 
+@pytest.mark.parametrize("before", [{}, {"temperature": 2.0}, {"abstain_below": 0.7}])
+@pytest.mark.parametrize("after", [{}, {"temperature": 0.6, "thresholds": (0.3,)}])
+def test_scores_of_all_labels_come_from_stored_ones_where_one_says_all(
+    root: Path, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    run(root, decided((NEWS, replace(TOPIC, scores="label")), news=before))
+    wanted = decided((replace(NEWS, scores="all"), TOPIC), news=after)
+    plan, _ = run(root, wanted)
+    assert plan.reasons == {SCORES_WANTED: 26}
+    assert {unit.tasks: unit.source_of_labels for unit in plan.units} == {("news",): "scores", ("topic",): "texts"}
+    run(root, wanted, "fresh")
+    assert table_of(root).equals(table_of(root, "fresh"))
+    assert "news_scores" in table_of(root).column_names
+
+
 def test_scores_of_other_weights_or_texts_are_not_used(root: Path) -> None:
     run(root, decided((NEWS,)))
     hot = replace(NEWS, decision=Decision(temperature=2.0))
     for other in (
         definition({"news": "2"}, tasks=[hot]),
         definition({"news": "1"}, tasks=[hot], text_columns=("title",)),
-        definition({"news": "1"}, tasks=[replace(hot, scores="all")]),
     ):
         assert {unit.source_of_labels for unit in run(root, other)[0].units} == {"texts"}
 

@@ -159,7 +159,9 @@ def test_wanting_all_scores_makes_labels_stale_and_no_longer_wanting_them_does_n
     assert table["m_label"].null_count == 0
     assert {name.rpartition("-")[2] for name in table_stats(str(labels)).label_sets} == {
         PLAIN.label_set_name(PLAIN.fingerprints).rpartition("-")[2],
-        ALL.label_set_name(["a", "m"]).rpartition("-")[2],
+        # Of two labels the stored score says all: so these are not computed together with the others.
+        ALL.label_set_name(["a"]).rpartition("-")[2],
+        ALL.label_set_name(["m"]).rpartition("-")[2],
     }
 
 

@@ -1,7 +1,7 @@
 """The files of a bundle: what they say of it, whether they are whole, and its tokenizer.
 
-Nothing here imports torch, which takes seconds and hundreds of megabytes: the driver of a labelling job and the
-processes that read and write need no more of a bundle than this.
+Nothing here imports torch, which takes seconds and hundreds of megabytes, or transformers, unless the tokenizer is
+loaded: the driver of a labelling job and the processes that read and write need no more of a bundle than this.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mtop_batch import storage
 from mtop_batch.decisions.identity import decision_hashes
@@ -30,6 +29,9 @@ from mtop_batch.errors import BundleError, TaskError, one_line
 from mtop_batch.json_text import to_json
 from mtop_batch.model.foreign import foreign_settings
 from mtop_batch.tasks import Task, check_task_names
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase  # slow to import, for those who tokenise nothing
 
 FORMAT = 3
 CONFIG, WEIGHTS, DECISIONS = "config.json", "model.safetensors", "decisions.json"
@@ -190,6 +192,8 @@ def load_tokenizer(directory: Path, uri: str) -> PreTrainedTokenizerBase:
     Raises:
         BundleError: It cannot be loaded.
     """
+    from transformers import PreTrainedTokenizerFast
+
     try:
         # Its rules are in tokenizer.json; the class of its family would add nothing but the import of torch.
         return PreTrainedTokenizerFast.from_pretrained(str(directory))
