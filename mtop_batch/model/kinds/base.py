@@ -175,8 +175,13 @@ class MultiTaskModel(EncoderModel):
         """The parameters, besides the backbone, that the encoder's outputs at the text depend on."""
         return ()
 
-    def num_passes(self, tasks: Sequence[str]) -> int:
-        """How often the text goes through an encoder for these tasks."""
+    def shared_tensors(self, name: str) -> Iterable[tuple[str, Tensor]]:
+        """The parameters besides all these that the task's output depends on and that it shares with some others."""
+        del name
+        return ()
+
+    def num_passes(self, tasks: Sequence[str]) -> float:
+        """How often the text goes through an encoder for these tasks, parts of a pass included."""
         return len(tasks) if self.pass_per_task else 1
 
     def num_positions(self, tasks: Sequence[str]) -> int:
@@ -205,9 +210,14 @@ class MultiTaskModel(EncoderModel):
         return False
 
     def cache(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        tasks: Sequence[str] = (),
     ) -> KVCache:
-        """The KV cache of texts, for kinds in which tasks read it (`has_fixed_cache`)."""
+        """The KV cache of texts that these tasks read, for kinds in which they do (`has_fixed_cache`)."""
         raise NotImplementedError
 
     def cached_logits(self, task: str, kv_cache: KVCache) -> Tensor:
