@@ -73,7 +73,9 @@ def main() -> None:
 def f1(arguments: argparse.Namespace) -> dict[str, Any]:
     """Entity F1 of both, by seed, at the rate that is best for the token task."""
     of_rates = {
-        rate: _step(arguments.work, f"rate-{rate:g}", lambda rate=rate: token_task(arguments, rate, 1.0, 0, quarter=True))
+        rate: _step(
+            arguments.work, f"rate-{rate:g}", lambda rate=rate: token_task(arguments, rate, 1.0, 0, quarter=True)
+        )
         for rate in arguments.rates
     }
     best = max(of_rates, key=lambda rate: of_rates[rate]["dev"]["f1"])
@@ -82,7 +84,9 @@ def f1(arguments: argparse.Namespace) -> dict[str, Any]:
         for name, train in (("token task", token_task), ("plain", plain)):
             step = f"{name.replace(' ', '-')}-{best:g}-{arguments.epochs:g}-{seed}"
             found[name].append(
-                _step(arguments.work, step, lambda train=train, seed=seed: train(arguments, best, arguments.epochs, seed))
+                _step(
+                    arguments.work, step, lambda train=train, seed=seed: train(arguments, best, arguments.epochs, seed)
+                )
             )
     return {"epochs": arguments.epochs, "batch_size": arguments.batch_size, "rates": of_rates, "rate": best, **found}
 
@@ -125,9 +129,7 @@ def token_task(
     )
     result = fit(model, [TaskData(task, train)], settings)
     judged = {} if quarter else {"test": test}
-    metrics = {
-        part: evaluate_task(model, examples, task) for part, examples in {"dev": dev, **judged}.items()
-    }
+    metrics = {part: evaluate_task(model, examples, task) for part, examples in {"dev": dev, **judged}.items()}
     return {"steps": result.num_steps} | {part: _rounded(of["entity_f1"]) for part, of in metrics.items()}
 
 
@@ -144,7 +146,9 @@ def plain(arguments: argparse.Namespace, rate: float, epochs: float, seed: int) 
     tokenizer = load_tokenizer(arguments.backbone)
     decays = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    optimizer = AdamW([{"params": decays, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}], lr=rate)
+    optimizer = AdamW(
+        [{"params": decays, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}], lr=rate
+    )
     num_sentences, size = len(sentences["train"]), arguments.batch_size
     num_steps = max(1, round(epochs * num_sentences / size))
     rng = np.random.default_rng(seed)

@@ -52,7 +52,7 @@ METRICS: Mapping[TaskKind, tuple[Metric, ...]] = {
     "regression": ("pearson_spearman", "pearson", "spearman"),
     "token": ("entity_f1",),
 }
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
+NAME_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -71,35 +71,6 @@ class Decision:
     thresholds: tuple[float, ...] = ()
     abstain_below: float = 0.0
     rules: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Family:
-    """Tasks that share LoRA in the last layers of the encoder, beside others that have their own or none.
-
-    Args:
-        name: Letters, digits, `_` and `-`, starting with a letter.
-        rank: Of the LoRA.
-        alpha: The LoRA is scaled by alpha / rank.
-        layers: In how many of the encoder's last layers it is.
-
-    Raises:
-        TaskError: A field is outside what is allowed.
-    """
-
-    name: str
-    rank: int = 8
-    alpha: float = 16.0
-    layers: int = 2
-
-    def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise TaskError(
-                f"family name {self.name!r} is not allowed: use letters, digits, '_' and '-', starting with a letter"
-            )
-        for key, value in (("rank", self.rank), ("alpha", self.alpha), ("layers", self.layers)):
-            if not (value > 0 and isfinite(value)):
-                raise TaskError(f"family {self.name!r}: {key} = {value} is not positive")
 
 
 @dataclass(frozen=True)
@@ -149,7 +120,7 @@ class Task:
     combine: Combine = "mean"
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not NAME_PATTERN.fullmatch(self.name):
             raise TaskError(
                 f"task name {self.name!r} is not allowed: use letters, digits, '_' and '-', starting with a letter "
                 "(it names label columns)"
@@ -355,35 +326,6 @@ def check_task_names(names: Iterable[str]) -> None:
                 f"two tasks are called {seen[name.lower()]!r} and {name!r}; names must differ in more than case"
             )
         seen[name.lower()] = name
-
-
-def check_families(families: Sequence[Family], family_of: Mapping[str, str], known: Sequence[str] = ()) -> None:
-    """Refuse families that do not fit together with the tasks.
-
-    Args:
-        families: New ones.
-        family_of: Task -> family, of the tasks that have one.
-        known: Names of families that are there already.
-
-    Raises:
-        TaskError: A task's family is not known, a new family has no task, or two have the same name.
-    """
-    names = [*known, *(family.name for family in families)]
-    for name, count in Counter(names).items():
-        if count > 1:
-            what = (
-                "is there already; its tasks name it, and [[family]] is for new ones" if name in known else "is twice"
-            )
-            raise TaskError(f"family {name!r} {what}: remove one [[family]]")
-    for task, name in family_of.items():
-        if name not in names:
-            allowed = f"families: {listed(names)}" if names else "there is none: add a [[family]] with this name"
-            raise TaskError(f"task {task!r}: there is no family {name!r}; {did_you_mean(name, names)}{allowed}")
-    for family in families:
-        if family.name not in family_of.values():
-            raise TaskError(
-                f'family {family.name!r} has no task; write family = "{family.name}" in a [[task]], or remove it'
-            )
 
 
 def select_tasks(names: Sequence[str], known: Sequence[str]) -> list[str]:

@@ -15,7 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mtop_batch.config.sections import Config, MTOPModelConfig, OptimizerConfig, PromptedModelConfig, TrainConfig
 from mtop_batch.data.examples import token_counts
 from mtop_batch.errors import ConfigError
+from mtop_batch.families import check_families
 from mtop_batch.model.encoder.backbone import check_backbone
+from mtop_batch.model.encoder.families import check_families as check_encoder_has
 from mtop_batch.model.encoder.inputs import hidden_size
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.kinds.by_name import model_class
@@ -32,12 +34,13 @@ LearnAlone = Callable[[MTOPModel, Mapping[str, Any]], Mapping[str, Mapping[str, 
 
 
 def check_readers(config: Config) -> None:
-    """Refuse tasks that the model cannot have, and those that read the vector: they need a trained encoder.
+    """Refuse tasks and families that the model cannot have, and tasks that read the vector of a trained encoder.
 
     Raises:
         ConfigError, TaskError: Names the task.
     """
     model_class(config.model.kind).check_readers(config.tasks())
+    check_families(config.families(), config.family_of())
     probes = [task.name for task in config.tasks() if task.reads_vector]
     if probes:
         raise ConfigError(
@@ -55,6 +58,7 @@ def check_encoder(config: Config, backbone: PreTrainedModel) -> None:
     check_backbone(backbone, config.backbone.max_tokens, config.model.settings().get("pooler_rank", 0))
     model_class(config.model.kind).check_encoder(backbone)
     check_num_layers(backbone, config.train.freeze_layers)
+    check_encoder_has(backbone, {family.name: family.layers for family in config.family})
 
 
 def first_model(
@@ -83,6 +87,7 @@ def first_model(
         if section.needs_warm_start and any(item.task.reads_prompts for item in data):
             warm = _warm_start(config, section, backbone, learn_alone)
         settings["prompt_groups"] = config.prompt_groups()
+        settings["families"], settings["family_of"] = config.families(), config.family_of()
         settings["attention_widths"] = _attention_widths(section, backbone, data)
     tasks = [item.task for item in data]
     model = model_class(section.kind).from_backbone(backbone, tasks, **settings)
@@ -144,7 +149,9 @@ def train_settings(section: OptimizerConfig, **changes: Any) -> TrainSettings:
 def _warm_start(
     config: Config, section: MTOPModelConfig, backbone: PreTrainedModel, learn_alone: LearnAlone
 ) -> Mapping[str, Mapping[str, Tensor]]:
-    """What each task learns alone, without shared prompts: those belong to no single task."""
+    """What each task learns alone, without shared prompts and families: those belong to no single task, and the LoRA of
+    a family starts so that it changes nothing.
+    """
     start = MTOPModel.without_tasks(
         backbone,
         prompt_attention=section.prompt_attention,

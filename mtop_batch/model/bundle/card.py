@@ -20,7 +20,7 @@ def model_card(
     training_config: Mapping[str, Any],
     backbone_name: str,
     text_limits: Mapping[str, int],
-    num_passes: int,
+    num_passes: float,
     decisions: Mapping[str, Mapping[str, Any]] | None = None,
     plot: str = "",
 ) -> str:
@@ -47,7 +47,7 @@ tags: [{kind}, multi-task]
 
 # {name}
 
-One `{kind}` model for {_count(len(tasks), "task")}, in {_count(num_passes, "forward pass", "es")}.
+One `{kind}` model for {_count(len(tasks), "task")}, in {_count(round(num_passes, 3), "forward pass", "es")}.
 Backbone: `{backbone_name}`. {_reading(text_limits)}
 
 | task | kind | reads | labels | text columns | on its evaluation data |
@@ -129,8 +129,8 @@ def _reading(text_limits: Mapping[str, int]) -> str:
     )
 
 
-def _count(number: int, noun: str, ending: str = "s") -> str:
-    return f"{number} {noun}{'' if number == 1 else ending}"
+def _count(number: float, noun: str, ending: str = "s") -> str:
+    return f"{number:g} {noun}{'' if number == 1 else ending}"
 
 
 def _number(value: float) -> str:

@@ -60,22 +60,6 @@ class Branch:
         return num_layers if self.family is None else num_layers - self.family.num_layers
 
 
-def num_passes(num_layers: int, layers_of: Mapping[str, int], wanted: Collection[str | None]) -> float:
-    """How many passes through all layers the texts take for some families.
-
-    Args:
-        num_layers: L
-        layers_of: k of each family, by its name.
-        wanted: The families of the wanted tasks, None for tasks of no family.
-
-    >>> num_passes(6, {"entities": 2, "topics": 2}, ["entities", "topics"])
-    1.3333333333333333
-    """
-    own = [layers_of[name] for name in set(wanted) if name is not None]
-    shared = num_layers if None in wanted or not own else num_layers - min(own)
-    return (shared + sum(own)) / num_layers
-
-
 def check_families(backbone: PreTrainedModel, layers_of: Mapping[str, int]) -> None:
     """Refuse families that an encoder cannot have.
 

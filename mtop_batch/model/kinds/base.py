@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from mtop_batch.errors import ConfigError, TaskError
+from mtop_batch.families import EncoderPasses
 from mtop_batch.lines import listed
 from mtop_batch.model.encoder.backbone import backbone_config_dict, check_backbone
 from mtop_batch.model.encoder.inputs import Text
@@ -180,9 +181,10 @@ class MultiTaskModel(EncoderModel):
         del name
         return ()
 
-    def num_passes(self, tasks: Sequence[str]) -> float:
-        """How often the text goes through an encoder for these tasks, parts of a pass included."""
-        return len(tasks) if self.pass_per_task else 1
+    @property
+    def passes(self) -> EncoderPasses:
+        """How often the text goes through an encoder for some tasks, parts of a pass included."""
+        return EncoderPasses(per_task=self.pass_per_task)
 
     def num_positions(self, tasks: Sequence[str]) -> int:
         """How many positions these tasks add to the sequence of every text, in each pass."""
@@ -201,7 +203,7 @@ class MultiTaskModel(EncoderModel):
             self.backbone,
             per_text=2.0 * sum(heads.values()),
             num_context_prompts=self.num_positions(tasks),
-            num_passes=self.num_passes(tasks),
+            num_passes=len(tasks) if self.pass_per_task else 1,
         )
 
     def has_fixed_cache(self, tasks: Sequence[str]) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mtop_batch.errors import TaskError
+from mtop_batch.families import Family
 from mtop_batch.model.encoder.backbone import backbone_config_dict, check_backbone
 from mtop_batch.model.encoder.encode import encode, encode_kv_cache, encode_with_kv_cache
 from mtop_batch.model.encoder.families import Branch, check_families
@@ -36,7 +37,7 @@ from mtop_batch.model.parts.prompts import random_prompts
 from mtop_batch.model.parts.stacked_heads import InferenceParts, StackedTasks, num_versions
 from mtop_batch.model.parts.text_heads import AttentionHead, StackedAttention
 from mtop_batch.model.parts.token_heads import TokenHead
-from mtop_batch.tasks import Family, Task, select_tasks
+from mtop_batch.tasks import Task, select_tasks
 
 
 class MTOPModel(MTOPSequence):

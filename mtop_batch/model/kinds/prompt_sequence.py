@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtop_batch.families import EncoderPasses
 from mtop_batch.model.encoder.encode import Pass
-from mtop_batch.model.encoder.families import num_passes
 from mtop_batch.model.encoder.inputs import no_prompts, num_layers
 from mtop_batch.model.encoder.kv_cache import has_kv_cache
 from mtop_batch.model.encoder.lora import stack_lora
@@ -46,10 +46,12 @@ class MTOPSequence(MTOPParameters):
             found.setdefault(families[name], []).append(name)
         return {family: tuple(names) for family, names in found.items()}
 
-    def num_passes(self, tasks: Sequence[str]) -> float:
-        """One; with families the lower layers once, and their last layers once for each."""
-        layers_of = {family.name: family.layers for family in self.task_families}
-        return num_passes(num_layers(self.backbone), layers_of, self.by_family(tasks))
+    @property
+    def passes(self) -> EncoderPasses:
+        """One for all tasks; with families the lower layers once, and their last layers once for each."""
+        families = {name: family for name in self.task_names if (family := self.family_of(name)) is not None}
+        layers = {family.name: family.layers for family in self.task_families}
+        return EncoderPasses(False, num_layers(self.backbone), layers, families)
 
     def context_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The prompts that all outputs depend on. Names of tasks do not count, the order of their prompts does."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mtop_batch.errors import ConfigError, TaskError
+from mtop_batch.families import Family, check_families
 from mtop_batch.lines import listed
 from mtop_batch.model.encoder.families import check_families as check_encoder_has
 from mtop_batch.model.encoder.inputs import embedding_size, hidden_size
@@ -28,7 +29,7 @@ from mtop_batch.model.parts.heads import Prompts, TaskModule
 from mtop_batch.model.parts.prompts import TaskPrompts
 from mtop_batch.model.parts.text_heads import AttentionHead, least_width
 from mtop_batch.model.parts.token_heads import TokenHead
-from mtop_batch.tasks import Family, Task, check_families, check_task_names, select_tasks
+from mtop_batch.tasks import Task, check_task_names, select_tasks
 
 TaskParts = TaskModule | AttentionHead | Probe | TokenHead
 """What a task has of its own, by what it reads."""

@@ -12,14 +12,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtop_batch.errors import ConfigError, TaskError
+from mtop_batch.families import EncoderPasses, Family
 from mtop_batch.model.bundle.fingerprints import task_fingerprints, vector_fingerprint
 from mtop_batch.model.encoder import fused, ragged
-from mtop_batch.model.encoder.families import num_passes
 from mtop_batch.model.encoder.inputs import Text, encoder_layers
 from mtop_batch.model.encoder.kv_cache import use_kv_cache_attention
 from mtop_batch.model.encoder.lora import lora_layers
 from mtop_batch.model.kinds.mtop import MTOPModel
-from mtop_batch.tasks import Family, Task
+from mtop_batch.tasks import Task
 from tests.conftest import make_backbone
 from tests.model.conftest import Batch, enlarge
 from tests.model.encoder.test_encode import BACKBONES, modernbert
@@ -257,13 +257,14 @@ def test_a_saved_model_is_the_same(batch: Batch, tmp_path: Path) -> None:
 
 def test_what_families_cost() -> None:
     model = make_model()
-    assert model.num_passes(["mood", "style"]) == 1
-    assert model.num_passes(["names"]) == model.num_passes(["sport"]) == 1
-    assert model.num_passes(["names", "length"]) == 1
-    assert model.num_passes(["names", "sport"]) == (0 + 0 + 1 + 2) / 2 + 0.5
-    assert model.num_passes(NAMES) == (2 + 1 + 2) / 2
-    assert num_passes(12, {"a": 2, "b": 2, "c": 2}, "abc") == (12 - 2 + 3 * 2) / 12
-    assert num_passes(12, {"a": 2}, [None]) == num_passes(12, {"a": 2}, []) == 1
+    assert model.passes(["mood", "style"]) == 1
+    assert model.passes(["names"]) == model.passes(["sport"]) == 1
+    assert model.passes(["names", "length"]) == 1
+    assert model.passes(["names", "sport"]) == (0 + 0 + 1 + 2) / 2 + 0.5
+    assert model.passes(NAMES) == (2 + 1 + 2) / 2
+    passes = EncoderPasses(False, 12, dict.fromkeys("abc", 2), {"x": "a", "y": "b", "z": "c"})
+    assert passes("xyz") == (12 - 2 + 3 * 2) / 12
+    assert passes(["plain"]) == passes([]) == 1
 
 
 @torch.no_grad()
