@@ -1,13 +1,13 @@
 """How well a token task finds entities, and what it costs beside other tasks.
 
-    python benchmarks/entities.py f1 [--data data/ner/conll2003] [--epochs 3] [--seeds 0] [--rates 1e-4 2e-4 4e-4]
+    python benchmarks/entities.py f1 [--data data/ner/conll2003] [--epochs 1] [--seeds 0] [--rates 1e-4 2e-4 4e-4]
     python benchmarks/entities.py speed [--corpus demo/corpus] [--rounds 7]
 
-`f1`: entity F1 on the test sentences of a token task alone, and of `AutoModelForTokenClassification` on the same encoder
-as a script of one's own would train it: words given apart, the first sub-word of a word decides, the likeliest tag of
-each word. Steps, rate, schedule, batch size, clipping and decay are the same. The rate is the one of `--rates` that is
-best on the validation sentences after one epoch over a quarter of the training sentences, by the token task. Each of
-these trainings is a step with a result file under --work, so a run that is cut off goes on.
+`f1`: entity F1 on the test sentences of a token task alone, and of `AutoModelForTokenClassification` around the same
+encoder as a script would train it: words given apart, the first sub-word of a word decides, the likeliest tag of each
+word. Steps, rate, schedule, batch size, clipping and decay are the same. The rate is the one of `--rates` that is best
+on the validation sentences after one epoch over a quarter of the training sentences, by the token task. Each of these
+trainings is a step with a result file under --work, so a run that is cut off goes on.
 
 `speed`: documents/s of `Predictor.predict_tokens` with eight tasks on texts, and with a token task beside them, round
 by round in turn; the weights are random.
@@ -20,6 +20,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("what", choices=["f1", "speed"])
     parser.add_argument("--data", type=Path, default=Path("data/ner/conll2003"))
     parser.add_argument("--backbone", default=BACKBONE)
-    parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 2e-4, 4e-4])
@@ -72,10 +73,9 @@ def main() -> None:
 
 def f1(arguments: argparse.Namespace) -> dict[str, Any]:
     """Entity F1 of both, by seed, at the rate that is best for the token task."""
+    work = arguments.work
     of_rates = {
-        rate: _step(
-            arguments.work, f"rate-{rate:g}", lambda rate=rate: token_task(arguments, rate, 1.0, 0, quarter=True)
-        )
+        rate: _step(work, f"rate-{rate:g}", partial(token_task, arguments, rate, 1.0, 0, quarter=True))
         for rate in arguments.rates
     }
     best = max(of_rates, key=lambda rate: of_rates[rate]["dev"]["f1"])
@@ -83,11 +83,7 @@ def f1(arguments: argparse.Namespace) -> dict[str, Any]:
     for seed in arguments.seeds:
         for name, train in (("token task", token_task), ("plain", plain)):
             step = f"{name.replace(' ', '-')}-{best:g}-{arguments.epochs:g}-{seed}"
-            found[name].append(
-                _step(
-                    arguments.work, step, lambda train=train, seed=seed: train(arguments, best, arguments.epochs, seed)
-                )
-            )
+            found[name].append(_step(work, step, partial(train, arguments, best, arguments.epochs, seed)))
     return {"epochs": arguments.epochs, "batch_size": arguments.batch_size, "rates": of_rates, "rate": best, **found}
 
 
@@ -144,11 +140,11 @@ def plain(arguments: argparse.Namespace, rate: float, epochs: float, seed: int) 
     path = locate_backbone(arguments.backbone)
     model = AutoModelForTokenClassification.from_pretrained(path, num_labels=len(tags), dtype=torch.float32)
     tokenizer = load_tokenizer(arguments.backbone)
-    decays = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    optimizer = AdamW(
-        [{"params": decays, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}], lr=rate
-    )
+    groups = [
+        {"params": [each for each in model.parameters() if (each.ndim > 1) == decays], "weight_decay": decay}
+        for decays, decay in ((True, WEIGHT_DECAY), (False, 0.0))
+    ]
+    optimizer = AdamW(groups, lr=rate, fused=True)
     num_sentences, size = len(sentences["train"]), arguments.batch_size
     num_steps = max(1, round(epochs * num_sentences / size))
     rng = np.random.default_rng(seed)

@@ -5,7 +5,7 @@ The resolved configuration is stored in the bundle, so that a bundle says how it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from math import inf
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -733,10 +733,14 @@ class Config(_Section):
                 "model": MODEL_SECTIONS[kind].model_validate({"kind": kind}),
                 "train": self.train.model_copy(update={"seed": self.train.seed + 1000 * (number + 1)}),
                 "unlabelled": None,
-                "family": (),
-                "task": tuple(free),
             }
-        )
+        ).with_tasks(free)
+
+    def with_tasks(self, tasks: Sequence[TaskConfig]) -> Config:
+        """The same with these tasks, and of the families those that they name."""
+        named = {task.family for task in tasks}
+        families = tuple(family for family in self.family if family.name in named)
+        return self.model_copy(update={"task": tuple(tasks), "family": families})
 
     def with_prompt_groups(self, groups: Mapping[str, str]) -> Config:
         """The same with each of these tasks in a prompt group, and no other groups than those that tasks name."""

@@ -134,7 +134,7 @@ class SingleTasks:
         return {tuple(item.task.name for item in items): items for items in together.values()}
 
     def _num_steps(self, trainings: Mapping[tuple[str, ...], Sequence[TaskData]]) -> dict[str, int]:
-        """Steps of each task's training, those of a family with its first task; what reads the vector is fitted in one."""
+        """Steps of each task's training, those of a family with its first task; the vector is fitted in one."""
         steps = {}
         for names, items in trainings.items():
             size = sum(len(item.train) for item in items)

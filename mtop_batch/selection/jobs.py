@@ -124,15 +124,15 @@ class Jobs:
 def alone(config: Config, name: str) -> Config:
     """How a task trains alone before its heads are measured: an encoder, a pooler and a head of its own."""
     section = MODEL_SECTIONS["mt-dnn"].model_validate({"kind": "mt-dnn"})
-    free = {"reads": None, "prompt_group": None, "rate": None}
-    tasks = tuple(task.model_copy(update=free) for task in config.task if task.name == name)
-    return config.model_copy(update={"model": section, "unlabelled": None, "task": tasks})
+    free = {"reads": None, "prompt_group": None, "family": None, "rate": None}
+    tasks = [task.model_copy(update=free) for task in config.task if task.name == name]
+    return config.model_copy(update={"model": section, "unlabelled": None}).with_tasks(tasks)
 
 
 def together(config: Config, names: Sequence[str], rates: Mapping[str, float]) -> Config:
     """The configuration with some of its tasks, in its own order, drawn at these rates or by their sizes."""
     tasks = [task.model_copy(update={"rate": rates.get(task.name)}) for task in config.task if task.name in names]
-    return config.model_copy(update={"unlabelled": None, "task": tuple(tasks)})
+    return config.model_copy(update={"unlabelled": None}).with_tasks(tasks)
 
 
 def without_correlated_groups(config: Config) -> Config:

@@ -153,7 +153,7 @@ def save_bundle(
             training_config,
             backbone_name,
             model.config.text_limits,
-            model.passes(model.task_names),
+            model.passes,
             decisions or {},
             RELIABILITY if plot is not None else "",
         )
