@@ -108,6 +108,7 @@ class Jobs:
             "train": train,
             "max_tokens": config.backbone.max_tokens,
             "backbone": self._backbone,
+            **({"families": [family.model_dump() for family in config.family]} if config.family else {}),
         }
         tasks = [_described(item) for item in config.task]
         examples = [self._examples[item.name] for item in config.task]
@@ -143,7 +144,8 @@ def without_correlated_groups(config: Config) -> Config:
 
 
 def _described(task: TaskConfig) -> dict[str, Any]:
-    return task.model_dump(mode="json", exclude=_WHERE)
+    without = set() if task.family else {"family"}
+    return task.model_dump(mode="json", exclude=_WHERE | without)
 
 
 def _digest(values: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ from mtop_batch.model.kinds.by_name import model_class
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.model.kinds.p_tuning import PromptedModel
 from mtop_batch.model.parts.text_heads import dynamic_widths
+from mtop_batch.model.prefinetuned import check_prefinetuned, load_prefinetuned, read_families
 from mtop_batch.training.optimizer import check_num_layers, freeze_backbone, freeze_layers, freeze_word_embeddings
 from mtop_batch.training.schedules import RateSchedule
 from mtop_batch.training.settings import TaskData, TrainSettings
@@ -59,6 +60,7 @@ def check_encoder(config: Config, backbone: PreTrainedModel) -> None:
     model_class(config.model.kind).check_encoder(backbone)
     check_num_layers(backbone, config.train.freeze_layers)
     check_encoder_has(backbone, {family.name: family.layers for family in config.family})
+    check_prefinetuned(config.backbone.name, config.families())
 
 
 def first_model(
@@ -107,9 +109,10 @@ def first_model(
             special_ids=special_ids,
             seed=config.train.seed,
         )
+        load_prefinetuned(model, read_families(config.backbone.name))
     elif isinstance(model, PromptedModel) and counts is not None:
         start_from_tokens(model, counts, special_ids, config.train.seed)
-    _freeze(model, config.train)
+    freeze(model, config.train)
     return model
 
 
@@ -149,8 +152,8 @@ def train_settings(section: OptimizerConfig, **changes: Any) -> TrainSettings:
 def _warm_start(
     config: Config, section: MTOPModelConfig, backbone: PreTrainedModel, learn_alone: LearnAlone
 ) -> Mapping[str, Mapping[str, Tensor]]:
-    """What each task learns alone, without shared prompts and families: those belong to no single task, and the LoRA of
-    a family starts so that it changes nothing.
+    """What each task learns alone, without shared prompts: those belong to no single task. The LoRA of its family is
+    what the training of all begins with, and stays so.
     """
     start = MTOPModel.without_tasks(
         backbone,
@@ -158,11 +161,13 @@ def _warm_start(
         pooler_rank=section.pooler_rank,
         max_tokens=config.backbone.max_tokens,
     )
+    start.add_families(config.families(), config.train.seed)
+    load_prefinetuned(start, read_families(config.backbone.name))
     return learn_alone(start, {"prompts_per_task": section.prompts_per_task, "seed": config.train.seed})
 
 
-def _freeze(model: MultiTaskModel, train: TrainConfig) -> None:
-    """Leave as pretrained what is to stay so."""
+def freeze(model: MultiTaskModel, train: TrainConfig) -> None:
+    """Leave as pretrained what the configuration says so of."""
     freeze_layers(model, train.freeze_layers)
     if train.freeze_word_embeddings:
         freeze_word_embeddings(model)

@@ -16,11 +16,13 @@ from mtop_batch.config.sections import FamilyConfig
 from mtop_batch.engine.evaluate import evaluate_in_detail
 from mtop_batch.engine.label import LabelOptions, label_corpus
 from mtop_batch.engine.monitoring.progress import Progress
+from mtop_batch.engine.prefinetune import prefinetune
 from mtop_batch.engine.train import train
 from mtop_batch.errors import ConfigError, TaskError
 from mtop_batch.model.bundle.bundle import load_bundle
 from mtop_batch.model.bundle.files import read_bundle_info
 from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.model.prefinetuned import read_families
 from tests.engine.conftest import MakeConfig
 from tests.engine.test_add_tasks import add, write_config
 from tests.engine.test_label import write_articles
@@ -147,3 +149,30 @@ def test_what_families_cannot_be_is_refused_before_work(
         new = {**task_tables[0], "name": "new", "family": family}
         with pytest.raises(error, match=message):
             add(model, write_config(tmp_path / "new.toml", [new], head), tmp_path / "m3")
+
+
+def test_a_training_begins_with_a_pre_finetuned_backbone(
+    make_config: MakeConfig, names: dict[str, Any], task_tables: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    tables = [{**names, "family": "entities"}, {**task_tables[0], "family": "topics"}]
+    families = [{"name": "entities", "layers": 1}, {"name": "topics", "layers": 1}]
+    sources = with_tables(make_config(tmp_path / "backbone", train={"epochs": 2}), tables, families)
+    with Progress(Console(quiet=True)) as progress:
+        result = prefinetune(sources, progress=progress)
+        assert (result.families, result.was_there) == (("entities", "topics"), False)
+        assert prefinetune(sources, progress=progress).was_there
+        other = sources.model_copy(update={"train": sources.train.model_copy(update={"seed": 3})})
+        with pytest.raises(ConfigError, match="holds the backbone of another configuration"):
+            prefinetune(other, progress=progress)
+        assert not prefinetune(other, progress=progress, overwrite=True).was_there
+        found = read_families(str(tmp_path / "backbone"))
+        assert all(tensor.any() for _, tensors in found.values() for tensor in tensors.values())
+        config = make_config(tmp_path / "model", backbone={"name": str(tmp_path / "backbone")}, train={"epochs": 1})
+        train(with_tables(config, tables, families), progress=progress)
+        with pytest.raises(ConfigError, match="set these, or give the family another name"):
+            train(with_tables(config, tables, [{"name": "entities", "layers": 2}, families[1]]), progress=progress)
+        with pytest.raises(ConfigError, match="is there already and is no backbone of mtop prefinetune"):
+            prefinetune(sources.model_copy(update={"output": str(tmp_path / "model")}), progress=progress)
+        with pytest.raises(ConfigError, match="name a local directory"):
+            prefinetune(sources.model_copy(update={"output": "s3://bucket/b"}), progress=progress)
+    assert not (tmp_path / "backbone.training").exists()

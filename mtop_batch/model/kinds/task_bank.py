@@ -118,7 +118,7 @@ class MTOPParameters(MultiTaskModel):
             if task.reads == "attention"
         }
         attention = {name: {"width": width, "num_heads": attention_heads} for name, width in widths.items()}
-        self._add_families(families, seed)
+        self.add_families(families, seed)
         self._append_tasks(
             tasks, prompts_per_task, isolated, added, seed, lora_rank, prompt_groups or {}, attention, family_of
         )
@@ -137,7 +137,13 @@ class MTOPParameters(MultiTaskModel):
                 )
         check_encoder_has(self.backbone, {family.name: family.layers for family in families})
 
-    def _add_families(self, families: Sequence[Family], seed: int) -> None:
+    def add_families(self, families: Sequence[Family], seed: int = 0) -> None:
+        """Add families, of which `add_tasks` may add tasks; their LoRA starts so that it changes nothing.
+
+        Args:
+            families: New ones.
+            seed: Of the random draws.
+        """
         for family in families:
             self._build_family(family).lora.initialise(generator_of(seed, f"family {family.name}"))
         self.config.families = [*self.config.families, *(asdict(family) for family in families)]
