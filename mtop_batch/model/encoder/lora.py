@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from mtop_batch.errors import ConfigError
 from mtop_batch.model.encoder.inputs import encoder_layers
+from mtop_batch.model.encoder.kv_cache import has_kv_cache
 
 
 def lora_layers(backbone: PreTrainedModel, last: int | None = None) -> list[nn.Linear]:
@@ -160,7 +162,14 @@ def as_family(backbone: PreTrainedModel, family: FamilyLoRA | None) -> Iterator[
     Args:
         backbone: The one whose layers the LoRA was made for.
         family: None leaves the backbone as it is.
+
+    Raises:
+        ConfigError: The backbone runs its layers again for their gradients, when the block is over.
     """
+    if family is not None and not has_kv_cache(backbone):
+        raise ConfigError(
+            f"{type(backbone).__name__} has no KV cache, which families need: turn off gradient checkpointing"
+        )
     layers = [] if family is None else lora_layers(backbone, family.num_layers)
     hooks = [layer.register_forward_hook(partial(_add_of_family, family, index)) for index, layer in enumerate(layers)]
     try:

@@ -23,7 +23,7 @@ from mtop_batch.errors import TaskError
 from mtop_batch.families import Family
 from mtop_batch.model.encoder.backbone import backbone_config_dict, check_backbone
 from mtop_batch.model.encoder.encode import encode, encode_kv_cache, encode_with_kv_cache
-from mtop_batch.model.encoder.families import Branch, check_families
+from mtop_batch.model.encoder.families import Branch
 from mtop_batch.model.encoder.inputs import Text
 from mtop_batch.model.encoder.kv_cache import KVCache, use_kv_cache_attention
 from mtop_batch.model.encoder.lora import as_family, stack_lora
@@ -229,10 +229,7 @@ class MTOPModel(MTOPSequence):
 
     def _as_family(self, family: str | None) -> AbstractContextManager[None]:
         """The context in which the backbone is that of a family."""
-        lora = self.family_lora(family)
-        if family is not None and lora is not None:
-            check_families(self.backbone, {family: lora.num_layers})
-        return as_family(self.backbone, lora)
+        return as_family(self.backbone, self.family_lora(family))
 
     def outputs(self, wanted: tuple[str, ...], text: Text, *, vectors: bool) -> Outputs:
         """Logits and document vectors by one pass of the encoder (`MultiTaskModel.outputs`); with families its last
