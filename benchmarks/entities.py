@@ -9,8 +9,9 @@ word. Steps, rate, schedule, batch size, clipping and decay are the same. The ra
 on the validation sentences after one epoch over a quarter of the training sentences, by the token task. Each of these
 trainings is a step with a result file under --work, so a run that is cut off goes on.
 
-`speed`: documents/s of `Predictor.predict_tokens` with eight tasks on texts, and with a token task beside them, round
-by round in turn; the weights are random.
+`speed`: documents/s of `Predictor.predict`, tokenising included, with eight tasks on texts, with a token task beside
+them, and with one that is of a family, round by round in turn; heads, prompts and LoRA are random. Costs are relative
+to the eight tasks, in the same round.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from bundles import BACKBONE, COLUMN, random_model
@@ -36,7 +38,7 @@ from mtop_batch import Predictor
 from mtop_batch.data.examples import load_examples, tokenise_examples
 from mtop_batch.data.tags import entities_of_tags
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.model.bundle.bundle import save_bundle
+from mtop_batch.families import Family
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer, locate_backbone
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
@@ -218,43 +220,47 @@ def _rounded(value: float) -> dict[str, float]:
 
 
 def speed(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Documents/s with and without a token task, of titles and of titles with bodies."""
+    """Documents/s by contestant, of titles and of titles with bodies."""
     files = sorted(arguments.corpus.rglob("*.parquet"))
-    table = pq.read_table(files[0], partitioning=None)
-    titles = table["title"].to_pylist()[: arguments.texts]
-    bodies = table["body"].to_pylist()[: arguments.texts]
+    table = pa.concat_tables(pq.read_table(file, columns=["title", "body"], partitioning=None) for file in files)
+    titles, bodies = (table[name].to_pylist()[: arguments.texts] for name in ("title", "body"))
     articles = [f"{title}. {body}" for title, body in zip(titles, bodies, strict=True)]
-    without, beside = (_predictor(arguments, with_token_task) for with_token_task in (False, True))
+    predictors = {
+        "eight tasks": _predictor(arguments, []),
+        "and a token task": _predictor(arguments, [], token_task=True),
+        "and a token task of a family": _predictor(arguments, [Family("entities")], token_task=True),
+    }
     return {
-        name: _in_turn(without, beside, [text or "" for text in texts], arguments.rounds)
+        name: _in_turn(predictors, [text or "" for text in texts], arguments.rounds)
         for name, texts in (("titles", titles), ("articles", articles))
     }
 
 
-def _predictor(arguments: argparse.Namespace, with_token_task: bool) -> Predictor:
+def _predictor(arguments: argparse.Namespace, families: Sequence[Family], *, token_task: bool = False) -> Predictor:
     model = random_model(arguments.backbone)
-    if with_token_task:
-        model.add_tasks([Task("names", "token", ("PER", "LOC", "ORG", "MISC"), (COLUMN,))])
-    uri = str(arguments.work / f"speed-{with_token_task}")
-    tokenizer = load_tokenizer(arguments.backbone)
-    save_bundle(uri, model, tokenizer, metrics={}, training_config={}, backbone_name=arguments.backbone)
-    return Predictor.load(uri)
+    if token_task:
+        task = Task("names", "token", ("PER", "LOC", "ORG", "MISC"), (COLUMN,))
+        model.add_tasks([task], families=families, family_of={"names": families[0].name} if families else {})
+    return Predictor(model, load_tokenizer(arguments.backbone), precision="fp32")
 
 
-def _in_turn(without: Predictor, beside: Predictor, texts: list[str], rounds: int) -> dict[str, Any]:
-    seconds: dict[str, list[float]] = {"without": [], "with": []}
+def _in_turn(predictors: Mapping[str, Predictor], texts: list[str], rounds: int) -> dict[str, Any]:
+    seconds: dict[str, list[float]] = {name: [] for name in predictors}
     for _ in range(rounds + 1):  # the first one warms up
-        for name, predictor in (("without", without), ("with", beside)):
+        for name, predictor in predictors.items():
             started = time.perf_counter()
             predictor.predict(texts)
             seconds[name].append(time.perf_counter() - started)
-    ratios = [b / a for a, b in zip(seconds["without"][1:], seconds["with"][1:], strict=True)]
-    return {
-        "documents": len(texts),
-        **{f"documents_per_s_{name}": round(len(texts) / min(of[1:]), 1) for name, of in seconds.items()},
-        "cost_ratio_median": round(statistics.median(ratios), 3),
-        "cost_ratios": [round(ratio, 3) for ratio in ratios],
-    }
+    base, *_ = seconds.values()
+    found: dict[str, Any] = {"documents": len(texts)}
+    for name, of in seconds.items():
+        ratios = [own / other for own, other in zip(of[1:], base[1:], strict=True)]
+        found[name] = {
+            "documents_per_s": round(len(texts) / min(of[1:]), 1),
+            "cost": round(statistics.median(ratios), 3),
+            "costs": [round(ratio, 3) for ratio in ratios],
+        }
+    return found
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from mtop_batch.errors import ConfigError, NotInTable, TaskError
 from mtop_batch.labelling.plan.sample import Block
 from mtop_batch.labelling.run.read_rows import read_unit
 from mtop_batch.lines import did_you_mean
-from mtop_batch.table.columns import VECTOR_COLUMN, OutputKind
+from mtop_batch.table.columns import ENTITIES_TYPE, ENTITY_TYPE, LABELS_TYPE, VECTOR_COLUMN, OutputKind
 from mtop_batch.table.footer import PublishedFooter
 from mtop_batch.table.names import content_id
 from mtop_batch.table.read import PublishedTable, open_table
@@ -37,6 +37,8 @@ from mtop_batch.table.store import StoreListing, list_store, read_label_file, re
 Strategy = Literal["uncertain", "disagree", "random", "diverse"]
 Floats = npt.NDArray[np.floating[Any]]
 
+FILLED_IN = pa.list_(pa.struct([field for field in ENTITY_TYPE if field.name != "score"]))
+"""Entities as people write them, and as `mtop train` reads them."""
 # Articles of which `diverse` chooses: the more there are, the rarer what it finds; their vectors are in memory.
 _MIN_CANDIDATES, _CANDIDATES_PER_ARTICLE = 10_000, 20
 # What is kept is cut back to the best only when it has become so many times as much.
@@ -123,18 +125,15 @@ def _check(options: ReviewOptions) -> OutputKind:
                 f"{', '.join(kinds)}"
             )
     kind = kinds[options.task]
-    if kind.kind == "token":
-        raise ConfigError(
-            f"task {options.task!r} finds entities, which cannot be reviewed in a table; name another task"
-        )
     if options.against is not None and (options.against == options.task or kinds[options.against].kind != kind.kind):
         raise ConfigError(f"--against {options.against}: name another task of the same kind ({kind.kind})")
     if kind.kind == "regression" and options.strategy == "uncertain":
         raise ConfigError(
             f"task {options.task!r} is a regression, whose values have no probability; use another --strategy"
         )
-    if kind.kind == "multi-label" and options.output.lower().endswith(".csv"):
-        raise ConfigError(f"task {options.task!r} has lists of labels, which a CSV file cannot hold; write Parquet")
+    if kind.kind in ("multi-label", "token") and options.output.lower().endswith(".csv"):
+        what = "entities" if kind.kind == "token" else "labels"
+        raise ConfigError(f"task {options.task!r} has lists of {what}, which a CSV file cannot hold; write Parquet")
     taken = {"id", *kind.names(options.task)}
     if options.label_column in taken:
         raise ConfigError(f"--label-column {options.label_column!r} is the name of another column; name another")
@@ -222,7 +221,7 @@ def _sureness(rows: pa.Table, task: str, kind: OutputKind) -> npt.NDArray[np.flo
     """(R,) How sure a task is of each article: the probability of its label.
 
     Of a multi-label task it is that of the least sure of its labels: of all where their scores are stored, else of
-    those that the article has; NaN where it has none.
+    those that the article has; NaN where it has none. Of a token task it is that of the least sure word.
     """
     scores = rows[f"{task}_score"].combine_chunks()
     if kind.kind != "multi-label":
@@ -248,12 +247,10 @@ def _agreement(rows: pa.Table, compared: pa.Table, options: ReviewOptions, kind:
     mine, theirs = (
         table[f"{task}_label"].combine_chunks() for table, task in ((rows, options.task), (compared, other))
     )
-    if kind.kind == "multi-label":
+    if kind.kind in ("multi-label", "token"):
+        lists = (_lists(labels) for labels in (mine, theirs))
         differ = np.array(
-            [
-                a is not None and b is not None and a != b
-                for a, b in zip(mine.to_pylist(), theirs.to_pylist(), strict=True)
-            ],
+            [a is not None and b is not None and a != b for a, b in zip(*lists, strict=True)],
             bool,
         )
     else:
@@ -263,6 +260,15 @@ def _agreement(rows: pa.Table, compared: pa.Table, options: ReviewOptions, kind:
     # A list without labels says nothing of how sure it is: as sure as its threshold.
     both = np.minimum(*(np.nan_to_num(each, nan=0.5) for each in sure))
     return np.where(differ, -both, np.nan)
+
+
+def _lists(labels: pa.Array) -> list[Any]:
+    """What stands in lists: labels, or entities, of which how sure they are is no part."""
+    rows: list[Any] = labels.to_pylist()
+    if labels.type == LABELS_TYPE:
+        return rows
+    keys = [field.name for field in FILLED_IN.value_type]
+    return [None if row is None else [tuple(entity[key] for key in keys) for entity in row] for row in rows]
 
 
 class _OtherLabels:
@@ -390,18 +396,21 @@ def _with_texts(
             "name another --label-column"
         )
     rows = [found[article.source.path, article.row] for article in kept]
-    label_type = pa.list_(pa.string()) if kind.kind == "multi-label" else pa.string()
+    label_type, to_fill_in = {
+        "multi-label": (LABELS_TYPE, LABELS_TYPE),
+        "token": (ENTITIES_TYPE, FILLED_IN),
+        "regression": (pa.float32(), pa.float32()),
+    }.get(kind.kind, (pa.string(), pa.string()))
     score_type = pa.list_(pa.float32()) if kind.kind == "multi-label" else pa.float32()
     fields: dict[str, pa.Array] = {"id": pa.array([value for value, _ in rows])}
     for name in columns:
         fields[name] = pa.array([texts.get(name) for _, texts in rows], pa.string())
     if kind.kind == "regression":
-        fields[f"{options.task}_score"] = pa.array([article.label for article in kept], pa.float32())
-        label_type = pa.float32()
+        fields[f"{options.task}_score"] = pa.array([article.label for article in kept], label_type)
     else:
         fields[f"{options.task}_label"] = pa.array([article.label for article in kept], label_type)
         fields[f"{options.task}_score"] = pa.array([article.score for article in kept], score_type)
-    fields[options.label_column] = pa.nulls(len(kept), label_type)
+    fields[options.label_column] = pa.nulls(len(kept), to_fill_in)
     return pa.table(fields), unreadable
 
 

@@ -129,9 +129,7 @@ def test_a_model_begins_with_what_was_learned(tmp_path: Path) -> None:
     assert not any(value.any() for name, value in new.family_tensors("new").items() if ".B." in name)
     again, _ = prefinetuning_model(make_config(tasks, str(tmp_path)), backbone, make_data(tasks))
     assert all(torch.equal(value, expected[name]) for name, value in again.family_tensors("entities").items())
-    with pytest.raises(
-        ConfigError, match=r"of the backbone .* has rank = 8, alpha = 16 and layers = 1"
-    ):
+    with pytest.raises(ConfigError, match=r"of the backbone .* has rank = 8, alpha = 16 and layers = 1"):
         check_prefinetuned(str(tmp_path), [Family("entities", layers=2)])
     (tmp_path / "families.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):

@@ -69,7 +69,7 @@ def test_a_new_family_is_learned_with_its_tasks_and_nothing_else_changes() -> No
     model, start = make_model(prompt_attention="isolated"), make_model(prompt_attention="isolated")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.add_tasks(tasks, **new)
-    learned = train_family(model, "late", [*map(data, tasks)], make_settings(epochs=30, learning_rate=1e-2))
+    learned = train_family(model, "late", [*map(data, tasks)], make_settings(epochs=12, learning_rate=1e-2))
     assert learned["added"].metrics["accuracy"] > 0.8
     assert learned["names"].metrics["entity_f1"] > 0.8
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
