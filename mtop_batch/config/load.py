@@ -209,7 +209,7 @@ def _hint(location: Sequence[str | int], values: Mapping[str, Any]) -> str:
 def _dotted(location: Sequence[str | int], values: Mapping[str, Any]) -> str:
     """`task.3.metric` as `task[politics].metric`, so that the reader finds the place."""
     if len(location) > 1 and location[0] in _TABLES and isinstance(location[1], int):
-        table = values[location[0]][location[1]]
+        table = values[str(location[0])][location[1]]
         name = table.get("name", location[1]) if isinstance(table, dict) else location[1]
         return ".".join([f"{location[0]}[{name}]", *map(str, location[2:])])
     return ".".join(map(str, location)) or "the configuration"

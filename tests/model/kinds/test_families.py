@@ -19,6 +19,7 @@ from mtop_batch.model.encoder.inputs import Text, encoder_layers
 from mtop_batch.model.encoder.kv_cache import use_kv_cache_attention
 from mtop_batch.model.encoder.lora import lora_layers
 from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.model.precision import with_bf16_encoder
 from mtop_batch.tasks import Task
 from tests.conftest import make_backbone
 from tests.model.conftest import Batch, enlarge
@@ -325,3 +326,15 @@ def test_gradient_checkpointing_is_refused(batch: Batch) -> None:
         model(**batch, task="names")
     with pytest.raises(ConfigError, match="turn off gradient checkpointing"):
         model.all_outputs(**batch, tasks=["names", "sport"])
+
+
+@torch.no_grad()
+def test_an_encoder_in_bf16_has_families_too(batch: Batch) -> None:
+    model = make_model()
+    exact = model.all_outputs(**batch, tasks=NAMES)
+    rounded = with_bf16_encoder(model).all_outputs(**batch, tasks=NAMES)
+    assert rounded.logits.dtype == torch.float32
+    finite = exact.logits.isfinite()
+    torch.testing.assert_close(rounded.logits[finite], exact.logits[finite], atol=0.2, rtol=0.2)
+    mask = batch["attention_mask"].bool()
+    torch.testing.assert_close(rounded.at_tokens["names"][mask], exact.at_tokens["names"][mask], atol=0.2, rtol=0.2)
