@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mtop_batch import storage
 from mtop_batch.config.sections import Config
@@ -120,7 +121,7 @@ def _local(output: str) -> Path:
     return Path(place)
 
 
-def _known(output: Path, overwrite: bool) -> dict[str, object]:
+def _known(output: Path, overwrite: bool) -> dict[str, Any]:
     """What an earlier call has left at the output."""
     known = read_described(output)
     if not known and output.exists() and (not output.is_dir() or any(output.iterdir())):

@@ -101,14 +101,16 @@ class SingleTasks:
             max_threads=max_threads(),
         )
         options = ray_options(len(trainings), resources, self.optimizer.max_failures)
-        train_one, train_all = (ray.remote(train).options(**options) for train in (self.train, train_new_family))
+        train_one: Any = ray.remote(self.train).options(**options)
+        train_together: Any = ray.remote(train_new_family).options(**options)
         model_ref, refs = ray.put(model), {}
         for names, items in trainings.items():
-            if names[0] not in done:
-                is_family = self._new_family(names[0]) is not None
-                refs[names] = (train_all if is_family else train_one).remote(
-                    model_ref, items if is_family else items[0], job
-                )
+            if names[0] in done:
+                continue
+            if self._new_family(names[0]) is None:
+                refs[names] = train_one.remote(model_ref, items[0], job)
+            else:
+                refs[names] = train_together.remote(model_ref, items, job)
 
         def keep(learned: Mapping[str, LearnedTask]) -> None:
             for name, task in learned.items():
@@ -135,7 +137,7 @@ class SingleTasks:
 
     def _num_steps(self, trainings: Mapping[tuple[str, ...], Sequence[TaskData]]) -> dict[str, int]:
         """Steps of each task's training, those of a family with its first task; the vector is fitted in one."""
-        steps = {}
+        steps: dict[str, int] = {}
         for names, items in trainings.items():
             size = sum(len(item.train) for item in items)
             own = num_steps(size, self.settings.batch_size, self.settings.epochs)

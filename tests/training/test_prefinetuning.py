@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from mtop_batch.config.load import validate
+from mtop_batch.data.batches import pad_batch
 from mtop_batch.errors import ConfigError
 from mtop_batch.families import Family
 from mtop_batch.model.encoder.backbone import load_backbone
@@ -89,9 +91,7 @@ def test_texts_of_a_label_come_closer_and_each_family_learns() -> None:
 @torch.no_grad()
 def closeness(model: MTOPModel, examples: Any) -> float:
     """How much closer texts of a label are to one another than to others."""
-    from mtop_batch.data.batches import pad_batch
-
-    inputs = pad_batch(examples.tokens, range(len(examples)))
+    inputs: dict[str, Any] = pad_batch(examples.tokens, np.arange(len(examples)))
     with model._as_family("texts"):
         vectors = model.all_tasks_and_vectors(**inputs, tasks=[])[1].float()
     same = torch.from_numpy(examples.labels[:, None] == examples.labels)

@@ -154,7 +154,9 @@ class FusedLayers:
     @torch.no_grad()
     def of_family(self, backbone: PreTrainedModel, family: FamilyLoRA) -> FusedLayers:
         """The layers as a family has them: the lower ones are these, and LoRA is in the weights of the last ones."""
-        deltas = dict(zip(lora_layers(backbone, family.num_layers), family.deltas(), strict=True))
+        deltas: dict[nn.Module, Tensor] = dict(
+            zip(lora_layers(backbone, family.num_layers), family.deltas(), strict=True)
+        )
         encoder: Any = backbone.encoder
         start = len(self.layers) - family.num_layers
         upper = (_Layer.of(layer, deltas) for layer in encoder.layer[start:])

@@ -166,11 +166,14 @@ def as_family(backbone: PreTrainedModel, family: FamilyLoRA | None) -> Iterator[
     Raises:
         ConfigError: The backbone runs its layers again for their gradients, when the block is over.
     """
-    if family is not None and not has_kv_cache(backbone):
+    if family is None:
+        yield
+        return
+    if not has_kv_cache(backbone):
         raise ConfigError(
             f"{type(backbone).__name__} has no KV cache, which families need: turn off gradient checkpointing"
         )
-    layers = [] if family is None else lora_layers(backbone, family.num_layers)
+    layers = lora_layers(backbone, family.num_layers)
     hooks = [layer.register_forward_hook(partial(_add_of_family, family, index)) for index, layer in enumerate(layers)]
     try:
         yield

@@ -40,7 +40,7 @@ FAMILY_OF = {"names": "entities", "length": "entities", "sport": "topics", "abou
 NAMES = [task.name for task in TASKS]
 
 
-def make_model(attention: str = "isolated", backbone: Any = None, **settings: Any) -> MTOPModel:
+def make_model(attention: Any = "isolated", backbone: Any = None, **settings: Any) -> MTOPModel:
     """A model with two families, of one and of two of the encoder's layers, and tasks of no family."""
     backbone = make_backbone() if backbone is None else backbone
     given: dict[str, Any] = {"families": [ENTITIES, TOPICS], "family_of": FAMILY_OF, "max_tokens": 40, **settings}
