@@ -40,7 +40,7 @@ class CachedContexts:
 
     Args:
         model: On the worker's device.
-        tasks: Those that read them.
+        tasks: Those that read them, of one family; none for tasks of no family.
         worker: This process.
         dropout: Share of the keys and values that is zeroed each time a batch is asked for while the model trains; the
             rest is scaled up.
@@ -50,8 +50,8 @@ class CachedContexts:
     def __init__(
         self,
         model: MultiTaskModel,
-        tasks: Sequence[str],
         *,
+        tasks: Sequence[str] = (),
         worker: Worker,
         dropout: float = 0.0,
         max_bytes: int | None = None,
@@ -166,7 +166,7 @@ def cached_contexts(
     model: MultiTaskModel, tasks: Sequence[str], *, worker: Worker, dropout: float = 0.0
 ) -> CachedContexts | None:
     """The KV caches for training these tasks, if nothing trains that changes them; else None."""
-    return CachedContexts(model, tasks, worker=worker, dropout=dropout) if model.has_fixed_cache(tasks) else None
+    return CachedContexts(model, tasks=tasks, worker=worker, dropout=dropout) if model.has_fixed_cache(tasks) else None
 
 
 def model_inputs(
