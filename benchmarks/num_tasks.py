@@ -63,8 +63,7 @@ class Variant:
 
     def describe(self, costs: Sequence[float], predictor: Predictor) -> dict[str, Any]:
         """The variant and its results."""
-        parts = predictor._model._inference_parts
-        assert parts is not None, "it was measured"
+        parts = predictor._model._inference_parts[None]
         own = [*self.model.task_modules.parameters(), *self.model.prompt_groups.parameters()]
         return {
             "prompts": self.construction,

@@ -1,6 +1,6 @@
 """One model, one forward pass, every text-classification label.
 
-    from mtop_batch import add_tasks, calibrate, evaluate, label, review, select_tasks, train  # the commands
+    from mtop_batch import add_tasks, calibrate, evaluate, label, prefinetune, review, select_tasks, train  # commands
     from mtop_batch import MTOPModel, Predictor, read_labels  # a bundle, and the label table
 
 Names are imported on first use, so that `mtop --help` does not wait for torch. Once this is imported,
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mtop_batch.auto_classes import register_when_imported
 
 if TYPE_CHECKING:
-    from mtop_batch.api import add_tasks, calibrate, evaluate, label, review, select_tasks, train
+    from mtop_batch.api import add_tasks, calibrate, evaluate, label, prefinetune, review, select_tasks, train
     from mtop_batch.errors import BundleError, ConfigError, DataError, JobError, LabelTableError, MtopError, TaskError
     from mtop_batch.labelling.run.predictor import Predictor
     from mtop_batch.model.kinds.config import MTOPConfig
@@ -40,6 +40,7 @@ _MODULES = {
     "evaluate": "api",
     "iter_labels": "table.read",
     "label": "api",
+    "prefinetune": "api",
     "read_labels": "table.read",
     "review": "api",
     "select_tasks": "api",
@@ -63,6 +64,7 @@ __all__ = [
     "evaluate",
     "iter_labels",
     "label",
+    "prefinetune",
     "read_labels",
     "review",
     "select_tasks",

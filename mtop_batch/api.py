@@ -1,6 +1,6 @@
-"""What the commands `mtop train`, `add-tasks`, `calibrate`, `select-tasks`, `label`, `evaluate` and `review` do.
+"""What the commands `mtop train`, `prefinetune`, `add-tasks`, `calibrate`, `select-tasks`, `label` and others do.
 
-    from mtop_batch import add_tasks, calibrate, evaluate, label, review, select_tasks, train
+    from mtop_batch import add_tasks, calibrate, evaluate, label, prefinetune, review, select_tasks, train
 
 Arguments, output on the terminal and errors are those of the commands, which call these functions. Paths are local or
 URLs, as on the command line. Heavy imports wait until a function is called.
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mtop_batch.config.sections import Config
     from mtop_batch.engine.add_tasks import ChangeResult
     from mtop_batch.engine.calibrate import CalibrateResult
+    from mtop_batch.engine.prefinetune import PrefinetuneResult
     from mtop_batch.engine.select_tasks import SelectResult
     from mtop_batch.engine.train import TrainResult
     from mtop_batch.labelling.review import Strategy
@@ -57,6 +58,35 @@ def train(
     loaded = _loaded(config, overrides)  # first: importing torch and Ray takes seconds
     from mtop_batch.engine.monitoring.progress import Progress
     from mtop_batch.engine.train import train as run
+
+    with Progress() as progress:
+        return run(loaded, progress=progress, on_event=on_event, overwrite=overwrite)
+
+
+def prefinetune(
+    config: str | Path | Config,
+    overrides: Sequence[str] = (),
+    *,
+    overwrite: bool = False,
+    on_event: Callable[[Event], None] | None = None,
+) -> PrefinetuneResult:
+    """Let an encoder learn from source tasks, and write it, with the LoRA of its families, to the configuration's
+    `output`: a directory that `backbone.name` may name.
+
+    If it fails or is killed, `<output>.training` holds what was done, and the same call resumes from there.
+
+    Args:
+        config: A TOML file, or a configuration that is loaded already.
+        overrides: `section.key=value` strings, as with `--set`; only with a file.
+        overwrite: Replace what an earlier call has left at `output`.
+        on_event: Called with every event (start, step, ...) of the training.
+
+    Raises:
+        MtopError: As `train`.
+    """
+    loaded = _loaded(config, overrides)
+    from mtop_batch.engine.monitoring.progress import Progress
+    from mtop_batch.engine.prefinetune import prefinetune as run
 
     with Progress() as progress:
         return run(loaded, progress=progress, on_event=on_event, overwrite=overwrite)

@@ -52,7 +52,7 @@ METRICS: Mapping[TaskKind, tuple[Metric, ...]] = {
     "regression": ("pearson_spearman", "pearson", "spearman"),
     "token": ("entity_f1",),
 }
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
+NAME_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Task:
     combine: Combine = "mean"
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not NAME_PATTERN.fullmatch(self.name):
             raise TaskError(
                 f"task name {self.name!r} is not allowed: use letters, digits, '_' and '-', starting with a letter "
                 "(it names label columns)"

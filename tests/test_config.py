@@ -10,6 +10,7 @@ import pytest
 from mtop_batch.config.load import load_config
 from mtop_batch.config.sections import MODEL_SECTIONS, Config, ModelConfig, MTOPModelConfig
 from mtop_batch.errors import ConfigError
+from mtop_batch.families import Family
 from mtop_batch.model.kinds.by_name import KINDS
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.storage import write_bytes
@@ -256,6 +257,29 @@ def test_a_configuration_may_lie_on_object_storage(s3: S3Server) -> None:
     assert load_config(uri).output == "models/news"
     with pytest.raises(ConfigError, match=r"there is no configuration file 's3://test/configs/nowhere\.toml'"):
         load_config(f"s3://{s3.bucket}/configs/nowhere.toml")
+
+
+def test_families_are_tables_and_tasks_name_them(write: Callable[..., Path]) -> None:
+    family = '[[family]]\nname = "topics"\nlayers = 3\n'
+    named = CONFIG.replace("[[task]]", f"{family}[[task]]") + 'family = "topics"\n'
+    config = load_config(write(named))
+    assert config.families() == [Family("topics", layers=3)]
+    assert config.family_of() == {"politics": "topics"}
+    assert Config.model_validate(config.model_dump(mode="json")) == config
+    assert config.with_tasks([config.task[0].model_copy(update={"family": None})]).family == ()
+    assert config.teacher(0).family_of() == {}
+    for text, message in (
+        (named.replace("layers = 3", "layer = 3"), r"unknown key family\[topics\]\.layer; did you mean 'layers'"),
+        (named.replace("layers = 3", "layers = 0"), r"family\[topics\]\.layers = 0 cannot be used"),
+        (named.replace("[[family]]", "[family]"), r"family is one table; write \[\[family\]\], with two brackets"),
+        (named.replace('"topics"', '"a b"'), "family name 'a b' is not allowed"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(write(text))
+    with pytest.raises(ConfigError, match=r"task 'politics': model\.kind = 'mt-dnn' has no families; remove it"):
+        load_config(write(named), ["model.kind=mt-dnn"])
+    with pytest.raises(ConfigError, match="the vector is that of the encoder as it is for all"):
+        load_config(write(named + 'reads = "vector"\n'))
 
 
 def test_each_kind_of_model_has_keys_of_its_own(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

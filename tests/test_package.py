@@ -46,7 +46,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert PROJECT["version"] == mtop_batch.__version__
 
 
-@pytest.mark.parametrize("name", ["train", "add-tasks", "select-tasks", "label", "evaluate"])
+@pytest.mark.parametrize("name", ["train", "prefinetune", "add-tasks", "select-tasks", "label", "evaluate"])
 def test_a_function_takes_what_its_command_takes(name: str) -> None:
     command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
     options = {parameter.name for parameter in command.params} - {"json_out"}

@@ -19,12 +19,13 @@ import typer
 from mtop_batch import __version__
 from mtop_batch.cli.experiments import build_glue, build_many, build_nhc, reproduce
 from mtop_batch.cli.labelling import compare, label, labels, predict, publish, review, vacuum
-from mtop_batch.cli.training import add_tasks, calibrate, drop_tasks, evaluate, select_tasks, train
+from mtop_batch.cli.training import add_tasks, calibrate, drop_tasks, evaluate, prefinetune, select_tasks, train
 from mtop_batch.errors import MtopError, one_line
 from mtop_batch.lines import for_people
 
 COMMANDS = (
     train,
+    prefinetune,
     add_tasks,
     drop_tasks,
     calibrate,

@@ -53,6 +53,27 @@ def train(
     write_json(place, asdict(result))
 
 
+def prefinetune(
+    config: ConfigOption,
+    set_: SetOption = None,
+    overwrite: OverwriteOption = False,
+    json_out: JsonOption = None,
+) -> None:
+    """Let an encoder learn from source tasks, by families if there are some, before `mtop train` starts from it."""
+    place = json_place(json_out)
+    result = api.prefinetune(config, set_ or (), overwrite=overwrite)
+    families = f" with the LoRA of {listed(result.families)}" if result.families else ""
+    if result.was_there:
+        typer.echo(f"{result.output} is there already, of this configuration and these examples: nothing to do")
+    else:
+        typer.echo(
+            f"wrote {result.output}{families}: {counted(len(result.tasks), 'task')}, {result.num_steps:,} steps, "
+            f"{result.examples_per_s:,.0f} examples/s, {result.seconds:,.0f} s in all"
+        )
+    typer.echo(f'train from it: [backbone] name = "{result.output}"')
+    write_json(place, asdict(result))
+
+
 def add_tasks(
     model: ModelOption,
     config: ConfigOption,

@@ -15,10 +15,11 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from mtop_batch.config.sections import MODEL_SECTIONS, Config, GateConfig, TaskConfig
+from mtop_batch.config.sections import MODEL_SECTIONS, Config, FamilyConfig, GateConfig, TaskConfig
 from mtop_batch.errors import ConfigError, TaskError
 from mtop_batch.storage import absolute, is_remote, read_bytes
 
+_TABLES: Mapping[str | int, type[BaseModel]] = {"task": TaskConfig, "family": FamilyConfig}
 # A thousand tasks take half a megabyte.
 _MAX_BYTES = 64_000_000
 
@@ -179,8 +180,9 @@ def _explain(detail: dict[str, Any], values: Mapping[str, Any]) -> str:
     if detail["type"] == "missing":
         return f"{location} is missing; add it"
     if detail["type"] == "tuple_type":
-        if detail["loc"] == ("task",):
-            return "task is one table; write [[task]], with two brackets, before the keys of each task"
+        if detail["loc"][0] in _TABLES and len(detail["loc"]) == 1:
+            name = detail["loc"][0]
+            return f"{name} is one table; write [[{name}]], with two brackets, before the keys of each {name}"
         listed = json.dumps([detail["input"]], ensure_ascii=False, default=str)
         return f"{location} = {detail['input']!r} is no list; write {detail['loc'][-1]} = {listed}"
     if detail["type"].startswith("model_"):
@@ -206,18 +208,18 @@ def _hint(location: Sequence[str | int], values: Mapping[str, Any]) -> str:
 
 def _dotted(location: Sequence[str | int], values: Mapping[str, Any]) -> str:
     """`task.3.metric` as `task[politics].metric`, so that the reader finds the place."""
-    if len(location) > 1 and location[0] == "task" and isinstance(location[1], int):
-        task = values["task"][location[1]]
-        name = task.get("name", location[1]) if isinstance(task, dict) else location[1]
-        return ".".join([f"task[{name}]", *map(str, location[2:])])
+    if len(location) > 1 and location[0] in _TABLES and isinstance(location[1], int):
+        table = values[str(location[0])][location[1]]
+        name = table.get("name", location[1]) if isinstance(table, dict) else location[1]
+        return ".".join([f"{location[0]}[{name}]", *map(str, location[2:])])
     return ".".join(map(str, location)) or "the configuration"
 
 
 def _known_keys(path: Sequence[str | int]) -> list[str]:
     section: type[BaseModel] = Config
     for part in path:
-        if part == "task":
-            section = TaskConfig
+        if part in _TABLES:
+            section = _TABLES[part]
         elif isinstance(part, str):
             section = _section_of(section.model_fields[part].annotation)
     return list(section.model_fields)

@@ -5,7 +5,7 @@ The resolved configuration is stored in the bundle, so that a bundle says how it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from math import inf
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -23,6 +23,7 @@ from pydantic import (
 
 from mtop_batch.decisions.rules import Rule
 from mtop_batch.errors import TaskError
+from mtop_batch.families import Family
 from mtop_batch.lines import listed
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.storage import absolute, check_address
@@ -465,6 +466,32 @@ class DecideConfig(_Section):
         return next((key, value if isinstance(value, float) else 0.0) for key, value in self if value is not None)
 
 
+class FamilyConfig(_Section):
+    """Tasks that share LoRA in the last layers of the encoder, such as entities beside topics; only with
+    `model.kind = "mtop"`.
+
+    The layers below run once for all tasks, the last ones once for each family, and once more for tasks of no family.
+    """
+
+    name: str
+    """What tasks call it: letters, digits, `_` and `-`, starting with a letter."""
+    rank: int = Field(8, ge=1, le=256)
+    """Rank of the LoRA of every linear layer."""
+    alpha: float = Field(16.0, gt=0, le=1e4)
+    """The LoRA is scaled by alpha / rank."""
+    layers: int = Field(2, ge=1, le=256)
+    """In how many of the encoder's last layers it is."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        self.family()
+        return self
+
+    def family(self) -> Family:
+        """The family that it describes."""
+        return Family(**self.model_dump())
+
+
 class TaskConfig(_Section):
     """A task: its definition and where its examples lie."""
 
@@ -507,6 +534,9 @@ class TaskConfig(_Section):
     task it is what an example with the label counts beside one without it."""
     prompt_group: str | None = Field(None, pattern="^[A-Za-z][A-Za-z0-9_-]*$")
     """The task shares the prompts of this group, whatever `model.prompt_groups` says; not in `mtop add-tasks`."""
+    family: str | None = None
+    """The `[[family]]` that the task is of; with `mtop add-tasks` it may be one of the bundle. Without it the task
+    reads the encoder as it is for all. Not for a task that reads the vector."""
     rate: float | None = Field(None, gt=0, le=1e6)
     """How often steps of `mtop train` take the task, beside the rates of the others, whatever `train.alpha` says; all
     tasks have one, or none has."""
@@ -628,6 +658,8 @@ class Config(_Section):
     rules: tuple[str, ...] | None = None
     """What must hold between the labels of a text, such as `implies("football:yes", "sport:yes")` or `excludes(...)` of
     two or more. A bundle without this key keeps those that it has."""
+    family: tuple[FamilyConfig, ...] = ()
+    """Families of tasks, one table each."""
     task: tuple[TaskConfig, ...]
     """The tasks, one table each; or `tasks = "FILE.toml"`, a file that holds nothing but these tables."""
 
@@ -660,6 +692,15 @@ class Config(_Section):
         grouped = [task.name for task in self.task if task.prompt_group is not None]
         if grouped and not isinstance(self.model, MTOPModelConfig):
             raise TaskError(f"task {grouped[0]!r}: model.kind = {self.model.kind!r} has no prompt_group; remove it")
+        if (of_family := self.family_of()) or self.family:
+            if not isinstance(self.model, MTOPModelConfig):
+                what = f"task {next(iter(of_family))!r}" if of_family else f"family {self.family[0].name!r}"
+                raise TaskError(f"{what}: model.kind = {self.model.kind!r} has no families; remove it")
+            vector = [task.name for task in self.tasks() if task.reads_vector and task.name in of_family]
+            if vector:
+                raise TaskError(
+                    f"task {vector[0]!r}: the vector is that of the encoder as it is for all; remove its family"
+                )
         without = [task.name for task in self.task if task.rate is None]
         if 0 < len(without) < len(self.task):
             raise TaskError(f"task {without[0]!r} has no rate, and others have one; give all tasks one, or none")
@@ -671,6 +712,14 @@ class Config(_Section):
         """The definitions of all tasks, in the order of the file."""
         return [task.definition(self.model.default_reader) for task in self.task]
 
+    def families(self) -> list[Family]:
+        """The families, in the order of the file."""
+        return [family.family() for family in self.family]
+
+    def family_of(self) -> dict[str, str]:
+        """Task -> family, of the tasks that have one."""
+        return {task.name: task.family for task in self.task if task.family is not None}
+
     def teacher(self, number: int) -> Config:
         """How teacher `number`, from 0 on, is trained: on the same examples, by a seed of its own, without teachers.
 
@@ -678,15 +727,20 @@ class Config(_Section):
             number: Of the `unlabelled.teachers`.
         """
         kind = "mt-dnn" if self.unlabelled is None else self.unlabelled.teacher_kind
-        free = [task.model_copy(update={"reads": None, "prompt_group": None}) for task in self.task]
+        free = [task.model_copy(update={"reads": None, "prompt_group": None, "family": None}) for task in self.task]
         return self.model_copy(
             update={
                 "model": MODEL_SECTIONS[kind].model_validate({"kind": kind}),
                 "train": self.train.model_copy(update={"seed": self.train.seed + 1000 * (number + 1)}),
                 "unlabelled": None,
-                "task": tuple(free),
             }
-        )
+        ).with_tasks(free)
+
+    def with_tasks(self, tasks: Sequence[TaskConfig]) -> Config:
+        """The same with these tasks, and of the families those that they name."""
+        named = {task.family for task in tasks}
+        families = tuple(family for family in self.family if family.name in named)
+        return self.model_copy(update={"task": tuple(tasks), "family": families})
 
     def with_prompt_groups(self, groups: Mapping[str, str]) -> Config:
         """The same with each of these tasks in a prompt group, and no other groups than those that tasks name."""

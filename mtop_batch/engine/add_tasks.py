@@ -2,7 +2,8 @@
 
 The new tasks are isolated: they read the text and are read by nobody. So each trains alone, side by side with the
 others, on weights that stay as they are; the fingerprints of the tasks already there do not change, and neither do
-their labels.
+their labels. Tasks of a new family train together, for they learn its LoRA; one of a family that is there reads it as
+it is.
 """
 
 from __future__ import annotations
@@ -31,15 +32,18 @@ from mtop_batch.engine.single_tasks import SingleTasks
 from mtop_batch.engine.train import as_read, load_task, versions
 from mtop_batch.engine.workers import ADD_PHASE
 from mtop_batch.errors import BundleError, ConfigError, TaskError
+from mtop_batch.families import check_families
 from mtop_batch.lines import counted
 from mtop_batch.model.bundle.bundle import Bundle, load_bundle, parse_metrics, save_bundle
 from mtop_batch.model.bundle.files import read_bundle_info
 from mtop_batch.model.bundle.fingerprints import task_fingerprints, tokenizer_digest
+from mtop_batch.model.encoder.families import check_families as check_encoder_has
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task, check_task_names
 from mtop_batch.training.checkpoint import TaskMetrics
 from mtop_batch.training.evaluation import undefined_metrics
 from mtop_batch.training.fit_decisions import FittedDecision, decision_reports, with_decision_metrics
+from mtop_batch.training.single_task import load_learned
 from mtop_batch.training.start import train_settings
 
 
@@ -106,6 +110,9 @@ def add_tasks(
     names = [task.name for task in config.task]
     _check_names(model, bundle.uri, names, replace)
     kept = [task for task in model.tasks if task.name not in names]
+    families, family_of = config.families(), config.family_of()
+    check_families(families, family_of, [family.name for family in model.task_families])
+    check_encoder_has(model.backbone, {family.name: family.layers for family in families})
     rules = _rules_with(model.tasks, config)
     with_rules([*kept, *config.tasks()], rules)
     progress.phase("read and tokenise the examples", len(names), "tasks")
@@ -125,15 +132,18 @@ def add_tasks(
         "lora_rank": settings.lora_rank,
         "seed": settings.seed,
     }
-    tasks = SingleTasks(ADD_PHASE, data, train_settings(settings), settings, new_task)
+    tasks = SingleTasks(
+        ADD_PHASE, data, train_settings(settings), settings, new_task, families=families, family_of=family_of
+    )
     with ray_session() as resources:
         if found := run.begin(config):
             progress.note(found)
         monitor.record({"event": "run", "resources": str(resources), "versions": versions()})
         learned = tasks.learn(model, resources, run, monitor, EventQueue())
-        model.add_tasks([item.task for item in data], replace=True, **new_task)
+        new = [item.task for item in data]
+        model.add_tasks(new, families=families, family_of=family_of, replace=True, **new_task)
         for name in names:
-            model.load_task(name, learned[name].tensors)
+            load_learned(model, name, learned[name].tensors)
         progress.phase("calibrate")
         examples = {item.task.name: item.evaluation_examples() for item in data}
         fitted = fit_on_ray(model, examples, config, settings.precision, resources)
@@ -241,7 +251,7 @@ def _described(bundle: Bundle, config: Config) -> dict[str, Any]:
         "from_digest": bundle.digest,
         "add_tasks": values["add_tasks"],
     }
-    return changed_config(bundle, change, [*tasks, *new.values()])
+    return changed_config(bundle, change, [*tasks, *new.values()], values["family"])
 
 
 def _write(

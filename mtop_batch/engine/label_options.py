@@ -100,7 +100,7 @@ def wanted_labels(options: LabelOptions) -> Definition:
         fingerprints=fingerprints,
         text_columns=text_columns,
         vector=bundle.vector_fingerprint,
-        pass_per_task=bundle.pass_per_task,
+        passes=bundle.passes,
         text_limits=bundle.text_limits,
         text_columns_required=bool(options.text_columns),
         id_column=options.id_column,

@@ -78,7 +78,16 @@ def interrupted_runs(output: str) -> str:
     return storage.absolute(output) + ".training"
 
 
-def changed_config(bundle: Bundle, change: Mapping[str, Any], tasks: Sequence[Any]) -> dict[str, Any]:
+def changed_config(
+    bundle: Bundle, change: Mapping[str, Any], tasks: Sequence[Any], new_families: Sequence[Any] = ()
+) -> dict[str, Any]:
     """The training configuration of a bundle that was made from another one, with what was done."""
     history = bundle.training_config.get("history", [])
-    return {**bundle.training_config, "task": list(tasks), "history": [*history, dict(change)]}
+    left = {task.get("family") for task in tasks}
+    families = [*bundle.training_config.get("family", []), *new_families]
+    return {
+        **bundle.training_config,
+        "family": [family for family in families if family["name"] in left],
+        "task": list(tasks),
+        "history": [*history, dict(change)],
+    }

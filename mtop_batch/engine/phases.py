@@ -89,6 +89,7 @@ class Phases:
         monitor: Where their events go.
         events: What carries them there.
         soft: Texts with soft labels that all tasks also learn from.
+        evaluates: Whether training all tasks together chooses weights by evaluations; else they are the last ones.
     """
 
     config: Config
@@ -98,6 +99,7 @@ class Phases:
     monitor: TrainingMonitor
     events: EventQueue
     soft: SoftLabels | None = None
+    evaluates: bool = True
 
     def single_tasks(self, start: MTOPModel, new_task: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
         """Each task's prompts, pooler and head from a training of its own (paper, section 4.3), side by side.
@@ -118,6 +120,7 @@ class Phases:
             optimizer=self.config.train,
             new_task=new_task,
             prompt_groups=self.config.prompt_groups(),
+            family_of=self.config.family_of(),
         )
         learned = tasks.learn(start, self.resources, self.run, self.monitor, self.events)
         return {name: task.tensors for name, task in learned.items()}
@@ -166,7 +169,7 @@ class Phases:
         """How the run went, and the weights that it chose."""
         train = self.config.train
         job = MultiTaskJob(
-            settings=train_settings(train),
+            settings=train_settings(train, evaluate=self.evaluates),
             precision=train.precision,
             model=ray.put(model),
             data=[ray.put(item) for item in self.data],

@@ -113,7 +113,9 @@ def train(
             to be overwritten, or storage fails; `JobError` where workers failed more often than `train.max_failures`.
     """
     started = time.monotonic()
-    parts = _prepare(config, progress)
+    check_teachers(config)
+    check_output(config.output)
+    parts = prepare(config, progress)
     texts = read_unlabelled(config, parts.tokenizer, progress) if config.unlabelled else None
     run = RunDirectory(config.output, run_digest(config, parts.data, "" if texts is None else texts.digest()))
     if not overwrite and is_finished(config.output, run.name):
@@ -121,7 +123,7 @@ def train(
         return _finished(config, parts.data, run, started)
     with ExitStack() as until_written:
         with ray_session() as resources:
-            _check_workers(config, resources, progress)
+            check_workers(config, resources, progress)
             if found := run.begin(config):
                 progress.note(found)
             trackers = until_written.enter_context(Trackers.of(config, run, progress))
@@ -183,7 +185,7 @@ def _finished(config: Config, data: Sequence[TaskData], run: RunDirectory, start
 
 
 @dataclass(frozen=True)
-class _Parts:
+class Parts:
     """What training is made of, checked."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -192,14 +194,12 @@ class _Parts:
     data: list[TaskData]
 
 
-def _prepare(config: Config, progress: Progress) -> _Parts:
+def prepare(config: Config, progress: Progress) -> Parts:
     """Load everything and check all that can be checked before work starts."""
     check_readers(config)
     check_rules(config.tasks(), config)
     train_settings(config.train).check_workers(config.train.num_workers)
-    check_teachers(config)
     check_trackers(config.train)
-    check_output(config.output)
     progress.phase("read and tokenise the examples", len(config.task), "tasks")
     tokenizer = load_tokenizer(config.backbone.name)
     backbone = load_backbone(config.backbone.name)
@@ -210,7 +210,7 @@ def _prepare(config: Config, progress: Progress) -> _Parts:
     for task in config.task:
         data.append(load_task(task, task.definition(config.model.default_reader), text_tokenizer))
         progress.advance(1, f"{task.name}: {counted(len(data[-1].train), 'example')}")
-    return _Parts(tokenizer, text_tokenizer, backbone, data)
+    return Parts(tokenizer, text_tokenizer, backbone, data)
 
 
 def load_task(config: TaskConfig, task: Task, text_tokenizer: TextTokenizer) -> TaskData:
@@ -237,7 +237,7 @@ def as_read(config: Config, data: Sequence[TaskData]) -> Config:
     return config.model_copy(update={"task": tasks})
 
 
-def _check_workers(config: Config, resources: Resources, progress: Progress) -> None:
+def check_workers(config: Config, resources: Resources, progress: Progress) -> None:
     """Refuse more workers than there are GPUs (or CPUs), or wait for them where nodes may join."""
     wanted = config.train.num_workers
     kind, available = ("GPU", resources.num_gpus) if resources.num_gpus else ("CPU", resources.num_cpus)

@@ -21,12 +21,13 @@ from mtop_batch.engine.failures import Failures
 from mtop_batch.engine.monitoring.events import Event, EventQueue
 from mtop_batch.engine.session import num_cores
 from mtop_batch.errors import ConfigError, MtopError, one_line
+from mtop_batch.families import Family
 from mtop_batch.model.kinds.mt_dnn import MTDNNModel
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.precision import PrecisionChoice, resolve_precision
 from mtop_batch.training.loop import FitResult, WriteCheckpoint, fit
 from mtop_batch.training.settings import TaskData, TrainSettings, Worker, single_worker
-from mtop_batch.training.single_task import LearnedTask, train_single_task
+from mtop_batch.training.single_task import LearnedTask, train_family, train_single_task
 from mtop_batch.training.task_checkpoints import TaskCheckpoints
 
 WARM_START_PHASE = "warm start"
@@ -45,6 +46,8 @@ class SingleTaskJob:
         precision: As in the configuration.
         new_task: How a task begins: arguments of `MTOPModel.add_tasks`, or of `MTDNNModel.from_backbone`.
         prompt_groups: Task -> prompt group, of the tasks that share prompts.
+        families: New families.
+        family_of: Task -> family, of the tasks that have one.
         events: Where events go.
         run_uri: The run's directory.
         processes: How many of these share a node.
@@ -56,6 +59,8 @@ class SingleTaskJob:
     precision: PrecisionChoice
     new_task: Mapping[str, Any]
     prompt_groups: Mapping[str, str]
+    families: Sequence[Family]
+    family_of: Mapping[str, str]
     events: EventQueue
     run_uri: str
     processes: int
@@ -103,8 +108,28 @@ def train_task(model: MTOPModel, data: TaskData, job: SingleTaskJob) -> LearnedT
     """
     name = data.task.name
     groups = {name: job.prompt_groups[name]} if name in job.prompt_groups else {}
-    model.add_tasks([data.task], prompt_groups=groups, replace=True, **job.new_task)
-    return train_single_task(model, data, job.settings, worker=_alone(data, job))
+    family_of = {name: job.family_of[name]} if name in job.family_of else {}
+    model.add_tasks([data.task], prompt_groups=groups, family_of=family_of, replace=True, **job.new_task)
+    return train_single_task(model, data, job.settings, worker=_alone(name, job))
+
+
+def train_new_family(model: MTOPModel, data: Sequence[TaskData], job: SingleTaskJob) -> dict[str, LearnedTask]:
+    """A Ray task: a new family, learned on a model of which nothing else trains.
+
+    Args:
+        model: May have tasks of the same names, which make room.
+        data: All tasks of the family, and their examples.
+        job: How to train.
+
+    Raises:
+        MtopError: As `train_family`.
+    """
+    names = [item.task.name for item in data]
+    name = job.family_of[names[0]]
+    families = [family for family in job.families if family.name == name]
+    family_of = dict.fromkeys(names, name)
+    model.add_tasks([item.task for item in data], families=families, family_of=family_of, replace=True, **job.new_task)
+    return train_family(model, name, data, job.settings, worker=_alone(names[0], job))
 
 
 def train_own_model(backbone: PreTrainedModel, data: TaskData, job: SingleTaskJob) -> LearnedTask:
@@ -121,7 +146,8 @@ def train_own_model(backbone: PreTrainedModel, data: TaskData, job: SingleTaskJo
     Raises:
         MtopError: As `fit`.
     """
-    name, worker = data.task.name, _alone(data, job)
+    name = data.task.name
+    worker = _alone(name, job)
     model = MTDNNModel.from_backbone(backbone, [data.task], **job.new_task)
     checkpoints = TaskCheckpoints(job.run_uri, name)
     with tempfile.TemporaryDirectory(prefix="mtop_checkpoint-") as directory:
@@ -132,12 +158,12 @@ def train_own_model(backbone: PreTrainedModel, data: TaskData, job: SingleTaskJo
     return LearnedTask(tensors, metrics, result.best_step, result.num_steps, result.last_step)
 
 
-def _alone(data: TaskData, job: SingleTaskJob) -> Worker:
-    """This process, which shares its node with other trainings of single tasks."""
+def _alone(task: str, job: SingleTaskJob) -> Worker:
+    """This process, which shares its node with other trainings of single tasks; its events are those of this task."""
     use_threads(job.processes, job.max_threads)
 
     def send(event: Event) -> None:
-        job.events.emit({**event, "phase": job.phase, "task": data.task.name})
+        job.events.emit({**event, "phase": job.phase, "task": task})
 
     return single_worker(job.precision, send)
 

@@ -198,7 +198,7 @@ def _costs(table: ResultTable) -> str:
         rows.append(
             [
                 row.title,
-                str(run.passes),
+                f"{run.passes:.3g}",
                 documents_per_s,
                 f"{run.parameters['per_task']:,.0f}",
                 f"{run.parameters['total']:,.0f}",

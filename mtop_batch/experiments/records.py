@@ -66,7 +66,7 @@ class RunRecord:
     history: list[dict[str, Any]]
     best_step: int
     num_steps: int
-    passes: int
+    passes: float
     parameters: dict[str, float]
     seconds: dict[str, float]
     machine: dict[str, Any]

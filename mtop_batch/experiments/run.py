@@ -79,7 +79,7 @@ def run_spec(
         history=trained.history,
         best_step=trained.best_step,
         num_steps=trained.num_steps,
-        passes=model.num_passes(model.task_names),
+        passes=model.passes(model.task_names),
         parameters=count_parameters(model),
         seconds=clock.stop(),
         **_made_by(worker),
@@ -106,14 +106,19 @@ def _with_auxiliary_tasks(
 ) -> RunRecord:
     """A run that gives each task a model of its own, with tasks that help it."""
     came_to = Chosen()
-    test, predictions, parameters, passes = dict[str, TaskMetrics](), dict[str, Compact](), list[dict[str, float]](), 0
+    test, predictions, parameters, passes = (
+        dict[str, TaskMetrics](),
+        dict[str, Compact](),
+        list[dict[str, float]](),
+        0.0,
+    )
     auxiliary = spec.auxiliary or {}
     models = own_models(config, auxiliary, data, encoder, worker, unfinished, kept, came_to)
     for item, examples, model in models:
         name = item.task.name
         test[name], predictions[name] = _test_task(model, item.task, examples, worker)
         parameters.append(count_parameters(model))
-        passes += model.num_passes([name])
+        passes += model.passes([name])
     seconds = {"selection": came_to.selection_seconds, "train": came_to.train_seconds}
     return RunRecord(
         spec=spec,

@@ -16,10 +16,10 @@ from mtop_batch import storage
 from mtop_batch.corpus.files import UnreadableSource, read_layout
 from mtop_batch.errors import ConfigError, TaskError
 from mtop_batch.labelling.plan.sample import Block
-from mtop_batch.labelling.review_choice import ChosenArticle, ReviewOptions, Strategy, choose
+from mtop_batch.labelling.review_choice import FILLED_IN, ChosenArticle, ReviewOptions, Strategy, choose
 from mtop_batch.labelling.run.read_rows import read_unit
 from mtop_batch.lines import did_you_mean
-from mtop_batch.table.columns import OutputKind
+from mtop_batch.table.columns import ENTITIES_TYPE, LABELS_TYPE, OutputKind
 from mtop_batch.table.read import open_table
 from mtop_batch.table.runs import list_runs, read_run
 
@@ -81,18 +81,15 @@ def _check(options: ReviewOptions) -> OutputKind:
                 f"{', '.join(kinds)}"
             )
     kind = kinds[options.task]
-    if kind.kind == "token":
-        raise ConfigError(
-            f"task {options.task!r} finds entities, which cannot be reviewed in a table; name another task"
-        )
     if options.against is not None and (options.against == options.task or kinds[options.against].kind != kind.kind):
         raise ConfigError(f"--against {options.against}: name another task of the same kind ({kind.kind})")
     if kind.kind == "regression" and options.strategy == "uncertain":
         raise ConfigError(
             f"task {options.task!r} is a regression, whose values have no probability; use another --strategy"
         )
-    if kind.kind == "multi-label" and options.output.lower().endswith(".csv"):
-        raise ConfigError(f"task {options.task!r} has lists of labels, which a CSV file cannot hold; write Parquet")
+    if kind.kind in ("multi-label", "token") and options.output.lower().endswith(".csv"):
+        what = "entities" if kind.kind == "token" else "labels"
+        raise ConfigError(f"task {options.task!r} has lists of {what}, which a CSV file cannot hold; write Parquet")
     taken = {"id", *kind.names(options.task)}
     if options.label_column in taken:
         raise ConfigError(f"--label-column {options.label_column!r} is the name of another column; name another")
@@ -129,18 +126,21 @@ def _with_texts(
             "name another --label-column"
         )
     rows = [found[article.source.path, article.row] for article in kept]
-    label_type = pa.list_(pa.string()) if kind.kind == "multi-label" else pa.string()
+    label_type, to_fill_in = {
+        "multi-label": (LABELS_TYPE, LABELS_TYPE),
+        "token": (ENTITIES_TYPE, FILLED_IN),
+        "regression": (pa.float32(), pa.float32()),
+    }.get(kind.kind, (pa.string(), pa.string()))
     score_type = pa.list_(pa.float32()) if kind.kind == "multi-label" else pa.float32()
     fields: dict[str, pa.Array] = {"id": pa.array([value for value, _ in rows])}
     for name in columns:
         fields[name] = pa.array([texts.get(name) for _, texts in rows], pa.string())
     if kind.kind == "regression":
-        fields[f"{options.task}_score"] = pa.array([article.label for article in kept], pa.float32())
-        label_type = pa.float32()
+        fields[f"{options.task}_score"] = pa.array([article.label for article in kept], label_type)
     else:
         fields[f"{options.task}_label"] = pa.array([article.label for article in kept], label_type)
         fields[f"{options.task}_score"] = pa.array([article.score for article in kept], score_type)
-    fields[options.label_column] = pa.nulls(len(kept), label_type)
+    fields[options.label_column] = pa.nulls(len(kept), to_fill_in)
     return pa.table(fields), unreadable
 
 

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from mtop_batch import storage
 from mtop_batch.corpus.files import SourceFile
 from mtop_batch.errors import NotInTable
-from mtop_batch.table.columns import VECTOR_COLUMN, OutputKind
+from mtop_batch.table.columns import ENTITY_TYPE, LABELS_TYPE, VECTOR_COLUMN, OutputKind
 from mtop_batch.table.footer import PublishedFooter
 from mtop_batch.table.names import content_id
 from mtop_batch.table.read import PublishedTable
@@ -30,6 +30,9 @@ from mtop_batch.table.runs import list_runs, read_run
 from mtop_batch.table.store import StoreListing, list_store, read_label_file, read_label_sets
 
 Strategy = Literal["uncertain", "disagree", "random", "diverse"]
+
+FILLED_IN = pa.list_(pa.struct([field for field in ENTITY_TYPE if field.name != "score"]))
+"""Entities as people write them, and as `mtop train` reads them."""
 
 # Articles of which `diverse` chooses: the more there are, the rarer what it finds; their vectors are in memory.
 _MIN_CANDIDATES, _CANDIDATES_PER_ARTICLE = 10_000, 20
@@ -140,7 +143,7 @@ def _sureness(rows: pa.Table, task: str, kind: OutputKind) -> npt.NDArray[np.flo
     """(R,) How sure a task is of each article: the probability of its label.
 
     Of a multi-label task it is that of the least sure of its labels: of all where their scores are stored, else of
-    those that the article has; NaN where it has none.
+    those that the article has; NaN where it has none. Of a token task it is that of the least sure word.
     """
     scores = rows[f"{task}_score"].combine_chunks()
     if kind.kind != "multi-label":
@@ -166,12 +169,10 @@ def _agreement(rows: pa.Table, compared: pa.Table, options: ReviewOptions, kind:
     mine, theirs = (
         table[f"{task}_label"].combine_chunks() for table, task in ((rows, options.task), (compared, other))
     )
-    if kind.kind == "multi-label":
+    if kind.kind in ("multi-label", "token"):
+        lists = (_lists(labels) for labels in (mine, theirs))
         differ = np.array(
-            [
-                a is not None and b is not None and a != b
-                for a, b in zip(mine.to_pylist(), theirs.to_pylist(), strict=True)
-            ],
+            [a is not None and b is not None and a != b for a, b in zip(*lists, strict=True)],
             bool,
         )
     else:
@@ -181,6 +182,15 @@ def _agreement(rows: pa.Table, compared: pa.Table, options: ReviewOptions, kind:
     # A list without labels says nothing of how sure it is: as sure as its threshold.
     both = np.minimum(*(np.nan_to_num(each, nan=0.5) for each in sure))
     return np.where(differ, -both, np.nan)
+
+
+def _lists(labels: pa.Array) -> list[Any]:
+    """What stands in lists: labels, or entities, of which how sure they are is no part."""
+    rows: list[Any] = labels.to_pylist()
+    if labels.type == LABELS_TYPE:
+        return rows
+    keys = [field.name for field in FILLED_IN.value_type]
+    return [None if row is None else [tuple(entity[key] for key in keys) for entity in row] for row in rows]
 
 
 class _OtherLabels:

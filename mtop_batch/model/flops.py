@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from mtop_batch.model.encoder.encode import encode, encode_kv_cache
 from mtop_batch.model.encoder.inputs import hidden_size, no_prompts, num_layers
+from mtop_batch.model.encoder.lora import lora_layers
 
 _SIDE, _GPU_SIDE = 1024, 8192
 _ATTEMPTS = 3
@@ -43,6 +44,7 @@ class ForwardFlops:
         num_prefix: Keys and values that the text sees in every layer besides its own.
         heads_per_token: Operations of heads that read the text's outputs, for each of its tokens.
         heads_per_pair: The same for each pair of its tokens.
+        also: What other families cost beside this.
     """
 
     per_position: float
@@ -56,6 +58,7 @@ class ForwardFlops:
     num_prefix: int = 0
     heads_per_token: float = 0.0
     heads_per_pair: float = 0.0
+    also: tuple[ForwardFlops, ...] = ()
 
     @classmethod
     def of_encoder(
@@ -93,6 +96,21 @@ class ForwardFlops:
             num_passes=num_passes,
         )
 
+    def from_layer(self, start: int, backbone: PreTrainedModel) -> ForwardFlops:
+        """The same where the context goes through the layers from this one on only; isolated prompts go through all."""
+        lower = self.to_layer(start, backbone)
+        return replace(
+            self,
+            share_of_context=self.share_of_context - lower.share_of_context,
+            share_of_pairs=self.share_of_pairs - lower.share_of_pairs,
+        )
+
+    def to_layer(self, stop: int, backbone: PreTrainedModel) -> ForwardFlops:
+        """The same where the context goes through the layers below this one only, and their outputs are wanted."""
+        layers = num_layers(backbone)
+        upper = sum(layer.weight.numel() for layer in lora_layers(backbone, layers - stop))
+        return replace(self, share_of_context=1 - 2.0 * upper / self.per_position, share_of_pairs=stop / layers)
+
     def __call__(self, lengths: npt.NDArray[np.integer]) -> float:
         """Operations for texts of these numbers of tokens, (R,); texts without tokens cost nothing."""
         tokens = np.asarray(lengths, dtype=np.float64)
@@ -103,7 +121,7 @@ class ForwardFlops:
         per_text = self.per_text * len(tokens)
         per_text += self.heads_per_token * tokens.sum() + self.heads_per_pair * (tokens**2).sum()
         per_pass = self.per_position * positions.sum() + self.per_pair * pairs.sum()
-        return float(self.num_passes * per_pass + per_text)
+        return float(self.num_passes * per_pass + per_text) + sum(other(lengths) for other in self.also)
 
 
 def _weights_in_pass(backbone: PreTrainedModel, run: Callable[[Tensor, Tensor], object]) -> int:

@@ -36,7 +36,7 @@ def chosen_config(config: Config, selection: Selection, examples: Mapping[str, s
             changes |= {"rate": rates.get(task.name)} if rates or task.rate is not None else {}
             tasks.append(task.model_copy(update=changes))
     output = f"{config.output.rstrip('/')}-{selection.primary}"
-    return config.model_copy(update={"output": output, "task": tuple(tasks)})
+    return config.model_copy(update={"output": output}).with_tasks(tasks)
 
 
 def write_examples(
@@ -78,11 +78,11 @@ def write_config(path: str, config: Config, head: str) -> None:
 def to_toml(config: Config, head: str) -> str:
     """A configuration as TOML (`write_config`)."""
     values = config.model_dump(mode="json", exclude_unset=True)
-    tasks = values.pop("task")
+    tables = {key: values.pop(key) for key in ("family", "task") if key in values}
     sections = {key: value for key, value in values.items() if isinstance(value, dict)}
     top = {key: value for key, value in values.items() if key not in sections}
     parts = [f"# {head}\n{_pairs(top)}", *(f"\n[{key}]\n{_pairs(value)}" for key, value in sections.items())]
-    return "".join([*parts, *(f"\n[[task]]\n{_pairs(task)}" for task in tasks)])
+    return "".join([*parts, *(f"\n[[{key}]]\n{_pairs(row)}" for key, rows in tables.items() for row in rows)])
 
 
 def _rows_of(task: TaskConfig, rows: npt.NDArray[np.int64], text_tokenizer: TextTokenizer) -> pa.Table:

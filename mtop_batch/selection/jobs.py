@@ -108,6 +108,7 @@ class Jobs:
             "train": train,
             "max_tokens": config.backbone.max_tokens,
             "backbone": self._backbone,
+            **({"families": [family.model_dump() for family in config.family]} if config.family else {}),
         }
         tasks = [_described(item) for item in config.task]
         examples = [self._examples[item.name] for item in config.task]
@@ -124,15 +125,15 @@ class Jobs:
 def alone(config: Config, name: str) -> Config:
     """How a task trains alone before its heads are measured: an encoder, a pooler and a head of its own."""
     section = MODEL_SECTIONS["mt-dnn"].model_validate({"kind": "mt-dnn"})
-    free = {"reads": None, "prompt_group": None, "rate": None}
-    tasks = tuple(task.model_copy(update=free) for task in config.task if task.name == name)
-    return config.model_copy(update={"model": section, "unlabelled": None, "task": tasks})
+    free = {"reads": None, "prompt_group": None, "family": None, "rate": None}
+    tasks = [task.model_copy(update=free) for task in config.task if task.name == name]
+    return config.model_copy(update={"model": section, "unlabelled": None}).with_tasks(tasks)
 
 
 def together(config: Config, names: Sequence[str], rates: Mapping[str, float]) -> Config:
     """The configuration with some of its tasks, in its own order, drawn at these rates or by their sizes."""
     tasks = [task.model_copy(update={"rate": rates.get(task.name)}) for task in config.task if task.name in names]
-    return config.model_copy(update={"unlabelled": None, "task": tuple(tasks)})
+    return config.model_copy(update={"unlabelled": None}).with_tasks(tasks)
 
 
 def without_correlated_groups(config: Config) -> Config:
@@ -143,7 +144,8 @@ def without_correlated_groups(config: Config) -> Config:
 
 
 def _described(task: TaskConfig) -> dict[str, Any]:
-    return task.model_dump(mode="json", exclude=_WHERE)
+    without = set() if task.family else {"family"}
+    return task.model_dump(mode="json", exclude=_WHERE | without)
 
 
 def _digest(values: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from functools import cached_property
 
 from mtop_batch.decisions.identity import decision_hashes
 from mtop_batch.errors import ConfigError
+from mtop_batch.families import EncoderPasses
 from mtop_batch.table.columns import OutputKind
 from mtop_batch.tasks import Task
 
@@ -112,7 +113,7 @@ class Definition:
         text_columns: What each wanted task is asked about: one column, or two that are read as a pair; by default what
             it was trained on. That of `VECTOR`, wanted or not, is by default the first task's.
         vector: The fingerprint of the bundle's vectors, wanted or not; empty if it has none.
-        pass_per_task: Whether a text goes through the bundle's model once for each task.
+        passes: How often a text goes through the encoder of the bundle's model.
         text_limits: How much of a text the model reads, as the bundle has them; empty if that is not known.
         text_columns_required: False lets a file lack some of the text columns (not all of them).
         id_column: The column that identifies an article.
@@ -127,7 +128,7 @@ class Definition:
     fingerprints: Mapping[str, str]
     text_columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     vector: str = ""
-    pass_per_task: bool = False
+    passes: EncoderPasses = field(default_factory=EncoderPasses)
     text_limits: Mapping[str, int] = field(default_factory=dict)
     text_columns_required: bool = False
     id_column: str = "id"

@@ -40,6 +40,7 @@ class CachedContexts:
 
     Args:
         model: On the worker's device.
+        tasks: Those that read them, of one family; none for tasks of no family.
         worker: This process.
         dropout: Share of the keys and values that is zeroed each time a batch is asked for while the model trains; the
             rest is scaled up.
@@ -50,11 +51,12 @@ class CachedContexts:
         self,
         model: MultiTaskModel,
         *,
+        tasks: Sequence[str] = (),
         worker: Worker,
         dropout: float = 0.0,
         max_bytes: int | None = None,
     ) -> None:
-        self._model, self._worker = model, worker
+        self._model, self._tasks, self._worker = model, tasks, worker
         self._dropout = dropout
         self._bytes_left = _memory(worker.device) if max_bytes is None else max_bytes
         self._kept: dict[int, _Kept] = {}
@@ -102,7 +104,7 @@ class CachedContexts:
         inputs = pad_batch(examples.tokens, rows, worker.device)
         # Not inference mode: what the backward pass keeps must be ordinary tensors.
         with torch.no_grad(), worker.autocast(), _without_dropout(self._model):
-            return self._model.cache(**inputs)
+            return self._model.cache(**inputs, tasks=self._tasks)
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def cached_contexts(
     model: MultiTaskModel, tasks: Sequence[str], *, worker: Worker, dropout: float = 0.0
 ) -> CachedContexts | None:
     """The KV caches for training these tasks, if nothing trains that changes them; else None."""
-    return CachedContexts(model, worker=worker, dropout=dropout) if model.has_fixed_cache(tasks) else None
+    return CachedContexts(model, tasks=tasks, worker=worker, dropout=dropout) if model.has_fixed_cache(tasks) else None
 
 
 def model_inputs(

@@ -75,7 +75,8 @@ def begin(
             tensors = unfinished.task(name)
             if tensors is None:
                 alone = copy.deepcopy(start)
-                alone.add_tasks([item.task], **new_task)
+                family_of = {key: family for key, family in config.family_of().items() if key == name}
+                alone.add_tasks([item.task], family_of=family_of, **new_task)
                 tensors = train_single_task(alone, item, warm_start_settings(config.train), worker=worker).tensors
                 unfinished.keep_task(name, tensors)
             learned[name] = tensors

@@ -15,13 +15,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mtop_batch.config.sections import Config, MTOPModelConfig, OptimizerConfig, PromptedModelConfig, TrainConfig
 from mtop_batch.data.examples import token_counts
 from mtop_batch.errors import ConfigError
+from mtop_batch.families import check_families
 from mtop_batch.model.encoder.backbone import check_backbone
+from mtop_batch.model.encoder.families import check_families as check_encoder_has
 from mtop_batch.model.encoder.inputs import hidden_size
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.kinds.by_name import model_class
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.model.kinds.p_tuning import PromptedModel
 from mtop_batch.model.parts.text_heads import dynamic_widths
+from mtop_batch.model.prefinetuned import check_prefinetuned, load_prefinetuned, read_families
 from mtop_batch.training.optimizer import check_num_layers, freeze_backbone, freeze_layers, freeze_word_embeddings
 from mtop_batch.training.schedules import RateSchedule
 from mtop_batch.training.settings import TaskData, TrainSettings
@@ -32,12 +35,13 @@ LearnAlone = Callable[[MTOPModel, Mapping[str, Any]], Mapping[str, Mapping[str, 
 
 
 def check_readers(config: Config) -> None:
-    """Refuse tasks that the model cannot have, and those that read the vector: they need a trained encoder.
+    """Refuse tasks and families that the model cannot have, and tasks that read the vector of a trained encoder.
 
     Raises:
         ConfigError, TaskError: Names the task.
     """
     model_class(config.model.kind).check_readers(config.tasks())
+    check_families(config.families(), config.family_of())
     probes = [task.name for task in config.tasks() if task.reads_vector]
     if probes:
         raise ConfigError(
@@ -55,6 +59,8 @@ def check_encoder(config: Config, backbone: PreTrainedModel) -> None:
     check_backbone(backbone, config.backbone.max_tokens, config.model.settings().get("pooler_rank", 0))
     model_class(config.model.kind).check_encoder(backbone)
     check_num_layers(backbone, config.train.freeze_layers)
+    check_encoder_has(backbone, {family.name: family.layers for family in config.family})
+    check_prefinetuned(config.backbone.name, config.families())
 
 
 def first_model(
@@ -83,6 +89,7 @@ def first_model(
         if section.needs_warm_start and any(item.task.reads_prompts for item in data):
             warm = _warm_start(config, section, backbone, learn_alone)
         settings["prompt_groups"] = config.prompt_groups()
+        settings["families"], settings["family_of"] = config.families(), config.family_of()
         settings["attention_widths"] = _attention_widths(section, backbone, data)
     tasks = [item.task for item in data]
     model = model_class(section.kind).from_backbone(backbone, tasks, **settings)
@@ -102,9 +109,10 @@ def first_model(
             special_ids=special_ids,
             seed=config.train.seed,
         )
+        load_prefinetuned(model, read_families(config.backbone.name))
     elif isinstance(model, PromptedModel) and counts is not None:
         start_from_tokens(model, counts, special_ids, config.train.seed)
-    _freeze(model, config.train)
+    freeze(model, config.train)
     return model
 
 
@@ -144,18 +152,22 @@ def train_settings(section: OptimizerConfig, **changes: Any) -> TrainSettings:
 def _warm_start(
     config: Config, section: MTOPModelConfig, backbone: PreTrainedModel, learn_alone: LearnAlone
 ) -> Mapping[str, Mapping[str, Tensor]]:
-    """What each task learns alone, without shared prompts: those belong to no single task."""
+    """What each task learns alone, without shared prompts: those belong to no single task. The LoRA of its family is
+    what the training of all begins with, and stays so.
+    """
     start = MTOPModel.without_tasks(
         backbone,
         prompt_attention=section.prompt_attention,
         pooler_rank=section.pooler_rank,
         max_tokens=config.backbone.max_tokens,
     )
+    start.add_families(config.families(), config.train.seed)
+    load_prefinetuned(start, read_families(config.backbone.name))
     return learn_alone(start, {"prompts_per_task": section.prompts_per_task, "seed": config.train.seed})
 
 
-def _freeze(model: MultiTaskModel, train: TrainConfig) -> None:
-    """Leave as pretrained what is to stay so."""
+def freeze(model: MultiTaskModel, train: TrainConfig) -> None:
+    """Leave as pretrained what the configuration says so of."""
     freeze_layers(model, train.freeze_layers)
     if train.freeze_word_embeddings:
         freeze_word_embeddings(model)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtop_batch.errors import TaskError
+from mtop_batch.families import EncoderPasses
 from mtop_batch.model.bundle.card import model_card
 from mtop_batch.model.bundle.reliability import reliability_plot
 from mtop_batch.tasks import Decision, Task
@@ -163,7 +164,9 @@ def test_the_card_and_the_plot_show_what_was_fitted() -> None:
     assert set(metrics["news"]) == {"accuracy", "ece_before", "ece", "brier"}
     assert set(metrics["price"]) == {"pearson"}
     reports = decision_reports(fitted)
-    card = model_card("m", "mtop", [NEWS, TOPIC, TAGS], metrics, {}, "tiny", TEXT_LIMITS, 1, reports, "reliability.png")
+    card = model_card(
+        "m", "mtop", [NEWS, TOPIC, TAGS], metrics, {}, "tiny", TEXT_LIMITS, EncoderPasses(), reports, "reliability.png"
+    )
     assert "| recall 0.9: yes from " in card
     assert "| the likeliest |" in card
     assert "](reliability.png)" in card

@@ -84,7 +84,7 @@ def plan_labels(
         to_publish=tuple(source for source, _ in layouts),
         corpus=listing.root,
         labels=labels,
-        pass_per_task=definition.pass_per_task,
+        passes=definition.passes,
         text_limits=definition.text_limits,
         unreadable=(*bad, *unreadable, *more_unreadable),
         ignored_files=tuple(listing.ignored),

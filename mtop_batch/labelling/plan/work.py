@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from mtop_batch.corpus.files import SourceFile
+from mtop_batch.families import EncoderPasses
 from mtop_batch.lines import shown
 from mtop_batch.table.definition import Definition
 from mtop_batch.table.footer import LabelFooter
@@ -178,7 +179,7 @@ class Plan:
         orphaned: Other published files (below `current`) in scope whose source file is gone from the corpus.
         num_published: All published files.
         prune: Orphaned published files are removed; else they stay.
-        pass_per_task: A text goes through the model once for each task.
+        passes: How often a text goes through the model's encoder.
         text_limits: How much of a text the model reads; empty if that is not known.
         other_corpus: The corpus of the newest run, if it is another one and its published files are replaced.
     """
@@ -202,7 +203,7 @@ class Plan:
     orphaned: tuple[str, ...] = ()
     num_published: int = 0
     prune: bool = False
-    pass_per_task: bool = False
+    passes: EncoderPasses = field(default_factory=EncoderPasses)
     text_limits: Mapping[str, int] = field(default_factory=dict)
     other_corpus: str = ""
 
@@ -247,9 +248,11 @@ class Plan:
 
     @property
     def passes_per_text(self) -> float:
-        """Forward passes of each text that is read, on average; 0 if none is."""
-        slices = {(unit.source.path, unit.rows): unit.num_rows for unit in self.units_from("texts")}
-        num_texts = sum(slices.values())
-        if not self.pass_per_task or not num_texts:
-            return float(num_texts > 0)
-        return self.cells_from("texts") / num_texts
+        """Forward passes of each text that is read, on average; 0 if none is.
+
+        Where it is a pass for each task, those that read an article by different columns read one text.
+        """
+        units = self.units_from("texts")
+        slices = {(unit.source.path, unit.rows): unit.num_rows for unit in units}
+        num_texts = sum(slices.values() if self.passes.per_task else (unit.num_rows for unit in units))
+        return sum(unit.num_rows * self.passes(unit.tasks) for unit in units) / num_texts if num_texts else 0.0

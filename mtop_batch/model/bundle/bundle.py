@@ -19,7 +19,7 @@ import json
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,8 @@ def save_bundle(
         "vector_fingerprint": vector_fingerprint(model, tokenizer_sha),
         "pass_per_task": model.pass_per_task,
     }
+    if model.passes.layers:
+        described["families"] = {key: value for key, value in asdict(model.passes).items() if key != "per_task"}
     with tempfile.TemporaryDirectory(prefix="mtop_bundle-") as name:
         directory = Path(name)
         with quiet_transformers():
@@ -151,7 +153,7 @@ def save_bundle(
             training_config,
             backbone_name,
             model.config.text_limits,
-            model.num_passes(model.task_names),
+            model.passes,
             decisions or {},
             RELIABILITY if plot is not None else "",
         )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mtop_batch.families import EncoderPasses
 from mtop_batch.json_text import to_json
 from mtop_batch.tasks import Task
 
@@ -20,7 +21,7 @@ def model_card(
     training_config: Mapping[str, Any],
     backbone_name: str,
     text_limits: Mapping[str, int],
-    num_passes: int,
+    passes: EncoderPasses,
     decisions: Mapping[str, Mapping[str, Any]] | None = None,
     plot: str = "",
 ) -> str:
@@ -34,10 +35,11 @@ def model_card(
         training_config: The resolved configuration.
         backbone_name: As in the configuration.
         text_limits: How much of a text is read, as the model's configuration has them.
-        num_passes: Forward passes that all tasks take.
+        passes: Forward passes that tasks take.
         decisions: Task -> what was fitted to decide its labels.
         plot: Name of the reliability plot beside the card; empty if there is none.
     """
+    num_passes = passes([task.name for task in tasks])
     rows = "\n".join(_row(task, metrics.get(task.name, {})) for task in tasks)
     return f"""---
 library_name: transformers
@@ -47,8 +49,8 @@ tags: [{kind}, multi-task]
 
 # {name}
 
-One `{kind}` model for {_count(len(tasks), "task")}, in {_count(num_passes, "forward pass", "es")}.
-Backbone: `{backbone_name}`. {_reading(text_limits)}
+One `{kind}` model for {_count(len(tasks), "task")}, in {_count(round(num_passes, 3), "forward pass", "es")}.
+Backbone: `{backbone_name}`. {_reading(text_limits)}{_families(passes)}
 
 | task | kind | reads | labels | text columns | on its evaluation data |
 |---|---|---|---|---|---|
@@ -129,8 +131,18 @@ def _reading(text_limits: Mapping[str, int]) -> str:
     )
 
 
-def _count(number: int, noun: str, ending: str = "s") -> str:
-    return f"{number} {noun}{'' if number == 1 else ending}"
+def _families(passes: EncoderPasses) -> str:
+    """Which tasks share layers of their own."""
+    lines = [
+        f"* `{family}`, LoRA in the last {layers} of {passes.num_layers} layers: "
+        + ", ".join(task for task, own in passes.family_of.items() if own == family)
+        for family, layers in passes.layers.items()
+    ]
+    return "\n\nFamilies of tasks:\n\n" + "\n".join(lines) if lines else ""
+
+
+def _count(number: float, noun: str, ending: str = "s") -> str:
+    return f"{number:g} {noun}{'' if number == 1 else ending}"
 
 
 def _number(value: float) -> str:

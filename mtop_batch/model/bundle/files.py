@@ -26,6 +26,7 @@ from mtop_batch import storage
 from mtop_batch.decisions.identity import decision_hashes
 from mtop_batch.decisions.rules import rule_groups
 from mtop_batch.errors import BundleError, TaskError, one_line
+from mtop_batch.families import EncoderPasses
 from mtop_batch.json_text import to_json
 from mtop_batch.model.foreign import foreign_settings
 from mtop_batch.tasks import Task, check_task_names
@@ -49,6 +50,7 @@ class _Described(BaseModel):
     fingerprints: dict[str, _Hash]
     vector_fingerprint: str
     pass_per_task: bool
+    families: dict[str, Any] = {}
     files: dict[_FileName, _Hash]
     digest: _Hash
 
@@ -76,7 +78,7 @@ class BundleInfo:
         decisions: The decision hash of every task, by name, in the same order; empty for one that decides as every task
             does.
         vector_fingerprint: Of document vectors; empty if the model has none.
-        pass_per_task: Whether a text goes through the encoder once for each task.
+        passes: How often a text goes through the encoder.
         text_limits: How much of a text is read, as `TextTokenizer` takes it.
         uri: Where it was read.
         name: The last part of the URI.
@@ -89,7 +91,7 @@ class BundleInfo:
     fingerprints: dict[str, str]
     decisions: dict[str, str]
     vector_fingerprint: str
-    pass_per_task: bool
+    passes: EncoderPasses
     text_limits: dict[str, int]
     uri: str
     name: str
@@ -122,7 +124,7 @@ def read_bundle_info(uri: str) -> BundleInfo:
         fingerprints={task.name: described["fingerprints"][task.name] for task in tasks},
         decisions=decision_hashes(tasks, described["fingerprints"]),
         vector_fingerprint=described["vector_fingerprint"],
-        pass_per_task=described["pass_per_task"],
+        passes=EncoderPasses(described["pass_per_task"], **described.get("families", {})),
         text_limits=_Config.model_validate(config).model_dump(include=_TEXT_LIMITS),
         uri=uri,
         name=bundle_name(uri),

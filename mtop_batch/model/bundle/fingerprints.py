@@ -4,10 +4,10 @@ A task has two of them. The *score hash*, called its fingerprint, covers everyth
 tokenizer, the length at which texts are cut, or how they are read in windows and what these say together, its text
 columns, kind, reader and labels (mean and standard deviation of those of a regression), the backbone's settings and
 weights, the tensors of the context that every output depends on (shared prompts and those of joint tasks), and the
-tensors behind the task: its prompts or those of its prompt group, its pooler, head and LoRA, or what else its kind of
-model has it read. It covers nothing else: not its metric, not which scores are kept (`Task.scores`), no other isolated
-task or one of its group, no encoder of another task, not where the bundle lies. So adding isolated tasks leaves the
-fingerprints of the tasks already there unchanged.
+tensors behind the task: its prompts or those of its prompt group, its pooler, head and LoRA, that of its family, or
+what else its kind of model has it read. It covers nothing else: not its metric, not which scores are kept
+(`Task.scores`), no other isolated task or one of its group, no other family and no family's name, no encoder of another
+task, not where the bundle lies. So adding isolated tasks leaves the fingerprints of the tasks already there unchanged.
 
 The *decision hash* covers what only turns scores into labels (`mtop_batch.decisions.identity`). A change of it costs no
 forward pass.
@@ -59,6 +59,8 @@ def task_fingerprints(model: MultiTaskModel, tokenizer_digest: str) -> dict[str,
             **model.task_settings(task.name),
             "task": tensors_digest(model.task_tensors(task.name).items()),
         }
+        if shared := list(model.shared_tensors(task.name)):
+            own["shared"] = tensors_digest(shared)
         if task.reads_vector:
             common = {"vector": _of_vector(common)}
         fingerprints[task.name] = json_digest({**common, **own})[:_HEX_DIGITS]

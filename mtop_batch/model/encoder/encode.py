@@ -103,7 +103,7 @@ def encode(
         raise ValueError(f"groups = {groups}: the prompts of the context (group 0) must come first")
     text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
     if num_in_context == len(groups):
-        return _encode_at_once(backbone, prompts, text, None, ragged_batch(backbone, text, len(prompts)))
+        return encode_at_once(backbone, prompts, text, None, ragged_batch(backbone, text, len(prompts)))
     has_lora = any(one.lora for one in passes or ())
     if has_lora and not has_kv_cache(backbone):
         raise ConfigError(
@@ -111,22 +111,22 @@ def encode(
             "or set add_tasks.lora_rank = 0"
         )
     if not has_kv_cache(backbone) or (_is_bound_by_launches(backbone) and not has_lora):
-        return _encode_at_once(backbone, prompts, text, group_ids(tuple(groups), input_ids.device))
+        return encode_at_once(backbone, prompts, text, group_ids(tuple(groups), input_ids.device))
     own, own_groups = prompts[num_in_context:], groups[num_in_context:]
     if not at_context:
         kv_cache = encode_kv_cache(backbone, prompts[:num_in_context], *text)
-        at_own = _read(backbone, own, kv_cache, own_groups, passes)
+        at_own = read_kv_cache(backbone, own, kv_cache, own_groups, passes)
         return nn.functional.pad(at_own, (0, 0, num_in_context, 0)), at_own[:, :0]
     key_values: KeyValues = []
     batch = ragged_batch(backbone, text, num_in_context)
-    at_context_prompts, at_text = _encode_at_once(
+    at_context_prompts, at_text = encode_at_once(
         backbone, prompts[:num_in_context], text, None, batch, **recording(key_values)
     )
-    at_own = _read(backbone, own, _kv_cache(key_values, text, num_in_context, batch), own_groups, passes)
+    at_own = read_kv_cache(backbone, own, kv_cache_of(key_values, text, num_in_context, batch), own_groups, passes)
     return torch.cat([at_context_prompts, at_own], dim=1), at_text
 
 
-def _read(
+def read_kv_cache(
     backbone: PreTrainedModel, prompts: Tensor, kv_cache: KVCache, groups: Sequence[int], passes: Sequence[Pass] | None
 ) -> Tensor:
     """(B, S, D) Outputs at the S isolated prompts, by one pass after the other."""
@@ -158,9 +158,9 @@ def encode_kv_cache(
     text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
     batch = ragged_batch(backbone, text, len(prompts))
     key_values = record_only(
-        num_layers(backbone), lambda arguments: _encode_at_once(backbone, prompts, text, None, batch, **arguments)
+        num_layers(backbone), lambda arguments: encode_at_once(backbone, prompts, text, None, batch, **arguments)
     )
-    return _kv_cache(key_values, text, len(prompts), batch)
+    return kv_cache_of(key_values, text, len(prompts), batch)
 
 
 def encode_with_kv_cache(
@@ -232,7 +232,8 @@ def _of_batch(tensor: Tensor, embedded: Tensor) -> Tensor:
     return tensor.to(computed_in(embedded)).expand(len(embedded), *tensor.shape[1:])
 
 
-def _kv_cache(key_values: KeyValues, text: Text, num_prompts: int, batch: Ragged | None) -> KVCache:
+def kv_cache_of(key_values: KeyValues, text: Text, num_prompts: int, batch: Ragged | None) -> KVCache:
+    """The keys and values of a context: of these texts, with so many prompts before each."""
     mask = text.attention_mask
     return KVCache(key_values, None if mask is None else with_prompts(mask, num_prompts), batch)
 
@@ -264,7 +265,7 @@ def _leaves_out_padding(backbone: PreTrainedModel) -> bool:
     return backbone.training and has_kv_cache(backbone) and not _is_bound_by_launches(backbone)
 
 
-def _encode_at_once(
+def encode_at_once(
     backbone: PreTrainedModel,
     prompts: Tensor,
     text: Text,

@@ -10,21 +10,24 @@ Shapes: B texts, N positions of all texts together, P prompts of a text, D hidde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.activations import FastGELUActivation, GELUActivation, GELUTanh, NewGELUActivation
 
 from mtop_batch.model.encoder import ragged
 from mtop_batch.model.encoder.encode import Pass, encode_with_kv_cache
+from mtop_batch.model.encoder.families import Branch
 from mtop_batch.model.encoder.inputs import Text, embed, has_bert_layers, inputs_of, prompts_of
 from mtop_batch.model.encoder.kv_cache import KeyValues, KVCache
+from mtop_batch.model.encoder.lora import FamilyLoRA, as_family, lora_layers
 from mtop_batch.model.encoder.masks import group_spans
 from mtop_batch.model.encoder.ragged import Ragged, varlen_attention
 from mtop_batch.model.kernels import has_kernels
@@ -40,11 +43,16 @@ class _Affine(NamedTuple):
     bias: Tensor
 
     @classmethod
-    def of(cls, *modules: Any) -> _Affine:
-        """Of modules that read the same inputs: their outputs one behind the other."""
+    def of(cls, *modules: Any, deltas: Mapping[nn.Module, Tensor] = MappingProxyType({})) -> _Affine:
+        """Of modules that read the same inputs: their outputs one behind the other; with LoRA in their weights."""
+        weights = [module.weight.detach() for module in modules]
+        weights = [
+            (weight.float() + deltas[module].float()).to(weight.dtype) if module in deltas else weight
+            for module, weight in zip(modules, weights, strict=True)
+        ]
         if len(modules) == 1:
-            return cls(modules[0].weight.detach(), modules[0].bias.detach())
-        return cls(torch.cat([m.weight.detach() for m in modules]), torch.cat([m.bias.detach() for m in modules]))
+            return cls(weights[0], modules[0].bias.detach())
+        return cls(torch.cat(weights), torch.cat([module.bias.detach() for module in modules]))
 
 
 class _Layer(NamedTuple):
@@ -56,6 +64,19 @@ class _Layer(NamedTuple):
     up: _Affine
     down: _Affine
     down_norm: _Affine
+
+    @classmethod
+    def of(cls, layer: Any, deltas: Mapping[nn.Module, Tensor] = MappingProxyType({})) -> _Layer:
+        """Of a layer of BERT, with what LoRA adds to its linear layers."""
+        attention = layer.attention.self
+        return cls(
+            qkv=_Affine.of(attention.query, attention.key, attention.value, deltas=deltas),
+            out=_Affine.of(layer.attention.output.dense, deltas=deltas),
+            out_norm=_Affine.of(layer.attention.output.LayerNorm),
+            up=_Affine.of(layer.intermediate.dense, deltas=deltas),
+            down=_Affine.of(layer.output.dense, deltas=deltas),
+            down_norm=_Affine.of(layer.output.LayerNorm),
+        )
 
 
 def _finish(
@@ -125,20 +146,25 @@ class FusedLayers:
         encoder: Any = backbone.encoder
         modules = encoder.layer
         attention = modules[0].attention.self
-        layers = tuple(
-            _Layer(
-                qkv=_Affine.of(layer.attention.self.query, layer.attention.self.key, layer.attention.self.value),
-                out=_Affine.of(layer.attention.output.dense),
-                out_norm=_Affine.of(layer.attention.output.LayerNorm),
-                up=_Affine.of(layer.intermediate.dense),
-                down=_Affine.of(layer.output.dense),
-                down_norm=_Affine.of(layer.output.LayerNorm),
-            )
-            for layer in modules
-        )
+        layers = tuple(map(_Layer.of, modules))
         activation, eps = modules[0].intermediate.intermediate_act_fn, backbone.config.layer_norm_eps
         finish = partial(_finish, activation=activation, eps=eps)
         return cls(layers, attention.num_attention_heads, attention.scaling, finish)
+
+    @torch.no_grad()
+    def of_family(self, backbone: PreTrainedModel, family: FamilyLoRA) -> FusedLayers:
+        """The layers as a family has them: the lower ones are these, and LoRA is in the weights of the last ones."""
+        deltas: dict[nn.Module, Tensor] = dict(
+            zip(lora_layers(backbone, family.num_layers), family.deltas(), strict=True)
+        )
+        encoder: Any = backbone.encoder
+        start = len(self.layers) - family.num_layers
+        upper = (_Layer.of(layer, deltas) for layer in encoder.layer[start:])
+        return replace(self, layers=(*self.layers[:start], *upper))
+
+    def between(self, start: int, stop: int) -> FusedLayers:
+        """Some of the layers."""
+        return replace(self, layers=self.layers[start:stop])
 
     def over_texts(self, hidden: Tensor, batch: Ragged, num_first: int | None) -> tuple[Tensor, KeyValues]:
         """Run over packed texts.
@@ -234,15 +260,71 @@ def encode_fused(
     outputs, key_values = fused.over_texts(hidden, batch, None if at_text else num_in_context)
     if at_text:
         outputs = batch.packing.unpack(outputs[None])
-    found, start = [outputs[:, :num_in_context]], num_in_context
+    own = prompts[num_in_context:], groups[num_in_context:], passes
+    found = [outputs[:, :num_in_context], *_read(backbone, fused, key_values, batch, *own)]
+    return found[0] if len(found) == 1 else torch.cat(found, dim=1), outputs[:, num_in_context:]
+
+
+def encode_branches_fused(
+    backbone: PreTrainedModel,
+    layers: Sequence[FusedLayers],
+    context: Tensor,
+    text: Text,
+    batch: Ragged,
+    branches: Sequence[Branch],
+) -> list[tuple[Tensor, Tensor]]:
+    """What `mtop_batch.model.encoder.families.encode_branches` does.
+
+    Args:
+        backbone: Whose layers these are.
+        layers: As each branch has them.
+        context: (C, E) The prompts that the text sees.
+        text: The texts.
+        batch: How they are packed, with the prompts of the context before each.
+        branches: What is wanted.
+    """
+    num_layers, num_in_context = len(layers[0].layers), len(context)
+    inputs = inputs_of(backbone, context, text)
+    hidden = embed(backbone, {name: batch.packing.pack(value) for name, value in inputs.items()})[0]
+    starts = [min(branch.first_layer(num_layers), num_layers - 1) for branch in branches]
+    inputs_of_layers, lower, done = {}, [], 0
+    for start in sorted(set(starts)):
+        if start > done:
+            hidden, key_values = layers[0].between(done, start).over_texts(hidden, batch, None)
+            lower += key_values
+        inputs_of_layers[start], done = hidden, start
+    found = []
+    for branch, own, start in zip(branches, layers, starts, strict=True):
+        num_first = None if branch.at_text else num_in_context
+        outputs, upper = own.between(start, num_layers).over_texts(inputs_of_layers[start], batch, num_first)
+        if branch.at_text:
+            outputs = batch.packing.unpack(outputs[None])
+        prompts = branch.prompts, branch.groups, branch.passes
+        with as_family(backbone, branch.family):
+            at_own = list(_read(backbone, own, [*lower[:start], *upper], batch, *prompts))
+        at_prompts = torch.cat([outputs[:, :num_in_context], *at_own], dim=1)
+        found.append((at_prompts, outputs[:, num_in_context:]))
+    return found
+
+
+def _read(
+    backbone: PreTrainedModel,
+    fused: FusedLayers,
+    key_values: KeyValues,
+    batch: Ragged,
+    prompts: Tensor,
+    groups: Sequence[int],
+    passes: Sequence[Pass],
+) -> Iterator[Tensor]:
+    """(B, S, D) Outputs at the S isolated prompts, pass by pass."""
+    start = 0
     for one in passes:
         own = slice(start, start := start + one.num_prompts)
         if one.lora:  # they work on the encoder's own modules
             kv_cache = KVCache(key_values, None, batch)
-            found.append(encode_with_kv_cache(backbone, prompts[own], kv_cache, groups[own], one.lora))
+            yield encode_with_kv_cache(backbone, prompts[own], kv_cache, groups[own], one.lora)
             continue
         embedded, positions = prompts_of(backbone, prompts[own], batch.packing.shape[0])
         spans = group_spans(tuple(groups[own]), embedded.device)
         embedded = embed(backbone, {"inputs_embeds": embedded, "position_ids": positions})
-        found.append(fused.over_prompts(embedded, key_values, batch, spans))
-    return found[0] if len(found) == 1 else torch.cat(found, dim=1), outputs[:, num_in_context:]
+        yield fused.over_prompts(embedded, key_values, batch, spans)

@@ -1,8 +1,13 @@
-"""LoRA at the prompts of one task: it lets an added task make full use of an encoder that is frozen.
+"""LoRA at the prompts of one task, and LoRA of a family of tasks.
 
-LoRA (Hu et al. 2021) makes W x of a linear layer W x + B A x, here at the prompts of its own task and nowhere else. The
-text and the other tasks do not see it, so it can come and go like the prompts. The task gains queries, values and
-features of its own in every layer; prompts alone steer the first layer only.
+LoRA (Hu et al. 2021) makes W x of a linear layer W x + B A x. That of a task works at the prompts of its own task and
+nowhere else: it lets an added task make full use of an encoder that is frozen. The text and the other tasks do not see
+it, so it can come and go like the prompts. The task gains queries, values and features of its own in every layer;
+prompts alone steer the first layer only.
+
+That of a family works at all positions, in the last layers of the encoder, and is scaled: W x + (alpha / R) B A x. So
+each family of tasks has an encoder of its own, which shares the lower layers with the others (task-primary LoRA, Zhu et
+al. 2025).
 
 Shapes: B texts, P prompts of a task, n tasks, R rank, I and O inputs and outputs of a linear layer.
 """
@@ -17,18 +22,28 @@ from itertools import groupby
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from mtop_batch.errors import ConfigError
 from mtop_batch.model.encoder.inputs import encoder_layers
+from mtop_batch.model.encoder.kv_cache import has_kv_cache
 
 
-def lora_layers(backbone: PreTrainedModel) -> list[nn.Linear]:
-    """The linear layers of the encoder's stack of layers, in a fixed order; not those of its embeddings."""
-    return [module for module in encoder_layers(backbone).modules() if isinstance(module, nn.Linear)]
+def lora_layers(backbone: PreTrainedModel, last: int | None = None) -> list[nn.Linear]:
+    """The linear layers of the encoder's stack of layers, in a fixed order; not those of its embeddings.
+
+    Args:
+        backbone: The encoder.
+        last: Of so many of its last layers; None for all.
+    """
+    layers = encoder_layers(backbone)
+    layers = layers if last is None else layers[len(layers) - last :]
+    return [module for module in layers.modules() if isinstance(module, nn.Linear)]
 
 
 class LoRA(nn.Module):
-    """A and B of one task, for every linear layer.
+    """A and B, for every linear layer.
 
     Args:
         layers: From `lora_layers`.
@@ -47,6 +62,32 @@ class LoRA(nn.Module):
         for a, b in zip(self.A, self.B, strict=True):
             a.copy_(torch.randn(a.shape, generator=generator) / a.shape[1] ** 0.5)
             b.zero_()
+
+
+class FamilyLoRA(nn.Module):
+    """The LoRA of a family of tasks.
+
+    Args:
+        backbone: The encoder that it is for; it is not kept.
+        rank: R
+        alpha: What B A is multiplied with, times R.
+        num_layers: In how many of the encoder's last layers it is.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, rank: int, alpha: float, num_layers: int) -> None:
+        super().__init__()
+        self.num_layers = num_layers
+        self.scale = alpha / rank
+        self.lora = LoRA(lora_layers(backbone, num_layers), rank)
+
+    def deltas(self) -> list[Tensor]:
+        """(O, I) What is added to the weight of each of the linear layers."""
+        return [self.scale * (b @ a) for a, b in zip(self.lora.A, self.lora.B, strict=True)]
+
+    def add(self, layer: int, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """(..., O) The outputs of a layer with (alpha / R) B A x, of its inputs (..., I)."""
+        a, b = self.lora.A[layer].to(inputs.dtype), self.lora.B[layer].to(inputs.dtype)
+        return outputs + self.scale * F.linear(F.linear(inputs, a), b)
 
 
 @dataclass(frozen=True)
@@ -112,6 +153,37 @@ def with_lora(backbone: PreTrainedModel, stacks: Sequence[LoRAStack]) -> Iterato
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def as_family(backbone: PreTrainedModel, family: FamilyLoRA | None) -> Iterator[None]:
+    """Within the `with` block a backbone is that of a family, at all positions that run in it.
+
+    Args:
+        backbone: The one whose layers the LoRA was made for.
+        family: None leaves the backbone as it is.
+
+    Raises:
+        ConfigError: The backbone runs its layers again for their gradients, when the block is over.
+    """
+    if family is None:
+        yield
+        return
+    if not has_kv_cache(backbone):
+        raise ConfigError(
+            f"{type(backbone).__name__} has no KV cache, which families need: turn off gradient checkpointing"
+        )
+    layers = lora_layers(backbone, family.num_layers)
+    hooks = [layer.register_forward_hook(partial(_add_of_family, family, index)) for index, layer in enumerate(layers)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _add_of_family(family: FamilyLoRA, index: int, _: nn.Module, inputs: tuple[Tensor], outputs: Tensor) -> Tensor:
+    return family.add(index, inputs[0], outputs)
 
 
 def _add(stacks: Sequence[LoRAStack], index: int, _: nn.Module, inputs: tuple[Tensor], outputs: Tensor) -> None:

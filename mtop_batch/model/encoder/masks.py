@@ -43,6 +43,13 @@ def group_ids(groups: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+def index_of(places: tuple[int, ...], device: torch.device) -> Tensor:
+    """(n,) Places; kept as well."""
+    with torch.inference_mode(False):
+        return torch.tensor(places, dtype=torch.int64, device=device)
+
+
+@lru_cache(maxsize=64)
 def group_spans(groups: tuple[int, ...], device: torch.device) -> Tensor:
     """(3, S) int32: the group of each prompt, the first prompt of that group, and one behind the last; kept as well."""
     behind = {group: index + 1 for index, group in enumerate(groups)}

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from mtop_batch.errors import ConfigError, TaskError
+from mtop_batch.families import EncoderPasses
 from mtop_batch.lines import listed
 from mtop_batch.model.encoder.backbone import backbone_config_dict, check_backbone
 from mtop_batch.model.encoder.inputs import Text
@@ -175,9 +176,15 @@ class MultiTaskModel(EncoderModel):
         """The parameters, besides the backbone, that the encoder's outputs at the text depend on."""
         return ()
 
-    def num_passes(self, tasks: Sequence[str]) -> int:
-        """How often the text goes through an encoder for these tasks."""
-        return len(tasks) if self.pass_per_task else 1
+    def shared_tensors(self, name: str) -> Iterable[tuple[str, Tensor]]:
+        """The parameters besides all these that the task's output depends on and that it shares with some others."""
+        del name
+        return ()
+
+    @property
+    def passes(self) -> EncoderPasses:
+        """How often the text goes through an encoder for some tasks, parts of a pass included."""
+        return EncoderPasses(per_task=self.pass_per_task)
 
     def num_positions(self, tasks: Sequence[str]) -> int:
         """How many positions these tasks add to the sequence of every text, in each pass."""
@@ -196,7 +203,7 @@ class MultiTaskModel(EncoderModel):
             self.backbone,
             per_text=2.0 * sum(heads.values()),
             num_context_prompts=self.num_positions(tasks),
-            num_passes=self.num_passes(tasks),
+            num_passes=len(tasks) if self.pass_per_task else 1,
         )
 
     def has_fixed_cache(self, tasks: Sequence[str]) -> bool:
@@ -205,9 +212,14 @@ class MultiTaskModel(EncoderModel):
         return False
 
     def cache(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        tasks: Sequence[str] = (),
     ) -> KVCache:
-        """The KV cache of texts, for kinds in which tasks read it (`has_fixed_cache`)."""
+        """The KV cache of texts that these tasks read, for kinds in which they do (`has_fixed_cache`)."""
         raise NotImplementedError
 
     def cached_logits(self, task: str, kv_cache: KVCache) -> Tensor:

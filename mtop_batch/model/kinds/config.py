@@ -48,8 +48,9 @@ class MTOPConfig(KindConfig):
     Args:
         tasks: To an entry of `KindConfig` are added `"prompts": how many, "isolated": bool`, and
             `"prompt_group": name` where the task shares the prompts of a prompt group, `"lora_rank"` where it has LoRA,
-            and `"added": True` where it was added later. A task that reads the vector has no prompts and counts as
-            isolated.
+            `"family": name` where it is of a family, and `"added": True` where it was added later. A task that reads
+            the vector has no prompts and counts as isolated.
+        families: `Family` as a dictionary, of each family.
         shared_prompts: How many prompts belong to no task.
         prompt_attention: "joint" (the paper) or "isolated"; what the model was made with. What counts for a task
             is its own `isolated`, because tasks added later are isolated in joint models too.
@@ -59,6 +60,7 @@ class MTOPConfig(KindConfig):
 
     model_type = "mtop"
 
+    families: list[dict[str, Any]] = field(default_factory=list)
     shared_prompts: int = 0
     prompt_attention: str = "joint"
     pooler_rank: int = 0

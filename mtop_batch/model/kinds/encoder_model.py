@@ -15,8 +15,10 @@ from transformers import PreTrainedModel
 from mtop_batch.errors import ConfigError
 from mtop_batch.model.encoder.backbone import build_backbone
 from mtop_batch.model.encoder.encode import Pass, encode, ragged_batch
-from mtop_batch.model.encoder.fused import FusedLayers, encode_fused
+from mtop_batch.model.encoder.families import Branch, encode_branches
+from mtop_batch.model.encoder.fused import FusedLayers, encode_branches_fused, encode_fused
 from mtop_batch.model.encoder.inputs import Text, word_embeddings
+from mtop_batch.model.encoder.lora import FamilyLoRA
 from mtop_batch.model.kinds.config import KindConfig
 
 
@@ -42,6 +44,7 @@ class EncoderModel(PreTrainedModel):
                 "from_backbone"
             )
         self._fused: FusedLayers | None = None
+        self._fused_families: dict[FamilyLoRA, FusedLayers] = {}
         self._add_encoder(build_backbone(config.backbone_config) if backbone is None else backbone)
 
     def _add_encoder(self, backbone: PreTrainedModel) -> None:
@@ -75,7 +78,7 @@ class EncoderModel(PreTrainedModel):
         Returns:
             Whether the backbone is one of those whose layers can be fused; else nothing changes.
         """
-        self._fused = FusedLayers.of(self.backbone)
+        self._fused, self._fused_families = FusedLayers.of(self.backbone), {}
         return self._fused is not None
 
     def encode(
@@ -119,14 +122,35 @@ class EncoderModel(PreTrainedModel):
             num_tokens=text.num_tokens,
         )
 
+    def encode_branches(self, context: Tensor, text: Text, branches: Sequence[Branch]) -> list[tuple[Tensor, Tensor]]:
+        """Run the backbone for families of tasks (`mtop_batch.model.encoder.families`), in the fastest way there is.
+
+        Args:
+            context: (C, E) The prompts that the text sees.
+            text: Of B texts.
+            branches: What each family wants.
+
+        Returns:
+            For each branch what `encode` returns of the context's prompts, its own prompts, and the text.
+        """
+        fused = None if torch.is_grad_enabled() else self._fused
+        batch = None if fused is None else ragged_batch(self.backbone, text, len(context))
+        if fused is None or batch is None:
+            return encode_branches(self.backbone, context, text, branches)
+        for branch in branches:
+            if branch.family is not None and branch.family not in self._fused_families:
+                self._fused_families[branch.family] = fused.of_family(self.backbone, branch.family)
+        layers = [fused if branch.family is None else self._fused_families[branch.family] for branch in branches]
+        return encode_branches_fused(self.backbone, layers, context, text, batch, branches)
+
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
-        self._fused = None  # the model moves to another device or type
+        self._fused, self._fused_families = None, {}  # the model moves to another device or type
         return super()._apply(*args, **kwargs)
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation; training forgets what inference had prepared."""
         if mode:
-            self._fused = None
+            self._fused, self._fused_families = None, {}
         return super().train(mode)
 
     @property

@@ -12,6 +12,7 @@ Shapes: B texts, T text positions, S prompt positions, N tasks, C outputs of the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import torch
@@ -19,11 +20,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mtop_batch.errors import TaskError
+from mtop_batch.families import Family
 from mtop_batch.model.encoder.backbone import backbone_config_dict, check_backbone
 from mtop_batch.model.encoder.encode import encode, encode_kv_cache, encode_with_kv_cache
+from mtop_batch.model.encoder.families import Branch
 from mtop_batch.model.encoder.inputs import Text
 from mtop_batch.model.encoder.kv_cache import KVCache, use_kv_cache_attention
-from mtop_batch.model.encoder.lora import stack_lora
+from mtop_batch.model.encoder.lora import as_family, stack_lora
+from mtop_batch.model.encoder.masks import index_of
 from mtop_batch.model.kinds.base import Outputs, generator_of
 from mtop_batch.model.kinds.config import MTOPConfig, PromptAttention
 from mtop_batch.model.kinds.prompt_sequence import MTOPSequence
@@ -46,7 +50,7 @@ class MTOPModel(MTOPSequence):
 
     def __init__(self, config: MTOPConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config, backbone)
-        self._inference_parts: InferenceParts | None = None
+        self._inference_parts: dict[str | None, InferenceParts] = {}
 
     @classmethod
     def from_backbone(
@@ -61,6 +65,8 @@ class MTOPModel(MTOPSequence):
         pooler_rank: int = 0,
         attention_widths: Mapping[str, int] | None = None,
         attention_heads: int = 2,
+        families: Sequence[Family] = (),
+        family_of: Mapping[str, str] | None = None,
         stop_gradient: bool = True,
         max_tokens: int = 128,
         seed: int = 0,
@@ -83,13 +89,16 @@ class MTOPModel(MTOPSequence):
             pooler_rank: Of the poolers' kernels, below the backbone's width; 0 for full ones (the paper).
             attention_widths: Task -> width, of tasks that read by attention (`add_tasks`).
             attention_heads: Of such tasks.
+            families: Of tasks; each has LoRA in the last layers of the encoder.
+            family_of: Task -> family, of the tasks that have one.
             stop_gradient: False lets a task's loss move all prompts (the paper's ablation, section 6.5).
             max_tokens: Longest text, special tokens included.
             seed: Of the random draws.
 
         Raises:
             ConfigError: The backbone or a setting cannot work.
-            TaskError: There is no task, two have the same name, or a prompt group is given for none of them.
+            TaskError: There is no task, two have the same name, a prompt group is given for none of them, or families
+                do not fit.
         """
         model = cls.without_tasks(
             backbone,
@@ -106,6 +115,8 @@ class MTOPModel(MTOPSequence):
             prompt_groups=prompt_groups,
             attention_widths=attention_widths,
             attention_heads=attention_heads,
+            families=families,
+            family_of=family_of,
             seed=seed,
         )
         return model
@@ -147,25 +158,26 @@ class MTOPModel(MTOPSequence):
     def task_logits(self, task: str, text: Text) -> Tensor:
         """(B, C) The logits of one task; (B, T, C) of a token task.
 
-        With `stop_gradient`, the loss of one task reaches the backbone, the shared prompts, that task's own parameters
-        and the prompts of its prompt group; those of the other tasks get no gradient at all (None, not zero), so that
-        no optimiser moves them.
+        With `stop_gradient`, the loss of one task reaches the backbone, the shared prompts, that task's own parameters,
+        the prompts of its prompt group and the LoRA of its family; those of the other tasks get no gradient at all
+        (None, not zero), so that no optimiser moves them.
 
         Raises:
             TaskError: There is no such task.
         """
         module = self._module(task)
         layout = self._layout([task])
-        outputs, at_text = encode(
-            self.backbone,
-            self._prompts(layout, trained=task if self.config.stop_gradient else None),
-            text.input_ids,
-            text.attention_mask,
-            text.token_type_ids,
-            layout.groups,
-            passes=self._passes(layout),
-            at_context=self._needs_outputs_at_context([task]),
-        )
+        with self._as_family(self.family_of(task)):
+            outputs, at_text = encode(
+                self.backbone,
+                self._prompts(layout, trained=task if self.config.stop_gradient else None),
+                text.input_ids,
+                text.attention_mask,
+                text.token_type_ids,
+                layout.groups,
+                passes=self._passes(layout),
+                at_context=self._needs_outputs_at_context([task]),
+            )
         if isinstance(module, Probe):
             return module(document_vectors(at_text, text.attention_mask))
         if isinstance(module, AttentionHead):
@@ -187,60 +199,107 @@ class MTOPModel(MTOPSequence):
             raise TaskError(f"task {task!r} reads more than the KV cache; pass its texts")
         own_prompts, module = self.prompts(task), self.task_module(task)
         lora = stack_lora([(len(own_prompts), module.lora)])
-        return module(encode_with_kv_cache(self.backbone, own_prompts, kv_cache, [1] * len(own_prompts), lora))
+        with self._as_family(self.family_of(task)):
+            outputs = encode_with_kv_cache(self.backbone, own_prompts, kv_cache, [1] * len(own_prompts), lora)
+        return module(outputs)
 
     def cache(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        tasks: Sequence[str] = (),
     ) -> KVCache:
-        """What isolated tasks read of texts: the same for all of them, and for as long as the context does not train.
+        """What isolated tasks of one family, or of none, read of texts: the same for all of them, and for as long as
+        the context does not train.
 
         Args:
             input_ids: (B, T) Padded on the right.
             attention_mask: (B, T) 1 for tokens, 0 for padding.
             token_type_ids: (B, T) 0 and 1 for the two texts of a pair.
+            tasks: Those that read it; without any it is that of tasks of no family.
         """
         prompts = self._prompts(self._layout(()))
-        return encode_kv_cache(self.backbone, prompts, input_ids, attention_mask, token_type_ids)
+        family, *others = self.by_family(tasks) or [None]
+        if others:
+            raise ValueError(f"tasks {list(tasks)} are of several families, and each has a KV cache of its own")
+        with self._as_family(family):
+            return encode_kv_cache(self.backbone, prompts, input_ids, attention_mask, token_type_ids)
+
+    def _as_family(self, family: str | None) -> AbstractContextManager[None]:
+        """The context in which the backbone is that of a family."""
+        return as_family(self.backbone, self.family_lora(family))
 
     def outputs(self, wanted: tuple[str, ...], text: Text, *, vectors: bool) -> Outputs:
-        """Logits and document vectors by one pass of the encoder (`MultiTaskModel.outputs`).
+        """Logits and document vectors by one pass of the encoder (`MultiTaskModel.outputs`); with families its last
+        layers run once for each of them.
 
         Prompts of isolated tasks that are not wanted are left out. Those of the context are always there, because the
         wanted outputs depend on them.
         """
-        parts = self._parts(wanted)
-        at_context = vectors or parts.at_context
-        needs_vectors = vectors or parts.probes is not None
-        needs_text = needs_vectors or parts.pooled is not None or bool(parts.attention or parts.at_tokens)
-        at_prompts, at_text = self.encode(
-            parts.prompts, text, parts.groups, passes=parts.passes, at_context=at_context, at_text=needs_text
+        by_family = self.by_family(wanted)
+        if set(by_family) <= {None}:
+            parts = self._parts(None, wanted)
+            at_prompts, at_text = self.encode(
+                parts.prompts,
+                text,
+                parts.groups,
+                passes=parts.passes,
+                at_context=vectors or parts.at_context,
+                at_text=vectors or parts.reads_text,
+            )
+            return _read(parts, at_prompts, at_text, text, vectors=vectors)
+        if vectors:
+            by_family = {None: (), **by_family}
+        families = {family: self._parts(family, names) for family, names in by_family.items()}
+        context, branches = self._branches(families, vectors=vectors)
+        found = [
+            _read(parts, *outputs, text, vectors=vectors and family is None)
+            for (family, parts), outputs in zip(
+                families.items(), self.encode_branches(context, text, branches), strict=True
+            )
+        ]
+        at_tokens = {name: logits for outputs in found for name, logits in outputs.at_tokens.items()}
+        of_texts = [name for names in by_family.values() for name in names if name not in at_tokens]
+        order = [of_texts.index(name) for name in wanted if name not in at_tokens]
+        in_order = order == sorted(order)
+        logits = join_logits(
+            [outputs.logits for outputs in found], None if in_order else index_of(tuple(order), text.input_ids.device)
         )
-        found = document_vectors(at_text, text.attention_mask) if needs_vectors else at_text.new_empty(len(at_text), 0)
-        logits = [stacked(at_prompts) for stacked in parts.stacked]
-        if parts.pooled is not None:
-            logits.append(parts.pooled(at_text[:, :1]))
-        logits += [attention(at_text, text.attention_mask) for attention in parts.attention]
-        if parts.probes is not None:
-            logits.append(parts.probes(found))
-        return Outputs(
-            join_logits(logits, parts.order) if logits else at_text.new_empty(len(at_text), 0, 0),
-            found,
-            {name: head(at_text) for name, head in parts.at_tokens.items()},
-        )
+        return Outputs(logits, found[0].vectors, at_tokens)
+
+    def _branches(self, families: Mapping[str | None, InferenceParts], *, vectors: bool) -> tuple[Tensor, list[Branch]]:
+        """The prompts of the context, and what each family wants of the encoder."""
+        prompts, num_in_context = next((parts.prompts, parts.groups.count(0)) for parts in families.values())
+        branches = []
+        for family, parts in families.items():
+            wants_text = vectors and family is None
+            branches.append(
+                Branch(
+                    family=self.family_lora(family),
+                    prompts=parts.prompts[num_in_context:],
+                    groups=parts.groups[num_in_context:],
+                    passes=parts.passes,
+                    at_context=wants_text or parts.at_context,
+                    at_text=wants_text or parts.reads_text,
+                )
+            )
+        return prompts[:num_in_context], branches
 
     def vector_outputs(self, wanted: tuple[str, ...], vectors: Tensor) -> Tensor:
         """(B, n, C) What probes say of vectors."""
         return StackedProbes.stack([self._module(name).state_dict(keep_vars=True) for name in wanted])(vectors)
 
-    def _parts(self, wanted: tuple[str, ...]) -> InferenceParts:
-        """Prompts and stacked heads of the wanted tasks; kept in evaluation for as long as no parameter changes.
+    def _parts(self, family: str | None, wanted: tuple[str, ...]) -> InferenceParts:
+        """Prompts and stacked heads of wanted tasks of a family; kept in evaluation while no parameter changes.
 
         They are kept in the type that the encoder computes in, so that large stacks are not converted for every batch.
         """
         device_type, dtype = self.backbone.device.type, self.backbone.dtype
         if torch.is_autocast_enabled(device_type):
             dtype = torch.get_autocast_dtype(device_type)
-        kept = self._inference_parts
+        kept = self._inference_parts.get(family)
         if kept is not None and not torch.is_grad_enabled() and kept.fits(wanted, dtype):
             return kept
         select_tasks(wanted, self.task_names)
@@ -285,18 +344,38 @@ class MTOPModel(MTOPSequence):
             parameters=parameters,
             versions=num_versions(parameters),
         )
-        self._inference_parts = None if self.training or torch.is_grad_enabled() else parts
+        if self.training or torch.is_grad_enabled():
+            self._inference_parts = {}
+        else:
+            self._inference_parts[family] = parts
         return parts
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
-        self._inference_parts = None  # the model moves to another device or type
+        self._inference_parts = {}  # the model moves to another device or type
         return super()._apply(*args, **kwargs)
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation; training forgets what evaluation had stacked."""
         if mode:
-            self._inference_parts = None
+            self._inference_parts = {}
         return super().train(mode)
 
     def _tasks_changed(self) -> None:
-        self._inference_parts = None
+        self._inference_parts = {}
+
+
+def _read(parts: InferenceParts, at_prompts: Tensor, at_text: Tensor, text: Text, *, vectors: bool) -> Outputs:
+    """What the heads of tasks of one family make of the encoder's outputs."""
+    needs_vectors = vectors or parts.probes is not None
+    found = document_vectors(at_text, text.attention_mask) if needs_vectors else at_text.new_empty(len(at_text), 0)
+    logits = [stacked(at_prompts) for stacked in parts.stacked]
+    if parts.pooled is not None:
+        logits.append(parts.pooled(at_text[:, :1]))
+    logits += [attention(at_text, text.attention_mask) for attention in parts.attention]
+    if parts.probes is not None:
+        logits.append(parts.probes(found))
+    return Outputs(
+        join_logits(logits, parts.order) if logits else at_text.new_empty(len(at_text), 0, 0),
+        found,
+        {name: head(at_text) for name, head in parts.at_tokens.items()},
+    )

@@ -102,7 +102,7 @@ class PooledModel(MultiTaskModel):
         """What labelling a text with these tasks costs."""
         del vectors
         heads = sum(self._head(name).weight.numel() for name in tasks)
-        num_passes = self.num_passes(tasks)
+        num_passes = len(tasks) if self.pass_per_task else 1
         return ForwardFlops.of_encoder(
             self.backbone,
             per_text=2.0 * (heads + num_passes * self.pooler.weight.numel()),

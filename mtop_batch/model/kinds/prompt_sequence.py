@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtop_batch.families import EncoderPasses
 from mtop_batch.model.encoder.encode import Pass
-from mtop_batch.model.encoder.inputs import no_prompts
+from mtop_batch.model.encoder.inputs import no_prompts, num_layers
 from mtop_batch.model.encoder.kv_cache import has_kv_cache
 from mtop_batch.model.encoder.lora import stack_lora
 from mtop_batch.model.flops import ForwardFlops
@@ -27,10 +28,30 @@ class MTOPSequence(MTOPParameters):
     """The prompts of some of the model's tasks as a sequence."""
 
     def has_fixed_cache(self, tasks: Sequence[str]) -> bool:
-        """Whether the tasks can train on a KV cache that is kept: all are isolated, and nothing else trains."""
+        """Whether the tasks can train on a KV cache that is kept: all are isolated, of one family or none, and nothing
+        else trains.
+        """
         context = [parameter for _, parameter in self.context_tensors()]
-        trains = any(p.requires_grad for p in (*self.backbone.parameters(), *context))
-        return has_kv_cache(self.backbone) and not trains and all(map(self._reads_cache, tasks))
+        families = self.by_family(tasks)
+        own = [p for family in families if family is not None for p in self.family_parameters(family)]
+        trains = any(p.requires_grad for p in (*self.backbone.parameters(), *context, *own))
+        is_one = len(families) < 2
+        return has_kv_cache(self.backbone) and not trains and is_one and all(map(self._reads_cache, tasks))
+
+    def by_family(self, tasks: Sequence[str]) -> dict[str | None, tuple[str, ...]]:
+        """These tasks by their families; None for those of no family, which come first."""
+        found: dict[str | None, list[str]] = {}
+        families = {name: self.family_of(name) for name in tasks}
+        for name in sorted(tasks, key=lambda name: families[name] is not None):
+            found.setdefault(families[name], []).append(name)
+        return {family: tuple(names) for family, names in found.items()}
+
+    @property
+    def passes(self) -> EncoderPasses:
+        """One for all tasks; with families the lower layers once, and their last layers once for each."""
+        families = {name: family for name in self.task_names if (family := self.family_of(name)) is not None}
+        layers = {family.name: family.layers for family in self.task_families}
+        return EncoderPasses(False, num_layers(self.backbone), layers, families)
 
     def context_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The prompts that all outputs depend on. Names of tasks do not count, the order of their prompts does."""
@@ -40,9 +61,15 @@ class MTOPSequence(MTOPParameters):
             yield "joint", self.prompts(name)
 
     def task_settings(self, name: str) -> dict[str, Any]:
-        """Whether the task is isolated, as only tasks of MTOP are or are not, and how it attends to the text."""
-        attention = self._entry(name).get("attention")
-        return {"isolated": self._is_isolated(name), **({"attention": attention} if attention else {})}
+        """Whether the task is isolated, as only tasks of MTOP are or are not, how it attends to the text, and where its
+        family has LoRA.
+        """
+        attention, lora = self._entry(name).get("attention"), self.family_lora(self.family_of(name))
+        return {
+            "isolated": self._is_isolated(name),
+            **({"attention": attention} if attention else {}),
+            **({"family": {"layers": lora.num_layers, "scale": lora.scale}} if lora else {}),
+        }
 
     def num_positions(self, tasks: Sequence[str]) -> int:
         """Prompts in the sequence of every text for these tasks."""
@@ -59,6 +86,23 @@ class MTOPSequence(MTOPParameters):
 
     def forward_flops(self, tasks: Sequence[str], *, vectors: bool = False) -> ForwardFlops:
         """What labelling a text with these tasks, and its vector if that is wanted, costs."""
+        by_family = self.by_family(tasks)
+        layers_of = {family.name: family.layers for family in self.task_families}
+        branches = [
+            self._flops(names, vectors=False).from_layer(num_layers(self.backbone) - layers_of[family], self.backbone)
+            for family, names in by_family.items()
+            if family is not None
+        ]
+        if not branches:
+            return self._flops(tasks, vectors=vectors)
+        if None in by_family or vectors:
+            return replace(self._flops(by_family.get(None, ()), vectors=vectors), also=tuple(branches))
+        lowest = min(layers_of[family] for family in by_family if family is not None)
+        shared = self._flops((), vectors=True).to_layer(num_layers(self.backbone) - lowest, self.backbone)
+        return replace(shared, also=tuple(branches))
+
+    def _flops(self, tasks: Sequence[str], *, vectors: bool) -> ForwardFlops:
+        """The same for tasks of one family, as if it had all layers."""
         groups = self._layout(tasks).groups
         modules = {task: self._module(task) for task in tasks}
         attention = [module.flops for module in modules.values() if isinstance(module, AttentionHead)]

@@ -1,4 +1,5 @@
-"""What an MTOP model is made of: a backbone, prompts, poolers and heads, and which task each of them belongs to.
+"""What an MTOP model is made of: a backbone, prompts, poolers and heads, which task each of them belongs to, and the
+LoRA of families of tasks.
 
 Tasks are added, dropped and replaced here; what is computed from them stands in `mtop_batch.model.kinds.mtop`.
 
@@ -7,7 +8,8 @@ Shapes: P prompts of a task, E width of the input embeddings, C outputs of a tas
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -15,8 +17,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mtop_batch.errors import ConfigError, TaskError
+from mtop_batch.families import Family, check_families
+from mtop_batch.lines import listed
+from mtop_batch.model.encoder.families import check_families as check_encoder_has
 from mtop_batch.model.encoder.inputs import embedding_size, hidden_size
-from mtop_batch.model.encoder.lora import LoRA, lora_layers
+from mtop_batch.model.encoder.lora import FamilyLoRA, LoRA, lora_layers
 from mtop_batch.model.kinds.base import MultiTaskModel, generator_of, module_key
 from mtop_batch.model.kinds.config import MTOPConfig
 from mtop_batch.model.parts.document_vectors import Probe
@@ -49,6 +54,9 @@ class MTOPParameters(MultiTaskModel):
         self.shared_prompts = nn.Parameter(shared) if config.shared_prompts else None
         self.prompt_groups = nn.ModuleDict()
         self.task_modules = nn.ModuleDict()
+        self.families = nn.ModuleDict()
+        for family in config.families:
+            self._build_family(Family(**family))
         for entry in config.tasks:
             self._build_task(entry)
         self.post_init()
@@ -62,6 +70,8 @@ class MTOPParameters(MultiTaskModel):
         prompt_groups: Mapping[str, str] | None = None,
         attention_widths: Mapping[str, int] | None = None,
         attention_heads: int = 2,
+        families: Sequence[Family] = (),
+        family_of: Mapping[str, str] | None = None,
         seed: int = 0,
         replace: bool = False,
     ) -> None:
@@ -79,22 +89,27 @@ class MTOPParameters(MultiTaskModel):
             attention_widths: Task -> width in which it attends to the text, of tasks that read by attention; for others
                 of them the least that `dynamic_widths` gives.
             attention_heads: Of such tasks.
+            families: New ones; their LoRA starts so that it changes nothing.
+            family_of: Task -> family, a new one or one that is there, of the tasks that have one.
             seed: Of the random draws.
             replace: A task of the same name makes room as in `drop_tasks`, and the new one takes its place.
 
         Raises:
-            ConfigError: `prompts_per_task` is not positive, or `lora_rank` is negative.
-            TaskError: There is no task to add, or one has a name that is taken or reads what this model does not have;
-                nothing is changed then.
+            ConfigError: `prompts_per_task` is not positive, `lora_rank` is negative, or the encoder cannot have a
+                family.
+            TaskError: There is no task to add, or one has a name that is taken or reads what this model does not have,
+                or families do not fit (`check_families`); nothing is changed then.
         """
         if not tasks:
             raise TaskError("no task is given; give at least one [[task]]")
         self.check_readers(tasks)
+        family_of = {} if family_of is None else family_of
+        self._check_families(tasks, families, family_of)
         order = self.task_names
         if replace:
             taken = [task.name for task in tasks if task.name in order]
             self.check_removable(taken)
-            self._remove(taken)
+            self._remove(taken, set(family_of.values()))
         isolated = bool(order) or self.config.prompt_attention == "isolated"
         added = bool(self.config.tasks)
         widths = {
@@ -103,14 +118,93 @@ class MTOPParameters(MultiTaskModel):
             if task.reads == "attention"
         }
         attention = {name: {"width": width, "num_heads": attention_heads} for name, width in widths.items()}
-        self._append_tasks(tasks, prompts_per_task, isolated, added, seed, lora_rank, prompt_groups or {}, attention)
+        self.add_families(families, seed)
+        self._append_tasks(
+            tasks, prompts_per_task, isolated, added, seed, lora_rank, prompt_groups or {}, attention, family_of
+        )
         places = {name: index for index, name in enumerate(order)}
         self.config.tasks.sort(key=lambda entry: places.get(entry["task"]["name"], len(places)))
+
+    def _check_families(self, tasks: Sequence[Task], families: Sequence[Family], family_of: Mapping[str, str]) -> None:
+        """Refuse families that do not fit the tasks or the encoder."""
+        select_tasks(list(family_of), [task.name for task in tasks])
+        check_families(families, family_of, [family.name for family in self.task_families])
+        for task in tasks:
+            if task.reads_vector and task.name in family_of:
+                raise TaskError(
+                    f"task {task.name!r}: a task that reads the vector reads that of the plain backbone and has no "
+                    "family; remove it"
+                )
+        check_encoder_has(self.backbone, {family.name: family.layers for family in families})
+
+    def add_families(self, families: Sequence[Family], seed: int = 0) -> None:
+        """Add families, of which `add_tasks` may add tasks; their LoRA starts so that it changes nothing.
+
+        Args:
+            families: New ones.
+            seed: Of the random draws.
+        """
+        for family in families:
+            self._build_family(family).lora.initialise(generator_of(seed, f"family {family.name}"))
+        self.config.families = [*self.config.families, *(asdict(family) for family in families)]
+        self.families.to(self.backbone.device)
+
+    def _build_family(self, family: Family) -> FamilyLoRA:
+        lora = FamilyLoRA(self.backbone, family.rank, family.alpha, family.layers)
+        self.families[_family_key(family.name)] = lora
+        return lora
+
+    @property
+    def task_families(self) -> list[Family]:
+        """The families of the tasks."""
+        return [Family(**entry) for entry in self.config.families]
+
+    def family_of(self, task: str) -> str | None:
+        """The family of a task, None for one of no family.
+
+        Raises:
+            TaskError: There is no such task.
+        """
+        family: str | None = self._entry(task).get("family")
+        return family
+
+    def family_lora(self, family: str | None) -> FamilyLoRA | None:
+        """The LoRA of a family; None for None."""
+        return None if family is None else cast(FamilyLoRA, self.families[_family_key(family)])
+
+    def family_parameters(self, family: str) -> list[nn.Parameter]:
+        """The parameters that belong to the family alone."""
+        return list(self.families[_family_key(family)].parameters())
+
+    def family_tensors(self, family: str) -> dict[str, Tensor]:
+        """Copies of the LoRA of a family: `lora.A.<i>` and `lora.B.<i>` for each of its linear layers."""
+        return {key: value.clone() for key, value in self.families[_family_key(family)].state_dict().items()}
+
+    def load_family(self, family: str, tensors: Mapping[str, Tensor]) -> None:
+        """Set the LoRA of a family to what `family_tensors` returned.
+
+        Raises:
+            TaskError: There is no such family, or it has other tensors.
+        """
+        if _family_key(family) not in self.families:
+            known = [each.name for each in self.task_families]
+            raise TaskError(f"there is no family {family!r}; families: {listed(known)}")
+        own = {key: tuple(value.shape) for key, value in self.families[_family_key(family)].state_dict().items()}
+        given = {key: tuple(value.shape) for key, value in tensors.items()}
+        if given != own:
+            raise TaskError(f"family {family!r} cannot take tensors of the shapes {given}; its own: {own}")
+        self.families[_family_key(family)].load_state_dict(dict(tensors))
+
+    def shared_tensors(self, name: str) -> Iterable[tuple[str, Tensor]]:
+        """The LoRA of the task's family."""
+        family = self.family_of(name)
+        return () if family is None else self.family_tensors(family).items()
 
     def drop_tasks(self, names: Sequence[str]) -> None:
         """Remove tasks whose prompts no other task sees or which leave theirs to others of their prompt group.
 
-        The outputs of the others stay the same. The prompts of a prompt group go with its last task.
+        The outputs of the others stay the same. The prompts of a prompt group go with its last task, and so does the
+        LoRA of a family.
 
         Raises:
             TaskError: A task does not exist or others see its prompts, or none would be left; nothing is removed then.
@@ -134,13 +228,17 @@ class MTOPParameters(MultiTaskModel):
                     "labelling"
                 )
 
-    def _remove(self, names: Sequence[str]) -> None:
+    def _remove(self, names: Sequence[str], kept_families: Collection[str] = ()) -> None:
         removed = set(names)
         for name in removed:
             del self.task_modules[module_key(name)]
         self.config.tasks = [entry for entry in self.config.tasks if entry["task"]["name"] not in removed]
         for key in self.prompt_groups.keys() - {_group_key(entry.get("prompt_group")) for entry in self.config.tasks}:
             del self.prompt_groups[key]
+        families = {*kept_families, *(entry.get("family") for entry in self.config.tasks)}
+        for family in [entry["name"] for entry in self.config.families if entry["name"] not in families]:
+            del self.families[_family_key(family)]
+        self.config.families = [entry for entry in self.config.families if entry["name"] in families]
         self._tasks_changed()
 
     def _append_tasks(
@@ -153,6 +251,7 @@ class MTOPParameters(MultiTaskModel):
         lora_rank: int,
         prompt_groups: Mapping[str, str],
         attention: Mapping[str, Mapping[str, int]],
+        family_of: Mapping[str, str],
     ) -> None:
         if num_prompts < 1:
             raise ConfigError(f"model.prompts_per_task = {num_prompts} is not positive; the paper uses 2")
@@ -170,6 +269,7 @@ class MTOPParameters(MultiTaskModel):
                 lora_rank,
                 prompt_groups.get(task.name),
                 attention.get(task.name),
+                family_of.get(task.name),
             )
             for task in tasks
         ]
@@ -317,6 +417,7 @@ def _task_entry(
     lora_rank: int,
     prompt_group: str | None,
     attention: Mapping[str, int] | None,
+    family: str | None,
 ) -> dict[str, Any]:
     """What the configuration says of a new task."""
     entry: dict[str, Any] = {"task": task.to_dict(), "prompts": num_prompts, "isolated": isolated}
@@ -328,9 +429,16 @@ def _task_entry(
         entry["attention"] = dict(attention)
     if prompt_group is not None and task.reads_prompts:
         entry["prompt_group"] = prompt_group
+    if family is not None:
+        entry["family"] = family
     return {**entry, "added": True} if added else entry
 
 
 def _group_key(group: str | None) -> str:
     """A prompt group's key in the module dictionary; no group's for None."""
     return "" if group is None else f"group_{group}"
+
+
+def _family_key(family: str) -> str:
+    """A family's key in the module dictionary."""
+    return f"family_{family}"

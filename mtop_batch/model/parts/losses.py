@@ -5,6 +5,7 @@ Shapes: B texts, T text positions, C outputs of a task.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,6 +48,33 @@ def token_loss(logits: Tensor, tags: Tensor) -> Tensor:
     losses = F.cross_entropy(logits.flatten(0, 1), tags.flatten(), reduction="none", ignore_index=NO_TAG)
     num_words = (tags != NO_TAG).sum(dim=1).clamp(min=1)
     return (losses.view(tags.shape).sum(dim=1) / num_words).mean()
+
+
+def contrastive_loss(vectors: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
+    """() Supervised contrastive learning (Khosla et al. 2020, equation 2): texts of a label come closer to one another.
+
+    It is the mean over the texts i that share a label with some other text of the batch, P(i) being these:
+
+        -1 / |P(i)| sum over p in P(i) of log (exp(v_i v_p / t) / sum over a != i of exp(v_i v_a / t))
+
+    Args:
+        vectors: (B, D) Of length 1.
+        labels: (B,) Indices of labels; (B, C) which labels a text has.
+        temperature: t
+
+    Returns:
+        0 where no text shares a label.
+    """
+    if len(vectors) < 2:
+        return vectors.sum() * 0
+    has_label = F.one_hot(labels.long()) if labels.ndim == 1 else labels
+    same = has_label.to(vectors.dtype) @ has_label.to(vectors.dtype).T > 0
+    itself = torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)
+    same = same & ~itself
+    shares = (vectors @ vectors.T / temperature).masked_fill(itself, -torch.inf).log_softmax(dim=1)
+    num_same = same.sum(dim=1)
+    losses = -shares.masked_fill(~same, 0).sum(dim=1) / num_same.clamp(min=1)
+    return losses.sum() / (num_same > 0).sum().clamp(min=1)
 
 
 def multi_label_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:

@@ -230,6 +230,11 @@ class InferenceParts:
     parameters: tuple[nn.Parameter, ...]
     versions: int
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether some task reads the encoder's outputs at the text."""
+        return any(part is not None for part in (self.pooled, self.probes)) or bool(self.attention or self.at_tokens)
+
     def fits(self, wanted: tuple[str, ...], dtype: torch.dtype) -> bool:
         """Whether it was made for these tasks and this type, and no parameter has been written to since."""
         same = (wanted, dtype) == (self.wanted, self.dtype)

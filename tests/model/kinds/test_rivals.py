@@ -76,8 +76,8 @@ def test_as_many_passes_are_made_as_are_counted(kind: str, passes: int, batch: B
         first.embeddings.LayerNorm.register_forward_hook(lambda _, args, __: rows_read.append(len(args[0])))
     model(**batch)
     assert rows_read == [3] * passes
-    assert model.num_passes(model.task_names) == passes
-    assert model.num_passes(["mood"]) == 1
+    assert model.passes(model.task_names) == passes
+    assert model.passes(["mood"]) == 1
 
 
 @pytest.mark.parametrize("kind", RIVALS)
@@ -152,7 +152,7 @@ def test_it_comes_back_from_a_bundle_and_labels_texts(kind: str, batch: Batch, t
     assert torch.equal(bundle.model.all_tasks(**batch), model.all_tasks(**batch))
     assert bundle.fingerprints == task_fingerprints(bundle.model, tokenizer_digest(bundle.tokenizer))
     info = read_bundle_info(uri)
-    assert (info.kind, info.pass_per_task) == (kind, kind in PER_TASK)
+    assert (info.kind, info.passes.per_task) == (kind, kind in PER_TASK)
     texts = ["bank market", " ", "the law wins a match"]
     table = Predictor(bundle.model, bundle.tokenizer, device="cpu", precision="fp32").predict(texts)
     assert table["error"].to_pylist() == [None, "text is empty", None]
