@@ -9,7 +9,7 @@ from typing import Any
 from mtop_batch.errors import ConfigError
 from mtop_batch.lines import counted, listed
 from mtop_batch.precision import PrecisionChoice
-from mtop_batch.tasks import Task
+from mtop_batch.tasks import Task, select_tasks
 
 _UTF8_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -70,7 +70,11 @@ def _given(data: bytes, name: str) -> Given:
 
 
 def predict(
-    model: str, given: Sequence[Given], precision: PrecisionChoice, note: Callable[[str], None]
+    model: str,
+    given: Sequence[Given],
+    precision: PrecisionChoice,
+    note: Callable[[str], None],
+    tasks: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """A row for each text: `text`, `second` if there is one, the columns of the tasks, and `error`.
 
@@ -88,8 +92,10 @@ def predict(
         given: The texts.
         precision: Of the model.
         note: Takes a line for people.
+        tasks: The wanted ones; all if none is named.
 
     Raises:
+        TaskError: There is no such task.
         ConfigError: There are second texts, and no task reads two.
         BundleError: The bundle is missing or damaged.
     """
@@ -99,7 +105,9 @@ def predict(
 
     bundle = load_bundle(model)
     bundle.model.set_tasks(replace(task, scores="all") for task in bundle.model.tasks if task.has_labels_of_texts)
-    names = {size: [task.name for task in bundle.model.tasks if len(task.text) == size] for size in (1, 2)}
+    wanted = set(select_tasks(tasks or bundle.model.task_names, bundle.model.task_names))
+    asked_about = [task for task in bundle.model.tasks if task.name in wanted]
+    names = {size: [task.name for task in asked_about if len(task.text) == size] for size in (1, 2)}
     if names[2]:
         given = [_split(item) for item in given]
     elif any(item.second is not None for item in given):
@@ -110,10 +118,10 @@ def predict(
     pairs = [row for row, item in enumerate(given) if item.second is not None or not names[1]]
     asked = {1: range(len(given)), 2: pairs}
     rows: list[dict[str, Any]] = [{} for _ in given]
-    for size, tasks in names.items():
-        if not tasks or not asked[size]:
+    for size, of_size in names.items():
+        if not of_size or not asked[size]:
             continue
-        predictor = Predictor(bundle.model, bundle.tokenizer, precision=precision, tasks=tasks)
+        predictor = Predictor(bundle.model, bundle.tokenizer, precision=precision, tasks=of_size)
         items = [given[row] for row in asked[size]]
         texts = [None if item.error else item.text for item in items]
         seconds = [item.second for item in items] if size == 2 else None
@@ -124,9 +132,7 @@ def predict(
             found |= _named_scores(predictor.tasks, found) | _abstained(predictor.tasks, found)
             found |= _entities(predictor.tasks, found, item)
             rows[row] |= found | {"error": error if "error" not in rows[row] else rows[row]["error"] and error}
-    columns = [
-        column for task in bundle.model.tasks for column in (*OutputKind.of(task).names(task.name), *_marks(task))
-    ]
+    columns = [column for task in asked_about for column in (*OutputKind.of(task).names(task.name), *_marks(task))]
     return [_row(item, row, columns) for item, row in zip(given, rows, strict=True)]
 
 

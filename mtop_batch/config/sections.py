@@ -353,9 +353,14 @@ class TrainConfig(OptimizerConfig):
     diverge."""
     num_workers: int = Field(1, ge=1)
     """Ray Train workers; each holds the whole model and takes its part of every batch."""
+    eval_every: float = Field(1.0, ge=0.01)
+    """Epochs from one evaluation to the next; the end is always evaluated."""
+    eval_examples: int | None = Field(None, ge=1)
+    """Most evaluation examples of all tasks together: of larger tasks a random part is taken, as large for one as for
+    another, and of every task one at least. Without this key all are. `mtop evaluate` takes all in any case."""
     patience: int | None = Field(None, ge=1)
-    """Stop after so many evaluations, one an epoch, without a higher mean metric; without this key all epochs are
-    trained. The learning rate falls over all `epochs` either way."""
+    """Stop after so many evaluations without a higher mean metric; without this key all epochs are trained. The
+    learning rate falls over all `epochs` either way."""
     tensorboard: bool = False
     """Write event files of TensorBoard, with losses, learning rates and metrics, to `<output>.training` while the
     training runs, and then beside the bundle (`pip install 'mtop-batch[tensorboard]'`)."""

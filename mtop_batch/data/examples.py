@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -29,6 +30,7 @@ Source = str | Sequence[str]
 IntArray = npt.NDArray[np.int64]
 
 logger = logging.getLogger(__name__)
+_MOST_WARNINGS = 20
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,12 @@ class LabelledTokens:
         tags = None if self.tags is None else self.tags[self.tokens.positions(windows)]
         return LabelledTokens(self.tokens.take(windows), self.labels[rows], counts, entities, tags)
 
+    def draw(self, most: int | None, *seeds: int) -> LabelledTokens:
+        """At most so many, in random order, or all as they are; the first of a larger draw are those of a smaller."""
+        if most is None or most >= len(self):
+            return self
+        return self.take(np.random.default_rng(seeds).permutation(len(self))[:most])
+
     def targets(self, rows: npt.NDArray[np.integer], windows: npt.NDArray[np.integer]) -> Labels:
         """What the loss compares the model with.
 
@@ -157,6 +165,25 @@ class LabelledTokens:
         padded = np.full(is_token.shape, NO_TAG)
         padded[is_token] = self.tags[self.tokens.positions(windows)]
         return padded
+
+
+@contextmanager
+def few_warnings(most: int = _MOST_WARNINGS) -> Iterator[None]:
+    """While the block runs, the log has the first warnings of each kind, and in the end how many there were more."""
+    counts = Counter[str]()
+
+    def is_one_of_the_first(record: logging.LogRecord) -> bool:
+        counts[record.msg] += 1
+        return counts[record.msg] <= most
+
+    logger.addFilter(is_one_of_the_first)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_one_of_the_first)
+        for count in counts.values():
+            if count > most:
+                logger.warning("and %d more warnings like the last of these", count - most)
 
 
 def load_examples(

@@ -14,7 +14,7 @@ from typing import Any
 
 from mtop_batch.config.sections import Config
 from mtop_batch.data.examples import load_examples, tokenise_examples
-from mtop_batch.data.tokens import TextTokenizer
+from mtop_batch.data.tokens import KEPT_TEXTS, TextTokenizer
 from mtop_batch.engine.add_tasks import changed_config, check_apart
 from mtop_batch.engine.evaluate import task_definition
 from mtop_batch.engine.fit_decisions import Examples, check_rules, fit_on, set_decisions
@@ -81,7 +81,7 @@ def calibrate_bundle(
     tasks = {name: task_definition(sources[name], model.task(name), model_uri) for name in names}
     check_rules(model.tasks, config)
     recorded = {task["name"]: task.get("label_by") for task in bundle.training_config.get("task", [])}
-    tokenizer = TextTokenizer(bundle.tokenizer, model.config.max_tokens)
+    tokenizer = TextTokenizer(bundle.tokenizer, model.config.max_tokens, keeps=KEPT_TEXTS)
     progress.phase("read and tokenise the examples", len(names), "tasks")
     examples = {}
     for name, task in tasks.items():

@@ -11,9 +11,15 @@ from pydantic import ValidationError
 
 from mtop_batch import storage
 from mtop_batch.config.sections import BackboneConfig, Config, TaskConfig
-from mtop_batch.data.examples import LabelledTokens, RawExamples, load_examples, tokenise_with_texts
+from mtop_batch.data.examples import (
+    LabelledTokens,
+    RawExamples,
+    few_warnings,
+    load_examples,
+    tokenise_with_texts,
+)
 from mtop_batch.data.repeats import find_repeats
-from mtop_batch.data.tokens import TextTokenizer
+from mtop_batch.data.tokens import KEPT_TEXTS, TextTokenizer
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.workers import single_worker
 from mtop_batch.errors import BundleError, DataError, MtopError, TaskError, one_line
@@ -40,6 +46,7 @@ def evaluate_bundle(
     return {name: item.metrics for name, item in evaluated.items()}
 
 
+@few_warnings()
 def evaluate_in_detail(
     model_uri: str,
     config: Config | None = None,
@@ -81,7 +88,7 @@ def evaluate_in_detail(
         progress.phase("evaluate", len(names), "tasks")
     recorded = {task["name"]: task.get("label_by") for task in bundle.training_config.get("task", [])}
     worker = single_worker(config.train.precision)
-    text_tokenizer = TextTokenizer(bundle.tokenizer, **bundle.model.config.text_limits)
+    text_tokenizer = TextTokenizer(bundle.tokenizer, **bundle.model.config.text_limits, keeps=KEPT_TEXTS)
     model = bundle.model.to(worker.device)  # type: ignore[arg-type]  # transformers wraps it
     evaluated = {}
     for name, task in tasks.items():

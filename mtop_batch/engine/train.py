@@ -20,8 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtop_batch import storage
 from mtop_batch.config.sections import Config, TaskConfig
-from mtop_batch.data.examples import load_train_and_eval, tokenise_examples, with_label_scale
-from mtop_batch.data.tokens import TextTokenizer
+from mtop_batch.data.examples import few_warnings, load_train_and_eval, tokenise_examples, with_label_scale
+from mtop_batch.data.tokens import KEPT_TEXTS, TextTokenizer
 from mtop_batch.engine.fit_decisions import check_rules, check_written, fit_on_ray, set_decisions
 from mtop_batch.engine.monitoring.events import Event, EventQueue
 from mtop_batch.engine.monitoring.monitor import TrainingMonitor
@@ -44,7 +44,7 @@ from mtop_batch.model.kinds.single_task import SingleTaskModel
 from mtop_batch.tasks import Task
 from mtop_batch.training.checkpoint import TaskMetrics
 from mtop_batch.training.class_weights import class_weights
-from mtop_batch.training.evaluation import mean_metric, undefined_metrics
+from mtop_batch.training.evaluation import mean_metric, undefined_metrics, with_eval_budget
 from mtop_batch.training.fit_decisions import FittedDecision, decision_reports, with_decision_metrics
 from mtop_batch.training.one_process import Encoder
 from mtop_batch.training.settings import TaskData
@@ -218,6 +218,7 @@ class _Parts:
     data: list[TaskData]
 
 
+@few_warnings()
 def _prepare(config: Config, progress: Progress) -> _Parts:
     """Load everything and check all that can be checked before work starts."""
     check_readers(config)
@@ -231,11 +232,12 @@ def _prepare(config: Config, progress: Progress) -> _Parts:
     backbone = load_backbone(config.backbone.name)
     check_fit(config.backbone.name, tokenizer, backbone)
     check_encoder(config, backbone)
-    text_tokenizer = TextTokenizer(tokenizer, **config.backbone.text_limits)
+    text_tokenizer = TextTokenizer(tokenizer, **config.backbone.text_limits, keeps=KEPT_TEXTS)
     data = []
     for task in config.task:
         data.append(load_task(task, task.definition(config.model.default_reader), text_tokenizer))
         progress.advance(1, f"{task.name}: {counted(len(data[-1].train), 'example')}")
+    data = with_eval_budget(data, config.train.eval_examples, config.train.seed)
     return _Parts(tokenizer, text_tokenizer, backbone, data)
 
 
