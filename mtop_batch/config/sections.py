@@ -26,7 +26,17 @@ from mtop_batch.errors import TaskError
 from mtop_batch.lines import listed
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.storage import absolute, check_address
-from mtop_batch.tasks import Combine, LabelBy, Metric, Reader, ScoresKept, Task, TaskKind, check_task_names
+from mtop_batch.tasks import (
+    Combine,
+    LabelBy,
+    Metric,
+    Reader,
+    ScoresKept,
+    Task,
+    TaskKind,
+    VectorInput,
+    check_task_names,
+)
 
 Address = Annotated[str, AfterValidator(check_address)]
 """Where data or bundles are: without credentials, for a bundle holds its configuration."""
@@ -111,6 +121,13 @@ class BackboneConfig(_Section):
         return {"max_tokens": self.max_tokens, "max_windows": most, "window_overlap": overlap}
 
 
+def _are_different(inputs: tuple[VectorInputConfig, ...]) -> tuple[VectorInputConfig, ...]:
+    names = [spec.column for spec in inputs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two inputs have one column; columns: {listed(names)}")
+    return inputs
+
+
 class ModelConfig(_Section):
     """The multi-task model on top of the backbone; each kind has its own keys."""
 
@@ -121,6 +138,25 @@ class ModelConfig(_Section):
     def settings(self) -> dict[str, Any]:
         """The keys that make the model: arguments of its class's `from_backbone`."""
         return self.model_dump(exclude={"kind"})
+
+    @property
+    def vector_inputs(self) -> tuple[VectorInput, ...]:
+        """What is read beside each text; nothing by most kinds."""
+        return tuple(VectorInput(**spec) for spec in self.settings().get("inputs", ()))
+
+
+class VectorInputConfig(_Section):
+    """Vectors that are read beside each text, such as embeddings of its images."""
+
+    column: str = Field(min_length=1)
+    """The column, of examples and of the corpus: lists of floats, or lists of such lists; null where there is none."""
+    size: int = Field(ge=1, le=65_536)
+    """Numbers of a vector."""
+    tokens: int = Field(1, ge=1, le=64)
+    """Most vectors of an article; what follows is not read. Each takes a position in the sequence."""
+
+
+Inputs = Annotated[tuple[VectorInputConfig, ...], AfterValidator(_are_different)]
 
 
 class MTOPModelConfig(ModelConfig):
@@ -155,6 +191,9 @@ class MTOPModelConfig(ModelConfig):
     """What poolers and heads start as."""
     stop_gradient: bool = True
     """A step on one task leaves the other tasks' prompts alone."""
+    inputs: Inputs = ()
+    """Vectors beside each text, such as `[{ column = "image_vector", size = 1792, tokens = 1 }]`: each is projected by
+    a linear layer and stands behind the text, with a token type of its own."""
 
     @field_validator("prompt_groups", mode="before")
     @classmethod
@@ -203,6 +242,8 @@ class MTDNNModelConfig(PooledModelConfig):
 
     kind: Literal["mt-dnn"] = "mt-dnn"
     """The method."""
+    inputs: Inputs = ()
+    """Vectors beside each text, as for `kind = "mtop"`."""
 
 
 class SingleTaskModelConfig(PooledModelConfig):
@@ -668,6 +709,12 @@ class Config(_Section):
         without = [task.name for task in self.task if task.rate is None]
         if 0 < len(without) < len(self.task):
             raise TaskError(f"task {without[0]!r} has no rate, and others have one; give all tasks one, or none")
+        for spec in self.model.vector_inputs:
+            for task in self.task:
+                if spec.column in (*task.text, task.label):
+                    raise TaskError(f"task {task.name!r}: {spec.column!r} is a column of it and of model.inputs")
+        if self.unlabelled is not None and self.model.vector_inputs:
+            raise ValueError("texts of `unlabelled` have nothing beside them; remove that section, or model.inputs")
         if self.unlabelled is not None and isinstance(self.model, SingleTaskModelConfig):
             raise ValueError(f"unlabelled texts teach all tasks at once, which model.kind = {self.model.kind!r} cannot")
         return self

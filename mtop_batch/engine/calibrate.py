@@ -87,7 +87,9 @@ def calibrate_bundle(
     for name, task in tasks.items():
         source = sources[name]
         label_by = source.label_by or recorded.get(name)
-        raw = load_examples(task, source.eval, source.label, training=False, label_by=label_by)
+        raw = load_examples(
+            task, source.eval, source.label, training=False, label_by=label_by, inputs=model.vector_inputs
+        )
         examples[name] = tokenise_examples(raw, tokenizer)
         progress.advance(1, f"{name}: {counted(len(examples[name].labels), 'example')}")
     run = _run(bundle, config, examples)
@@ -132,4 +134,6 @@ def _run(bundle: Bundle, config: Config, examples: Examples) -> str:
     for of_task in examples.values():
         digest.update(of_task.labels.tobytes())
         digest.update(of_task.tokens.values.tobytes())
+        for of in of_task.vectors:
+            digest.update(of.values.tobytes())
     return digest.hexdigest()[:16]

@@ -26,7 +26,7 @@ from mtop_batch.errors import BundleError, DataError, MtopError, TaskError, one_
 from mtop_batch.lines import counted, listed
 from mtop_batch.model.bundle.bundle import Bundle, load_bundle
 from mtop_batch.model.kinds.base import MultiTaskModel
-from mtop_batch.tasks import LabelBy, Task, select_tasks
+from mtop_batch.tasks import LabelBy, Task, VectorInput, select_tasks
 from mtop_batch.training.calibration import before_and_after, trust
 from mtop_batch.training.checkpoint import TaskMetrics
 from mtop_batch.training.evaluated import EvaluatedTask
@@ -94,7 +94,9 @@ def evaluate_in_detail(
     for name, task in tasks.items():
         source = sources[name]
         label_by = source.label_by or recorded.get(name)  # numbers mean here what they meant in training
-        raw = load_examples(task, source.eval, source.label, training=False, label_by=label_by)
+        raw = load_examples(
+            task, source.eval, source.label, training=False, label_by=label_by, inputs=model.vector_inputs
+        )
         examples, raw = tokenise_with_texts(raw, text_tokenizer)
         found = task_predictions(model, examples, task, worker=worker)
         evaluated[name] = EvaluatedTask(
@@ -104,7 +106,7 @@ def evaluate_in_detail(
             worst_errors(task, found, examples.labels, raw.texts, raw.seconds, examples.entities),
         )
         if compare or suspects:
-            learned = _training_examples(task, source, label_by)
+            learned = _training_examples(task, source, label_by, model.vector_inputs)
             evaluated[name] = _compared(evaluated[name], learned, raw)
             if suspects:
                 evaluated[name] = _with_suspects(evaluated[name], learned, model, text_tokenizer, worker)
@@ -120,10 +122,12 @@ def _trust(task: Task, found: TaskPredictions, examples: LabelledTokens) -> Task
     return trust(*before_and_after(task, found.probabilities, examples.labels))
 
 
-def _training_examples(task: Task, source: TaskConfig, label_by: LabelBy | None) -> RawExamples | str:
+def _training_examples(
+    task: Task, source: TaskConfig, label_by: LabelBy | None, inputs: Sequence[VectorInput]
+) -> RawExamples | str:
     """What the task was trained on, or why it cannot be read: an evaluation does without."""
     try:
-        return load_examples(task, source.train, source.label, training=False, label_by=label_by)
+        return load_examples(task, source.train, source.label, training=False, label_by=label_by, inputs=inputs)
     except MtopError as error:
         return one_line(error)
 

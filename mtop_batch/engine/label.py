@@ -231,6 +231,7 @@ def _definition(options: LabelOptions) -> Definition:
         vector=bundle.vector_fingerprint,
         pass_per_task=bundle.pass_per_task,
         text_limits=bundle.text_limits,
+        vector_inputs=bundle.inputs,
         text_columns_required=bool(options.text_columns),
         id_column=options.id_column,
     )

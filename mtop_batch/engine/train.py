@@ -41,7 +41,7 @@ from mtop_batch.model.encoder.whole import check_fit
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.kinds.by_name import KINDS
 from mtop_batch.model.kinds.single_task import SingleTaskModel
-from mtop_batch.tasks import Task
+from mtop_batch.tasks import Task, VectorInput
 from mtop_batch.training.checkpoint import TaskMetrics
 from mtop_batch.training.class_weights import class_weights
 from mtop_batch.training.evaluation import mean_metric, undefined_metrics, with_eval_budget
@@ -235,7 +235,8 @@ def _prepare(config: Config, progress: Progress) -> _Parts:
     text_tokenizer = TextTokenizer(tokenizer, **config.backbone.text_limits, keeps=KEPT_TEXTS)
     data = []
     for task in config.task:
-        data.append(load_task(task, task.definition(config.model.default_reader), text_tokenizer))
+        definition = task.definition(config.model.default_reader)
+        data.append(load_task(task, definition, text_tokenizer, config.model.vector_inputs))
         progress.advance(1, f"{task.name}: {counted(len(data[-1].train), 'example')}")
     data = with_eval_budget(data, config.train.eval_examples, config.train.seed)
     return _Parts(tokenizer, text_tokenizer, backbone, data)
@@ -260,18 +261,21 @@ def check_output(output: str) -> None:
         )
 
 
-def load_task(config: TaskConfig, task: Task, text_tokenizer: TextTokenizer) -> TaskData:
+def load_task(
+    config: TaskConfig, task: Task, text_tokenizer: TextTokenizer, inputs: Sequence[VectorInput] = ()
+) -> TaskData:
     """The examples of a task, tokenised.
 
     Args:
         config: Where they lie.
         task: Its definition.
         text_tokenizer: Of the model.
+        inputs: What the model reads beside texts.
 
     Raises:
         DataError, LabelTableError: As `load_train_and_eval`.
     """
-    raw_train, raw_eval = load_train_and_eval(task, config.train, config.eval, config.label, config.label_by)
+    raw_train, raw_eval = load_train_and_eval(task, config.train, config.eval, config.label, config.label_by, inputs)
     train, eval_ = (tokenise_examples(raw, text_tokenizer) for raw in (raw_train, raw_eval))
     weights = class_weights(task, config.class_weights, train.labels)
     return TaskData(with_label_scale(task, train), train, eval_, raw_train.label_by, weights, config.rate)

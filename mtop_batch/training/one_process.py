@@ -76,7 +76,9 @@ def begin(
             if tensors is None:
                 alone = copy.deepcopy(start)
                 alone.add_tasks([item.task], **new_task)
-                tensors = train_single_task(alone, item, warm_start_settings(config.train), worker=worker).tensors
+                tensors = train_single_task(
+                    alone, item.without_vectors, warm_start_settings(config.train), worker=worker
+                ).tensors
                 unfinished.keep_task(name, tensors)
             learned[name] = tensors
         on_learned()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -136,6 +136,11 @@ class TaskData:
     label_by: LabelBy | None = None
     class_weights: ClassWeights | None = None
     rate: float | None = None
+
+    @property
+    def without_vectors(self) -> TaskData:
+        """The same texts with nothing beside them."""
+        return replace(self, train=self.train.without_vectors, eval=self.eval and self.eval.without_vectors)
 
     def evaluation_examples(self) -> LabelledTokens:
         """What the task is evaluated on.

@@ -77,6 +77,8 @@ def encode(
     passes: Sequence[Pass] | None = None,
     at_context: bool = True,
     num_tokens: int | None = None,
+    vectors: Tensor | None = None,
+    places: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the encoder over the prompts followed by the text.
 
@@ -93,6 +95,8 @@ def encode(
         at_context: Whether the outputs at the context are wanted. Where they are not, and the backbone
             `has_kv_cache`, they are not computed: those at its prompts are zero then, and there are none at the text.
         num_tokens: How many ones the attention mask has, as far as that is known (`Text`).
+        vectors: (N, E) What stands in place of tokens (`Text`).
+        places: (N,) Where.
 
     Returns:
         (B, S, D) outputs at the prompts and (B, T, D) outputs at the text; those at padding mean nothing.
@@ -101,7 +105,7 @@ def encode(
     num_in_context = groups.count(0)
     if any(groups[:num_in_context]):
         raise ValueError(f"groups = {groups}: the prompts of the context (group 0) must come first")
-    text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
+    text = Text(input_ids, attention_mask, token_type_ids, num_tokens, vectors, places)
     if num_in_context == len(groups):
         return _encode_at_once(backbone, prompts, text, None, ragged_batch(backbone, text, len(prompts)))
     has_lora = any(one.lora for one in passes or ())
@@ -147,6 +151,8 @@ def encode_kv_cache(
     attention_mask: Tensor | None = None,
     token_type_ids: Tensor | None = None,
     num_tokens: int | None = None,
+    vectors: Tensor | None = None,
+    places: Tensor | None = None,
 ) -> KVCache:
     """Run the encoder over the context alone and cache its keys and values, for `encode_with_kv_cache`.
 
@@ -155,7 +161,7 @@ def encode_kv_cache(
         prompts: (S, E) Those of the context.
         input_ids: As for `encode`, like the others.
     """
-    text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
+    text = Text(input_ids, attention_mask, token_type_ids, num_tokens, vectors, places)
     batch = ragged_batch(backbone, text, len(prompts))
     key_values = record_only(
         num_layers(backbone), lambda arguments: _encode_at_once(backbone, prompts, text, None, batch, **arguments)

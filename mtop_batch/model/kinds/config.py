@@ -22,6 +22,7 @@ class KindConfig(PreTrainedConfig):
         max_tokens: Longest text, or window of one, special tokens included, prompts not.
         max_windows: Of a text; with 1 texts are cut.
         window_overlap: Tokens that a window shares with the one before.
+        inputs: What is read beside each text (`mtop_batch.tasks.VectorInput`, as a dictionary each).
     """
 
     backbone_config: dict[str, Any] | None = None
@@ -29,6 +30,7 @@ class KindConfig(PreTrainedConfig):
     max_tokens: int = 128
     max_windows: int = 1
     window_overlap: int = 0
+    inputs: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def text_limits(self) -> dict[str, int]:

@@ -24,7 +24,7 @@ from mtop_batch.model.encoder.encode import encode, encode_kv_cache, encode_with
 from mtop_batch.model.encoder.inputs import Text
 from mtop_batch.model.encoder.kv_cache import KVCache, use_kv_cache_attention
 from mtop_batch.model.encoder.lora import stack_lora
-from mtop_batch.model.kinds.base import Outputs, generator_of
+from mtop_batch.model.kinds.base import INPUTS, Outputs, generator_of
 from mtop_batch.model.kinds.config import MTOPConfig, PromptAttention
 from mtop_batch.model.kinds.prompt_sequence import MTOPSequence
 from mtop_batch.model.parts.document_vectors import Probe, StackedProbes, document_vectors, join_logits
@@ -33,6 +33,7 @@ from mtop_batch.model.parts.prompts import random_prompts
 from mtop_batch.model.parts.stacked_heads import InferenceParts, StackedTasks, num_versions
 from mtop_batch.model.parts.text_heads import AttentionHead, StackedAttention
 from mtop_batch.model.parts.token_heads import TokenHead
+from mtop_batch.model.parts.vector_inputs import PlacedVectors
 from mtop_batch.tasks import Task, select_tasks
 
 
@@ -62,6 +63,7 @@ class MTOPModel(MTOPSequence):
         attention_widths: Mapping[str, int] | None = None,
         attention_heads: int = 2,
         stop_gradient: bool = True,
+        inputs: Sequence[Mapping[str, Any]] = (),
         max_tokens: int = 128,
         seed: int = 0,
     ) -> MTOPModel:
@@ -84,6 +86,7 @@ class MTOPModel(MTOPSequence):
             attention_widths: Task -> width, of tasks that read by attention (`add_tasks`).
             attention_heads: Of such tasks.
             stop_gradient: False lets a task's loss move all prompts (the paper's ablation, section 6.5).
+            inputs: What is read beside each text (`mtop_batch.tasks.VectorInput`, as a dictionary each).
             max_tokens: Longest text, special tokens included.
             seed: Of the random draws.
 
@@ -97,6 +100,7 @@ class MTOPModel(MTOPSequence):
             prompt_attention=prompt_attention,
             pooler_rank=pooler_rank,
             stop_gradient=stop_gradient,
+            inputs=inputs,
             max_tokens=max_tokens,
             seed=seed,
         )
@@ -119,6 +123,7 @@ class MTOPModel(MTOPSequence):
         prompt_attention: PromptAttention = "isolated",
         pooler_rank: int = 0,
         stop_gradient: bool = True,
+        inputs: Sequence[Mapping[str, Any]] = (),
         max_tokens: int = 128,
         seed: int = 0,
     ) -> MTOPModel:
@@ -136,12 +141,14 @@ class MTOPModel(MTOPSequence):
             pooler_rank=pooler_rank,
             stop_gradient=stop_gradient,
             max_tokens=max_tokens,
+            inputs=[dict(spec) for spec in inputs],
         )
         model = cls(config, backbone)
+        model._draw_inputs(generator_of(seed, INPUTS))
         if model.shared_prompts is not None:
             shared = random_prompts(model.shared_prompts.shape, generator_of(seed, ""))
             model.shared_prompts.data = shared.to(backbone.device, backbone.dtype)
-        model.eval()
+        model.to(device=backbone.device, dtype=backbone.dtype).eval()  # type: ignore[call-arg]
         return model
 
     def task_logits(self, task: str, text: Text) -> Tensor:
@@ -165,6 +172,8 @@ class MTOPModel(MTOPSequence):
             layout.groups,
             passes=self._passes(layout),
             at_context=self._needs_outputs_at_context([task]),
+            vectors=text.vectors,
+            places=text.places,
         )
         if isinstance(module, Probe):
             return module(document_vectors(at_text, text.attention_mask))
@@ -190,7 +199,11 @@ class MTOPModel(MTOPSequence):
         return module(encode_with_kv_cache(self.backbone, own_prompts, kv_cache, [1] * len(own_prompts), lora))
 
     def cache(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        input_vectors: PlacedVectors | None = None,
     ) -> KVCache:
         """What isolated tasks read of texts: the same for all of them, and for as long as the context does not train.
 
@@ -198,9 +211,11 @@ class MTOPModel(MTOPSequence):
             input_ids: (B, T) Padded on the right.
             attention_mask: (B, T) 1 for tokens, 0 for padding.
             token_type_ids: (B, T) 0 and 1 for the two texts of a pair.
+            input_vectors: What stands beside the texts (`text`).
         """
         prompts = self._prompts(self._layout(()))
-        return encode_kv_cache(self.backbone, prompts, input_ids, attention_mask, token_type_ids)
+        text = self.text(input_ids, attention_mask, token_type_ids, input_vectors=input_vectors)
+        return encode_kv_cache(self.backbone, prompts, *text)
 
     def outputs(self, wanted: tuple[str, ...], text: Text, *, vectors: bool) -> Outputs:
         """Logits and document vectors by one pass of the encoder (`MultiTaskModel.outputs`).

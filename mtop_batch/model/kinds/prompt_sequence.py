@@ -33,7 +33,10 @@ class MTOPSequence(MTOPParameters):
         return has_kv_cache(self.backbone) and not trains and all(map(self._reads_cache, tasks))
 
     def context_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The prompts that all outputs depend on. Names of tasks do not count, the order of their prompts does."""
+        """Layers of inputs, and prompts, that all outputs depend on. Names of tasks do not count, the order of their
+        prompts does.
+        """
+        yield from self.input_tensors()
         if self.shared_prompts is not None:
             yield "shared", self.shared_prompts
         for name in self._layout(()).owners:
