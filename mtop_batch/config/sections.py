@@ -69,7 +69,8 @@ class BackboneConfig(_Section):
     """The pretrained encoder."""
 
     name: str
-    """A hub id, a local directory, or `package:<package>/<directory>` inside an installed package."""
+    """A hub id, a local directory, or `package:<package>/<directory>` inside an installed package. A directory may be a
+    bundle, such as one of many tasks: training then begins with its encoder."""
     max_tokens: int = Field(128, ge=8, le=8192)
     """Texts are cut to this many tokens, special tokens included; prompts do not count."""
     long_texts: Literal["cut", "windows"] = "cut"
