@@ -192,6 +192,9 @@ class MTOPModelConfig(ModelConfig):
     """What poolers and heads start as."""
     stop_gradient: bool = True
     """A step on one task leaves the other tasks' prompts alone."""
+    prompt_layers: int = Field(0, ge=0)
+    """Prompts enter at the last so many layers, where they read what the text has there, and cost so much less; 0 for
+    all layers. Only with "isolated"."""
     inputs: Inputs = ()
     """Vectors beside each text, such as `[{ column = "image_vector", size = 1792, tokens = 1 }]`: each is projected by
     a linear layer and stands behind the text, with a token type of its own."""
@@ -213,6 +216,15 @@ class MTOPModelConfig(ModelConfig):
         if self.attention_width != "dypa" and self.attention_width % self.attention_heads:
             heads = self.attention_heads
             raise ValueError(f"attention_width = {self.attention_width} is not a multiple of attention_heads = {heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _late_prompts_are_isolated(self) -> Self:
+        if self.prompt_layers and (self.prompt_attention != "isolated" or self.shared_prompts):
+            raise ValueError(
+                f"prompt_layers = {self.prompt_layers} is for prompts that the text does not see; set prompt_attention = "
+                '"isolated" and shared_prompts = 0, or remove it'
+            )
         return self
 
     @property

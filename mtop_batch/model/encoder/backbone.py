@@ -23,8 +23,9 @@ from transformers.utils import logging
 from mtop_batch.errors import BundleError, ConfigError, one_line
 from mtop_batch.model.bundle.files import WEIGHTS, checked_directory, read_config
 from mtop_batch.model.encoder.encode import encode
-from mtop_batch.model.encoder.inputs import accepts, first_position, hidden_size
-from mtop_batch.model.encoder.kv_cache import use_kv_cache_attention
+from mtop_batch.model.encoder.inputs import accepts, encoder_layers, first_position, hidden_size, num_layers
+from mtop_batch.model.encoder.kv_cache import has_kv_cache, use_kv_cache_attention
+from mtop_batch.model.encoder.masks import has_windows
 from mtop_batch.model.encoder.whole import check_files, check_tokenizer, check_weights
 from mtop_batch.model.foreign import foreign_settings
 
@@ -259,6 +260,25 @@ def check_backbone(backbone: PreTrainedModel, max_tokens: int, pooler_rank: int 
         _try_out(backbone, min(max_tokens, _LONGEST_TRIAL))
     finally:
         backbone.train(was_training)
+
+
+def check_prompt_layers(backbone: PreTrainedModel, number: int) -> None:
+    """Refuse a number of layers for prompts that a backbone does not have, or cannot run by themselves.
+
+    Raises:
+        ConfigError: Says why.
+    """
+    most = num_layers(backbone)
+    if not 0 <= number <= most:
+        raise ConfigError(
+            f"model.prompt_layers = {number} is more than the layers of {type(backbone).__name__}; allowed: up to "
+            f"{most}, or 0 for all"
+        )
+    if number and (len(encoder_layers(backbone)) != most or has_windows(backbone.config) or not has_kv_cache(backbone)):
+        raise ConfigError(
+            f"model.prompt_layers = {number}: the layers of {type(backbone).__name__} cannot be run by themselves; set "
+            "it to 0, or choose an encoder such as BERT, RoBERTa, ELECTRA or DistilBERT"
+        )
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from mtop_batch.model.encoder.inputs import (
     inputs_of,
     no_prompts,
     num_layers,
+    only_last_layers,
     prompts_of,
     word_embeddings,
 )
@@ -60,10 +61,12 @@ class Pass:
     Args:
         num_prompts: How many there are.
         lora: Of these prompts, counted from the first of them.
+        num_layers: The last so many layers are all that they go through; 0 for all layers.
     """
 
     num_prompts: int
     lora: Sequence[LoRAStack] = ()
+    num_layers: int = 0
 
 
 def encode(
@@ -91,7 +94,7 @@ def encode(
         groups: (S) The group of each prompt (`model.parts.prompts`), those of the context first; None where all
             prompts belong to it.
         passes: How the prompts that do not belong to the context go through the encoder, first ones first; None for
-            all at once. LoRA is for backbones with a KV cache (`has_kv_cache`).
+            all at once. LoRA and late prompts are for backbones with a KV cache (`has_kv_cache`).
         at_context: Whether the outputs at the context are wanted. Where they are not, and the backbone
             `has_kv_cache`, they are not computed: those at its prompts are zero then, and there are none at the text.
         num_tokens: How many ones the attention mask has, as far as that is known (`Text`).
@@ -108,13 +111,13 @@ def encode(
     text = Text(input_ids, attention_mask, token_type_ids, num_tokens, vectors, places)
     if num_in_context == len(groups):
         return _encode_at_once(backbone, prompts, text, None, ragged_batch(backbone, text, len(prompts)))
-    has_lora = any(one.lora for one in passes or ())
-    if has_lora and not has_kv_cache(backbone):
+    needs_cache = any(one.lora or one.num_layers for one in passes or ())
+    if needs_cache and not has_kv_cache(backbone):
         raise ConfigError(
-            f"{type(backbone).__name__} has no KV cache, which LoRA needs: turn off gradient checkpointing, "
-            "or set add_tasks.lora_rank = 0"
+            f"{type(backbone).__name__} has no KV cache, which LoRA and late prompts need: turn off gradient "
+            "checkpointing, or set add_tasks.lora_rank = 0 and model.prompt_layers = 0"
         )
-    if not has_kv_cache(backbone) or (_is_bound_by_launches(backbone) and not has_lora):
+    if not has_kv_cache(backbone) or (_is_bound_by_launches(backbone) and not needs_cache):
         return _encode_at_once(backbone, prompts, text, group_ids(tuple(groups), input_ids.device))
     own, own_groups = prompts[num_in_context:], groups[num_in_context:]
     if not at_context:
@@ -140,7 +143,8 @@ def _read(
     outputs, start = [], 0
     for one in passes:
         own = slice(start, start := start + one.num_prompts)
-        outputs.append(encode_with_kv_cache(backbone, prompts[own], kv_cache, groups[own], one.lora))
+        cache = kv_cache.last(one.num_layers)
+        outputs.append(encode_with_kv_cache(backbone, prompts[own], cache, groups[own], one.lora))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
@@ -178,6 +182,8 @@ def encode_with_kv_cache(
 ) -> Tensor:
     """Run the encoder over isolated prompts only, which attend to the cached keys and values of a context.
 
+    They go through the last layers, as many as the cache has.
+
     Args:
         backbone: The one that the cache comes from.
         prompts: (S, E) The same for every text of the batch.
@@ -194,7 +200,7 @@ def encode_with_kv_cache(
         arguments |= packed_throughout(kv_cache.ragged, group_spans(tuple(groups), prompts.device))
     else:
         mask = additive(sees_cache_and(see_each_other(groups, prompts.device), kv_cache)[:, None], embedded)
-    with with_lora(backbone, lora):
+    with with_lora(backbone, lora), only_last_layers(backbone, len(kv_cache.key_values)):
         outputs: Tensor = backbone(
             inputs_embeds=embedded,
             attention_mask=dict.fromkeys(SLIDING_KINDS, mask) if has_windows(backbone.config) else mask,

@@ -11,6 +11,8 @@ Shapes: B texts, S prompt positions, T text positions, L = S + T, E width of the
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -44,6 +46,23 @@ def encoder_layers(backbone: PreTrainedModel) -> nn.ModuleList:
     """The encoder's stack of layers, lowest first; without its embeddings."""
     stacks = [module for module in backbone.modules() if isinstance(module, nn.ModuleList)]
     return max(stacks, key=lambda stack: sum(parameter.numel() for parameter in stack.parameters()))
+
+
+@contextmanager
+def only_last_layers(backbone: PreTrainedModel, number: int) -> Iterator[None]:
+    """While the block runs, the encoder has its last layers alone, above its embeddings."""
+    stack = encoder_layers(backbone)
+    if number == num_layers(backbone):
+        yield
+        return
+    parent, name = next(
+        (module, name) for module in backbone.modules() for name, child in module.named_children() if child is stack
+    )
+    setattr(parent, name, stack[len(stack) - number :])
+    try:
+        yield
+    finally:
+        setattr(parent, name, stack)
 
 
 def num_layers(backbone: PreTrainedModel) -> int:

@@ -57,6 +57,7 @@ class MTOPConfig(KindConfig):
             is its own `isolated`, because tasks added later are isolated in joint models too.
         pooler_rank: Of the poolers' kernels; 0 for full ones.
         stop_gradient: Whether a step on one task leaves the other tasks' prompts alone (section 4.2).
+        prompt_layers: The last so many layers are all that isolated prompts go through; 0 for all layers.
     """
 
     model_type = "mtop"
@@ -65,6 +66,7 @@ class MTOPConfig(KindConfig):
     prompt_attention: str = "joint"
     pooler_rank: int = 0
     stop_gradient: bool = True
+    prompt_layers: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -75,3 +77,8 @@ class MTOPConfig(KindConfig):
             raise ConfigError(f"model.shared_prompts = {self.shared_prompts} is negative; allowed: 0 or more")
         if self.pooler_rank < 0:
             raise ConfigError(f"model.pooler_rank = {self.pooler_rank} is negative; allowed: 0 or more")
+        if self.prompt_layers and (self.prompt_attention != "isolated" or self.shared_prompts):
+            raise ConfigError(
+                f"model.prompt_layers = {self.prompt_layers} is for prompts that the text does not see; set "
+                'model.prompt_attention = "isolated" and model.shared_prompts = 0, or remove it'
+            )

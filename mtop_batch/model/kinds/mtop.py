@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mtop_batch.errors import TaskError
-from mtop_batch.model.encoder.backbone import backbone_config_dict, check_backbone
+from mtop_batch.model.encoder.backbone import backbone_config_dict, check_backbone, check_prompt_layers
 from mtop_batch.model.encoder.encode import encode, encode_kv_cache, encode_with_kv_cache
 from mtop_batch.model.encoder.inputs import Text
 from mtop_batch.model.encoder.kv_cache import KVCache, use_kv_cache_attention
@@ -63,6 +63,7 @@ class MTOPModel(MTOPSequence):
         attention_widths: Mapping[str, int] | None = None,
         attention_heads: int = 2,
         stop_gradient: bool = True,
+        prompt_layers: int = 0,
         inputs: Sequence[Mapping[str, Any]] = (),
         max_tokens: int = 128,
         seed: int = 0,
@@ -86,6 +87,8 @@ class MTOPModel(MTOPSequence):
             attention_widths: Task -> width, of tasks that read by attention (`add_tasks`).
             attention_heads: Of such tasks.
             stop_gradient: False lets a task's loss move all prompts (the paper's ablation, section 6.5).
+            prompt_layers: Prompts enter at the last so many layers, and read the text's keys and values there; 0 for
+                all layers. They must be isolated then.
             inputs: What is read beside each text (`mtop_batch.tasks.VectorInput`, as a dictionary each).
             max_tokens: Longest text, special tokens included.
             seed: Of the random draws.
@@ -100,6 +103,7 @@ class MTOPModel(MTOPSequence):
             prompt_attention=prompt_attention,
             pooler_rank=pooler_rank,
             stop_gradient=stop_gradient,
+            prompt_layers=prompt_layers,
             inputs=inputs,
             max_tokens=max_tokens,
             seed=seed,
@@ -123,6 +127,7 @@ class MTOPModel(MTOPSequence):
         prompt_attention: PromptAttention = "isolated",
         pooler_rank: int = 0,
         stop_gradient: bool = True,
+        prompt_layers: int = 0,
         inputs: Sequence[Mapping[str, Any]] = (),
         max_tokens: int = 128,
         seed: int = 0,
@@ -134,12 +139,14 @@ class MTOPModel(MTOPSequence):
         """
         use_kv_cache_attention(backbone)
         check_backbone(backbone, max_tokens, pooler_rank)
+        check_prompt_layers(backbone, prompt_layers)
         config = MTOPConfig(
             backbone_config=backbone_config_dict(backbone.config),
             shared_prompts=shared_prompts,
             prompt_attention=prompt_attention,
             pooler_rank=pooler_rank,
             stop_gradient=stop_gradient,
+            prompt_layers=prompt_layers,
             max_tokens=max_tokens,
             inputs=[dict(spec) for spec in inputs],
         )
@@ -215,7 +222,7 @@ class MTOPModel(MTOPSequence):
         """
         prompts = self._prompts(self._layout(()))
         text = self.text(input_ids, attention_mask, token_type_ids, input_vectors=input_vectors)
-        return encode_kv_cache(self.backbone, prompts, *text)
+        return encode_kv_cache(self.backbone, prompts, *text).last(self.config.prompt_layers)
 
     def outputs(self, wanted: tuple[str, ...], text: Text, *, vectors: bool) -> Outputs:
         """Logits and document vectors by one pass of the encoder (`MultiTaskModel.outputs`).

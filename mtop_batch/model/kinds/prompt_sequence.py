@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mtop_batch.model.encoder.encode import Pass
-from mtop_batch.model.encoder.inputs import no_prompts
+from mtop_batch.model.encoder.inputs import no_prompts, num_layers
 from mtop_batch.model.encoder.kv_cache import has_kv_cache
 from mtop_batch.model.encoder.lora import stack_lora
 from mtop_batch.model.flops import ForwardFlops
@@ -44,8 +44,12 @@ class MTOPSequence(MTOPParameters):
 
     def task_settings(self, name: str) -> dict[str, Any]:
         """Whether the task is isolated, as only tasks of MTOP are or are not, and how it attends to the text."""
-        attention = self._entry(name).get("attention")
-        return {"isolated": self._is_isolated(name), **({"attention": attention} if attention else {})}
+        attention, prompt_layers = self._entry(name).get("attention"), self.config.prompt_layers
+        return {
+            "isolated": self._is_isolated(name),
+            **({"attention": attention} if attention else {}),
+            **({"prompt_layers": prompt_layers} if prompt_layers and self.reads_prompts(name) else {}),
+        }
 
     def num_positions(self, tasks: Sequence[str]) -> int:
         """Prompts in the sequence of every text for these tasks."""
@@ -63,6 +67,7 @@ class MTOPSequence(MTOPParameters):
     def forward_flops(self, tasks: Sequence[str], *, vectors: bool = False) -> ForwardFlops:
         """What labelling a text with these tasks, and its vector if that is wanted, costs."""
         groups = self._layout(tasks).groups
+        share = (self.config.prompt_layers or num_layers(self.backbone)) / num_layers(self.backbone)
         modules = {task: self._module(task) for task in tasks}
         attention = [module.flops for module in modules.values() if isinstance(module, AttentionHead)]
         at_tokens = [module.head.weight.numel() for module in modules.values() if isinstance(module, TokenHead)]
@@ -77,7 +82,7 @@ class MTOPSequence(MTOPParameters):
             self.backbone,
             per_text=2.0 * sum(own) + sum(per_text for per_text, _, _ in attention),
             num_context_prompts=groups.count(0),
-            num_reading_prompts=len(groups) - groups.count(0),
+            num_reading_prompts=(len(groups) - groups.count(0)) * share,
             ends_early=not vectors and has_kv_cache(self.backbone) and not self._needs_outputs_at_context(tasks),
         )
         return replace(
@@ -115,6 +120,7 @@ class MTOPSequence(MTOPParameters):
             Pass(
                 len(own),
                 stack_lora([(len(at), self.task_module(name).lora) for name, at in owners if at.start in own], dtype),
+                self.config.prompt_layers,
             )
             for own in layout.passes
         )
