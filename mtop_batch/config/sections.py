@@ -222,8 +222,8 @@ class MTOPModelConfig(ModelConfig):
     def _late_prompts_are_isolated(self) -> Self:
         if self.prompt_layers and (self.prompt_attention != "isolated" or self.shared_prompts):
             raise ValueError(
-                f"prompt_layers = {self.prompt_layers} is for prompts that the text does not see; set prompt_attention = "
-                '"isolated" and shared_prompts = 0, or remove it'
+                f"prompt_layers = {self.prompt_layers} is for prompts that the text does not see; set "
+                'prompt_attention = "isolated" and shared_prompts = 0, or remove it'
             )
         return self
 
