@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mtop_batch.config.sections import MODEL_SECTIONS, Config, DecideConfig, ModelConfig
+from mtop_batch.config.sections import MODEL_SECTIONS, Config, DecideConfig, ModelConfig, VectorInputConfig
 from mtop_batch.tasks import METRICS
 
 PAGE = Path(__file__).parent / "configuration.md"
@@ -36,7 +36,8 @@ def reference() -> str:
     """The whole page."""
     metrics = "\n".join(f"* `{kind}`: {', '.join(f'`{name}`' for name in names)}" for kind, names in METRICS.items())
     top: tuple[str, type[BaseModel]] = "Top level", Config
-    sections = "\n".join(_section(title, model) for title, model in [top, *_sections(Config)])
+    unique = dict.fromkeys([top, *_sections(Config)])  # kinds of models share sections
+    sections = "\n".join(_section(title, model) for title, model in unique)
     return (
         f"{HEAD}\n{sections}\n## Metrics\n\nThose that fit each kind of task; the first is the default.\n\n{metrics}\n"
     )
@@ -50,6 +51,8 @@ def _sections(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, ty
             title = f"`[[{name}]]`" if get_origin(field.annotation) is tuple else f"`[{above}{name}]`"
             if choice is DecideConfig:
                 title = f"`{name}` of a task"
+            if choice is VectorInputConfig:
+                title = f"`{name}` of `[model]`"
             if len(choices) > 1:
                 title += f", kind = {_type_name(choice.model_fields['kind'].annotation)}"
             yield title, choice
@@ -61,7 +64,7 @@ def _section(title: str, model: type[BaseModel]) -> str:
     rows = [
         f"|`{name}`|{_type(field)}|{_default(field)}|{sentences[name]}|"
         for name, field in model.model_fields.items()
-        if not _models(field.annotation)
+        if not _models(field.annotation) or field.default == ()
     ]
     about = " ".join(inspect.cleandoc(model.__doc__ or "").split())
     return "\n".join([f"## {title}", "", about, "", "|key|type|default||", "|---|---|---|---|", *rows, ""])
@@ -111,6 +114,8 @@ def _type_name(annotation: Any) -> str:
         return f"list of {_type_name(parts[0])}s"
     if origin is dict:
         return f"table of {_type_name(parts[1])}s"
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return "table"
     if parts:
         return " or ".join(_type_name(part) for part in parts if part is not type(None))
     return _NAMES[annotation]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from itertools import islice
+from math import isnan
 
 _MAX_NAME, _MAX_LINE, _MAX_LISTED = 200, 2_000, 20
+_MOST_ROWS, _ROWS_AT_AN_END = 40, 10
 _SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
 # A password, which may have slashes where a port would have digits; or anything before the bucket.
 _USER = re.compile(r"(?<=://)[^/@\s:]*:(?:(?!\d+\b)\S*|[^/@\s]*)@|(?:(?<=s3://)|(?<=s3a://))[^/@\s]+@")
@@ -64,6 +66,23 @@ def listed(names: Collection[str]) -> str:
     some = [shown(name) for name in islice(names, _MAX_LISTED)]
     more = [f"and {len(names) - _MAX_LISTED:,} more"] if len(names) > _MAX_LISTED else []
     return ", ".join([*some, *more]) or "none"
+
+
+def ends(values: Mapping[str, float]) -> tuple[list[str], list[str]]:
+    """Which things a table for people has: all in their order; of many those with the highest values, and the lowest.
+
+    What has NaN for a value is among the lowest.
+
+    >>> ends({"a": 0.5, "b": 0.9})
+    (['a', 'b'], [])
+    >>> first, last = ends({str(number): float(number % 100) for number in range(100)})
+    >>> first[:2], last[-2:], len(first), len(last)
+    (['99', '98'], ['1', '0'], 10, 10)
+    """
+    if len(values) <= _MOST_ROWS:
+        return [*values], []
+    ordered = sorted(values, key=lambda name: (isnan(values[name]), -values[name]))
+    return ordered[:_ROWS_AT_AN_END], ordered[-_ROWS_AT_AN_END:]
 
 
 def counted(number: int, noun: str) -> str:

@@ -315,6 +315,21 @@ def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
+@dataclass(frozen=True)
+class VectorInput:
+    """Vectors that a model reads beside each text, from a column of the articles.
+
+    Args:
+        column: The column: lists of floats, or lists of such lists.
+        size: Numbers of a vector.
+        tokens: Most vectors of an article; each takes a position in the sequence.
+    """
+
+    column: str
+    size: int
+    tokens: int = 1
+
+
 def check_task_names(names: Iterable[str]) -> None:
     """Refuse task names that occur twice, also when they differ in case only (columns of a label table do not).
 

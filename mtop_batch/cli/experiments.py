@@ -55,11 +55,18 @@ def build_glue(
 
 def build_many(
     source: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(help="Labelled Parquet; may be repeated.", metavar="NAME=PATH?text=COLUMN&label=COLUMN"),
-    ],
+    ] = None,
     output: Annotated[str, typer.Option(help="Directory for the tasks' Parquet files and tasks.toml.")] = "data/many",
-    sites: Annotated[int, typer.Option(min=1, help="There are two tasks of each.")] = 50,
+    whole: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also one task with all texts and labels of such a source; may be repeated.",
+            metavar="NAME=PATH?text=COLUMN&label=COLUMN",
+        ),
+    ] = None,
+    sites: Annotated[int, typer.Option(min=0, help="There are two tasks of each.")] = 50,
     least: Annotated[int, typer.Option(min=20, help="Fewest texts of a site.")] = 50,
     most: Annotated[int, typer.Option(min=20, help="Most texts of a site.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Of all draws, and which part a text belongs to.")] = 0,
@@ -70,7 +77,8 @@ def build_many(
 
     if least > most:
         raise ConfigError(f"--least {least:,} is more than --most {most:,}")
-    counts = build(_named_paths(source, "--source"), output, sites=sites, least=least, most=most, seed=seed)
+    sources, large = _named_paths(source or (), "--source"), _named_paths(whole or (), "--whole")
+    counts = build(sources, output, sites=sites, least=least, most=most, seed=seed, whole=large)
     examples = sum(sum(parts.values()) for parts in counts.values())
     plots = write_size_plots(output)
     typer.echo(f"{len(counts):,} tasks of {sites:,} sites, {examples:,} examples; their sizes: {output}/tasks.csv")

@@ -346,6 +346,13 @@ def predict(
             help="The second text, for tasks on pairs: once for each text. A tab between the two does as well."
         ),
     ] = None,
+    tasks: Annotated[str | None, typer.Option(help="Only these tasks.", metavar="a,b")] = None,
+    inputs: Annotated[
+        str | None,
+        typer.Option(
+            help="What stands beside the texts, a row for each, of a model that reads vectors.", metavar="F.parquet"
+        ),
+    ] = None,
     precision: PrecisionOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text instead of a table.")] = False,
 ) -> None:
@@ -358,7 +365,8 @@ def predict(
     given = prediction.of_arguments(texts, second or ()) if texts else list(prediction.read_lines(lines))
     if not given:
         raise ConfigError("there is no text: give texts as arguments, or lines on standard input")
-    rows = prediction.predict(model, given, precision, lambda text: typer.echo(text, err=True))
+    wanted = comma_separated(tasks, "--tasks")
+    rows = prediction.predict(model, given, precision, lambda text: typer.echo(text, err=True), wanted, inputs)
     if as_json:
         for row in rows:
             typer.echo(to_json(row))

@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mtop_batch.errors import ConfigError
+import pyarrow as pa
+
+from mtop_batch.data.sources import read_columns
+from mtop_batch.errors import ConfigError, DataError
 from mtop_batch.lines import counted, listed
 from mtop_batch.precision import PrecisionChoice
-from mtop_batch.tasks import Task
+from mtop_batch.tasks import Task, VectorInput, select_tasks
 
 _UTF8_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -70,7 +73,12 @@ def _given(data: bytes, name: str) -> Given:
 
 
 def predict(
-    model: str, given: Sequence[Given], precision: PrecisionChoice, note: Callable[[str], None]
+    model: str,
+    given: Sequence[Given],
+    precision: PrecisionChoice,
+    note: Callable[[str], None],
+    tasks: Sequence[str] = (),
+    inputs: str | None = None,
 ) -> list[dict[str, Any]]:
     """A row for each text: `text`, `second` if there is one, the columns of the tasks, and `error`.
 
@@ -88,8 +96,12 @@ def predict(
         given: The texts.
         precision: Of the model.
         note: Takes a line for people.
+        tasks: The wanted ones; all if none is named.
+        inputs: Parquet with what stands beside the texts, a row for each text, for models that read such vectors.
 
     Raises:
+        TaskError: There is no such task.
+        DataError: The file lacks a column, or has more or fewer rows than there are texts.
         ConfigError: There are second texts, and no task reads two.
         BundleError: The bundle is missing or damaged.
     """
@@ -99,7 +111,10 @@ def predict(
 
     bundle = load_bundle(model)
     bundle.model.set_tasks(replace(task, scores="all") for task in bundle.model.tasks if task.has_labels_of_texts)
-    names = {size: [task.name for task in bundle.model.tasks if len(task.text) == size] for size in (1, 2)}
+    wanted = set(select_tasks(tasks or bundle.model.task_names, bundle.model.task_names))
+    beside = _read_inputs(inputs, bundle.model.vector_inputs, len(given), note)
+    asked_about = [task for task in bundle.model.tasks if task.name in wanted]
+    names = {size: [task.name for task in asked_about if len(task.text) == size] for size in (1, 2)}
     if names[2]:
         given = [_split(item) for item in given]
     elif any(item.second is not None for item in given):
@@ -110,24 +125,40 @@ def predict(
     pairs = [row for row, item in enumerate(given) if item.second is not None or not names[1]]
     asked = {1: range(len(given)), 2: pairs}
     rows: list[dict[str, Any]] = [{} for _ in given]
-    for size, tasks in names.items():
-        if not tasks or not asked[size]:
+    for size, of_size in names.items():
+        if not of_size or not asked[size]:
             continue
-        predictor = Predictor(bundle.model, bundle.tokenizer, precision=precision, tasks=tasks)
+        predictor = Predictor(bundle.model, bundle.tokenizer, precision=precision, tasks=of_size)
         items = [given[row] for row in asked[size]]
         texts = [None if item.error else item.text for item in items]
         seconds = [item.second for item in items] if size == 2 else None
-        table = predictor.predict(texts, seconds, corrections=True)
+        own = {name: column.take(pa.array(asked[size])) for name, column in beside.items()}
+        table = predictor.predict(texts, seconds, inputs=own, corrections=True)
         for row, item, found in zip(asked[size], items, table.to_pylist(), strict=True):
             # A row is in error if no task has anything to say of it.
             error = found.pop("error")
             found |= _named_scores(predictor.tasks, found) | _abstained(predictor.tasks, found)
             found |= _entities(predictor.tasks, found, item)
             rows[row] |= found | {"error": error if "error" not in rows[row] else rows[row]["error"] and error}
-    columns = [
-        column for task in bundle.model.tasks for column in (*OutputKind.of(task).names(task.name), *_marks(task))
-    ]
+    columns = [column for task in asked_about for column in (*OutputKind.of(task).names(task.name), *_marks(task))]
     return [_row(item, row, columns) for item, row in zip(given, rows, strict=True)]
+
+
+def _read_inputs(
+    path: str | None, inputs: Sequence[VectorInput], num_texts: int, note: Callable[[str], None]
+) -> dict[str, pa.Array]:
+    """What stands beside the texts, by column."""
+    names = [spec.column for spec in inputs]
+    if path is None:
+        if names:
+            note(f"labels are those of texts alone: the model also reads {listed(names)}; give them by --inputs")
+        return {}
+    if not names:
+        raise ConfigError("the model reads nothing beside texts; leave --inputs out")
+    table = pa.concat_tables([part.table for part in read_columns(path, names)])
+    if len(table) != num_texts:
+        raise DataError(f"--inputs {path} has {counted(len(table), 'row')} for {counted(num_texts, 'text')}")
+    return {name: table[name].combine_chunks() for name in names}
 
 
 def _named_scores(tasks: Sequence[Task], row: Mapping[str, Any]) -> dict[str, dict[str, float]]:

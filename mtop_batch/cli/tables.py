@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from math import isnan
+from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from mtop_batch.lines import counted, for_people, listed, shown
+from mtop_batch.lines import counted, ends, for_people, listed, shown
 from mtop_batch.table.stats import TableStats
 from mtop_batch.tasks import Task
 
@@ -26,12 +26,13 @@ _MOST_CONFUSED = 3
 _MOST_QUOTED, _MAX_QUOTED = 3, 80
 _BORDERS_OF_TWO_COLUMNS = 7
 _MAX_LABELS = 100
+_MAX_LINES = 40
 _MAX_SHARES = 8
 _ENTITY_COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
 
 
 def print_metrics(
-    metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Task], undefined: Mapping[str, str]
+    metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Task], undefined: Mapping[str, str], rest: str
 ) -> None:
     """A table of each task's metrics, and a line for each that is undefined.
 
@@ -39,12 +40,42 @@ def print_metrics(
         metrics: As for `metric_table`.
         tasks: The rows, in order.
         undefined: Task name -> why its metric is undefined; empty where it is not.
+        rest: Where all tasks are, where these are too many for a table.
     """
     console = Console()
     console.print(metric_table(metrics, tasks))
-    for task in tasks:
-        if why := undefined.get(task.name):
-            console.print(Text(f"{task.name}: {task.metric} is undefined: {why}"), soft_wrap=True)
+    _say_where_the_rest_is(console, _values(metrics, tasks), rest)
+    whys = [f"{task.name}: {task.metric} is undefined: {why}" for task in tasks if (why := undefined.get(task.name))]
+    _print_lines(console, [Text(why) for why in whys])
+
+
+def _values(metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) -> dict[str, float]:
+    """Each task's own metric."""
+    return {task.name: metrics[task.name][str(task.metric)] for task in tasks}
+
+
+def _add_rows(table: Table, values: Mapping[str, float], cells: Callable[[str], Sequence[RenderableType]]) -> None:
+    """Add a row for each name; of many, for those with the highest values and for those with the lowest."""
+    first, last = ends(values)
+    for name in first:
+        table.add_row(*cells(name))
+    if last:
+        table.add_row(f"... {len(values) - len(first) - len(last):,} more", style="dim")
+    for name in last:
+        table.add_row(*cells(name))
+
+
+def _say_where_the_rest_is(console: Console, values: Mapping[str, float], rest: str) -> None:
+    if any(ends(values)[1:]):
+        console.print(Text(f"all {len(values):,} tasks: {rest}"), soft_wrap=True)
+
+
+def _print_lines(console: Console, lines: Sequence[Text]) -> None:
+    """The first of them, and how many more there are."""
+    for line in lines[:_MAX_LINES]:
+        console.print(line, soft_wrap=True)
+    if len(lines) > _MAX_LINES:
+        console.print(f"... and {len(lines) - _MAX_LINES:,} more lines like these")
 
 
 def print_selection(selection: Selection) -> None:
@@ -65,8 +96,15 @@ def print_selection(selection: Selection) -> None:
         console.print(table)
 
 
-def print_label_reports(reports: Mapping[str, LabelReport]) -> None:
-    """How good each task is at each label, and what it takes for what."""
+def print_label_reports(reports: Mapping[str, LabelReport], values: Mapping[str, float]) -> None:
+    """How good each task is at each label, and what it takes for what; of many tasks, the worst ones.
+
+    Args:
+        reports: By task.
+        values: What judges the tasks.
+    """
+    first, last = ends(values)
+    reports = {name: reports[name] for name in last or first}
     table = Table("task", "label", *(Column(name, justify="right") for name in _LABEL_COLUMNS), "taken for")
     notes = []
     for name, report in reports.items():
@@ -90,11 +128,11 @@ def print_label_reports(reports: Mapping[str, LabelReport]) -> None:
 
 def print_doubts(evaluated: Mapping[str, EvaluatedTask]) -> None:
     """What of the tasks' data to doubt, a line for each kind and task, with the first of the texts."""
-    console = Console(highlight=False)
+    lines = []
 
     def say(task: str, what: str, texts: Sequence[RepeatedText] = ()) -> None:
         some = "; ".join(shown(" ".join(of.text.split()), _MAX_QUOTED) for of in texts[:_MOST_QUOTED])
-        console.print(Text(f"{task}: {what}{': ' if texts else ''}{some}"), soft_wrap=True)
+        lines.append(Text(f"{task}: {what}{': ' if texts else ''}{some}"))
 
     for name, item in evaluated.items():
         if item.not_compared:
@@ -109,10 +147,14 @@ def print_doubts(evaluated: Mapping[str, EvaluatedTask]) -> None:
         if item.repeats.contradictions:
             number = counted(len(item.repeats.contradictions), "text")
             say(name, f"{number} with labels that contradict each other", item.repeats.contradictions)
+    _print_lines(Console(highlight=False), lines)
 
 
 def print_predictions(rows: list[dict[str, Any]]) -> None:
-    """A table of all tasks' labels for each text, with all scores: a star at those given, and why at others."""
+    """A table of all tasks' labels for each text, with all scores: a star at those given, and why at others.
+
+    Of many tasks it has the surest and the least sure, each with the label that is given.
+    """
     console = Console()
     for row in rows:
         table = Table("task", "label", "score", title_justify="left", title_style="bold")
@@ -120,10 +162,32 @@ def print_predictions(rows: list[dict[str, Any]]) -> None:
         if row["error"]:
             table.add_row("-", Text(row["error"], style="red"), "")
         else:
-            for name in (key.removesuffix("_score") for key in row if key.endswith("_score")):
-                for label, score in _labels_and_scores(row, name):
-                    table.add_row(_name(name), label if isinstance(label, Text) else _name(label), score)
+            lines = {
+                name: _labels_and_scores(row, name)
+                for name in (key.removesuffix("_score") for key in row if key.endswith("_score"))
+            }
+            sure = {name: _surety(row[f"{name}_score"]) for name, found in lines.items() if found}
+            if not any(ends(sure)[1:]):
+                for name, found in lines.items():
+                    for label, score in found:
+                        table.add_row(_name(name), label if isinstance(label, Text) else _name(label), score)
+            else:
+                _add_rows(table, sure, {name: _first_line(name, lines[name]) for name in sure}.__getitem__)
         console.print(table)
+        if not row["error"]:
+            _say_where_the_rest_is(console, sure, "--json; or some of them: --tasks a,b")
+
+
+def _surety(score: float | Sequence[float] | None) -> float:
+    """How sure a task is of what it says: of several labels, of the surest."""
+    if isinstance(score, Sequence):
+        return max(score, default=nan)
+    return nan if score is None else score
+
+
+def _first_line(task: str, lines: Sequence[tuple[str | Text, str]]) -> tuple[Text, Text, str]:
+    label, score = lines[0]
+    return _name(task), label if isinstance(label, Text) else _name(label), score
 
 
 def _labels_and_scores(row: Mapping[str, Any], task: str) -> list[tuple[str | Text, str]]:
@@ -175,22 +239,32 @@ def print_stats(stats: TableStats) -> None:
     for column in ("current", "older", "errors", "missing"):
         coverage.add_column(column, justify="right")
     coverage.add_column("bundle: fingerprint", overflow="fold")
-    for name, task in stats.tasks.items():
+
+    def covered(name: str) -> list[RenderableType]:
+        task = stats.tasks[name]
         counts = [f"{count:,}" for count in (task.older, task.errors, task.missing)]
         made_by = "\n".join(f"{shown(bundle)}: {shown(fingerprint[:8])}" for bundle, fingerprint in task.made_by)
-        coverage.add_row(_name(name), f"{task.current:,} ({task.coverage:.1%})", *counts, Text(made_by))
+        return [_name(name), f"{task.current:,} ({task.coverage:.1%})", *counts, Text(made_by)]
+
+    coverages = {name: task.coverage for name, task in stats.tasks.items()}
+    _add_rows(coverage, coverages, covered)
     console.print(coverage)
+    _say_where_the_rest_is(console, coverages, "--json OUT; or some of them: --tasks a,b")
     shares = Table()
     for column in ("task", "labels"):
         shares.add_column(column, overflow="fold")
     room = console.width - max(len(shown(name)) for name in ["task", *stats.tasks]) - _BORDERS_OF_TWO_COLUMNS
-    for name, task in stats.tasks.items():
+
+    def shares_of(name: str) -> list[RenderableType]:
+        task = stats.tasks[name]
         found = [f"{shown(label)} {share:.1%}" for label, share in islice(task.shares.items(), _MAX_LABELS)]
         if task.without_label:
             found.append(f"none of them {task.without_label / task.labelled:.1%}")
         if not found and task.mean_score is not None:
             found = [f"mean {task.mean_score:.3f}"]
-        shares.add_row(_name(name), Text("\n".join(_lines(found, room))))
+        return [_name(name), Text("\n".join(_lines(found, room)))]
+
+    _add_rows(shares, coverages, shares_of)
     console.print(shares)
     label_sets = Table()
     for column in ("label set", "tasks"):
@@ -231,13 +305,19 @@ def print_comparison(comparison: Mapping[str, Any]) -> None:
         table.add_column(column, overflow="fold")
     for column in ("agreement", "stability", "metric"):
         table.add_column(column, justify="right")
-    for name, task in comparison["tasks"].items():
+
+    def compared(name: str) -> list[RenderableType]:
+        task = comparison["tasks"][name]
         metric = task["metric"]
         change = "" if metric is None else f"{metric['metric']} {metric['old']:.4f} to {metric['new']:.4f}"
         index = "" if task["stability"] is None else f"{task['stability']:.3f}"
         sides = (Text(_shares_or_mean(task, side)) for side in ("old", "new"))
-        table.add_row(_name(name), *sides, f"{task['agreement']:.1%}", index, change)
+        return [_name(name), *sides, f"{task['agreement']:.1%}", index, change]
+
+    agreements = {name: task["agreement"] for name, task in comparison["tasks"].items()}
+    _add_rows(table, agreements, compared)
     console.print(table)
+    _say_where_the_rest_is(console, agreements, "--json OUT")
     for key, bundle in (("only_in_model", old), ("only_in_with", new)):
         if comparison[key]:
             console.print(Text(f"not compared, of {bundle} alone: {listed(comparison[key])}"))
@@ -262,7 +342,10 @@ def print_decisions(decisions: Mapping[str, Mapping[str, Any]]) -> None:
     """
     numbers = ("temperature", "ECE before", "ECE", "Brier", "threshold", "precision", "recall", "abstained")
     table = Table("task", "label", *(Column(name, justify="right") for name in numbers))
-    for task, of in decisions.items():
+    errors = {task: -of["after"]["error"] for task, of in decisions.items()}
+    first, last = ends(errors)
+    for task in [*first, *last]:
+        of = decisions[task]
         trust = [of["before"]["error"], of["after"]["error"], of["after"]["brier"]]
         first = [f"{of['temperature']:.3g}", *(f"{value:.3f}" for value in trust)]
         abstained = f"{of['abstained']:.1%}" if of["abstain_below"] else ""
@@ -270,7 +353,11 @@ def print_decisions(decisions: Mapping[str, Mapping[str, Any]]) -> None:
         table.add_row(task, *_reached(labels[0] if labels else None, first), abstained)
         for each in labels[1:]:
             table.add_row("", *_reached(each, [""] * len(first)), "")
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    _say_where_the_rest_is(
+        console, errors, "decisions.json of the bundle; here are those with the lowest and highest ECE"
+    )
 
 
 def _reached(label: Mapping[str, Any] | None, of_task: Sequence[str]) -> list[str | Text]:
@@ -300,16 +387,19 @@ def metric_table(metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Tas
     errors = ("rmse", "mae") if any(task.kind == "regression" for task in tasks) else ()
     for name in errors:
         table.add_column(name.upper(), justify="right")
-    values = [metrics[task.name][str(task.metric)] for task in tasks]
-    for task, value in zip(tasks, values, strict=True):
-        of_task = metrics[task.name]
+    by_name, values = {task.name: task for task in tasks}, _values(metrics, tasks)
+
+    def cells(name: str) -> list[RenderableType]:
+        of_task = metrics[name]
         errors_of_task = [f"{of_task[name]:,.4g}" if name in of_task else "" for name in errors]
         num_examples = f"{of_task.get('num_examples', 0):,.0f}"
-        table.add_row(task.name, str(task.metric), _metric(value), num_examples, *errors_of_task)
+        return [name, str(by_name[name].metric), _metric(values[name]), num_examples, *errors_of_task]
+
+    _add_rows(table, values, cells)
     table.add_section()
-    left_out = sum(map(isnan, values))
+    left_out = sum(map(isnan, values.values()))
     of_which = f"of {counted(len(values) - left_out, 'task')}" if left_out else ""
-    table.add_row("mean", of_which, _metric(mean_of_defined(values)), style="bold")
+    table.add_row("mean", of_which, _metric(mean_of_defined([*values.values()])), style="bold")
     return table
 
 

@@ -36,7 +36,7 @@ def train(
     from mtop_batch.cli.tables import print_metrics
     from mtop_batch.engine.monitoring.monitor import untrained
 
-    print_metrics(result.metrics, result.tasks, result.undefined)
+    print_metrics(result.metrics, result.tasks, result.undefined, f"metrics.json in {result.output}")
     if result.was_there:
         typer.echo(
             f"{result.output} is there already, of this configuration and these examples: nothing to do; --overwrite "
@@ -90,7 +90,7 @@ def add_tasks(
     result = api.add_tasks(model, config, output, set_ or (), replace=replace, overwrite=overwrite)
     from mtop_batch.cli.tables import print_metrics
 
-    print_metrics(result.added, result.added_tasks, result.undefined)
+    print_metrics(result.added, result.added_tasks, result.undefined, f"metrics.json in {result.output}")
     wrote = f"{result.output} is there already, with" if result.was_there else f"wrote {result.output}:"
     typer.echo(f"{wrote} tasks added: {len(result.added)}, unchanged: {len(result.unchanged)}; {result.seconds:,.0f} s")
     write_json(place, asdict(result))
@@ -173,8 +173,10 @@ def evaluate(
         {name: item.metrics for name, item in evaluated.items()},
         [item.task for item in evaluated.values()],
         {name: item.report.undefined for name, item in evaluated.items()},
+        "--json OUT, or --report OUT.html",
     )
-    print_label_reports({name: item.report for name, item in evaluated.items()})
+    values = {name: item.metrics[str(item.task.metric)] for name, item in evaluated.items()}
+    print_label_reports({name: item.report for name, item in evaluated.items()}, values)
     print_doubts(evaluated)
     if (errors_place := files["--errors"]) is not None:
         typer.echo(f"wrote {errors}: {counted(write_errors(errors_place, evaluated), 'example')}")

@@ -15,7 +15,14 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from mtop_batch.config.sections import MODEL_SECTIONS, Config, FamilyConfig, GateConfig, TaskConfig
+from mtop_batch.config.sections import (
+    MODEL_SECTIONS,
+    Config,
+    FamilyConfig,
+    GateConfig,
+    TaskConfig,
+    VectorInputConfig,
+)
 from mtop_batch.errors import ConfigError, TaskError
 from mtop_batch.storage import absolute, is_remote, read_bytes
 
@@ -201,7 +208,7 @@ def _hint(location: Sequence[str | int], values: Mapping[str, Any]) -> str:
         if others:
             return f"it is a key of kind = {others[0]!r}; those of {kind!r}: {', '.join(known)}"
     else:
-        known = _known_keys(path)
+        known = _known_keys(path, values)
     close = get_close_matches(str(key), known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
 
@@ -215,11 +222,15 @@ def _dotted(location: Sequence[str | int], values: Mapping[str, Any]) -> str:
     return ".".join(map(str, location)) or "the configuration"
 
 
-def _known_keys(path: Sequence[str | int]) -> list[str]:
+def _known_keys(path: Sequence[str | int], values: Mapping[str, Any]) -> list[str]:
     section: type[BaseModel] = Config
     for part in path:
         if part in _TABLES:
             section = _TABLES[part]
+        elif part == "inputs":
+            section = VectorInputConfig
+        elif part == "model":
+            section = MODEL_SECTIONS[values["model"].get("kind", "mtop")]
         elif isinstance(part, str):
             section = _section_of(section.model_fields[part].annotation)
     return list(section.model_fields)

@@ -27,7 +27,17 @@ from mtop_batch.families import Family
 from mtop_batch.lines import listed
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.storage import absolute, check_address
-from mtop_batch.tasks import Combine, LabelBy, Metric, Reader, ScoresKept, Task, TaskKind, check_task_names
+from mtop_batch.tasks import (
+    Combine,
+    LabelBy,
+    Metric,
+    Reader,
+    ScoresKept,
+    Task,
+    TaskKind,
+    VectorInput,
+    check_task_names,
+)
 
 Address = Annotated[str, AfterValidator(check_address)]
 """Where data or bundles are: without credentials, for a bundle holds its configuration."""
@@ -60,7 +70,8 @@ class BackboneConfig(_Section):
     """The pretrained encoder."""
 
     name: str
-    """A hub id, a local directory, or `package:<package>/<directory>` inside an installed package."""
+    """A hub id, a local directory, or `package:<package>/<directory>` inside an installed package. A directory may be a
+    bundle, such as one of many tasks: training then begins with its encoder."""
     max_tokens: int = Field(128, ge=8, le=8192)
     """Texts are cut to this many tokens, special tokens included; prompts do not count."""
     long_texts: Literal["cut", "windows"] = "cut"
@@ -112,6 +123,13 @@ class BackboneConfig(_Section):
         return {"max_tokens": self.max_tokens, "max_windows": most, "window_overlap": overlap}
 
 
+def _are_different(inputs: tuple[VectorInputConfig, ...]) -> tuple[VectorInputConfig, ...]:
+    names = [spec.column for spec in inputs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two inputs have one column; columns: {listed(names)}")
+    return inputs
+
+
 class ModelConfig(_Section):
     """The multi-task model on top of the backbone; each kind has its own keys."""
 
@@ -122,6 +140,25 @@ class ModelConfig(_Section):
     def settings(self) -> dict[str, Any]:
         """The keys that make the model: arguments of its class's `from_backbone`."""
         return self.model_dump(exclude={"kind"})
+
+    @property
+    def vector_inputs(self) -> tuple[VectorInput, ...]:
+        """What is read beside each text; nothing by most kinds."""
+        return tuple(VectorInput(**spec) for spec in self.settings().get("inputs", ()))
+
+
+class VectorInputConfig(_Section):
+    """Vectors that are read beside each text, such as embeddings of its images."""
+
+    column: str = Field(min_length=1)
+    """The column, of examples and of the corpus: lists of floats, or lists of such lists; null where there is none."""
+    size: int = Field(ge=1, le=65_536)
+    """Numbers of a vector."""
+    tokens: int = Field(1, ge=1, le=64)
+    """Most vectors of an article; what follows is not read. Each takes a position in the sequence."""
+
+
+Inputs = Annotated[tuple[VectorInputConfig, ...], AfterValidator(_are_different)]
 
 
 class MTOPModelConfig(ModelConfig):
@@ -156,6 +193,12 @@ class MTOPModelConfig(ModelConfig):
     """What poolers and heads start as."""
     stop_gradient: bool = True
     """A step on one task leaves the other tasks' prompts alone."""
+    prompt_layers: int = Field(0, ge=0)
+    """Prompts enter at the last so many layers, where they read what the text has there, and cost so much less; 0 for
+    all layers. Only with "isolated"."""
+    inputs: Inputs = ()
+    """Vectors beside each text, such as `[{ column = "image_vector", size = 1792, tokens = 1 }]`: each is projected by
+    a linear layer and stands behind the text, with a token type of its own."""
 
     @field_validator("prompt_groups", mode="before")
     @classmethod
@@ -174,6 +217,15 @@ class MTOPModelConfig(ModelConfig):
         if self.attention_width != "dypa" and self.attention_width % self.attention_heads:
             heads = self.attention_heads
             raise ValueError(f"attention_width = {self.attention_width} is not a multiple of attention_heads = {heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _late_prompts_are_isolated(self) -> Self:
+        if self.prompt_layers and (self.prompt_attention != "isolated" or self.shared_prompts):
+            raise ValueError(
+                f"prompt_layers = {self.prompt_layers} is for prompts that the text does not see; set "
+                'prompt_attention = "isolated" and shared_prompts = 0, or remove it'
+            )
         return self
 
     @property
@@ -204,6 +256,8 @@ class MTDNNModelConfig(PooledModelConfig):
 
     kind: Literal["mt-dnn"] = "mt-dnn"
     """The method."""
+    inputs: Inputs = ()
+    """Vectors beside each text, as for `kind = "mtop"`."""
 
 
 class SingleTaskModelConfig(PooledModelConfig):
@@ -354,9 +408,14 @@ class TrainConfig(OptimizerConfig):
     diverge."""
     num_workers: int = Field(1, ge=1)
     """Ray Train workers; each holds the whole model and takes its part of every batch."""
+    eval_every: float = Field(1.0, ge=0.01)
+    """Epochs from one evaluation to the next; the end is always evaluated."""
+    eval_examples: int | None = Field(None, ge=1)
+    """Most evaluation examples of all tasks together: of larger tasks a random part is taken, as large for one as for
+    another, and of every task one at least. Without this key all are. `mtop evaluate` takes all in any case."""
     patience: int | None = Field(None, ge=1)
-    """Stop after so many evaluations, one an epoch, without a higher mean metric; without this key all epochs are
-    trained. The learning rate falls over all `epochs` either way."""
+    """Stop after so many evaluations without a higher mean metric; without this key all epochs are trained. The
+    learning rate falls over all `epochs` either way."""
     tensorboard: bool = False
     """Write event files of TensorBoard, with losses, learning rates and metrics, to `<output>.training` while the
     training runs, and then beside the bundle (`pip install 'mtop-batch[tensorboard]'`)."""
@@ -692,20 +751,34 @@ class Config(_Section):
         grouped = [task.name for task in self.task if task.prompt_group is not None]
         if grouped and not isinstance(self.model, MTOPModelConfig):
             raise TaskError(f"task {grouped[0]!r}: model.kind = {self.model.kind!r} has no prompt_group; remove it")
-        if (of_family := self.family_of()) or self.family:
-            if not isinstance(self.model, MTOPModelConfig):
-                what = f"task {next(iter(of_family))!r}" if of_family else f"family {self.family[0].name!r}"
-                raise TaskError(f"{what}: model.kind = {self.model.kind!r} has no families; remove it")
-            vector = [task.name for task in self.tasks() if task.reads_vector and task.name in of_family]
-            if vector:
-                raise TaskError(
-                    f"task {vector[0]!r}: the vector is that of the encoder as it is for all; remove its family"
-                )
         without = [task.name for task in self.task if task.rate is None]
         if 0 < len(without) < len(self.task):
             raise TaskError(f"task {without[0]!r} has no rate, and others have one; give all tasks one, or none")
         if self.unlabelled is not None and isinstance(self.model, SingleTaskModelConfig):
             raise ValueError(f"unlabelled texts teach all tasks at once, which model.kind = {self.model.kind!r} cannot")
+        return self
+
+    @model_validator(mode="after")
+    def _families_fit(self) -> Self:
+        of_family = self.family_of()
+        if (of_family or self.family) and not isinstance(self.model, MTOPModelConfig):
+            what = f"task {next(iter(of_family))!r}" if of_family else f"family {self.family[0].name!r}"
+            raise TaskError(f"{what}: model.kind = {self.model.kind!r} has no families; remove it")
+        vector = [task.name for task in self.tasks() if task.reads_vector and task.name in of_family]
+        if vector:
+            raise TaskError(
+                f"task {vector[0]!r}: the vector is that of the encoder as it is for all; remove its family"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _inputs_fit(self) -> Self:
+        for spec in self.model.vector_inputs:
+            for task in self.task:
+                if spec.column in (*task.text, task.label):
+                    raise TaskError(f"task {task.name!r}: {spec.column!r} is a column of it and of model.inputs")
+        if self.unlabelled is not None and self.model.vector_inputs:
+            raise ValueError("texts of `unlabelled` have nothing beside them; remove that section, or model.inputs")
         return self
 
     def tasks(self) -> list[Task]:

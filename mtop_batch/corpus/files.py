@@ -161,6 +161,7 @@ def read_layout(
     id_column: str,
     inputs: Collection[tuple[str, ...]],
     text_columns_required: bool,
+    vector_columns: Collection[str] = (),
 ) -> Layout:
     """Row groups of a source file, and its text columns.
 
@@ -170,9 +171,10 @@ def read_layout(
         id_column: The column that identifies an article.
         inputs: The text columns asked for, one or two for each input.
         text_columns_required: False lets the file lack some of the text columns (not all of an input).
+        vector_columns: The columns with what is read beside texts.
 
     Raises:
-        MissingColumns: It has no id column, or not the text columns asked for.
+        MissingColumns: It has no id column, or not the text columns or vector columns asked for.
         UnreadableSource: The file is bad.
         StorageError: The storage does not answer.
     """
@@ -180,9 +182,14 @@ def read_layout(
     def found(names: list[str]) -> dict[tuple[str, ...], tuple[str, ...]]:
         return {columns: _text_columns(names, id_column, columns, text_columns_required) for columns in inputs}
 
-    with open_source(corpus, source, lambda names: {id_column, *chain(*found(names).values())}) as opened:
+    wanted = {id_column, *vector_columns}
+    with open_source(corpus, source, lambda names: {*wanted, *chain(*found(names).values())}) as opened:
         row_groups = _row_groups(opened.parquet.metadata, source.size)
         names = opened.parquet.schema_arrow.names
+    for column in vector_columns:
+        if names.count(column) != 1:
+            count = f"{names.count(column)} columns" if column in names else "no input column"
+            raise MissingColumns(f"{count} {column!r}, which the model reads beside texts; columns: {listed(names)}")
     return Layout(row_groups, found(names))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 
 from mtop_batch.data.entities import Entities, Entity
 from mtop_batch.data.entity_values import read_entities
+from mtop_batch.data.input_vectors import InputVectors, check_vector_column, vectors_of_rows
 from mtop_batch.data.label_values import Labels, LabelValues, read_labels
 from mtop_batch.data.same_text import Pair
 from mtop_batch.data.sources import Part, read_columns
@@ -23,12 +25,13 @@ from mtop_batch.data.text_rows import TEXT_SAYS_NOTHING, text_column, text_rows
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import DataError
 from mtop_batch.lines import listed
-from mtop_batch.tasks import NO_TAG, LabelBy, Task
+from mtop_batch.tasks import NO_TAG, LabelBy, Task, VectorInput
 
 Source = str | Sequence[str]
 IntArray = npt.NDArray[np.int64]
 
 logger = logging.getLogger(__name__)
+_MOST_WARNINGS = 20
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class RawExamples:
         skipped: Rows that are no examples: their number in the source, over all its files, and the reason.
         label_by: How the label column was read (`data.label_values`).
         entities: Of a token task, the entities of each text.
+        vectors: What stands beside each text, of each input of the model.
     """
 
     task: Task
@@ -57,6 +61,7 @@ class RawExamples:
     skipped: list[tuple[int, str]]
     label_by: LabelBy | None = None
     entities: Entities | None = None
+    vectors: tuple[InputVectors, ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -81,7 +86,8 @@ class RawExamples:
         seconds = None if self.seconds is None else [self.seconds[row] for row in rows]
         entities = None if self.entities is None else self.entities.take(rows)
         texts = [self.texts[row] for row in rows]
-        return replace(self, texts=texts, seconds=seconds, labels=self.labels[rows], entities=entities)
+        vectors = tuple(of.take(rows) for of in self.vectors)
+        return replace(self, texts=texts, seconds=seconds, labels=self.labels[rows], entities=entities, vectors=vectors)
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,7 @@ class LabelledTokens:
         counts: (R,) int64, how many windows each text has; None for one each.
         entities: Of a token task, the entities of each text, also those behind what is read of it.
         tags: (T,) int64, of a token task the tag of each token of all windows, `NO_TAG` where no word begins.
+        vectors: Of each input of the model, those beside each text, which stand behind each of its windows.
     """
 
     tokens: Tokens
@@ -102,6 +109,7 @@ class LabelledTokens:
     counts: IntArray | None = None
     entities: Entities | None = None
     tags: IntArray | None = None
+    vectors: tuple[InputVectors, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -114,9 +122,29 @@ class LabelledTokens:
 
     @property
     def lengths(self) -> IntArray:
-        """(R,) Tokens of all windows of each example."""
+        """(R,) Tokens and vectors of all windows of each example."""
         lengths: IntArray = self.tokens.offsets[self._starts[1:]] - self.tokens.offsets[self._starts[:-1]]
+        for of in self.vectors:
+            lengths = lengths + of.counts * np.diff(self._starts)
         return lengths
+
+    @property
+    def window_lengths(self) -> IntArray:
+        """(W,) Tokens and vectors of each window."""
+        every = np.arange(len(self.tokens))
+        return sum((of.counts for of in self.vectors_of(every)), self.tokens.lengths)
+
+    def vectors_of(self, windows: npt.NDArray[np.integer]) -> tuple[InputVectors, ...]:
+        """What stands behind the tokens of some windows, of each input of the model."""
+        if not self.vectors:
+            return ()
+        texts = windows if self.counts is None else np.searchsorted(self._starts, windows, side="right") - 1
+        return tuple(of.take(texts) for of in self.vectors)
+
+    @property
+    def without_vectors(self) -> LabelledTokens:
+        """The same texts with nothing beside them."""
+        return replace(self, vectors=())
 
     def windows(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
         """The windows of some examples, example after example."""
@@ -138,7 +166,14 @@ class LabelledTokens:
         entities = None if self.entities is None else self.entities.take(rows)
         windows = self.windows(rows)
         tags = None if self.tags is None else self.tags[self.tokens.positions(windows)]
-        return LabelledTokens(self.tokens.take(windows), self.labels[rows], counts, entities, tags)
+        vectors = tuple(of.take(rows) for of in self.vectors)
+        return LabelledTokens(self.tokens.take(windows), self.labels[rows], counts, entities, tags, vectors)
+
+    def draw(self, most: int | None, *seeds: int) -> LabelledTokens:
+        """At most so many, in random order, or all as they are; the first of a larger draw are those of a smaller."""
+        if most is None or most >= len(self):
+            return self
+        return self.take(np.random.default_rng(seeds).permutation(len(self))[:most])
 
     def targets(self, rows: npt.NDArray[np.integer], windows: npt.NDArray[np.integer]) -> Labels:
         """What the loss compares the model with.
@@ -159,12 +194,38 @@ class LabelledTokens:
         return padded
 
 
+@contextmanager
+def few_warnings(most: int = _MOST_WARNINGS) -> Iterator[None]:
+    """While the block runs, the log has the first warnings of each kind, and in the end how many there were more."""
+    counts = Counter[str]()
+
+    def is_one_of_the_first(record: logging.LogRecord) -> bool:
+        counts[record.msg] += 1
+        return counts[record.msg] <= most
+
+    logger.addFilter(is_one_of_the_first)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_one_of_the_first)
+        for count in counts.values():
+            if count > most:
+                logger.warning("and %d more warnings like the last of these", count - most)
+
+
 def load_examples(
-    task: Task, source: Source, label_column: str, *, training: bool = True, label_by: LabelBy | None = None
+    task: Task,
+    source: Source,
+    label_column: str,
+    *,
+    training: bool = True,
+    label_by: LabelBy | None = None,
+    inputs: Sequence[VectorInput] = (),
 ) -> RawExamples:
     """Read the examples of a task from one source.
 
-    A row without any text (`data.text_rows`), or without label, is skipped.
+    A row without any text (`data.text_rows`), or without label, or with vectors that cannot be used
+    (`data.input_vectors`), is skipped.
 
     Args:
         task: Names the text columns and the allowed labels (`data.label_values` says how a label is written).
@@ -174,23 +235,29 @@ def load_examples(
         training: The examples are to learn from, so that each label needs one; otherwise a label without example is
             only worth a warning in the log.
         label_by: What numbers in the label column are; None decides by the values.
+        inputs: What the model reads beside the texts.
 
     Raises:
         DataError: The source does not exist or lacks a column, a column has the wrong type, a label is not one of the
             task's, no example is left, or a label has none to learn from.
         LabelTableError: The storage cannot be reached or refuses.
     """
-    return _load(task, [(source, training)], label_column, label_by)[0]
+    return _load(task, [(source, training)], label_column, label_by, inputs)[0]
 
 
 def load_train_and_eval(
-    task: Task, train: Source, eval_: Source, label_column: str, label_by: LabelBy | None = None
+    task: Task,
+    train: Source,
+    eval_: Source,
+    label_column: str,
+    label_by: LabelBy | None = None,
+    inputs: Sequence[VectorInput] = (),
 ) -> tuple[RawExamples, RawExamples]:
     """Read the training and the evaluation examples of a task, whose labels are read in one way.
 
     Arguments and errors are those of `load_examples`.
     """
-    first, second = _load(task, [(train, True), (eval_, False)], label_column, label_by)
+    first, second = _load(task, [(train, True), (eval_, False)], label_column, label_by, inputs)
     return first, second
 
 
@@ -208,13 +275,13 @@ def tokenise_with_texts(raw: RawExamples, text_tokenizer: TextTokenizer) -> tupl
     tokens = text_tokenizer.encode(raw.texts, raw.seconds, words=raw.task.is_token)
     kept = np.flatnonzero(tokens.lengths)
     tags = None if raw.entities is None else _tags(raw, raw.entities, tokens)
-    examples = LabelledTokens(tokens, raw.labels, None, raw.entities, tags)
+    examples = LabelledTokens(tokens, raw.labels, None, raw.entities, tags, raw.vectors)
     if text_tokenizer.max_windows > 1:
         counts = tokens.num_windows(text_tokenizer.max_tokens)
         windows = tokens.windows(text_tokenizer.max_tokens)
-        examples = LabelledTokens(windows, raw.labels, counts, raw.entities, tags)
+        examples = replace(examples, tokens=windows, counts=counts)
         if raw.task.combine == "first":
-            examples = LabelledTokens(examples.tokens.take(counts.cumsum() - counts), raw.labels)
+            examples = replace(examples, tokens=windows.take(counts.cumsum() - counts), counts=None)
     if len(kept) == len(raw):
         return examples, raw
     examples = examples.take(kept)
@@ -267,7 +334,11 @@ def token_counts(tokens: Iterable[Tokens], vocab_size: int) -> npt.NDArray[np.in
 
 
 def _load(
-    task: Task, sources: Sequence[tuple[Source, bool]], label_column: str, label_by: LabelBy | None
+    task: Task,
+    sources: Sequence[tuple[Source, bool]],
+    label_column: str,
+    label_by: LabelBy | None,
+    inputs: Sequence[VectorInput],
 ) -> list[RawExamples]:
     """The examples of each source, given with whether they are to learn from."""
     parts = [
@@ -275,20 +346,22 @@ def _load(
             part
             for place in ([source] if isinstance(source, str) else source)
             for part in read_columns(
-                place, [*task.text, label_column], default_split="train" if training else "validation"
+                place,
+                [*task.text, label_column, *(spec.column for spec in inputs)],
+                default_split="train" if training else "validation",
             )
         ]
         for source, training in sources
     ]
     if task.is_token:
-        return _load_entities(task, sources, parts, label_column)
+        return _load_entities(task, sources, parts, label_column, inputs)
     found = read_labels(task, [part for of_source in parts for part in of_source], label_column, label_by)
     examples = []
     start = 0
     for (source, training), of_source in zip(sources, parts, strict=True):
         rows = slice(start, start + sum(len(part.table) for part in of_source))
         start = rows.stop
-        examples.append(_examples(task, _name(source), training, of_source, found[rows]))
+        examples.append(_examples(task, _name(source), training, of_source, found[rows], inputs))
         _check(examples[-1], examples[-1].labels, Counter(reason for _, reason in examples[-1].skipped))
     return examples
 
@@ -299,27 +372,40 @@ def _name(source: Source) -> str:
 
 
 def _load_entities(
-    task: Task, sources: Sequence[tuple[Source, bool]], parts: Sequence[Sequence[Part]], label_column: str
+    task: Task,
+    sources: Sequence[tuple[Source, bool]],
+    parts: Sequence[Sequence[Part]],
+    label_column: str,
+    inputs: Sequence[VectorInput],
 ) -> list[RawExamples]:
     """The same of a token task."""
     examples = []
     for (source, training), of_source in zip(sources, parts, strict=True):
         found = read_entities(task, of_source, label_column)
         entities = Entities.from_rows(found.entities)
-        examples.append(
-            RawExamples(
-                task=task,
-                source=_name(source),
-                training=training,
-                texts=found.texts,
-                seconds=found.seconds,
-                labels=entities.has_type(len(task.labels)),
-                skipped=found.skipped,
-                entities=entities,
-            )
+        raw = RawExamples(
+            task=task,
+            source=_name(source),
+            training=training,
+            texts=found.texts,
+            seconds=found.seconds,
+            labels=entities.has_type(len(task.labels)),
+            skipped=found.skipped,
+            entities=entities,
         )
-        _check(examples[-1], examples[-1].labels, Counter(reason for _, reason in found.skipped))
+        examples.append(_with_vectors(raw, of_source, inputs) if inputs else raw)
+        _check(examples[-1], examples[-1].labels, Counter(reason for _, reason in examples[-1].skipped))
     return examples
+
+
+def _with_vectors(raw: RawExamples, parts: Sequence[Part], inputs: Sequence[VectorInput]) -> RawExamples:
+    """Those of the examples whose vectors can be used, with these."""
+    vectors, reasons = _read_vectors(raw.task, parts, inputs)
+    rows = np.setdiff1d(np.arange(len(reasons)), [row for row, _ in raw.skipped])
+    own = reasons.take(pa.array(rows))
+    bad = [(int(row), reason) for row, reason in zip(rows, own.to_pylist(), strict=True) if reason is not None]
+    with_all = replace(raw, vectors=tuple(of.take(rows) for of in vectors), skipped=sorted([*raw.skipped, *bad]))
+    return with_all.take(np.flatnonzero(own.is_null()))
 
 
 def _examples(
@@ -328,22 +414,43 @@ def _examples(
     training: bool,
     parts: Sequence[Part],
     found: LabelValues,
+    inputs: Sequence[VectorInput],
 ) -> RawExamples:
     texts, problems = zip(*(_read_texts(task, parts, column) for column in task.text), strict=True)
     rows = text_rows(texts)
+    vectors, of_vectors = _read_vectors(task, parts, inputs)
     # What is wrong with a column says more than that another one has no text.
-    reasons = pc.if_else(pa.array(found.missing), "label is null", pc.coalesce(*problems, rows.errors))
+    reasons = pc.if_else(pa.array(found.missing), "label is null", pc.coalesce(*problems, rows.errors, of_vectors))
     kept = reasons.is_null()
+    kept_rows = np.flatnonzero(kept.to_numpy(zero_copy_only=False))
     return RawExamples(
         task=task,
         source=source,
         training=training,
         texts=rows.texts.filter(kept).to_pylist(),
         seconds=rows.seconds.filter(kept).to_pylist() if len(task.text) == 2 else None,
-        labels=found.labels[kept.to_numpy(zero_copy_only=False)],
+        labels=found.labels[kept_rows],
         skipped=[(row, reason) for row, reason in enumerate(reasons.to_pylist()) if reason is not None],
         label_by=found.label_by,
+        vectors=tuple(of.take(kept_rows) for of in vectors),
     )
+
+
+def _read_vectors(
+    task: Task, parts: Sequence[Part], inputs: Sequence[VectorInput]
+) -> tuple[tuple[InputVectors, ...], pa.Array]:
+    """What stands beside the texts of all rows, and why some of it cannot be used."""
+    for spec in inputs:
+        for part in parts:
+            check_vector_column(part.table[spec.column], spec, part.name, f"task {task.name!r}: ")
+    found = [
+        vectors_of_rows(inputs, [part.table[spec.column].combine_chunks() for spec in inputs], len(part.table))
+        for part in parts
+    ]
+    if not inputs or not found:
+        return (), pa.nulls(sum(len(part.table) for part in parts), pa.string())
+    of_inputs = zip(*(vectors for vectors, _ in found), strict=True)
+    return tuple(map(InputVectors.concat, of_inputs)), pa.concat_arrays([reasons for _, reasons in found])
 
 
 def _read_texts(task: Task, parts: Sequence[Part], column: str) -> tuple[pa.Array, pa.Array]:

@@ -80,8 +80,9 @@ def build_many(
     least: int = 50,
     most: int = 10_000,
     seed: int = 0,
+    whole: Mapping[str, str] | None = None,
 ) -> dict[str, dict[Part, int]]:
-    """Make two tasks of each of many sites.
+    """Make two tasks of each of many sites, and very large ones.
 
     Writes `<output>/<task>/train.parquet`, `eval.parquet` and `test.parquet`, columns `text` and `label`,
     `<output>/tasks.csv` with the sizes of all tasks, and, last, `<output>/tasks.toml`, which a configuration names as
@@ -92,10 +93,11 @@ def build_many(
             The columns are `text` and `label` unless named. Of a column of lists the rows with one label are taken.
             Rows without text or label, and texts with several labels, are left out.
         output: A directory or prefix. If it is relative, so are the paths in `tasks.toml`.
-        sites: How many; they take turns at the sources.
+        sites: How many; they take turns at the sources. 0 for none.
         least: Fewest texts of a site.
         most: Most texts of a site. A site of a smaller source has at most all of that.
         seed: Of all draws.
+        whole: Name -> a source of which all texts and labels are one task of that name.
 
     Returns:
         The number of examples in each part of every task, in the order of `tasks.toml`.
@@ -105,16 +107,19 @@ def build_many(
         TaskError: The name of a source cannot be part of a task's name.
         LabelTableError: The storage cannot be reached or refuses; files already written stay.
     """
-    if not sources:
-        raise DataError("no source is given; name at least one labelled Parquet file")
+    if not (sources and sites) and not whole:
+        raise DataError("no source is given; name at least one labelled Parquet file, and at least one site of it")
     shares = Shares(EVAL_FRACTION, TEST_FRACTION, seed)
     read = [read_source(name, location, shares, least) for name, location in sources.items()]
     tasks, rows = [], []
-    for number in range(sites):
+    for number in range(sites if read else 0):
         source = read[number % len(read)]
         made = draw_site(source, number, seed, least, most)
         tasks += made
         rows += [{"source": source.name, **_sizes(task)} for task in made]
+    for name, location in (whole or {}).items():
+        tasks.append(whole_task(name, read_source(name, location, shares, least)))
+        rows.append({"source": name, **_sizes(tasks[-1])})
     storage.write_bytes(storage.join(storage.absolute(output), SIZES), _csv(pa.Table.from_pylist(rows)))
     return write_tasks(output, tasks, "mtop build-many")
 
@@ -190,6 +195,19 @@ def draw_site(source: Source, number: int, seed: int, least: int, most: int) -> 
         _task(f"{site}_fine", fine, places, source, rows),
         _task(f"{site}_coarse", [_group_name(labels) for labels in members], groups[places], source, rows),
     ]
+
+
+def whole_task(name: str, source: Source) -> TaskExamples:
+    """All texts of a source as one task; labels without a training example are none of its, and neither are their
+    texts.
+
+    Raises:
+        TaskError: No task can have that name.
+    """
+    learned = np.unique(source.labels[source.parts == "train"])
+    rows = np.flatnonzero(np.isin(source.labels, learned))
+    places = np.searchsorted(learned, source.labels[rows])
+    return _task(name, [source.names[label] for label in learned], places, source, rows)
 
 
 def _draw_rows(

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from hashlib import blake2b
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,8 @@ from mtop_batch.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase  # slow to import, for those who tokenise nothing
 
+KEPT_TEXTS = 200_000
+"""Whose tokens are kept where many tasks may have the same texts: 100 MB where they are long."""
 _ROWS_AT_ONCE = 1024
 _MAX_ARROW_TOKENS = 2**31 - 1
 
@@ -72,6 +75,13 @@ class Tokens:
     def row(self, index: int) -> npt.NDArray[np.int32]:
         """The ids of one row, as a view."""
         return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    def one(self, row: int) -> Tokens:
+        """A row by itself; nothing is copied."""
+        own = slice(self.offsets[row], self.offsets[row + 1])
+        words = None if self.words is None else self.words[own]
+        offsets = np.array([0, own.stop - own.start])
+        return Tokens(self.values[own], offsets, self.first_lengths[row : row + 1], words)
 
     def take(self, rows: npt.NDArray[np.integer]) -> Tokens:
         """The rows with these indices, in this order."""
@@ -229,6 +239,8 @@ class TextTokenizer:
         max_tokens: Tokens of a window, at least one more than the special tokens of a pair.
         max_windows: Of a text; with 1 texts are cut.
         window_overlap: Tokens that a window shares with the one before, less than half of those of a pair.
+        keeps: `encode` keeps the tokens of so many texts, for when they come again: many tasks have examples of the
+            same texts.
 
     Raises:
         ConfigError: `max_tokens` or `window_overlap` leaves no room for text, the tokenizer's token types are not 0
@@ -236,7 +248,13 @@ class TextTokenizer:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, max_windows: int = 1, window_overlap: int = 0
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int,
+        max_windows: int = 1,
+        window_overlap: int = 0,
+        *,
+        keeps: int = 0,
     ) -> None:
         num_special = tokenizer.num_special_tokens_to_add(pair=True)
         if max_tokens <= num_special:
@@ -254,6 +272,8 @@ class TextTokenizer:
         self.max_tokens = max_tokens
         self.max_windows = max_windows
         self._encoder = make_encoder(tokenizer, max_tokens, max_windows, window_overlap)
+        self._keeps = keeps
+        self._kept: dict[tuple[bytes | None, bytes | None, bool], Tokens] = {}
 
     @property
     def cuts_early(self) -> bool:
@@ -279,7 +299,17 @@ class TextTokenizer:
         Raises:
             ConfigError: Words are wanted, and the tokenizer does not tell where tokens lie.
         """
-        return self.encode_and_count(texts, seconds, words=words)[0]
+        if not self._keeps:
+            return self.encode_and_count(texts, seconds, words=words)[0]
+        seconds = [None] * len(texts) if seconds is None else seconds
+        keys = [(_digest(text), _digest(second), words) for text, second in zip(texts, seconds, strict=True)]
+        places = {key: place for place, key in enumerate(keys) if key not in self._kept}
+        rows = list(places.values())
+        tokens = self.encode_and_count([texts[row] for row in rows], [seconds[row] for row in rows], words=words)[0]
+        new = dict(zip(places, map(tokens.one, range(len(tokens))), strict=True))
+        found = [new.get(key) or self._kept[key] for key in keys]
+        self._kept |= dict(islice(new.items(), max(0, self._keeps - len(self._kept))))
+        return Tokens.concat(found)
 
     def encode_and_count(
         self, texts: Sequence[str | None], seconds: Sequence[str | None] | None = None, *, words: bool = False
@@ -306,6 +336,10 @@ def reasons_without(tokens: Tokens, errors: Iterable[str | None]) -> list[str | 
     """
     lengths = tokens.lengths.tolist()
     return [None if length else error or TEXT_SAYS_NOTHING for length, error in zip(lengths, errors, strict=True)]
+
+
+def _digest(text: str | None) -> bytes | None:
+    return None if text is None else blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def _joined_words(parts: Sequence[Tokens]) -> npt.NDArray[np.int32] | None:

@@ -119,7 +119,7 @@ def add_tasks(
     tokenizer = TextTokenizer(bundle.tokenizer, **model.config.text_limits)
     data = []
     for task in config.task:
-        data.append(load_task(task, task.definition(config.model.default_reader), tokenizer))
+        data.append(load_task(task, task.definition(config.model.default_reader), tokenizer, model.vector_inputs))
         progress.advance(1, f"{task.name}: {counted(len(data[-1].train), 'example')}")
     run = RunDirectory(output, run_digest(config, data, bundle.digest))
     if not overwrite and is_finished(output, run.name):

@@ -14,7 +14,7 @@ from typing import Any
 
 from mtop_batch.config.sections import Config
 from mtop_batch.data.examples import load_examples, tokenise_examples
-from mtop_batch.data.tokens import TextTokenizer
+from mtop_batch.data.tokens import KEPT_TEXTS, TextTokenizer
 from mtop_batch.engine.definitions import task_definition
 from mtop_batch.engine.fit_decisions import Examples, check_rules, fit_on, set_decisions
 from mtop_batch.engine.monitoring.progress import Progress
@@ -83,13 +83,15 @@ def calibrate_bundle(
     tasks = {name: task_definition(sources[name], model.task(name), model_uri) for name in names}
     check_rules(model.tasks, config)
     recorded = {task["name"]: task.get("label_by") for task in bundle.training_config.get("task", [])}
-    tokenizer = TextTokenizer(bundle.tokenizer, **model.config.text_limits)
+    tokenizer = TextTokenizer(bundle.tokenizer, **model.config.text_limits, keeps=KEPT_TEXTS)
     progress.phase("read and tokenise the examples", len(names), "tasks")
     examples = {}
     for name, task in tasks.items():
         source = sources[name]
         label_by = source.label_by or recorded.get(name)
-        raw = load_examples(task, source.eval, source.label, training=False, label_by=label_by)
+        raw = load_examples(
+            task, source.eval, source.label, training=False, label_by=label_by, inputs=model.vector_inputs
+        )
         examples[name] = tokenise_examples(raw, tokenizer)
         progress.advance(1, f"{name}: {counted(len(examples[name].labels), 'example')}")
     run = _run(bundle, config, examples)
@@ -138,4 +140,6 @@ def _run(bundle: Bundle, config: Config, examples: Examples) -> str:
     for of_task in examples.values():
         digest.update(of_task.labels.tobytes())
         digest.update(of_task.tokens.values.tobytes())
+        for of in of_task.vectors:
+            digest.update(of.values.tobytes())
     return digest.hexdigest()[:16]

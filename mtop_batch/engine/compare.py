@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from mtop_batch import storage
 from mtop_batch.corpus.files import UnreadableSource
 from mtop_batch.corpus.listing import list_corpus
 from mtop_batch.corpus.paths import parse_partitions
+from mtop_batch.data.input_vectors import InputVectors
 from mtop_batch.engine.gate import bundle_metrics, metric_change
 from mtop_batch.errors import DataError, TaskError
 from mtop_batch.labelling.plan.sample import Block, draw_sample
@@ -25,7 +27,7 @@ from mtop_batch.precision import PrecisionChoice
 from mtop_batch.table.columns import ENTITIES_TYPE
 from mtop_batch.table.gate.rules import DEFAULT_RULES, Rules, TableChange, judge
 from mtop_batch.table.gate.statistics import TaskChange
-from mtop_batch.tasks import select_tasks
+from mtop_batch.tasks import VectorInput, select_tasks
 
 _TEXT_CHARS = 300
 
@@ -84,9 +86,10 @@ def compare_bundles(options: CompareOptions, *, flips_uri: str | None = None) ->
     first, second = read_bundle_info(options.model), read_bundle_info(options.other)
     tasks = _common_tasks(first, second, options.tasks)
     old_columns, new_columns = (_columns_of_tasks(bundle, tasks, options.text_columns) for bundle in (first, second))
-    sample = _read_sample(options, {*old_columns.values(), *new_columns.values()})
-    old = _predict(options.model, sample, old_columns, options.precision)
-    new = _predict(options.other, sample, new_columns, options.precision)
+    beside = tuple(dict.fromkeys([*first.inputs, *second.inputs]))
+    sample = _read_sample(options, {*old_columns.values(), *new_columns.values()}, beside)
+    old = _predict(first, sample, old_columns, options.precision)
+    new = _predict(second, sample, new_columns, options.precision)
     change = TableChange(articles=len(sample), new_errors=int(new["error"].is_valid().to_numpy().sum()))
     kinds = {task.name: task.kind for task in second.tasks}
     metrics, metric_names = [bundle_metrics(uri) for uri in (options.model, options.other)], _metric_names(second)
@@ -119,12 +122,14 @@ def compare_bundles(options: CompareOptions, *, flips_uri: str | None = None) ->
 
 @dataclass(frozen=True)
 class _Sample:
-    """The articles of a sample, block by block, with a text or a pair of texts for each of the inputs."""
+    """The articles of a sample, block by block, with a text or a pair of texts for each of the inputs, and with what
+    stands beside them."""
 
     blocks: Sequence[Block]
     lengths: Sequence[int]
     ids: Sequence[Any]
     texts: Mapping[_Columns, Sequence[tuple[str | None, str | None]]]
+    vectors: Mapping[VectorInput, InputVectors]
     unreadable: Mapping[str, str]
 
     def __len__(self) -> int:
@@ -164,7 +169,7 @@ def _columns_of_tasks(bundle: BundleInfo, tasks: Sequence[str], given: _Columns)
     return {task.name: given or task.text for task in bundle.tasks if task.name in tasks}
 
 
-def _read_sample(options: CompareOptions, inputs: Collection[_Columns]) -> _Sample:
+def _read_sample(options: CompareOptions, inputs: Collection[_Columns], beside: Sequence[VectorInput]) -> _Sample:
     listing = list_corpus(storage.absolute(options.corpus))
     sources = listing.in_partition(parse_partitions(options.partitions), allow_empty=options.allow_empty)
     blocks, unreadable = draw_sample(
@@ -174,6 +179,7 @@ def _read_sample(options: CompareOptions, inputs: Collection[_Columns]) -> _Samp
         id_column=options.id_column,
         inputs=inputs,
         text_columns_required=bool(options.text_columns),
+        vector_columns=[spec.column for spec in beside],
         seed=options.seed,
     )
     if not blocks and unreadable:
@@ -185,10 +191,12 @@ def _read_sample(options: CompareOptions, inputs: Collection[_Columns]) -> _Samp
     lengths: list[int] = []
     ids: list[Any] = []
     texts: dict[_Columns, list[tuple[str | None, str | None]]] = {columns: [] for columns in inputs}
+    vectors = {spec: [InputVectors.none(spec.size, 0)] for spec in beside}
     for block in blocks:
         try:
             read = {
-                columns: list(read_unit(listing.root, block.unit(columns), options.id_column)) for columns in inputs
+                columns: list(read_unit(listing.root, block.unit(columns), options.id_column, inputs=beside))
+                for columns in inputs
             }
         except UnreadableSource as error:
             unreadable[block.source.path] = str(error)
@@ -199,7 +207,10 @@ def _read_sample(options: CompareOptions, inputs: Collection[_Columns]) -> _Samp
             of_block = [row for batch in batches for row in _rows(batch)]
             texts[columns] += of_block[: lengths[-1]]
         ids += [value for batch in batches for value in batch.ids.to_pylist()][: lengths[-1]]
-    return _Sample(kept, lengths, ids, texts, unreadable)
+        for spec, of_batches in zip(beside, zip(*(batch.vectors for batch in batches), strict=True), strict=True):
+            vectors[spec].append(InputVectors.concat(of_batches).take(np.arange(lengths[-1])))
+    of_all = {spec: InputVectors.concat(found) for spec, found in vectors.items()}
+    return _Sample(kept, lengths, ids, texts, of_all, unreadable)
 
 
 def _rows(batch: TextBatch) -> Iterable[tuple[str | None, str | None]]:
@@ -207,7 +218,7 @@ def _rows(batch: TextBatch) -> Iterable[tuple[str | None, str | None]]:
 
 
 def _predict(
-    uri: str, sample: _Sample, columns_of_tasks: Mapping[str, _Columns], precision: PrecisionChoice
+    bundle: BundleInfo, sample: _Sample, columns_of_tasks: Mapping[str, _Columns], precision: PrecisionChoice
 ) -> pa.Table:
     """The labels of all tasks, those that read the same together; an error where a task has no text."""
     ids = pa.array([None if value is None else str(value) for value in sample.ids], pa.string())
@@ -215,7 +226,9 @@ def _predict(
     for columns in dict.fromkeys(columns_of_tasks.values()):
         tasks = [task for task, read in columns_of_tasks.items() if read == columns]
         texts, seconds = [text for text, _ in sample.texts[columns]], [second for _, second in sample.texts[columns]]
-        labels = Predictor.load(uri, tasks=tasks, precision=precision).predict(texts, seconds)
+        inputs = {spec.column: sample.vectors[spec].to_arrow() for spec in bundle.inputs}
+        predictor = Predictor.load(bundle.uri, tasks=tasks, precision=precision)
+        labels = predictor.predict(texts, seconds, inputs=inputs)
         error = pc.coalesce(found["error"], labels["error"])
         found |= {**{name: labels[name] for name in labels.column_names}, "error": error}
     return pa.table(found)

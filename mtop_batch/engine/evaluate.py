@@ -11,16 +11,22 @@ from pydantic import ValidationError
 
 from mtop_batch import storage
 from mtop_batch.config.sections import BackboneConfig, Config, TaskConfig
-from mtop_batch.data.examples import LabelledTokens, RawExamples, load_examples, tokenise_with_texts
+from mtop_batch.data.examples import (
+    LabelledTokens,
+    RawExamples,
+    few_warnings,
+    load_examples,
+    tokenise_with_texts,
+)
 from mtop_batch.data.repeats import find_repeats
-from mtop_batch.data.tokens import TextTokenizer
+from mtop_batch.data.tokens import KEPT_TEXTS, TextTokenizer
 from mtop_batch.engine.definitions import task_definition
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.errors import BundleError, DataError, MtopError, one_line
 from mtop_batch.lines import counted, listed
 from mtop_batch.model.bundle.bundle import Bundle, load_bundle
 from mtop_batch.model.kinds.base import MultiTaskModel
-from mtop_batch.tasks import LabelBy, Task, select_tasks
+from mtop_batch.tasks import LabelBy, Task, VectorInput, select_tasks
 from mtop_batch.training.calibration import before_and_after, trust
 from mtop_batch.training.checkpoint import TaskMetrics
 from mtop_batch.training.evaluated import EvaluatedTask
@@ -40,6 +46,7 @@ def evaluate_bundle(
     return {name: item.metrics for name, item in evaluated.items()}
 
 
+@few_warnings()
 def evaluate_in_detail(
     model_uri: str,
     config: Config | None = None,
@@ -81,13 +88,15 @@ def evaluate_in_detail(
         progress.phase("evaluate", len(names), "tasks")
     recorded = {task["name"]: task.get("label_by") for task in bundle.training_config.get("task", [])}
     worker = single_worker(config.train.precision)
-    text_tokenizer = TextTokenizer(bundle.tokenizer, **bundle.model.config.text_limits)
+    text_tokenizer = TextTokenizer(bundle.tokenizer, **bundle.model.config.text_limits, keeps=KEPT_TEXTS)
     model = bundle.model.to(worker.device)  # type: ignore[arg-type]  # transformers wraps it
     evaluated = {}
     for name, task in tasks.items():
         source = sources[name]
         label_by = source.label_by or recorded.get(name)  # numbers mean here what they meant in training
-        raw = load_examples(task, source.eval, source.label, training=False, label_by=label_by)
+        raw = load_examples(
+            task, source.eval, source.label, training=False, label_by=label_by, inputs=model.vector_inputs
+        )
         examples, raw = tokenise_with_texts(raw, text_tokenizer)
         found = task_predictions(model, examples, task, worker=worker)
         evaluated[name] = EvaluatedTask(
@@ -97,7 +106,7 @@ def evaluate_in_detail(
             worst_errors(task, found, examples.labels, raw.texts, raw.seconds, examples.entities),
         )
         if compare or suspects:
-            learned = _training_examples(task, source, label_by)
+            learned = _training_examples(task, source, label_by, model.vector_inputs)
             evaluated[name] = _compared(evaluated[name], learned, raw)
             if suspects:
                 evaluated[name] = _with_suspects(evaluated[name], learned, model, text_tokenizer, worker)
@@ -113,10 +122,12 @@ def _trust(task: Task, found: TaskPredictions, examples: LabelledTokens) -> Task
     return trust(*before_and_after(task, found.probabilities, examples.labels))
 
 
-def _training_examples(task: Task, source: TaskConfig, label_by: LabelBy | None) -> RawExamples | str:
+def _training_examples(
+    task: Task, source: TaskConfig, label_by: LabelBy | None, inputs: Sequence[VectorInput]
+) -> RawExamples | str:
     """What the task was trained on, or why it cannot be read: an evaluation does without."""
     try:
-        return load_examples(task, source.train, source.label, training=False, label_by=label_by)
+        return load_examples(task, source.train, source.label, training=False, label_by=label_by, inputs=inputs)
     except MtopError as error:
         return one_line(error)
 

@@ -102,6 +102,7 @@ def wanted_labels(options: LabelOptions) -> Definition:
         vector=bundle.vector_fingerprint,
         passes=bundle.passes,
         text_limits=bundle.text_limits,
+        vector_inputs=bundle.inputs,
         text_columns_required=bool(options.text_columns),
         id_column=options.id_column,
     )

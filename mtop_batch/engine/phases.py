@@ -115,7 +115,7 @@ class Phases:
         """
         tasks = SingleTasks(
             phase=WARM_START_PHASE,
-            data=[item for item in self.data if item.task.reads_prompts],
+            data=[item.without_vectors for item in self.data if item.task.reads_prompts],
             settings=warm_start_settings(self.config.train),
             optimizer=self.config.train,
             new_task=new_task,

@@ -14,7 +14,7 @@ from typing import cast
 import ray
 
 from mtop_batch import storage
-from mtop_batch.data.tokens import TextTokenizer
+from mtop_batch.data.tokens import KEPT_TEXTS, TextTokenizer
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.session import ray_session
 from mtop_batch.engine.side_by_side import processes_per_node, side_by_side
@@ -222,7 +222,7 @@ def _run(
     progress.phase("read and tokenise the examples")
     tokenizer = load_tokenizer(settings.backbone)
     load_backbone(settings.backbone)  # what cannot be loaded is said before work starts
-    prepared = prepare(data, TextTokenizer(tokenizer, settings.max_tokens), settings.examples)
+    prepared = prepare(data, TextTokenizer(tokenizer, settings.max_tokens, keeps=KEPT_TEXTS), settings.examples)
     with ray_session() as resources:
         shared = storage.is_remote(options.results) or resources.num_nodes == 1
         job = _Job(

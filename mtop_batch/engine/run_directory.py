@@ -83,6 +83,9 @@ def _update(digest: Any, examples: LabelledTokens) -> None:
     digest.update(np.ascontiguousarray(examples.labels))
     if examples.tags is not None:
         digest.update(np.ascontiguousarray(examples.tags))
+    for of in examples.vectors:
+        for array in (of.values, of.offsets):
+            digest.update(np.ascontiguousarray(array))
 
 
 def _update_tokens(digest: Any, tokens: Tokens) -> None:

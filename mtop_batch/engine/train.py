@@ -20,8 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtop_batch import storage
 from mtop_batch.config.sections import Config, TaskConfig
-from mtop_batch.data.examples import load_train_and_eval, tokenise_examples, with_label_scale
-from mtop_batch.data.tokens import TextTokenizer
+from mtop_batch.data.examples import few_warnings, load_train_and_eval, tokenise_examples, with_label_scale
+from mtop_batch.data.tokens import KEPT_TEXTS, TextTokenizer
 from mtop_batch.engine.fit_decisions import check_rules, check_written, set_decisions
 from mtop_batch.engine.fit_on_ray import fit_on_ray
 from mtop_batch.engine.monitoring.events import Event, EventQueue
@@ -41,10 +41,10 @@ from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
 from mtop_batch.model.encoder.whole import check_fit
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.kinds.single_task import SingleTaskModel
-from mtop_batch.tasks import Task
+from mtop_batch.tasks import Task, VectorInput
 from mtop_batch.training.checkpoint import TaskMetrics
 from mtop_batch.training.class_weights import class_weights
-from mtop_batch.training.evaluation import mean_metric, undefined_metrics
+from mtop_batch.training.evaluation import mean_metric, undefined_metrics, with_eval_budget
 from mtop_batch.training.fit_decisions import FittedDecision, decision_reports, with_decision_metrics
 from mtop_batch.training.one_process import Encoder
 from mtop_batch.training.settings import TaskData
@@ -194,6 +194,7 @@ class Parts:
     data: list[TaskData]
 
 
+@few_warnings()
 def prepare(config: Config, progress: Progress) -> Parts:
     """Load everything and check all that can be checked before work starts."""
     check_readers(config)
@@ -205,26 +206,31 @@ def prepare(config: Config, progress: Progress) -> Parts:
     backbone = load_backbone(config.backbone.name)
     check_fit(config.backbone.name, tokenizer, backbone)
     check_encoder(config, backbone)
-    text_tokenizer = TextTokenizer(tokenizer, **config.backbone.text_limits)
+    text_tokenizer = TextTokenizer(tokenizer, **config.backbone.text_limits, keeps=KEPT_TEXTS)
     data = []
     for task in config.task:
-        data.append(load_task(task, task.definition(config.model.default_reader), text_tokenizer))
+        definition = task.definition(config.model.default_reader)
+        data.append(load_task(task, definition, text_tokenizer, config.model.vector_inputs))
         progress.advance(1, f"{task.name}: {counted(len(data[-1].train), 'example')}")
+    data = with_eval_budget(data, config.train.eval_examples, config.train.seed)
     return Parts(tokenizer, text_tokenizer, backbone, data)
 
 
-def load_task(config: TaskConfig, task: Task, text_tokenizer: TextTokenizer) -> TaskData:
+def load_task(
+    config: TaskConfig, task: Task, text_tokenizer: TextTokenizer, inputs: Sequence[VectorInput] = ()
+) -> TaskData:
     """The examples of a task, tokenised.
 
     Args:
         config: Where they lie.
         task: Its definition.
         text_tokenizer: Of the model.
+        inputs: What the model reads beside texts.
 
     Raises:
         DataError, LabelTableError: As `load_train_and_eval`.
     """
-    raw_train, raw_eval = load_train_and_eval(task, config.train, config.eval, config.label, config.label_by)
+    raw_train, raw_eval = load_train_and_eval(task, config.train, config.eval, config.label, config.label_by, inputs)
     train, eval_ = (tokenise_examples(raw, text_tokenizer) for raw in (raw_train, raw_eval))
     weights = class_weights(task, config.class_weights, train.labels)
     return TaskData(with_label_scale(task, train), train, eval_, raw_train.label_by, weights, config.rate)

@@ -11,12 +11,17 @@ from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from typing import Any
 
-import numpy as np
-
 from mtop_batch import storage
 from mtop_batch.config.load import load_tasks
 from mtop_batch.config.sections import TaskConfig
-from mtop_batch.data.examples import LabelledTokens, RawExamples, load_examples, tokenise_examples, with_label_scale
+from mtop_batch.data.examples import (
+    LabelledTokens,
+    RawExamples,
+    few_warnings,
+    load_examples,
+    tokenise_examples,
+    with_label_scale,
+)
 from mtop_batch.data.same_text import Pair
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.data.unlabelled import UnlabelledTexts, choose_texts, read_texts
@@ -79,6 +84,7 @@ class Prepared:
     unlabelled: Tokens | None = None
 
 
+@few_warnings()
 def read_data_set(name: str, tasks_file: str) -> DataSet:
     """Read a data set.
 
@@ -181,7 +187,7 @@ def prepare(
     train, test = [], []
     for task in data.tasks:
         own, eval_, held_out = (tokenise_examples(part, text_tokenizer) for part in task.parts)
-        own = _some(own, task.config.name, examples)
+        own = own.draw(examples, zlib.crc32(task.config.name.encode()))
         definition = task.config.definition(default_reader)
         weights = class_weights(definition, task.config.class_weights, own.labels)
         train.append(
@@ -204,14 +210,6 @@ def with_reader(prepared: Prepared, configs: Sequence[TaskConfig], default_reade
 
 def _pairs(examples: RawExamples) -> Iterable[Pair]:
     return zip(examples.texts, examples.seconds or repeat(None), strict=False)
-
-
-def _some(examples: LabelledTokens, name: str, most: int | None) -> LabelledTokens:
-    """So many examples, in random order; the first of a larger draw are those of a smaller one."""
-    if most is None or most >= len(examples):
-        return examples
-    rows = np.random.default_rng(zlib.crc32(name.encode())).permutation(len(examples))[:most]
-    return examples.take(rows)
 
 
 def _first(examples: RawExamples, most: int) -> RawExamples:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from statistics import mean
 from typing import Any
@@ -21,7 +22,7 @@ from mtop_batch.experiments.specs import RunSpec
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.tasks import Task
 from mtop_batch.training.checkpoint import TaskMetrics
-from mtop_batch.training.evaluation import task_metrics, task_predictions
+from mtop_batch.training.evaluation import task_metrics, task_predictions, with_eval_budget
 from mtop_batch.training.one_process import Encoder, begin, train_whole
 from mtop_batch.training.settings import TaskData, Worker
 from mtop_batch.training.soft_labels import SoftLabels, label_softly, mean_labels
@@ -60,6 +61,7 @@ def run_spec(
     check_readers(config)
     check_encoder(config, encoder.backbone)
     data = with_reader(prepared, config.task, config.model.default_reader)
+    data = replace(data, train=with_eval_budget(data.train, config.train.eval_examples, config.train.seed))
     clock = _Clock(unfinished)
     if spec.auxiliary is not None:
         return _with_auxiliary_tasks(spec, config, data, encoder, worker, unfinished, kept)

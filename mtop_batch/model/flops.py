@@ -39,7 +39,8 @@ class ForwardFlops:
         share_of_pairs: Share of the attention layers in which they see each other.
         per_text: Operations for each text, whatever its length: poolers, heads and LoRA.
         num_context_prompts: Prompts that the text sees.
-        num_reading_prompts: Isolated ones, which read the context; what they see of each other is left out.
+        num_reading_prompts: Isolated ones, which read the context; what they see of each other is left out. One that
+            goes through half of the layers counts half.
         num_passes: How often the text goes through the encoder.
         num_prefix: Keys and values that the text sees in every layer besides its own.
         heads_per_token: Operations of heads that read the text's outputs, for each of its tokens.
@@ -53,7 +54,7 @@ class ForwardFlops:
     share_of_pairs: float
     per_text: float
     num_context_prompts: int
-    num_reading_prompts: int
+    num_reading_prompts: float
     num_passes: int
     num_prefix: int = 0
     heads_per_token: float = 0.0
@@ -67,7 +68,7 @@ class ForwardFlops:
         *,
         per_text: float,
         num_context_prompts: int = 0,
-        num_reading_prompts: int = 0,
+        num_reading_prompts: float = 0,
         num_passes: int = 1,
         ends_early: bool = False,
     ) -> ForwardFlops:

@@ -20,7 +20,7 @@ from mtop_batch.decisions.identity import decision_hashes
 from mtop_batch.errors import ConfigError
 from mtop_batch.families import EncoderPasses
 from mtop_batch.table.columns import OutputKind
-from mtop_batch.tasks import Task
+from mtop_batch.tasks import Task, VectorInput
 
 VECTOR = "_vector"
 """What document vectors are called among tasks; no task can have the name."""
@@ -115,6 +115,7 @@ class Definition:
         vector: The fingerprint of the bundle's vectors, wanted or not; empty if it has none.
         passes: How often a text goes through the encoder of the bundle's model.
         text_limits: How much of a text the model reads, as the bundle has them; empty if that is not known.
+        vector_inputs: What the model reads beside each text; fingerprints cover it.
         text_columns_required: False lets a file lack some of the text columns (not all of them).
         id_column: The column that identifies an article.
 
@@ -130,6 +131,7 @@ class Definition:
     vector: str = ""
     passes: EncoderPasses = field(default_factory=EncoderPasses)
     text_limits: Mapping[str, int] = field(default_factory=dict)
+    vector_inputs: tuple[VectorInput, ...] = ()
     text_columns_required: bool = False
     id_column: str = "id"
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtop_batch.data.batches import length_sorted_batches, pad_batch
+from mtop_batch.data.batches import length_sorted_batches, pad_examples
 from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.model.encoder.kv_cache import KVCache
 from mtop_batch.model.kinds.base import MultiTaskModel
@@ -71,7 +71,7 @@ class CachedContexts:
         Returns:
             Whether they are kept.
         """
-        lengths = examples.tokens.lengths
+        lengths = examples.window_lengths
         done, kept = 0, None
         for rows in length_sorted_batches(lengths, MAX_BATCH_TOKENS):
             kv_cache = self._compute(examples, rows)
@@ -101,7 +101,7 @@ class CachedContexts:
 
     def _compute(self, examples: LabelledTokens, rows: npt.NDArray[np.integer]) -> KVCache:
         worker = self._worker
-        inputs = pad_batch(examples.tokens, rows, worker.device)
+        inputs = pad_examples(examples, rows, worker.device)
         # Not inference mode: what the backward pass keeps must be ordinary tensors.
         with torch.no_grad(), worker.autocast(), _without_dropout(self._model):
             return self._model.cache(**inputs, tasks=self._tasks)
@@ -123,7 +123,7 @@ class _Kept:
 
     @classmethod
     def empty(cls, like: KVCache, num_tokens: npt.NDArray[np.int64]) -> _Kept:
-        """Room for windows of so many tokens; `like` is the KV cache of the longest, among others."""
+        """Room for windows of so many tokens and vectors; `like` is the KV cache of the longest, among others."""
         key = like.key_values[0][0]  # (B, heads, C, width)
         num_prompts = key.shape[2] - int(num_tokens.max())
         lengths = num_tokens + num_prompts
@@ -178,7 +178,7 @@ def model_inputs(
     """What the model takes of B windows: their KV cache where it is kept, else their tokens."""
     if contexts is not None:
         return {"kv_cache": contexts.batch(examples, rows)}
-    return pad_batch(examples.tokens, rows, worker.device)
+    return pad_examples(examples, rows, worker.device)
 
 
 def _tensors(kv_cache: KVCache) -> Iterator[Tensor]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
@@ -157,6 +158,41 @@ def mean_metric(metrics: Mapping[str, TaskMetrics], tasks: Sequence[Task]) -> fl
     from mtop_batch.training.metrics import mean_of_defined
 
     return mean_of_defined([metrics[task.name][str(task.metric)] for task in tasks])
+
+
+def with_eval_budget(data: Sequence[TaskData], most: int | None, seed: int) -> list[TaskData]:
+    """The same tasks with at most so many evaluation examples together, but one of each at least.
+
+    Of tasks that have more than their share a random part is taken, as large for one as for another. What is taken of a
+    task depends on how many, the seed and its name only.
+
+    Args:
+        data: The tasks.
+        most: Examples of all tasks together; None for all.
+        seed: Of the draws.
+    """
+    if most is None:
+        return [*data]
+    share = _equal_share([0 if item.eval is None else len(item.eval) for item in data], most)
+    return [
+        replace(item, eval=item.eval and item.eval.draw(share, seed, zlib.crc32(item.task.name.encode())))
+        for item in data
+    ]
+
+
+def _equal_share(sizes: Sequence[int], most: int) -> int:
+    """The largest s for which min(size, s) adds up to no more than `most` over all sizes; 1 at least.
+
+    >>> _equal_share([2, 5, 100], 17), _equal_share([2, 5, 100], 1)
+    (10, 1)
+    """
+    left = most
+    for number, size in enumerate(ordered := sorted(sizes)):
+        share = left // (len(ordered) - number)
+        if share < size:
+            return max(1, share)
+        left -= size
+    return max(1, *sizes)
 
 
 def undefined_metrics(data: Sequence[TaskData]) -> dict[str, str]:

@@ -147,6 +147,7 @@ class _Run:
             alpha_end=settings.alpha_end,
             alpha_decay=settings.alpha_decay,
             consecutive_steps=settings.consecutive_steps,
+            eval_every=settings.eval_every,
         )
         self.last_task = ""
         self.left_out = tuple(data[index].task.name for index in self.plan.left_out())

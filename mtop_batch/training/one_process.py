@@ -77,7 +77,8 @@ def begin(
                 alone = copy.deepcopy(start)
                 family_of = {key: family for key, family in config.family_of().items() if key == name}
                 alone.add_tasks([item.task], family_of=family_of, **new_task)
-                tensors = train_single_task(alone, item, warm_start_settings(config.train), worker=worker).tensors
+                settings = warm_start_settings(config.train)
+                tensors = train_single_task(alone, item.without_vectors, settings, worker=worker).tensors
                 unfinished.keep_task(name, tensors)
             learned[name] = tensors
         on_learned()

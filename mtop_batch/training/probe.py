@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtop_batch.data.batches import length_sorted_batches, pad_batch
+from mtop_batch.data.batches import length_sorted_batches, pad_examples
 from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.model.encoder.inputs import hidden_size
 from mtop_batch.model.kinds.base import MultiTaskModel
@@ -83,11 +83,9 @@ def example_vectors(model: MultiTaskModel, examples: LabelledTokens, *, worker: 
     tokens = examples.tokens
     vectors = torch.empty(len(tokens), hidden_size(model.backbone), dtype=torch.float16)
     done = 0
-    for rows in length_sorted_batches(tokens.lengths, _MAX_BATCH_TOKENS):
-        batch = pad_batch(tokens, rows, worker.device)
-        text = batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
+    for rows in length_sorted_batches(examples.window_lengths, _MAX_BATCH_TOKENS):
         with torch.inference_mode(), worker.autocast():
-            _, found = model.all_tasks_and_vectors(*text, tasks=())
+            _, found = model.all_tasks_and_vectors(**pad_examples(examples, rows, worker.device), tasks=())
         vectors[rows] = found.cpu()
         done += len(rows)
         worker.event_sink({"event": "texts", "done": done, "num": len(tokens)})

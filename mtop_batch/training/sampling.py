@@ -34,13 +34,16 @@ def num_steps(total_examples: int, batch_size: int, epochs: float) -> int:
     return max(1, math.ceil(epochs * total_examples / batch_size - 1e-9))
 
 
-def evaluation_steps(total_examples: int, batch_size: int, epochs: float) -> list[int]:
-    """The numbers of finished steps after which to evaluate: the end of every epoch, and the last step.
+def evaluation_steps(total_examples: int, batch_size: int, epochs: float, every: float = 1.0) -> list[int]:
+    """The numbers of finished steps after which to evaluate: every so many epochs, and after the last step.
 
     >>> evaluation_steps(total_examples=100, batch_size=16, epochs=2.5)
     [7, 13, 16]
+    >>> evaluation_steps(total_examples=100, batch_size=16, epochs=2.5, every=2)
+    [13, 16]
     """
-    ends = [num_steps(total_examples, batch_size, epoch) for epoch in range(1, math.floor(epochs) + 1)]
+    count = math.floor(epochs / every + 1e-9)
+    ends = [num_steps(total_examples, batch_size, number * every) for number in range(1, count + 1)]
     return sorted({*ends, num_steps(total_examples, batch_size, epochs)})
 
 
@@ -211,7 +214,7 @@ class BatchPlan:
         seed: Of the order of tasks and of examples.
         tasks: The task of each step (num_steps,).
         occurrences: How often each step's task was drawn before (num_steps,).
-        epoch_ends: The number of finished steps at the end of each epoch.
+        evaluations: The numbers of finished steps after which to evaluate.
     """
 
     sizes: Sequence[int]
@@ -219,7 +222,7 @@ class BatchPlan:
     seed: int
     tasks: IntArray
     occurrences: IntArray
-    epoch_ends: Sequence[int]
+    evaluations: Sequence[int]
 
     @classmethod
     def draw(
@@ -234,6 +237,7 @@ class BatchPlan:
         alpha_end: float | None = None,
         alpha_decay: AlphaDecay = "exponential",
         consecutive_steps: int = 1,
+        eval_every: float = 1.0,
     ) -> BatchPlan:
         """The plan of a run; the same arguments give the same plan.
 
@@ -247,6 +251,7 @@ class BatchPlan:
             alpha_end: The exponent at the last step, to which it goes by `alpha_decay`; None for `alpha` all along.
             alpha_decay: Which way it goes (`schedules.alphas`).
             consecutive_steps: How many steps in a row take the task that was drawn.
+            eval_every: Epochs from one evaluation to the next.
         """
         steps = num_steps(sum(sizes), batch_size, epochs)
         draws = math.ceil(steps / consecutive_steps)
@@ -255,13 +260,14 @@ class BatchPlan:
         else:
             shares = task_rates(sizes, alpha) if rates is None else np.asarray(rates) / sum(rates)
             drawn = draw_tasks(shares, draws, seed)
-        ends = evaluation_steps(sum(sizes), batch_size, epochs)
-        tasks = with_every_task(np.repeat(drawn, consecutive_steps)[:steps], len(sizes), ends, seed)
-        return cls(sizes, batch_size, seed, tasks, occurrences(tasks), ends)
+        epoch_ends = evaluation_steps(sum(sizes), batch_size, epochs)
+        tasks = with_every_task(np.repeat(drawn, consecutive_steps)[:steps], len(sizes), epoch_ends, seed)
+        evaluations = evaluation_steps(sum(sizes), batch_size, epochs, eval_every)
+        return cls(sizes, batch_size, seed, tasks, occurrences(tasks), evaluations)
 
     def evaluation_steps(self) -> Sequence[int]:
-        """The end of every epoch, and the last step."""
-        return self.epoch_ends
+        """Every so many epochs, and the last step."""
+        return self.evaluations
 
     def left_out(self) -> list[int]:
         """The tasks that no step trains: there are fewer steps than tasks."""

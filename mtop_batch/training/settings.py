@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,8 @@ class TrainSettings:
         seed: Of the order of tasks and examples and of dropout. The model's own draws are made before.
         context_dropout: Share of the context's keys and values that is hidden from prompts in each step, where the
             context does not train; the rest is scaled up. A context that trains has the backbone's own dropout.
-        evaluate: Evaluate every epoch and end with the best weights; otherwise end with the last.
+        evaluate: Evaluate now and then, and end with the best weights; otherwise end with the last.
+        eval_every: Epochs from one evaluation to the next.
         patience: The run ends after so many evaluations in a row without a higher mean metric; None for none.
         checkpoint_steps: A checkpoint is taken every so many steps, besides those at evaluations and at the end.
     """
@@ -69,6 +70,7 @@ class TrainSettings:
     seed: int = 0
     context_dropout: float = 0.0
     evaluate: bool = True
+    eval_every: float = 1.0
     patience: int | None = None
     checkpoint_steps: int = 1000
 
@@ -134,6 +136,11 @@ class TaskData:
     label_by: LabelBy | None = None
     class_weights: ClassWeights | None = None
     rate: float | None = None
+
+    @property
+    def without_vectors(self) -> TaskData:
+        """The same texts with nothing beside them."""
+        return replace(self, train=self.train.without_vectors, eval=self.eval and self.eval.without_vectors)
 
     def evaluation_examples(self) -> LabelledTokens:
         """What the task is evaluated on.

@@ -16,7 +16,7 @@ from mtop_batch.config.sections import Config, MTOPModelConfig, OptimizerConfig,
 from mtop_batch.data.examples import token_counts
 from mtop_batch.errors import ConfigError
 from mtop_batch.families import check_families
-from mtop_batch.model.encoder.backbone import check_backbone
+from mtop_batch.model.encoder.backbone import check_backbone, check_prompt_layers
 from mtop_batch.model.encoder.families import check_families as check_encoder_has
 from mtop_batch.model.encoder.inputs import hidden_size
 from mtop_batch.model.kinds.base import MultiTaskModel
@@ -57,6 +57,7 @@ def check_encoder(config: Config, backbone: PreTrainedModel) -> None:
         ConfigError: Says why.
     """
     check_backbone(backbone, config.backbone.max_tokens, config.model.settings().get("pooler_rank", 0))
+    check_prompt_layers(backbone, config.model.settings().get("prompt_layers", 0))
     model_class(config.model.kind).check_encoder(backbone)
     check_num_layers(backbone, config.train.freeze_layers)
     check_encoder_has(backbone, {family.name: family.layers for family in config.family})
@@ -159,6 +160,7 @@ def _warm_start(
         backbone,
         prompt_attention=section.prompt_attention,
         pooler_rank=section.pooler_rank,
+        prompt_layers=section.prompt_layers,
         max_tokens=config.backbone.max_tokens,
     )
     start.add_families(config.families(), config.train.seed)

@@ -79,7 +79,7 @@ def test_articles_without_any_of_the_labels_are_counted(capsys: pytest.CaptureFi
 
 def test_a_label_report_of_several_labels_has_no_confusions(capsys: pytest.CaptureFixture[str]) -> None:
     scores = [LabelScores("a", 0.5, 1.0, 2 / 3, 4), LabelScores("b", 1.0, 0.5, 2 / 3, 2)]
-    print_label_reports({"tags": LabelReport(scores, [], [], None, "")})
+    print_label_reports({"tags": LabelReport(scores, [], [], None, "")}, {"tags": 0.5})
     rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
     assert ["tags", "a", "0.500", "1.000", "0.667", "4"] in rows
     assert ["b", "1.000", "0.500", "0.667", "2"] in rows
@@ -93,7 +93,7 @@ def test_an_undefined_metric_says_why_and_is_no_part_of_the_mean(capsys: pytest.
         "mood": {"accuracy": 0.75, "num_examples": 9},
         "stars": {"pearson_spearman": math.nan, "num_examples": 9, "rmse": 1.0, "mae": 1.0},
     }
-    print_metrics(metrics, tasks, {**undefined, "mood": ""})
+    print_metrics(metrics, tasks, {**undefined, "mood": ""}, "elsewhere")
     lines = capsys.readouterr().out.splitlines()
     rows = [line.replace("│", " ").split() for line in lines]
     assert ["topic", "f1", "undefined", "9"] in rows
@@ -107,7 +107,9 @@ def test_an_undefined_metric_says_why_and_is_no_part_of_the_mean(capsys: pytest.
 
 def test_scores_of_labels_that_nobody_has_are_a_dash_and_labels_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     scores = [LabelScores("[/red]", 0.5, math.nan, math.nan, 0, "no evaluation example has it")]
-    print_label_reports({"topic": LabelReport(scores, [[0]], [], 0.0, "", "the same is predicted of all examples")})
+    print_label_reports(
+        {"topic": LabelReport(scores, [[0]], [], 0.0, "", "the same is predicted of all examples")}, {"topic": 0.5}
+    )
     output = capsys.readouterr().out
     assert ["topic", "[/red]", "0.500", "-", "-", "0"] in [
         line.replace("│", " ").split() for line in output.splitlines()
@@ -147,3 +149,46 @@ def test_names_from_files_are_no_markup_and_no_control_characters(capsys: pytest
     assert "[red]x" in output
     assert "\x1b[2J" not in output
     assert len(output) < 30_000
+
+
+def test_of_a_thousand_tasks_tables_have_the_best_and_the_worst(capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = [Task(f"task_{number:03}") for number in range(1000)]
+    names = [task.name for task in tasks]
+    metrics = {name: {"accuracy": number / 1000, "num_examples": 1} for number, name in enumerate(names)}
+    metrics["task_500"]["accuracy"] = math.nan
+    undefined = dict.fromkeys(names[100:300], "only one label")
+    print_metrics(metrics, tasks, undefined, "metrics.json in models/many")
+    output = capsys.readouterr().out
+    assert [line.split()[1] for line in output.splitlines() if "│ task_" in line] == [
+        *(f"task_{number}" for number in range(999, 989, -1)),
+        *(f"task_00{number}" for number in range(8, -1, -1)),
+        "task_500",
+    ]
+    assert "... 980 more" in output
+    assert "all 1,000 tasks: metrics.json in models/many" in output
+    assert "... and 160 more lines like these" in output
+    assert output.count("is undefined") == 40
+
+
+def test_of_a_thousand_tasks_a_text_and_a_table_show_those_at_the_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"task_{number:03}" for number in range(1000)]
+    row: dict[str, Any] = {"text": "a", "error": None}
+    for number, name in enumerate(names):
+        row |= {f"{name}_label": "yes", f"{name}_score": number / 1000, f"{name}_scores": {"yes": 0.5, "no": 0.5}}
+    print_predictions([row])
+    output = capsys.readouterr().out
+    assert "task_999" in output
+    assert "task_000" in output
+    assert "task_500" not in output
+    assert len(output.splitlines()) < 40
+    stats = {name: TaskStats("classification", current=number, missing=9) for number, name in enumerate(names)}
+    print_stats(TableStats("labels", 1, 1, stats, {}))
+    output = capsys.readouterr().out
+    assert "task_999" in output
+    assert "task_000" in output
+    assert "task_500" not in output
+    assert output.count("... 980 more") == 2
+    scores = [LabelScores("yes", 0.5, 0.5, 0.5, 3, "")]
+    reports = {name: LabelReport(scores, [], [], None, "") for name in names}
+    print_label_reports(reports, {name: float(number) for number, name in enumerate(names)})
+    assert len([line for line in capsys.readouterr().out.splitlines() if "task_00" in line]) == 10

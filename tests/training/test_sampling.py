@@ -126,6 +126,16 @@ def test_evaluation_follows_every_epoch_and_the_last_step() -> None:
     assert evaluation_steps(total_examples=160, batch_size=16, epochs=0.5) == [5]
 
 
+@pytest.mark.parametrize(
+    ("every", "steps"), [(0.1, [*range(1, 26)]), (0.3, [3, 6, 9, 12, 15, 18, 21, 24, 25]), (2, [20, 25]), (7, [25])]
+)
+def test_evaluation_every_so_many_epochs_leaves_the_steps_as_they_are(every: float, steps: list[int]) -> None:
+    assert evaluation_steps(total_examples=160, batch_size=16, epochs=2.5, every=every) == steps
+    plan = BatchPlan.draw([100, 60], 16, 2.5, alpha=1.0, seed=0, eval_every=every)
+    assert plan.evaluation_steps() == steps
+    assert plan.tasks.tolist() == BatchPlan.draw([100, 60], 16, 2.5, alpha=1.0, seed=0).tasks.tolist()
+
+
 def test_a_plan_walks_through_each_tasks_examples() -> None:
     plan = BatchPlan.draw(sizes=[7, 20], batch_size=4, epochs=10, alpha=0.5, seed=1)
     rows: dict[int, list[int]] = {0: [], 1: []}

@@ -11,7 +11,7 @@ from mtop_batch.engine.monitoring.events import Event, EventQueue
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.run_directory import RunDirectory
 from mtop_batch.errors import MtopError
-from mtop_batch.lines import counted
+from mtop_batch.lines import counted, listed
 
 
 class TrainingMonitor:
@@ -144,6 +144,6 @@ def _stopped_early(event: Event) -> str:
 def untrained(tasks: Sequence[str], num_steps: int) -> str:
     """A warning about tasks that no step trains."""
     return (
-        f"warning: no step trains {', '.join(tasks)}: the run has {num_steps:,} steps and more tasks than that; raise "
+        f"warning: no step trains {listed(tasks)}: the run has {num_steps:,} steps and more tasks than that; raise "
         "train.epochs or lower train.batch_size, or expect nothing of these tasks"
     )

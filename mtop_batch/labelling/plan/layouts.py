@@ -30,6 +30,7 @@ def read_layouts(
                 id_column=definition.id_column,
                 inputs=definition.inputs,
                 text_columns_required=definition.text_columns_required,
+                vector_columns=[spec.column for spec in definition.vector_inputs],
             )
         except UnreadableSource as error:
             return source, error

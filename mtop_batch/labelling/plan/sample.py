@@ -55,6 +55,7 @@ def draw_sample(
     id_column: str,
     inputs: Collection[tuple[str, ...]],
     text_columns_required: bool,
+    vector_columns: Collection[str] = (),
     seed: int = 0,
 ) -> tuple[list[Block], dict[str, str]]:
     """Blocks of up to so many articles in all; the whole corpus if it has no more.
@@ -66,6 +67,7 @@ def draw_sample(
         id_column: The column that identifies an article.
         inputs: The text columns asked for, one or two for each input.
         text_columns_required: False lets a file lack some of the text columns.
+        vector_columns: Those with what is read beside texts.
         seed: Decides which articles.
 
     Returns:
@@ -83,6 +85,7 @@ def draw_sample(
                 id_column=id_column,
                 inputs=inputs,
                 text_columns_required=text_columns_required,
+                vector_columns=vector_columns,
             )
         except UnreadableSource as error:
             return source, str(error)

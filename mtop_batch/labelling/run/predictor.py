@@ -15,18 +15,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
+from mtop_batch.data.input_vectors import InputVectors, given_vectors
 from mtop_batch.data.text_rows import TextRows, text_rows
 from mtop_batch.data.tokens import TextTokenizer, Tokens, WordsOfRows, reasons_without
 from mtop_batch.decisions.rules import rule_groups
@@ -67,13 +69,40 @@ class Batch(NamedTuple):
 
     Args:
         inputs: The model's.
-        num_tokens: How many tokens they have.
+        num_tokens: How many tokens and vectors they have.
         words: The words of the batch, if there are token tasks.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
     num_tokens: int
     words: WordsOfRows | None
+
+
+class Rows(NamedTuple):
+    """R texts, or windows of texts.
+
+    Args:
+        tokens: Theirs.
+        vectors: What stands beside them, of each input of the model.
+    """
+
+    tokens: Tokens
+    vectors: tuple[InputVectors, ...] = ()
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(R,) Tokens and vectors of each; none where there are no tokens."""
+        lengths = self.tokens.lengths
+        return lengths + sum((of.counts * (lengths > 0) for of in self.vectors), np.zeros(len(lengths), np.int64))
+
+    def take(self, rows: npt.NDArray[np.integer]) -> Rows:
+        """Some of them."""
+        return Rows(self.tokens.take(rows), tuple(of.take(rows) for of in self.vectors))
+
+    def windows(self, max_tokens: int) -> Rows:
+        """Their windows, row after row, each with what stands beside its text."""
+        texts = np.repeat(np.arange(len(self.tokens)), self.tokens.num_windows(max_tokens))
+        return Rows(self.tokens.windows(max_tokens), tuple(of.take(texts) for of in self.vectors))
 
 
 Forward = Callable[[Batch], Packed]
@@ -133,6 +162,7 @@ class Predictor:
             raise ConfigError(f"max_batch_tokens = {max_batch_tokens} must be at least 1")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.gives_vectors = vectors
+        self.inputs = tuple(model.vector_inputs)
         wanted = set(names)
         self.tasks: list[Task] = [task for task in model.tasks if task.name in wanted]
         self._of_texts = [task for task in self.tasks if not task.is_token]
@@ -200,6 +230,7 @@ class Predictor:
         texts: Sequence[str | None],
         seconds: Sequence[str | None] | None = None,
         *,
+        inputs: Mapping[str, Any] | None = None,
         corrections: bool = False,
     ) -> pa.Table:
         """Label texts, or pairs of texts.
@@ -210,6 +241,9 @@ class Predictor:
         Args:
             texts: One per row.
             seconds: The second text of each row, for tasks on pairs.
+            inputs: What stands beside the texts, for models that read such vectors: by column, for each row a vector,
+                several, or None for nothing; lists, a NumPy array or an Arrow array. Columns that are left out have
+                nothing. A vector that cannot be used makes an error of its row.
             corrections: Say too where a rule has changed the label, as `<task>_corrected`.
 
         Returns:
@@ -217,14 +251,19 @@ class Predictor:
             if wanted, and `error`, null where there are labels.
 
         Raises:
-            DataError: A text is not a string, or there are not as many second texts as texts.
+            DataError: A text is not a string, or there are not as many second texts, or vectors, as texts; or the
+                model has no such input.
         """
         rows = _text_rows(texts, seconds, self._tokenizer.max_chars)
         finds_entities = bool(self._token_tasks)
         first, second = rows.in_columns() if finds_entities else (rows.texts, rows.seconds)
+        vectors, bad = given_vectors(self.inputs, inputs, len(texts))
+        if self.inputs:
+            first = pc.if_else(bad.is_null(), first, pa.scalar(None, first.type))
         tokens = self._tokenizer.encode(first.to_pylist(), second.to_pylist(), words=finds_entities)
-        errors = pa.array(reasons_without(tokens, rows.errors.to_pylist()), pa.string())
-        outputs = self.predict_tokens(tokens)
+        reasons = pc.coalesce(rows.errors, bad).to_pylist()
+        errors = pa.array(reasons_without(tokens, reasons), pa.string())
+        outputs = self.predict_tokens(tokens, vectors)
         decided = decide_outputs(self.tasks, outputs)
         valid = errors.is_null().to_numpy(zero_copy_only=False)
         columns = dict(label_columns(self.tasks, outputs, valid, decided))
@@ -237,15 +276,20 @@ class Predictor:
         arrays = [columns[field.name] for field in fields]
         return pa.table([*arrays, errors], schema=pa.schema([*fields, pa.field("error", pa.string())]))
 
-    def predict_tokens(self, tokens: Tokens) -> TaskOutputs:
+    def predict_tokens(self, tokens: Tokens, vectors: tuple[InputVectors, ...] = ()) -> TaskOutputs:
         """Label R rows of tokens, with their words where there are token tasks; those without tokens get label -1 and
         score NaN.
+
+        Args:
+            tokens: Of R texts.
+            vectors: What stands beside them, of each input of the model; () for nothing.
 
         Raises:
             BundleError: An output is not a number.
             torch.OutOfMemoryError: Not even one row fits into the device's memory.
         """
         started = time.perf_counter()
+        texts = Rows(tokens, vectors)
         lengths = tokens.lengths
         counts = self._num_windows(tokens)
         vector_size = self._vector_size if self.gives_vectors else None
@@ -253,13 +297,13 @@ class Predictor:
         collected = _Collected(len(self._of_texts), num_kept, vector_size, len(tokens), int(np.count_nonzero(lengths)))
         entities = FoundEntities(self._token_tasks, len(tokens))
         num_padded_tokens = 0
-        for rows, packed in self._results(tokens, np.flatnonzero(counts == 1), self._forward):
+        for rows, packed in self._results(texts, np.flatnonzero(counts == 1), self._forward):
             collected.fetch(rows, packed)
             if packed.words is not None and packed.at_words is not None:
                 entities.fetch(rows, packed.words, counts[rows], packed.at_words.numpy())
             num_padded_tokens += len(rows) * int(lengths[rows].max())
         for rows in self._parts(np.flatnonzero(counts > 1), counts):
-            collected.fetch(rows, self._label_windows(tokens.take(rows), counts[rows], rows, entities))
+            collected.fetch(rows, self._label_windows(texts.take(rows), counts[rows], rows, entities))
             num_padded_tokens += int(lengths[rows].sum())  # all their windows are full
         label_ids, scores, kept, vectors = collected.by_row()
         label_ids, scores = self._with_token_tasks(label_ids, scores, entities)
@@ -322,19 +366,20 @@ class Predictor:
             yield rows[:num_rows]
             rows, ends = rows[num_rows:], ends[num_rows:] - ends[num_rows - 1]
 
-    def _results(self, tokens: Tokens, rows: RowIndices, forward: Forward) -> Iterator[tuple[RowIndices, Packed]]:
+    def _results(self, texts: Rows, rows: RowIndices, forward: Forward) -> Iterator[tuple[RowIndices, Packed]]:
         """The results of those rows that have tokens, batch by batch.
 
         While the device is at work on one batch, the one before it is the caller's, and the next one is padded.
         """
         running: tuple[RowIndices, Packed] | None = None
-        batches = self._batches(tokens.lengths, rows)
+        lengths = texts.lengths
+        batches = self._batches(lengths, rows)
         while batches:
             rows = batches.pop()
-            packed = self._launch(tokens, rows, forward)
+            packed = self._launch(texts, rows, forward)
             if packed is None:
-                self._shrink(tokens.lengths[rows])
-                batches = self._batches(tokens.lengths, np.concatenate([rows, *batches]))
+                self._shrink(lengths[rows])
+                batches = self._batches(lengths, np.concatenate([rows, *batches]))
                 continue
             if running is not None:
                 yield running
@@ -344,22 +389,24 @@ class Predictor:
 
     @torch.inference_mode()
     def _label_windows(
-        self, tokens: Tokens, counts: npt.NDArray[np.int64], rows_of_texts: RowIndices, entities: FoundEntities
+        self, texts: Rows, counts: npt.NDArray[np.int64], rows_of_texts: RowIndices, entities: FoundEntities
     ) -> Packed:
         """The results of rows of several windows, by what these say together.
 
         Args:
-            tokens: Of the rows.
+            texts: The rows.
             counts: Their windows.
             rows_of_texts: Which rows they are.
             entities: Takes what token tasks find in them.
         """
-        windows = tokens.windows(self._tokenizer.max_tokens)
+        windows = texts.windows(self._tokenizer.max_tokens)
+        num_windows_of_all = len(windows.tokens)
         needs_vectors = self.gives_vectors or bool(self._probes)
-        collected = _Collected(0, len(self._own), self._vector_size if needs_vectors else None, *[len(windows)] * 2)
-        words = windows.words_of(np.arange(len(windows)))
+        vector_size = self._vector_size if needs_vectors else None
+        collected = _Collected(0, len(self._own), vector_size, num_windows_of_all, num_windows_of_all)
+        words = windows.tokens.words_of(np.arange(num_windows_of_all))
         at_words = np.zeros((len(words.rows), sum(task.num_outputs for task in self._token_tasks)), np.float32)
-        for rows, packed in self._results(windows, np.arange(len(windows)), self._window_logits):
+        for rows, packed in self._results(windows, np.arange(num_windows_of_all), self._window_logits):
             collected.fetch(rows, packed)
             if packed.words is not None and packed.at_words is not None:
                 at_words[_places_of_rows(words.rows, rows)] = packed.at_words.numpy()
@@ -369,14 +416,15 @@ class Predictor:
         num_windows = torch.from_numpy(counts)
         vectors = None if found is None else combine_vectors(torch.from_numpy(found), num_windows).to(self.device)
         own = self._own.cpu()
-        logits = torch.full((len(tokens), len(self._of_texts) * self._width), -torch.inf)  # (R, n C)
+        num_rows = len(texts.tokens)
+        logits = torch.full((num_rows, len(self._of_texts) * self._width), -torch.inf)  # (R, n C)
         for combine in {task.combine for task in self._of_texts}:
             labels = torch.from_numpy(
                 np.repeat([task.combine == combine for task in self._of_texts], self._num_outputs)
             )
             logits[:, own[labels]] = combine_logits(torch.from_numpy(of_windows).T[:, labels], num_windows, combine)
         parts = []
-        for rows in np.array_split(np.arange(len(tokens)), -(-logits.numel() // _MAX_LOGITS) or 1):
+        for rows in np.array_split(np.arange(num_rows), -(-logits.numel() // _MAX_LOGITS) or 1):
             part = logits[rows].view(len(rows), len(self._of_texts), self._width).to(self.device)
             if self._probes and vectors is not None:
                 part[:, self._reads_vector, :] = -torch.inf
@@ -404,11 +452,12 @@ class Predictor:
         self.max_batch_tokens = len(lengths) * (int(lengths.max()) + self._num_prompts) // 2
 
     @torch.inference_mode()
-    def _launch(self, tokens: Tokens, rows: RowIndices, forward: Forward) -> Packed | None:
+    def _launch(self, texts: Rows, rows: RowIndices, forward: Forward) -> Packed | None:
         """Start a batch; None if there is no memory for it, but for a single row, where that is raised."""
         try:
-            batch = pad_batch(tokens, rows, self.device)
-            num_tokens = int(tokens.lengths[rows].sum())
+            tokens, beside = texts.tokens, [of.take(rows) for of in texts.vectors]
+            batch = pad_batch(tokens, rows, self.device, beside)
+            num_tokens = int(tokens.lengths[rows].sum()) + sum(len(of.values) for of in beside)
             if num_tokens == batch["attention_mask"].numel():  # without a mask attention takes less time
                 del batch["attention_mask"]
             words = tokens.words_of(rows) if self._token_tasks else None

@@ -27,6 +27,7 @@ from mtop_batch.corpus.files import (
     check_unchanged,
     open_source,
 )
+from mtop_batch.data.input_vectors import InputVectors, vectors_of_rows
 from mtop_batch.data.text_rows import (
     MAX_CHARS,
     holds_no_text,
@@ -38,6 +39,7 @@ from mtop_batch.data.text_rows import (
 )
 from mtop_batch.labelling.plan.work import Unit
 from mtop_batch.lines import shown
+from mtop_batch.tasks import VectorInput
 
 _BATCH_ROWS = 2_048
 _BATCH_BYTES = 32 << 20
@@ -55,12 +57,14 @@ class TextBatch:
         texts: Each row's text; None where there is an error.
         seconds: Each row's second text, None where it has one alone; None if the unit has one text column.
         errors: Why a row cannot be labelled; None where it can.
+        vectors: What stands beside each text, of each input asked for; nothing beside a row with an error.
     """
 
     ids: pa.Array
     texts: list[str | None]
     seconds: list[str | None] | None
     errors: list[str | None]
+    vectors: tuple[InputVectors, ...] = ()
 
     def __len__(self) -> int:
         return len(self.errors)
@@ -74,6 +78,7 @@ def read_unit(
     max_chars: int = MAX_CHARS,
     batch_rows: int = _BATCH_ROWS,
     in_columns: bool = False,
+    inputs: Sequence[VectorInput] = (),
 ) -> Iterator[TextBatch]:
     """Read the rows of a unit.
 
@@ -87,6 +92,7 @@ def read_unit(
         max_chars: Code points to keep of a text.
         batch_rows: Most rows of a batch; there are fewer where texts are long.
         in_columns: A text that the second column has alone stays a second one, and the first is "".
+        inputs: What is read beside the texts.
 
     Raises:
         SourceChanged: The file is no longer the one that was planned; also found after the last batch.
@@ -94,18 +100,20 @@ def read_unit(
         StorageError: The storage does not answer.
     """
     limits = Limits(batch_rows, _BATCH_BYTES)
-    columns = {id_column, *unit.text_columns}
+    columns = {id_column, *unit.text_columns, *(spec.column for spec in inputs)}
     num_rows = 0
     with _could_be_read_before(corpus, unit), open_source(corpus, unit.source, lambda _: columns) as source:
         rows = _rows_to_read(source.parquet.metadata, unit)
         if not unit.num_rows:  # the label file still takes the ids' type from a batch
             no_ids = source.parquet.schema_arrow.empty_table()[id_column].combine_chunks()
-            yield TextBatch(no_ids, [], [] if len(unit.text_columns) == 2 else None, [])
+            nothing = tuple(InputVectors.none(spec.size, 0) for spec in inputs)
+            yield TextBatch(no_ids, [], [] if len(unit.text_columns) == 2 else None, [], nothing)
         ids = _ids(source, id_column, rows, limits)
         texts = [_texts(source, name, rows, limits, max_chars) for name in unit.text_columns]
-        for parts in _side_by_side([ids, *texts]):
-            num_rows += len(parts[0])
-            yield _text_batch(in_columns, *parts)
+        vectors = [_vector_column(source, spec, rows, limits) for spec in inputs]
+        for ids_, *columns_ in _side_by_side([ids, *texts, *vectors]):
+            num_rows += len(ids_)
+            yield _text_batch(in_columns, inputs, ids_, columns_[: len(texts)], columns_[len(texts) :])
     if num_rows != unit.num_rows:
         raise UnreadableSource(f"has {num_rows} rows where its footer promises {unit.num_rows}")
     with _could_be_read_before(corpus, unit):
@@ -140,14 +148,29 @@ def _side_by_side(columns: Sequence[Iterator[pa.RecordBatch]]) -> Iterator[list[
         ]
 
 
-def _text_batch(in_columns: bool, ids: pa.RecordBatch, *texts: pa.RecordBatch) -> TextBatch:
+def _text_batch(
+    in_columns: bool,
+    inputs: Sequence[VectorInput],
+    ids: pa.RecordBatch,
+    texts: Sequence[pa.RecordBatch],
+    vectors: Sequence[pa.RecordBatch],
+) -> TextBatch:
     found = joined_texts([column["value"] for column in texts])
+    beside, of_vectors = vectors_of_rows(inputs, [column["value"] for column in vectors], len(ids))
     # What is wrong with a column says more than that another one has no text.
-    reasons = pc.coalesce(ids["reason"], *(column["reason"] for column in texts), found.errors)
+    reasons = pc.coalesce(ids["reason"], *(column["reason"] for column in texts), found.errors, of_vectors)
     is_good = reasons.is_null()
     columns = found.in_columns() if in_columns else (found.texts, found.seconds)
     first, second = (pc.if_else(is_good, column, _NO_TEXT).to_pylist() for column in columns)
-    return TextBatch(ids["value"], first, second if len(texts) == 2 else None, reasons.to_pylist())
+    return TextBatch(ids["value"], first, second if len(texts) == 2 else None, reasons.to_pylist(), beside)
+
+
+def _vector_column(source: OpenSource, spec: VectorInput, rows: RowsToRead, limits: Limits) -> Iterator[pa.RecordBatch]:
+    """The values of a column with vectors, as they are."""
+    most = max(1, _BATCH_BYTES // (8 * spec.size * spec.tokens))
+    for array in read_column(source, spec.column, rows, Limits(min(limits.rows, most), limits.num_bytes)):
+        plain = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+        yield pa.RecordBatch.from_arrays([plain], ["value"])
 
 
 # --- ids ----------------------------------------------------------------------------------------------------------

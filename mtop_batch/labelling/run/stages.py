@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtop_batch.corpus.files import UnreadableSource
+from mtop_batch.data.input_vectors import InputVectors
 from mtop_batch.data.tokens import TextTokenizer, Tokens, reasons_without
 from mtop_batch.errors import MtopError, one_line
 from mtop_batch.labelling.plan.work import SourceOfLabels, Target, Unit
@@ -40,7 +41,7 @@ from mtop_batch.table.columns import (
 from mtop_batch.table.definition import Definition
 from mtop_batch.table.lease.lease import LeaseToken
 from mtop_batch.table.store import write_label_file
-from mtop_batch.tasks import Task
+from mtop_batch.tasks import Task, VectorInput
 
 if TYPE_CHECKING:
     from mtop_batch.labelling.run.predictor import Predictor
@@ -172,8 +173,8 @@ def rows_of_a_piece(num_rows: int, unit_rows: int, num_actors: int) -> int:
 
 
 def read_and_tokenise(job: LabelJob, units: Sequence[Unit], tokenizer: TextTokenizer) -> list[bytes]:
-    """First stage: one stream per unit with the columns `id`, `input_ids`, `first_length` and `error`, and `words`
-    where token tasks are wanted.
+    """First stage: one stream per unit with the columns `id`, `input_ids`, `first_length` and `error`, `words` where
+    token tasks are wanted, and `input <column>` for what stands beside texts.
 
     A source that cannot be read, for whatever reason but storage, does not raise: its stream says so.
 
@@ -192,7 +193,10 @@ def label(streams: Sequence[Any], predictor: Predictor) -> list[bytes]:
     """
     opened = [_open_stream(stream) for stream in streams]
     tokens = Tokens.concat(Tokens.from_arrow(table) for table, _, _ in opened)
-    outputs = predictor.predict_tokens(tokens)
+    vectors = tuple(
+        InputVectors.concat([_vectors_of(table, spec) for table, _, _ in opened]) for spec in predictor.inputs
+    )
+    outputs = predictor.predict_tokens(tokens, vectors)
     peak_flops_per_s = predictor.measure_peak_flops_per_s()
     labelled, start = [], 0
     for table, unit, result in opened:
@@ -316,12 +320,14 @@ def _labelled(
 
 
 def _tokenised(job: LabelJob, unit: Unit, tokenizer: TextTokenizer, result: UnitResult) -> pa.Table:
-    ids, tokens, errors = [], [], []
+    ids, tokens, errors, vectors = [], [], [], []
+    inputs = job.definition.vector_inputs
     tokenise_s = 0.0
     words = any(task.is_token and task.name in unit.tasks for task in job.definition.tasks)
-    read = read_unit(job.corpus, unit, job.definition.id_column, max_chars=tokenizer.max_chars, in_columns=words)
-    for batch in read:
+    id_column, max_chars = job.definition.id_column, tokenizer.max_chars
+    for batch in read_unit(job.corpus, unit, id_column, max_chars=max_chars, in_columns=words, inputs=inputs):
         ids.append(batch.ids)
+        vectors.append(batch.vectors)
         started = time.perf_counter()
         found, num_cut = tokenizer.encode_and_count(batch.texts, batch.seconds, words=words)
         tokenise_s += time.perf_counter() - started
@@ -330,12 +336,33 @@ def _tokenised(job: LabelJob, unit: Unit, tokenizer: TextTokenizer, result: Unit
         result.texts_in_windows += int(np.count_nonzero(found.lengths > tokenizer.max_tokens))
         errors += reasons_without(tokens[-1], batch.errors)
     result.seconds["tokenise"] = tokenise_s
-    return _token_table(pa.chunked_array(ids), tokens, errors)
+    beside = {
+        _vectors_key(spec): InputVectors.concat(of_input)
+        for spec, of_input in zip(inputs, zip(*vectors, strict=True), strict=True)
+    }
+    return _token_table(pa.chunked_array(ids), tokens, errors, beside)
 
 
-def _token_table(ids: pa.ChunkedArray, tokens: Sequence[Tokens], errors: Sequence[str | None]) -> pa.Table:
+def _token_table(
+    ids: pa.ChunkedArray,
+    tokens: Sequence[Tokens],
+    errors: Sequence[str | None],
+    vectors: Mapping[str, InputVectors] | None = None,
+) -> pa.Table:
     columns = Tokens.concat(tokens).to_arrow()
+    for name, of in (vectors or {}).items():
+        columns = columns.append_column(name, of.to_arrow())
     return columns.add_column(0, "id", ids).append_column("error", pa.array(errors, pa.string()))
+
+
+def _vectors_key(spec: VectorInput) -> str:
+    """The column of a stream with what stands beside texts."""
+    return f"input {spec.column}"
+
+
+def _vectors_of(table: pa.Table, spec: VectorInput) -> InputVectors:
+    """What the rows of a stream have of an input; the stream of an unreadable source has neither."""
+    return InputVectors.from_arrow(table[_vectors_key(spec)]) if len(table) else InputVectors.none(spec.size, 0)
 
 
 def _write_unit(job: LabelJob, table: pa.Table, unit: Unit, result: UnitResult) -> UnitResult:

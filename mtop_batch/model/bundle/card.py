@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mtop_batch.families import EncoderPasses
 from mtop_batch.json_text import to_json
+from mtop_batch.lines import ends
 from mtop_batch.tasks import Task
 
 _MAX_LABELS = 20
@@ -40,7 +41,13 @@ def model_card(
         plot: Name of the reliability plot beside the card; empty if there is none.
     """
     num_passes = passes([task.name for task in tasks])
-    rows = "\n".join(_row(task, metrics.get(task.name, {})) for task in tasks)
+    by_name = {task.name: task for task in tasks}
+    values = {task.name: metrics.get(task.name, {}).get(str(task.metric), math.nan) for task in tasks}
+    rows = _rows(values, lambda name: _row(by_name[name], metrics.get(name, {})), "metrics.json")
+    many = ends(values)[1]
+    training_config = (
+        {**training_config, "task": f"{len(tasks):,} tasks, in training.json"} if many else training_config
+    )
     return f"""---
 library_name: transformers
 pipeline_tag: text-classification
@@ -81,11 +88,15 @@ def _decisions(decisions: Mapping[str, Mapping[str, Any]], plot: str) -> str:
     """How probabilities become labels, and how far they can be trusted, on the same data."""
     if not decisions:
         return ""
-    rows = "\n".join(
-        f"| {name} | {of['temperature']:.3g} | {_number(of['before']['error'])} | {_number(of['after']['error'])} | "
-        f"{_number(of['after']['brier'])} | {_decides(of)} |"
-        for name, of in decisions.items()
-    )
+
+    def row(name: str) -> str:
+        of = decisions[name]
+        return (
+            f"| {name} | {of['temperature']:.3g} | {_number(of['before']['error'])} | "
+            f"{_number(of['after']['error'])} | {_number(of['after']['brier'])} | {_decides(of)} |"
+        )
+
+    rows = _rows({name: -of["after"]["error"] for name, of in decisions.items()}, row, "decisions.json")
     return f"""
 ## Decisions
 
@@ -96,6 +107,13 @@ score:
 |---|---|---|---|---|---|
 {rows}
 {f"{chr(10)}![How often a label is right, by its score]({plot}){chr(10)}" if plot else ""}"""
+
+
+def _rows(values: Mapping[str, float], row: Callable[[str], str], rest: str) -> str:
+    """The rows of a table; of many, those with the highest and the lowest values, and where the others are."""
+    first, last = ends(values)
+    more = [f"| ... {len(values) - len(first) - len(last):,} more, in `{rest}` |"] if last else []
+    return "\n".join([*map(row, first), *more, *map(row, last)])
 
 
 def _decides(of: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ from mtop_batch.errors import BundleError, TaskError, one_line
 from mtop_batch.families import EncoderPasses
 from mtop_batch.json_text import to_json
 from mtop_batch.model.foreign import foreign_settings
-from mtop_batch.tasks import Task, check_task_names
+from mtop_batch.tasks import Task, VectorInput, check_task_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase  # slow to import, for those who tokenise nothing
@@ -62,6 +62,7 @@ class _Config(BaseModel):
     max_tokens: Annotated[int, Field(gt=0)]
     max_windows: Annotated[int, Field(gt=0)] = 1
     window_overlap: Annotated[int, Field(ge=0)] = 0
+    inputs: list[VectorInput] = []
     tasks: list[_TaskEntry]
     backbone_config: dict[str, Any]
     bundle: _Described
@@ -80,6 +81,7 @@ class BundleInfo:
         vector_fingerprint: Of document vectors; empty if the model has none.
         passes: How often a text goes through the encoder.
         text_limits: How much of a text is read, as `TextTokenizer` takes it.
+        inputs: What is read beside each text.
         uri: Where it was read.
         name: The last part of the URI.
         digest: Of everything in the bundle but the card.
@@ -93,6 +95,7 @@ class BundleInfo:
     vector_fingerprint: str
     passes: EncoderPasses
     text_limits: dict[str, int]
+    inputs: tuple[VectorInput, ...]
     uri: str
     name: str
     digest: str
@@ -116,7 +119,7 @@ def read_bundle_info(uri: str) -> BundleInfo:
         LabelTableError: The storage cannot be reached or refuses.
     """
     config = read_config(uri)
-    tasks = _tasks(config)
+    tasks, read = _tasks(config), _Config.model_validate(config)
     described = config["bundle"]
     return BundleInfo(
         tasks=tasks,
@@ -125,7 +128,8 @@ def read_bundle_info(uri: str) -> BundleInfo:
         decisions=decision_hashes(tasks, described["fingerprints"]),
         vector_fingerprint=described["vector_fingerprint"],
         passes=EncoderPasses(described["pass_per_task"], **described.get("families", {})),
-        text_limits=_Config.model_validate(config).model_dump(include=_TEXT_LIMITS),
+        text_limits=read.model_dump(include=_TEXT_LIMITS),
+        inputs=tuple(read.inputs),
         uri=uri,
         name=bundle_name(uri),
         digest=described["digest"],

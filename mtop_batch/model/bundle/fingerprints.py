@@ -2,12 +2,13 @@
 
 A task has two of them. The *score hash*, called its fingerprint, covers everything that determines its scores: the
 tokenizer, the length at which texts are cut, or how they are read in windows and what these say together, its text
-columns, kind, reader and labels (mean and standard deviation of those of a regression), the backbone's settings and
-weights, the tensors of the context that every output depends on (shared prompts and those of joint tasks), and the
-tensors behind the task: its prompts or those of its prompt group, its pooler, head and LoRA, that of its family, or
-what else its kind of model has it read. It covers nothing else: not its metric, not which scores are kept
-(`Task.scores`), no other isolated task or one of its group, no other family and no family's name, no encoder of another
-task, not where the bundle lies. So adding isolated tasks leaves the fingerprints of the tasks already there unchanged.
+columns, what is read beside it, kind, reader and labels (mean and standard deviation of those of a regression), the
+backbone's settings and weights, the tensors of the context that every output depends on (shared prompts and those of
+joint tasks, layers of inputs), and the tensors behind the task: its prompts or those of its prompt group, its pooler,
+head and LoRA, that of its family, or what else its kind of model has it read. It covers nothing else: not its metric,
+not which scores are kept (`Task.scores`), no other isolated task or one of its group, no other family and no family's
+name, no encoder of another task, not where the bundle lies. So adding isolated tasks leaves the fingerprints of the
+tasks already there unchanged.
 
 The *decision hash* covers what only turns scores into labels (`mtop_batch.decisions.identity`). A change of it costs no
 forward pass.
@@ -81,6 +82,7 @@ def _common(model: MultiTaskModel, encoder: PreTrainedModel, tokenizer_digest: s
         "tokenizer": tokenizer_digest,
         "max_tokens": model.config.max_tokens,
         **({"windows": model.config.text_limits} if model.config.max_windows > 1 else {}),
+        **({"inputs": model.config.inputs} if model.config.inputs else {}),
         "backbone_config": model.config.backbone_config,
         "backbone": tensors_digest(encoder.state_dict().items()),
         "context_prompts": tensors_digest(model.context_tensors()),

@@ -1,4 +1,7 @@
-"""Pretrained encoders: where their weights lie, how they are loaded, and which can work."""
+"""Pretrained encoders: where their weights lie, how they are loaded, and which can work.
+
+A bundle may be a backbone too: then its encoder, as it was trained, is what a new model begins with.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,28 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from mtop_batch.errors import ConfigError, one_line
+from mtop_batch.errors import BundleError, ConfigError, one_line
+from mtop_batch.model.bundle.files import WEIGHTS, checked_directory, read_config
 from mtop_batch.model.encoder.encode import encode
-from mtop_batch.model.encoder.inputs import accepts, first_position, hidden_size
-from mtop_batch.model.encoder.kv_cache import use_kv_cache_attention
+from mtop_batch.model.encoder.inputs import accepts, encoder_layers, first_position, hidden_size, num_layers
+from mtop_batch.model.encoder.kv_cache import has_kv_cache, use_kv_cache_attention
+from mtop_batch.model.encoder.masks import has_windows
 from mtop_batch.model.encoder.whole import check_files, check_tokenizer, check_weights
 from mtop_batch.model.foreign import foreign_settings
 
 _PACKAGE = "package:"
+_BACKBONE = "backbone."
 _HUB_ID = re.compile(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*")
 # Long enough to leave sliding windows and block-sparse attention, short enough for a laptop.
 _LONGEST_TRIAL = 1024
@@ -36,7 +43,7 @@ def locate_backbone(name: str) -> str:
 
     Args:
         name: A hub id, a local directory, or `package:PACKAGE/DIRECTORY` for a directory inside an installed
-            package, which is not imported.
+            package, which is not imported. A directory may be a bundle.
 
     Raises:
         ConfigError: The package or the directory is not there.
@@ -89,7 +96,8 @@ def load_backbone(name: str) -> PreTrainedModel:
 
     path = _find(name)
     try:
-        _check_settings(name, path)
+        if (settings := _check_settings(name, path)) is not None:
+            return _encoder_of_bundle(name, path, settings)
         with quiet_transformers():  # unused heads are fine; what is missing or does not fit is refused below
             backbone, report = AutoModel.from_pretrained(
                 path,
@@ -107,20 +115,44 @@ def load_backbone(name: str) -> PreTrainedModel:
     return _as_encoder(backbone)
 
 
-def _check_settings(name: str, path: str) -> None:
-    """Refuse kernels of a hub repository and quantised weights, before anything is loaded."""
+def _check_settings(name: str, path: str) -> dict[str, Any] | None:
+    """Refuse kernels of a hub repository and quantised weights, before anything is loaded.
+
+    Returns:
+        The settings of a bundle; None for an encoder.
+    """
     settings, _ = PreTrainedConfig.get_config_dict(path)
-    if "tasks" in settings and "backbone_config" in settings:
-        raise ConfigError(
-            f"backbone.name = {name!r}: it is a bundle, which has tasks already; name the encoder that it was trained "
-            "from, or add tasks to it by `mtop add-tasks`"
-        )
+    is_bundle = "tasks" in settings and "backbone_config" in settings
     for key, value in foreign_settings(settings).items():
         if not key.endswith("implementation") or "/" in str(value):
             raise ConfigError(
                 f"backbone.name = {name!r}: its config.json has {key} = {value!r}, which asks for other code or "
                 "weights than those of a plain encoder; choose a checkpoint without it"
             )
+    return settings if is_bundle else None
+
+
+def _encoder_of_bundle(name: str, path: str, settings: Mapping[str, Any]) -> PreTrainedModel:
+    """The encoder that all tasks of a bundle share, without the tasks and what stood beside texts.
+
+    Raises:
+        ConfigError: The bundle is damaged or of another version, or its tasks have encoders of their own.
+    """
+    try:
+        directory = checked_directory(path, read_config(path))
+    except BundleError as error:
+        raise ConfigError(f"backbone.name = {name!r}: {error}") from error
+    backbone = build_backbone(dict(settings["backbone_config"]))
+    with safe_open(directory / WEIGHTS, framework="pt") as weights:
+        keys = [key for key in weights.keys() if key.startswith(_BACKBONE)]  # noqa: SIM118 (it is no mapping)
+        own = {key.removeprefix(_BACKBONE): weights.get_tensor(key) for key in keys}
+    if not own:
+        raise ConfigError(
+            f"backbone.name = {name!r}: in a bundle of kind {settings['model_type']!r} each task has an encoder of its "
+            "own; name a bundle whose tasks share one"
+        )
+    backbone.load_state_dict(own)
+    return backbone.float().eval()
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -228,6 +260,25 @@ def check_backbone(backbone: PreTrainedModel, max_tokens: int, pooler_rank: int 
         _try_out(backbone, min(max_tokens, _LONGEST_TRIAL))
     finally:
         backbone.train(was_training)
+
+
+def check_prompt_layers(backbone: PreTrainedModel, number: int) -> None:
+    """Refuse a number of layers for prompts that a backbone does not have, or cannot run by themselves.
+
+    Raises:
+        ConfigError: Says why.
+    """
+    most = num_layers(backbone)
+    if not 0 <= number <= most:
+        raise ConfigError(
+            f"model.prompt_layers = {number} is more than the layers of {type(backbone).__name__}; allowed: up to "
+            f"{most}, or 0 for all"
+        )
+    if number and (len(encoder_layers(backbone)) != most or has_windows(backbone.config) or not has_kv_cache(backbone)):
+        raise ConfigError(
+            f"model.prompt_layers = {number}: the layers of {type(backbone).__name__} cannot be run by themselves; set "
+            "it to 0, or choose an encoder such as BERT, RoBERTa, ELECTRA or DistilBERT"
+        )
 
 
 @torch.no_grad()

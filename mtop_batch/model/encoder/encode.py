@@ -23,6 +23,7 @@ from mtop_batch.model.encoder.inputs import (
     inputs_of,
     no_prompts,
     num_layers,
+    only_last_layers,
     prompts_of,
     word_embeddings,
 )
@@ -60,10 +61,12 @@ class Pass:
     Args:
         num_prompts: How many there are.
         lora: Of these prompts, counted from the first of them.
+        num_layers: The last so many layers are all that they go through; 0 for all layers.
     """
 
     num_prompts: int
     lora: Sequence[LoRAStack] = ()
+    num_layers: int = 0
 
 
 def encode(
@@ -77,6 +80,8 @@ def encode(
     passes: Sequence[Pass] | None = None,
     at_context: bool = True,
     num_tokens: int | None = None,
+    vectors: Tensor | None = None,
+    places: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the encoder over the prompts followed by the text.
 
@@ -89,10 +94,12 @@ def encode(
         groups: (S) The group of each prompt (`model.parts.prompts`), those of the context first; None where all
             prompts belong to it.
         passes: How the prompts that do not belong to the context go through the encoder, first ones first; None for
-            all at once. LoRA is for backbones with a KV cache (`has_kv_cache`).
+            all at once. LoRA and late prompts are for backbones with a KV cache (`has_kv_cache`).
         at_context: Whether the outputs at the context are wanted. Where they are not, and the backbone
             `has_kv_cache`, they are not computed: those at its prompts are zero then, and there are none at the text.
         num_tokens: How many ones the attention mask has, as far as that is known (`Text`).
+        vectors: (N, E) What stands in place of tokens (`Text`).
+        places: (N,) Where.
 
     Returns:
         (B, S, D) outputs at the prompts and (B, T, D) outputs at the text; those at padding mean nothing.
@@ -101,16 +108,16 @@ def encode(
     num_in_context = groups.count(0)
     if any(groups[:num_in_context]):
         raise ValueError(f"groups = {groups}: the prompts of the context (group 0) must come first")
-    text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
+    text = Text(input_ids, attention_mask, token_type_ids, num_tokens, vectors, places)
     if num_in_context == len(groups):
         return encode_at_once(backbone, prompts, text, None, ragged_batch(backbone, text, len(prompts)))
-    has_lora = any(one.lora for one in passes or ())
-    if has_lora and not has_kv_cache(backbone):
+    needs_cache = any(one.lora or one.num_layers for one in passes or ())
+    if needs_cache and not has_kv_cache(backbone):
         raise ConfigError(
-            f"{type(backbone).__name__} has no KV cache, which LoRA needs: turn off gradient checkpointing, "
-            "or set add_tasks.lora_rank = 0"
+            f"{type(backbone).__name__} has no KV cache, which LoRA and late prompts need: turn off gradient "
+            "checkpointing, or set add_tasks.lora_rank = 0 and model.prompt_layers = 0"
         )
-    if not has_kv_cache(backbone) or (_is_bound_by_launches(backbone) and not has_lora):
+    if not has_kv_cache(backbone) or (_is_bound_by_launches(backbone) and not needs_cache):
         return encode_at_once(backbone, prompts, text, group_ids(tuple(groups), input_ids.device))
     own, own_groups = prompts[num_in_context:], groups[num_in_context:]
     if not at_context:
@@ -136,7 +143,8 @@ def read_kv_cache(
     outputs, start = [], 0
     for one in passes:
         own = slice(start, start := start + one.num_prompts)
-        outputs.append(encode_with_kv_cache(backbone, prompts[own], kv_cache, groups[own], one.lora))
+        cache = kv_cache.last(one.num_layers)
+        outputs.append(encode_with_kv_cache(backbone, prompts[own], cache, groups[own], one.lora))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
@@ -147,6 +155,8 @@ def encode_kv_cache(
     attention_mask: Tensor | None = None,
     token_type_ids: Tensor | None = None,
     num_tokens: int | None = None,
+    vectors: Tensor | None = None,
+    places: Tensor | None = None,
 ) -> KVCache:
     """Run the encoder over the context alone and cache its keys and values, for `encode_with_kv_cache`.
 
@@ -155,7 +165,7 @@ def encode_kv_cache(
         prompts: (S, E) Those of the context.
         input_ids: As for `encode`, like the others.
     """
-    text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
+    text = Text(input_ids, attention_mask, token_type_ids, num_tokens, vectors, places)
     batch = ragged_batch(backbone, text, len(prompts))
     key_values = record_only(
         num_layers(backbone), lambda arguments: encode_at_once(backbone, prompts, text, None, batch, **arguments)
@@ -171,6 +181,8 @@ def encode_with_kv_cache(
     lora: Sequence[LoRAStack] = (),
 ) -> Tensor:
     """Run the encoder over isolated prompts only, which attend to the cached keys and values of a context.
+
+    They go through the last layers, as many as the cache has.
 
     Args:
         backbone: The one that the cache comes from.
@@ -188,7 +200,7 @@ def encode_with_kv_cache(
         arguments |= packed_throughout(kv_cache.ragged, group_spans(tuple(groups), prompts.device))
     else:
         mask = additive(sees_cache_and(see_each_other(groups, prompts.device), kv_cache)[:, None], embedded)
-    with with_lora(backbone, lora):
+    with with_lora(backbone, lora), only_last_layers(backbone, len(kv_cache.key_values)):
         outputs: Tensor = backbone(
             inputs_embeds=embedded,
             attention_mask=dict.fromkeys(SLIDING_KINDS, mask) if has_windows(backbone.config) else mask,

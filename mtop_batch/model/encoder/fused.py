@@ -207,7 +207,7 @@ class FusedLayers:
 
         Args:
             hidden: (B, P, D) The prompts' embeddings.
-            key_values: From `over_texts`.
+            key_values: From `over_texts`, of the last layers, which are all that the prompts go through.
             batch: How the texts are packed.
             spans: (3, P) The prompts' groups (`mtop_batch.model.encoder.masks.group_spans`).
 
@@ -216,7 +216,7 @@ class FusedLayers:
         """
         size = hidden.shape[:2]
         hidden = hidden.flatten(0, 1)
-        for layer, earlier in zip(self.layers, key_values, strict=True):
+        for layer, earlier in zip(self.layers[-len(key_values) :], key_values, strict=True):
             query, key, value = (each.unflatten(0, size) for each in self._project(hidden, layer.qkv, 3))
             query = ragged.scaled(query, self.scaling)
             mixed = ragged.attend_from_prompts(query, key, value, earlier, batch, spans)
@@ -321,10 +321,10 @@ def _read(
     for one in passes:
         own = slice(start, start := start + one.num_prompts)
         if one.lora:  # they work on the encoder's own modules
-            kv_cache = KVCache(key_values, None, batch)
+            kv_cache = KVCache(key_values, None, batch).last(one.num_layers)
             yield encode_with_kv_cache(backbone, prompts[own], kv_cache, groups[own], one.lora)
             continue
         embedded, positions = prompts_of(backbone, prompts[own], batch.packing.shape[0])
         spans = group_spans(tuple(groups[own]), embedded.device)
         embedded = embed(backbone, {"inputs_embeds": embedded, "position_ids": positions})
-        yield fused.over_prompts(embedded, key_values, batch, spans)
+        yield fused.over_prompts(embedded, key_values[-one.num_layers :], batch, spans)

@@ -2,7 +2,8 @@
 
 Prompts stand before the text. The text keeps the position ids that it has without prompts, so adding a task neither
 shifts the text nor shortens it, and every prompt takes the position id of the first text token; a learned prompt
-absorbs that constant. The paper leaves this open.
+absorbs that constant. The paper leaves this open. Vectors that stand beside a text (`model.parts.vector_inputs`) come
+behind it, in the places of tokens; all of them take that position id too, for they have no order.
 
 Shapes: B texts, S prompt positions, T text positions, L = S + T, E width of the input embeddings, D hidden width.
 """
@@ -10,6 +11,8 @@ Shapes: B texts, S prompt positions, T text positions, L = S + T, E width of the
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -43,6 +46,23 @@ def encoder_layers(backbone: PreTrainedModel) -> nn.ModuleList:
     """The encoder's stack of layers, lowest first; without its embeddings."""
     stacks = [module for module in backbone.modules() if isinstance(module, nn.ModuleList)]
     return max(stacks, key=lambda stack: sum(parameter.numel() for parameter in stack.parameters()))
+
+
+@contextmanager
+def only_last_layers(backbone: PreTrainedModel, number: int) -> Iterator[None]:
+    """While the block runs, the encoder has its last layers alone, above its embeddings."""
+    stack = encoder_layers(backbone)
+    if number == num_layers(backbone):
+        yield
+        return
+    parent, name = next(
+        (module, name) for module in backbone.modules() for name, child in module.named_children() if child is stack
+    )
+    setattr(parent, name, stack[len(stack) - number :])
+    try:
+        yield
+    finally:
+        setattr(parent, name, stack)
 
 
 def num_layers(backbone: PreTrainedModel) -> int:
@@ -81,12 +101,16 @@ class Text(NamedTuple):
         token_type_ids: (B, T) 0 and 1 for the texts of a pair; None on backbones without token types.
         num_tokens: Without padding. Where it is given, or there is no padding, the texts go through an encoder packed
             on devices that can do so (`mtop_batch.model.encoder.ragged`).
+        vectors: (N, E) What stands in place of embedded tokens; None for nothing.
+        places: (N,) Where in the flattened batch; ids and token types are 0 there.
     """
 
     input_ids: Tensor
     attention_mask: Tensor | None
     token_type_ids: Tensor | None
     num_tokens: int | None = None
+    vectors: Tensor | None = None
+    places: Tensor | None = None
 
 
 def inputs_of(backbone: PreTrainedModel, prompts: Tensor, text: Text) -> dict[str, Tensor]:
@@ -96,9 +120,15 @@ def inputs_of(backbone: PreTrainedModel, prompts: Tensor, text: Text) -> dict[st
     prompts = prompts.to(embedded.dtype).expand(batch_size, -1, -1)
     start = first_position(backbone)
     positions = torch.arange(start - num_prompts, start + num_tokens, device=embedded.device).clamp(min=start)
+    positions = positions.expand(batch_size, -1)
+    if text.vectors is not None and text.places is not None:
+        vectors = text.vectors.to(embedded.dtype)
+        embedded = embedded.flatten(0, 1).index_copy(0, text.places, vectors).view_as(embedded)
+        own = positions[:, num_prompts:].flatten().index_fill(0, text.places, start).view(batch_size, num_tokens)
+        positions = torch.cat([positions[:, :num_prompts], own], dim=1)
     inputs = {
         "inputs_embeds": torch.cat([prompts, embedded], dim=1) if num_prompts else embedded,
-        "position_ids": positions.expand(batch_size, -1),
+        "position_ids": positions,
     }
     if text.token_type_ids is not None and has_token_types(backbone):
         inputs["token_type_ids"] = nn.functional.pad(text.token_type_ids, (num_prompts, 0))

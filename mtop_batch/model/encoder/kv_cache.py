@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,8 +36,8 @@ class KVCache:
     """The cached keys and values of a context.
 
     Args:
-        key_values: Keys and values of each layer, both (B, heads, C, width of a head), at the context's C positions; or
-            (N, heads, width of a head) at all N positions of packed texts.
+        key_values: Keys and values of each layer, or of the last ones, both (B, heads, C, width of a head), at the
+            context's C positions; or (N, heads, width of a head) at all N positions of packed texts.
         attention_mask: (B, C) 1 for positions, 0 for padding; None where there is no padding.
         ragged: How packed texts are read; None if they are not packed.
     """
@@ -45,6 +45,10 @@ class KVCache:
     key_values: KeyValues
     attention_mask: Tensor | None
     ragged: Ragged | None = None
+
+    def last(self, num_layers: int) -> KVCache:
+        """That of the last layers alone; of all for 0."""
+        return replace(self, key_values=self.key_values[-num_layers:])
 
     @property
     def batch_size(self) -> int:

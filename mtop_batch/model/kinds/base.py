@@ -31,8 +31,12 @@ from mtop_batch.model.kinds.config import KindConfig
 from mtop_batch.model.kinds.encoder_model import EncoderModel
 from mtop_batch.model.parts.document_vectors import join_logits
 from mtop_batch.model.parts.losses import task_loss
+from mtop_batch.model.parts.vector_inputs import PlacedVectors
 from mtop_batch.model.parts.windows import combine_logits, combine_vectors
 from mtop_batch.tasks import Reader, Task, check_task_names, select_tasks
+
+INPUTS = "vector inputs"
+"""What draws of the inputs' layers are named; no task can have that name."""
 
 
 @dataclass
@@ -174,7 +178,7 @@ class MultiTaskModel(EncoderModel):
 
     def context_tensors(self) -> Iterable[tuple[str, Tensor]]:
         """The parameters, besides the backbone, that the encoder's outputs at the text depend on."""
-        return ()
+        return self.input_tensors()
 
     def shared_tensors(self, name: str) -> Iterable[tuple[str, Tensor]]:
         """The parameters besides all these that the task's output depends on and that it shares with some others."""
@@ -216,6 +220,7 @@ class MultiTaskModel(EncoderModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        input_vectors: PlacedVectors | None = None,
         *,
         tasks: Sequence[str] = (),
     ) -> KVCache:
@@ -237,6 +242,7 @@ class MultiTaskModel(EncoderModel):
         labels: Tensor | None = None,
         class_weights: Tensor | None = None,
         num_windows: Tensor | None = None,
+        input_vectors: PlacedVectors | None = None,
     ) -> TaskOutput:
         """The logits of one task, and its loss, or the logits of all tasks.
 
@@ -251,6 +257,7 @@ class MultiTaskModel(EncoderModel):
             class_weights: (C,) What an example of each label counts in the loss; None for 1 each.
             num_windows: (R,) int64 How many of the B rows, one after the other, are windows of one text. Labels, logits
                 and loss are of R texts then; of a token task those of the windows, as always. None for one each.
+            input_vectors: What stands beside the texts (`text`).
 
         Raises:
             TaskError: There is no such task, labels or a KV cache are given without one, or the task cannot use it.
@@ -258,15 +265,20 @@ class MultiTaskModel(EncoderModel):
         if task is None:
             if labels is not None or input_ids is None:
                 raise TaskError("labels or a KV cache are given without the task they belong to; pass task=NAME")
-            return TaskOutput(logits=self.all_tasks(input_ids, attention_mask, token_type_ids))
+            return TaskOutput(
+                logits=self.all_tasks(input_ids, attention_mask, token_type_ids, input_vectors=input_vectors)
+            )
         definition = self.task(task)
         if num_windows is not None and definition.reads_vector and input_ids is not None:
-            found = self.all_tasks_and_vectors(input_ids, attention_mask, token_type_ids, ())[1]
+            found = self.all_tasks_and_vectors(
+                input_ids, attention_mask, token_type_ids, (), input_vectors=input_vectors
+            )[1]
             logits = self.vector_outputs((task,), combine_vectors(found, num_windows))[:, 0]
         elif kv_cache is not None:
             logits = self.cached_logits(task, kv_cache)
         elif input_ids is not None:
-            logits = self.task_logits(task, Text(input_ids, attention_mask, token_type_ids))
+            text = self.text(input_ids, attention_mask, token_type_ids, input_vectors=input_vectors)
+            logits = self.task_logits(task, text)
         else:
             raise TaskError(f"task {task!r} is given neither texts nor their KV cache; pass input_ids")
         if num_windows is not None and not definition.reads_vector and not definition.is_token:
@@ -294,6 +306,7 @@ class MultiTaskModel(EncoderModel):
         token_type_ids: Tensor | None = None,
         tasks: Sequence[str] | None = None,
         num_tokens: int | None = None,
+        input_vectors: PlacedVectors | None = None,
     ) -> Tensor:
         """The logits of several tasks.
 
@@ -303,6 +316,7 @@ class MultiTaskModel(EncoderModel):
             token_type_ids: (B, T) 0 and 1 for the two texts of a pair.
             tasks: The wanted ones, in the wanted order; None for all but token tasks.
             num_tokens: How many ones the mask has, as far as that is known: then a GPU computes nothing at padding.
+            input_vectors: What stands beside the texts (`text`).
 
         Returns:
             (B, n, C) logits of the n wanted tasks; -inf beyond a task's own labels; a regression's value comes first.
@@ -313,7 +327,7 @@ class MultiTaskModel(EncoderModel):
         wanted = self._of_texts(tasks)
         if not wanted:
             raise TaskError(f"no task is wanted; tasks: {listed(self.task_names)}")
-        text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
+        text = self.text(input_ids, attention_mask, token_type_ids, num_tokens, input_vectors)
         return self._in_units(wanted, self.outputs(wanted, text, vectors=False).logits)
 
     def all_tasks_and_vectors(
@@ -323,6 +337,7 @@ class MultiTaskModel(EncoderModel):
         token_type_ids: Tensor | None = None,
         tasks: Sequence[str] | None = None,
         num_tokens: int | None = None,
+        input_vectors: PlacedVectors | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The logits of several tasks, or of none, and the document vectors.
 
@@ -336,7 +351,7 @@ class MultiTaskModel(EncoderModel):
             TaskError: A wanted task does not exist or is a token task.
         """
         wanted = self._of_texts(tasks)
-        text = Text(input_ids, attention_mask, token_type_ids, num_tokens)
+        text = self.text(input_ids, attention_mask, token_type_ids, num_tokens, input_vectors)
         found = self.outputs(wanted, text, vectors=True)
         return self._in_units(wanted, found.logits), found.vectors
 
@@ -347,6 +362,7 @@ class MultiTaskModel(EncoderModel):
         token_type_ids: Tensor | None = None,
         tasks: Sequence[str] = (),
         num_tokens: int | None = None,
+        input_vectors: PlacedVectors | None = None,
         *,
         vectors: bool = False,
     ) -> Outputs:
@@ -360,7 +376,8 @@ class MultiTaskModel(EncoderModel):
             TaskError: A wanted task does not exist.
         """
         select_tasks(tasks, self.task_names)
-        found = self.outputs(tuple(tasks), Text(input_ids, attention_mask, token_type_ids, num_tokens), vectors=vectors)
+        text = self.text(input_ids, attention_mask, token_type_ids, num_tokens, input_vectors)
+        found = self.outputs(tuple(tasks), text, vectors=vectors)
         of_texts = [name for name in tasks if name not in self.token_tasks]
         return found._replace(logits=self._in_units(of_texts, found.logits))
 

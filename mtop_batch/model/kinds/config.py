@@ -22,6 +22,7 @@ class KindConfig(PreTrainedConfig):
         max_tokens: Longest text, or window of one, special tokens included, prompts not.
         max_windows: Of a text; with 1 texts are cut.
         window_overlap: Tokens that a window shares with the one before.
+        inputs: What is read beside each text (`mtop_batch.tasks.VectorInput`, as a dictionary each).
     """
 
     backbone_config: dict[str, Any] | None = None
@@ -29,6 +30,7 @@ class KindConfig(PreTrainedConfig):
     max_tokens: int = 128
     max_windows: int = 1
     window_overlap: int = 0
+    inputs: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def text_limits(self) -> dict[str, int]:
@@ -56,6 +58,7 @@ class MTOPConfig(KindConfig):
             is its own `isolated`, because tasks added later are isolated in joint models too.
         pooler_rank: Of the poolers' kernels; 0 for full ones.
         stop_gradient: Whether a step on one task leaves the other tasks' prompts alone (section 4.2).
+        prompt_layers: The last so many layers are all that isolated prompts go through; 0 for all layers.
     """
 
     model_type = "mtop"
@@ -65,6 +68,7 @@ class MTOPConfig(KindConfig):
     prompt_attention: str = "joint"
     pooler_rank: int = 0
     stop_gradient: bool = True
+    prompt_layers: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -75,3 +79,8 @@ class MTOPConfig(KindConfig):
             raise ConfigError(f"model.shared_prompts = {self.shared_prompts} is negative; allowed: 0 or more")
         if self.pooler_rank < 0:
             raise ConfigError(f"model.pooler_rank = {self.pooler_rank} is negative; allowed: 0 or more")
+        if self.prompt_layers and (self.prompt_attention != "isolated" or self.shared_prompts):
+            raise ConfigError(
+                f"model.prompt_layers = {self.prompt_layers} is for prompts that the text does not see; set "
+                'model.prompt_attention = "isolated" and model.shared_prompts = 0, or remove it'
+            )

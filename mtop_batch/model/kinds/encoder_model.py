@@ -5,7 +5,7 @@ Shapes: B texts, S prompt positions, T text positions, E width of the input embe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import torch
@@ -17,9 +17,11 @@ from mtop_batch.model.encoder.backbone import build_backbone
 from mtop_batch.model.encoder.encode import Pass, encode, ragged_batch
 from mtop_batch.model.encoder.families import Branch, encode_branches
 from mtop_batch.model.encoder.fused import FusedLayers, encode_branches_fused, encode_fused
-from mtop_batch.model.encoder.inputs import Text, word_embeddings
+from mtop_batch.model.encoder.inputs import Text, embedding_size, word_embeddings
 from mtop_batch.model.encoder.lora import FamilyLoRA
 from mtop_batch.model.kinds.config import KindConfig
+from mtop_batch.model.parts.vector_inputs import PlacedVectors, ProjectedInputs
+from mtop_batch.tasks import VectorInput
 
 
 class EncoderModel(PreTrainedModel):
@@ -45,7 +47,50 @@ class EncoderModel(PreTrainedModel):
             )
         self._fused: FusedLayers | None = None
         self._fused_families: dict[FamilyLoRA, FusedLayers] = {}
+        self.vector_inputs = [VectorInput(**spec) for spec in config.inputs]
         self._add_encoder(build_backbone(config.backbone_config) if backbone is None else backbone)
+
+    def _add_inputs(self) -> None:
+        """Make the modules for what stands beside texts; a kind that can read it calls this."""
+        if self.vector_inputs:
+            self.projected_inputs = ProjectedInputs(self.vector_inputs, embedding_size(self.backbone))
+
+    def _draw_inputs(self, generator: torch.Generator) -> None:
+        """Draw these modules at random."""
+        if self.vector_inputs:
+            self.projected_inputs.initialise(generator)
+
+    def input_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Their parameters, which all outputs depend on."""
+        if self.vector_inputs:
+            yield from self.projected_inputs.named_parameters(prefix="inputs")
+
+    def text(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        num_tokens: int | None = None,
+        input_vectors: PlacedVectors | None = None,
+    ) -> Text:
+        """A batch as `encode` takes it.
+
+        Args:
+            input_ids: (B, T) Padded on the right.
+            attention_mask: (B, T) 1 for tokens and vectors, 0 for padding.
+            token_type_ids: (B, T) 0 and 1 for the two texts of a pair.
+            num_tokens: How many ones the mask has, as far as that is known.
+            input_vectors: What stands beside the texts (`mtop_batch.data.batches.pad_batch`); None for nothing.
+
+        Raises:
+            ConfigError: The model reads no vectors.
+        """
+        if input_vectors is None:
+            return Text(input_ids, attention_mask, token_type_ids, num_tokens)
+        if not self.vector_inputs:
+            raise ConfigError("the model reads no vectors beside texts; leave input_vectors out")
+        vectors, places = self.projected_inputs(input_vectors)
+        return Text(input_ids, attention_mask, token_type_ids, num_tokens, vectors, places)
 
     def _add_encoder(self, backbone: PreTrainedModel) -> None:
         """Take the encoder over; a kind with several makes the others."""
@@ -120,6 +165,8 @@ class EncoderModel(PreTrainedModel):
             passes=passes or None,
             at_context=at_context,
             num_tokens=text.num_tokens,
+            vectors=text.vectors,
+            places=text.places,
         )
 
     def encode_branches(self, context: Tensor, text: Text, branches: Sequence[Branch]) -> list[tuple[Tensor, Tensor]]:

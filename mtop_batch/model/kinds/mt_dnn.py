@@ -7,14 +7,15 @@ Shapes: B texts, T text positions, n wanted tasks, C outputs of the task with th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from mtop_batch.model.encoder.inputs import Text, no_prompts
-from mtop_batch.model.kinds.base import Outputs
+from mtop_batch.model.kinds.base import INPUTS, Outputs, generator_of
 from mtop_batch.model.kinds.pooled import PooledConfig, PooledModel
 from mtop_batch.model.parts.document_vectors import document_vectors, join_logits
 from mtop_batch.tasks import Task
@@ -44,6 +45,7 @@ class MTDNNModel(PooledModel):
         tasks: Sequence[Task],
         *,
         dropout: float = 0.1,
+        inputs: Sequence[Mapping[str, Any]] = (),
         max_tokens: int = 128,
         seed: int = 0,
     ) -> Self:
@@ -53,6 +55,7 @@ class MTDNNModel(PooledModel):
             backbone: As `mtop_batch.model.encoder.backbone.load_backbone` returns it.
             tasks: At least one.
             dropout: Between pooler and head, in training.
+            inputs: What is read beside each text (`mtop_batch.tasks.VectorInput`, as a dictionary each).
             max_tokens: Longest text, special tokens included.
             seed: Of the random draws.
 
@@ -60,7 +63,16 @@ class MTDNNModel(PooledModel):
             ConfigError: The backbone cannot work.
             TaskError: There is no task, two have the same name, or one reads what this kind does not have.
         """
-        return cls._around(backbone, tasks, max_tokens, seed, dropout=dropout)
+        return cls._around(backbone, tasks, max_tokens, seed, dropout=dropout, inputs=[dict(spec) for spec in inputs])
+
+    def _add_parts(self) -> None:
+        self._add_inputs()
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Draw all but the backbone at random; a task's draws depend on the seed and its name only."""
+        super().initialise(seed)
+        self._draw_inputs(generator_of(seed, INPUTS))
 
     def read(self, task: str, text: Text) -> Tensor:
         """(B, D) The encoder's output at the first token."""

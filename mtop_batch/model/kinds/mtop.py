@@ -21,14 +21,14 @@ from transformers import PreTrainedModel
 
 from mtop_batch.errors import TaskError
 from mtop_batch.families import Family
-from mtop_batch.model.encoder.backbone import backbone_config_dict, check_backbone
+from mtop_batch.model.encoder.backbone import backbone_config_dict, check_backbone, check_prompt_layers
 from mtop_batch.model.encoder.encode import encode, encode_kv_cache, encode_with_kv_cache
 from mtop_batch.model.encoder.families import Branch
 from mtop_batch.model.encoder.inputs import Text
 from mtop_batch.model.encoder.kv_cache import KVCache, use_kv_cache_attention
 from mtop_batch.model.encoder.lora import as_family, stack_lora
 from mtop_batch.model.encoder.masks import index_of
-from mtop_batch.model.kinds.base import Outputs, generator_of
+from mtop_batch.model.kinds.base import INPUTS, Outputs, generator_of
 from mtop_batch.model.kinds.config import MTOPConfig, PromptAttention
 from mtop_batch.model.kinds.prompt_sequence import MTOPSequence
 from mtop_batch.model.parts.document_vectors import Probe, StackedProbes, document_vectors, join_logits
@@ -37,6 +37,7 @@ from mtop_batch.model.parts.prompts import random_prompts
 from mtop_batch.model.parts.stacked_heads import InferenceParts, StackedTasks, num_versions
 from mtop_batch.model.parts.text_heads import AttentionHead, StackedAttention
 from mtop_batch.model.parts.token_heads import TokenHead
+from mtop_batch.model.parts.vector_inputs import PlacedVectors
 from mtop_batch.tasks import Task, select_tasks
 
 
@@ -68,6 +69,8 @@ class MTOPModel(MTOPSequence):
         families: Sequence[Family] = (),
         family_of: Mapping[str, str] | None = None,
         stop_gradient: bool = True,
+        prompt_layers: int = 0,
+        inputs: Sequence[Mapping[str, Any]] = (),
         max_tokens: int = 128,
         seed: int = 0,
     ) -> MTOPModel:
@@ -92,6 +95,9 @@ class MTOPModel(MTOPSequence):
             families: Of tasks; each has LoRA in the last layers of the encoder.
             family_of: Task -> family, of the tasks that have one.
             stop_gradient: False lets a task's loss move all prompts (the paper's ablation, section 6.5).
+            prompt_layers: Prompts enter at the last so many layers, and read the text's keys and values there; 0 for
+                all layers. They must be isolated then.
+            inputs: What is read beside each text (`mtop_batch.tasks.VectorInput`, as a dictionary each).
             max_tokens: Longest text, special tokens included.
             seed: Of the random draws.
 
@@ -106,6 +112,8 @@ class MTOPModel(MTOPSequence):
             prompt_attention=prompt_attention,
             pooler_rank=pooler_rank,
             stop_gradient=stop_gradient,
+            prompt_layers=prompt_layers,
+            inputs=inputs,
             max_tokens=max_tokens,
             seed=seed,
         )
@@ -130,6 +138,8 @@ class MTOPModel(MTOPSequence):
         prompt_attention: PromptAttention = "isolated",
         pooler_rank: int = 0,
         stop_gradient: bool = True,
+        prompt_layers: int = 0,
+        inputs: Sequence[Mapping[str, Any]] = (),
         max_tokens: int = 128,
         seed: int = 0,
     ) -> MTOPModel:
@@ -140,19 +150,23 @@ class MTOPModel(MTOPSequence):
         """
         use_kv_cache_attention(backbone)
         check_backbone(backbone, max_tokens, pooler_rank)
+        check_prompt_layers(backbone, prompt_layers)
         config = MTOPConfig(
             backbone_config=backbone_config_dict(backbone.config),
             shared_prompts=shared_prompts,
             prompt_attention=prompt_attention,
             pooler_rank=pooler_rank,
             stop_gradient=stop_gradient,
+            prompt_layers=prompt_layers,
             max_tokens=max_tokens,
+            inputs=[dict(spec) for spec in inputs],
         )
         model = cls(config, backbone)
+        model._draw_inputs(generator_of(seed, INPUTS))
         if model.shared_prompts is not None:
             shared = random_prompts(model.shared_prompts.shape, generator_of(seed, ""))
             model.shared_prompts.data = shared.to(backbone.device, backbone.dtype)
-        model.eval()
+        model.to(device=backbone.device, dtype=backbone.dtype).eval()  # type: ignore[call-arg]
         return model
 
     def task_logits(self, task: str, text: Text) -> Tensor:
@@ -177,6 +191,8 @@ class MTOPModel(MTOPSequence):
                 layout.groups,
                 passes=self._passes(layout),
                 at_context=self._needs_outputs_at_context([task]),
+                vectors=text.vectors,
+                places=text.places,
             )
         if isinstance(module, Probe):
             return module(document_vectors(at_text, text.attention_mask))
@@ -208,6 +224,7 @@ class MTOPModel(MTOPSequence):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        input_vectors: PlacedVectors | None = None,
         *,
         tasks: Sequence[str] = (),
     ) -> KVCache:
@@ -218,14 +235,16 @@ class MTOPModel(MTOPSequence):
             input_ids: (B, T) Padded on the right.
             attention_mask: (B, T) 1 for tokens, 0 for padding.
             token_type_ids: (B, T) 0 and 1 for the two texts of a pair.
+            input_vectors: What stands beside the texts (`text`).
             tasks: Those that read it; without any it is that of tasks of no family.
         """
         prompts = self._prompts(self._layout(()))
         family, *others = self.by_family(tasks) or [None]
         if others:
             raise ValueError(f"tasks {list(tasks)} are of several families, and each has a KV cache of its own")
+        text = self.text(input_ids, attention_mask, token_type_ids, input_vectors=input_vectors)
         with self._as_family(family):
-            return encode_kv_cache(self.backbone, prompts, input_ids, attention_mask, token_type_ids)
+            return encode_kv_cache(self.backbone, prompts, *text).last(self.config.prompt_layers)
 
     def _as_family(self, family: str | None) -> AbstractContextManager[None]:
         """The context in which the backbone is that of a family."""

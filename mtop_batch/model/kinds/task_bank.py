@@ -52,6 +52,7 @@ class MTOPParameters(MultiTaskModel):
         super().__init__(config, backbone)
         shared = torch.zeros(config.shared_prompts, embedding_size(self.backbone))
         self.shared_prompts = nn.Parameter(shared) if config.shared_prompts else None
+        self._add_inputs()
         self.prompt_groups = nn.ModuleDict()
         self.task_modules = nn.ModuleDict()
         self.families = nn.ModuleDict()

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from mtop_batch.errors import ConfigError
+from mtop_batch.model.bundle.bundle import save_bundle
 from mtop_batch.model.encoder.backbone import (
     backbone_config_dict,
     build_backbone,
@@ -36,6 +37,10 @@ from mtop_batch.model.encoder.backbone import (
 )
 from mtop_batch.model.encoder.inputs import word_embeddings
 from mtop_batch.model.encoder.whole import check_fit
+from mtop_batch.model.kinds.mt_dnn import MTDNNModel
+from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.model.kinds.single_task import SingleTaskModel
+from mtop_batch.tasks import Task
 from tests.conftest import make_backbone, make_tokenizer
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -131,7 +136,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 43
         ("config.json", b"[]", r"config\.json is JSON, but no object with keys"),
         ("config.json", b"\xef\xbb\xbf{}", r"config\.json is not JSON in UTF-8"),
         ("config.json", None, r"has no config\.json; name the directory of an encoder"),
-        ("config.json", b'{"tasks": [], "backbone_config": {}}', "it is a bundle, which has tasks already"),
+        ("config.json", b'{"tasks": [], "backbone_config": {}}', "holds a model but no bundle"),
     ],
 )
 def test_a_backbone_that_is_not_whole_is_refused_in_one_line(
@@ -236,3 +241,27 @@ def test_a_backbone_is_rebuilt_from_its_settings(backbone_dir: Path) -> None:
     rebuilt.load_state_dict(backbone.state_dict())
     assert backbone_config_dict(rebuilt.config) == settings
     assert load_tokenizer(str(backbone_dir)).is_fast
+
+
+@pytest.mark.parametrize("kind", [MTOPModel, MTDNNModel])
+def test_the_encoder_of_a_bundle_is_a_backbone(kind: type[MTOPModel | MTDNNModel], tmp_path: Path) -> None:
+    model = kind.from_backbone(make_backbone(), [Task("topic"), Task("mood")], max_tokens=16)
+    with torch.no_grad():
+        for parameter in model.backbone.parameters():
+            parameter.add_(0.01)
+    save_bundle(str(tmp_path), model, make_tokenizer(), metrics={}, training_config={}, backbone_name="tiny")
+    found = load_backbone(str(tmp_path))
+    torch.testing.assert_close(found.state_dict(), model.backbone.state_dict(), rtol=0, atol=0)
+    assert load_tokenizer(str(tmp_path)).get_vocab() == make_tokenizer().get_vocab()
+    again = MTOPModel.from_backbone(found, [Task("new")], max_tokens=16)
+    assert again.task_names == ["new"]
+
+
+def test_a_bundle_that_is_damaged_or_has_many_encoders_is_no_backbone(tmp_path: Path) -> None:
+    model = SingleTaskModel.from_backbone(make_backbone(), [Task("topic"), Task("mood")], max_tokens=16)
+    save_bundle(str(tmp_path), model, make_tokenizer(), metrics={}, training_config={}, backbone_name="tiny")
+    with pytest.raises(ConfigError, match="of kind 'single-task' each task has an encoder of its own"):
+        load_backbone(str(tmp_path))
+    (tmp_path / "metrics.json").write_text("{} ")
+    with pytest.raises(ConfigError, match=r"metrics\.json of the bundle .* is damaged or was changed"):
+        load_backbone(str(tmp_path))
