@@ -166,10 +166,13 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _limited(data: Path, sets: Sequence[str], limit: int, work: Path) -> Path:
-    """The beginnings of all parts, without labels that training does not have then."""
+    """So many examples of each part, drawn at random, without labels that training does not have then."""
     for name in sets:
         (work / "data" / name).mkdir(parents=True, exist_ok=True)
-        tables = {part: pq.read_table(data / name / f"{part}.parquet").slice(0, limit) for part in PARTS}
+        tables = {}
+        for part in PARTS:
+            table = pq.read_table(data / name / f"{part}.parquet")
+            tables[part] = table.take(np.random.default_rng(0).permutation(len(table))[:limit])
         known = pc.unique(tables["train"]["label"])
         for part, table in tables.items():
             pq.write_table(table.filter(pc.is_in(table["label"], known)), work / "data" / name / f"{part}.parquet")

@@ -136,8 +136,8 @@ def calibrate(
 
     Args:
         model: The bundle; it stays as it is.
-        config: A TOML file with tasks of the bundle (`decide`, `abstain_below`), and `rules` if they are to change, or
-            a configuration that is loaded already. Tasks that it does not name decide as before.
+        config: A TOML file with tasks of the bundle (`decide`, `abstain_below`, `scores`), and `rules` if they are to
+            change, or a configuration that is loaded already. Tasks that it does not name stay as they are.
         output: Where the bundle with these decisions goes; its fingerprints are those of `model`.
         overrides: `section.key=value` strings, as with `--set`; only with a file.
         overwrite: Replace whatever bundle `output` holds.

@@ -145,14 +145,12 @@ class RuleGroup:
         for place, (task, options) in enumerate(self._choices):
             others = [number for number, option in enumerate(options) if not option.labels]
             if others and all(combination[place] != others[0] for combination in self._combinations):
-                labels = (TaskLabel(task.name, task.labels[label]) for option in options for label in option.labels)
+                places = sorted(label for option in options for label in option.labels)
+                labels = " or ".join(repr(str(TaskLabel(task.name, task.labels[label]))) for label in places)
                 rules = " and ".join(
                     str(rule) for rule in self.rules if any(label.task == task.name for label in rule.labels)
                 )
-                raise TaskError(
-                    f"rules contradict each other: every text would be given "
-                    f"{' or '.join(repr(str(label)) for label in labels)}, by {rules}"
-                )
+                raise TaskError(f"rules contradict each other: every text would be given {labels}, by {rules}")
 
     @cached_property
     def _named(self) -> list[TaskLabel]:

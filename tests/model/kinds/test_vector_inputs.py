@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.kinds.mt_dnn import MTDNNModel
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task, VectorInput
-from tests.conftest import make_backbone, make_tokenizer
+from tests.conftest import make_tokenizer
+from tests.training.toy import make_encoder
 
 IMAGE, SOUND = {"column": "image", "size": 3, "tokens": 2}, {"column": "sound", "size": 5, "tokens": 1}
 TASKS = (Task("topic"), Task("mood", labels=("sad", "calm", "glad")))
@@ -42,7 +44,7 @@ BESIDE = (vectors([A, B], [], [B]), vectors([[1.0] * 5], [], [], size=5))
 
 
 def isolated(**options: Any) -> MTOPModel:
-    return MTOPModel.from_backbone(make_backbone(), TASKS, inputs=[IMAGE, SOUND], max_tokens=16, **options)
+    return MTOPModel.from_backbone(make_encoder(), TASKS, inputs=[IMAGE, SOUND], max_tokens=16, **options)
 
 
 def joint(**options: Any) -> MTOPModel:
@@ -50,7 +52,8 @@ def joint(**options: Any) -> MTOPModel:
 
 
 def mt_dnn(**options: Any) -> MTDNNModel:
-    return MTDNNModel.from_backbone(make_backbone(), TASKS, inputs=[IMAGE, SOUND], max_tokens=16, **options)
+    tasks = [replace(task, reads="pooled") for task in TASKS]
+    return MTDNNModel.from_backbone(make_encoder(), tasks, inputs=[IMAGE, SOUND], max_tokens=16, **options)
 
 
 MODELS = pytest.mark.parametrize("make", [isolated, joint, mt_dnn])
@@ -59,7 +62,7 @@ MODELS = pytest.mark.parametrize("make", [isolated, joint, mt_dnn])
 @torch.no_grad()
 def logits(model: MultiTaskModel, beside: tuple[InputVectors, ...] = (), rows: list[int] | None = None) -> Tensor:
     chosen = np.arange(len(TOKENS)) if rows is None else np.array(rows)
-    return model.all_tasks(**pad_batch(TOKENS, chosen, vectors=[of.take(chosen) for of in beside]))
+    return model.all_tasks(**pad_batch(TOKENS, chosen, vectors=[of.take(chosen) for of in beside])).nan_to_num(neginf=0)
 
 
 @MODELS
@@ -105,7 +108,7 @@ def test_isolated_prompts_read_them_from_the_kv_cache_too() -> None:
 
 
 def test_a_model_without_inputs_has_nothing_more_and_refuses_vectors() -> None:
-    plain = MTOPModel.from_backbone(make_backbone(), TASKS, max_tokens=16)
+    plain = MTOPModel.from_backbone(make_encoder(), TASKS, max_tokens=16)
     assert not [name for name in plain.state_dict() if "input" in name.replace("prompts", "")]
     with pytest.raises(ConfigError, match="reads no vectors"):
         logits(plain, BESIDE)
@@ -118,10 +121,10 @@ def test_a_model_without_inputs_has_nothing_more_and_refuses_vectors() -> None:
 
 
 def test_fingerprints_cover_the_inputs_and_their_layers() -> None:
-    plain, model = MTOPModel.from_backbone(make_backbone(), TASKS, max_tokens=16), isolated()
+    plain, model = MTOPModel.from_backbone(make_encoder(), TASKS, max_tokens=16), isolated()
     found = [task_fingerprints(plain, ""), task_fingerprints(model, ""), task_fingerprints(isolated(seed=1), "")]
     renamed = MTOPModel.from_backbone(
-        make_backbone(), TASKS, inputs=[{**IMAGE, "column": "picture"}, SOUND], max_tokens=16
+        make_encoder(), TASKS, inputs=[{**IMAGE, "column": "picture"}, SOUND], max_tokens=16
     )
     found.append(task_fingerprints(renamed, ""))
     with torch.no_grad():
