@@ -307,7 +307,7 @@ def test_each_kind_of_model_has_keys_of_its_own(write: Callable[..., Path], monk
 @pytest.mark.parametrize(
     ("kind", "reads", "settings"),
     [
-        ("mt-dnn", "pooled", {"dropout": 0.1}),
+        ("mt-dnn", "pooled", {"dropout": 0.1, "inputs": ()}),
         ("single-task", "pooled", {"dropout": 0.1}),
         ("p-tuning", "prompts", {"dropout": 0.1, "prompts_per_task": 2}),
         ("p-tuning-v2", "pooled", {"dropout": 0.1, "prompts_per_task": 8, "prompt_dropout": 0.1}),

@@ -40,10 +40,12 @@ class MTOPSequence(MTOPParameters):
 
     def by_family(self, tasks: Sequence[str]) -> dict[str | None, tuple[str, ...]]:
         """These tasks by their families; None for those of no family, which come first."""
+        if not self.config.families:
+            return {None: tuple(tasks)} if tasks else {}
         found: dict[str | None, list[str]] = {}
-        families = {name: self.family_of(name) for name in tasks}
-        for name in sorted(tasks, key=lambda name: families[name] is not None):
-            found.setdefault(families[name], []).append(name)
+        families = {entry["task"]["name"]: entry.get("family") for entry in self.config.tasks}
+        for name in sorted(tasks, key=lambda name: families.get(name) is not None):
+            found.setdefault(families.get(name), []).append(name)
         return {family: tuple(names) for family, names in found.items()}
 
     @property

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from mtop_batch.families import EncoderPasses
 from mtop_batch.model.bundle.card import model_card
 from mtop_batch.tasks import Task
 
@@ -10,7 +11,7 @@ def test_of_a_thousand_tasks_the_card_has_the_best_and_the_worst() -> None:
     tasks = [Task(f"task_{number:03}") for number in range(1000)]
     metrics = {task.name: {"accuracy": number / 1000} for number, task in enumerate(tasks)}
     config = {"task": [{"name": task.name} for task in tasks], "train": {"epochs": 5}}
-    card = model_card("many", "mtop", tasks, metrics, config, "tiny", LIMITS, 1)
+    card = model_card("many", "mtop", tasks, metrics, config, "tiny", LIMITS, EncoderPasses())
     assert "One `mtop` model for 1000 tasks" in card
     assert "| task_999 |" in card
     assert "| task_000 |" in card
@@ -22,7 +23,7 @@ def test_of_a_thousand_tasks_the_card_has_the_best_and_the_worst() -> None:
 
 def test_the_card_of_a_few_tasks_has_all_and_their_configuration() -> None:
     tasks = [Task(name) for name in ("topic", "mood")]
-    card = model_card("few", "mtop", tasks, {}, {"task": [{"name": "topic"}]}, "tiny", LIMITS, 1)
+    card = model_card("few", "mtop", tasks, {}, {"task": [{"name": "topic"}]}, "tiny", LIMITS, EncoderPasses())
     assert "| topic |" in card
     assert "| mood |" in card
     assert "more, in" not in card
