@@ -18,7 +18,7 @@ from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.phases import Phases
 from mtop_batch.engine.run_directory import RunDirectory, run_digest
 from mtop_batch.engine.session import ray_session
-from mtop_batch.engine.train import check_workers, prepare, versions
+from mtop_batch.engine.train import check_config, check_workers, prepare, versions
 from mtop_batch.errors import ConfigError
 from mtop_batch.model.prefinetuned import read_described, save_prefinetuned
 from mtop_batch.training.prefinetuning import check_sources, prefinetuning_model
@@ -71,6 +71,7 @@ def prefinetune(
     """
     started = time.monotonic()
     check_sources(config)
+    check_config(config)
     output = _local(config.output)
     parts = prepare(config, progress)
     run = RunDirectory(config.output, run_digest(config, parts.data, "prefinetune"))

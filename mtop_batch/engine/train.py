@@ -113,6 +113,7 @@ def train(
             to be overwritten, or storage fails; `JobError` where workers failed more often than `train.max_failures`.
     """
     started = time.monotonic()
+    check_config(config)
     check_teachers(config)
     check_output(config.output)
     parts = prepare(config, progress)
@@ -194,13 +195,25 @@ class Parts:
     data: list[TaskData]
 
 
-@few_warnings()
-def prepare(config: Config, progress: Progress) -> Parts:
-    """Load everything and check all that can be checked before work starts."""
+def check_config(config: Config) -> None:
+    """Refuse what a configuration alone shows not to work.
+
+    Raises:
+        MtopError: Says what.
+    """
     check_readers(config)
     check_rules(config.tasks(), config)
     train_settings(config.train).check_workers(config.train.num_workers)
     check_trackers(config.train)
+
+
+@few_warnings()
+def prepare(config: Config, progress: Progress) -> Parts:
+    """Load encoder and examples, and check that they fit.
+
+    Raises:
+        MtopError: They do not.
+    """
     progress.phase("read and tokenise the examples", len(config.task), "tasks")
     tokenizer = load_tokenizer(config.backbone.name)
     backbone = load_backbone(config.backbone.name)

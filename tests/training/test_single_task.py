@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -65,7 +67,7 @@ def test_an_isolated_task_is_learned_anew_in_its_place_and_a_joint_one_is_not() 
 def test_a_new_family_is_learned_with_its_tasks_and_nothing_else_changes() -> None:
     tasks = [Task("added"), Task("names", "token", ("PER", "LOC"))]
     family_of = dict.fromkeys((task.name for task in tasks), "late")
-    new = {"families": [Family("late", rank=4, layers=1)], "family_of": family_of}
+    new: dict[str, Any] = {"families": [Family("late", rank=4, layers=1)], "family_of": family_of}
     model, start = make_model(prompt_attention="isolated"), make_model(prompt_attention="isolated")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.add_tasks(tasks, **new)
