@@ -245,7 +245,8 @@ def test_a_backbone_is_rebuilt_from_its_settings(backbone_dir: Path) -> None:
 
 @pytest.mark.parametrize("kind", [MTOPModel, MTDNNModel])
 def test_the_encoder_of_a_bundle_is_a_backbone(kind: type[MTOPModel | MTDNNModel], tmp_path: Path) -> None:
-    model = kind.from_backbone(make_backbone(), [Task("topic"), Task("mood")], max_tokens=16)
+    tasks = [Task(name, reads="pooled") for name in ("topic", "mood")]
+    model = kind.from_backbone(make_backbone(), tasks, max_tokens=16)
     with torch.no_grad():
         for parameter in model.backbone.parameters():
             parameter.add_(0.01)
@@ -258,7 +259,8 @@ def test_the_encoder_of_a_bundle_is_a_backbone(kind: type[MTOPModel | MTDNNModel
 
 
 def test_a_bundle_that_is_damaged_or_has_many_encoders_is_no_backbone(tmp_path: Path) -> None:
-    model = SingleTaskModel.from_backbone(make_backbone(), [Task("topic"), Task("mood")], max_tokens=16)
+    tasks = [Task(name, reads="pooled") for name in ("topic", "mood")]
+    model = SingleTaskModel.from_backbone(make_backbone(), tasks, max_tokens=16)
     save_bundle(str(tmp_path), model, make_tokenizer(), metrics={}, training_config={}, backbone_name="tiny")
     with pytest.raises(ConfigError, match="of kind 'single-task' each task has an encoder of its own"):
         load_backbone(str(tmp_path))
