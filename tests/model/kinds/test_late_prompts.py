@@ -78,7 +78,7 @@ def test_the_text_and_the_encoder_stay_as_they_are(batch: Batch) -> None:
             assert [*model.backbone.encoder.layer] == [layers[1]]
             raise ValueError
 
-    with pytest.raises(ValueError, match="^$"):
+    with pytest.raises(ValueError, match=r"^$"):
         fail()
     assert model.backbone.encoder.layer is layers
     _, after = encode(model.backbone, model.prompts("topic")[:0], **batch)
