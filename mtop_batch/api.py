@@ -224,7 +224,7 @@ def evaluate(
 
     options = {"errors": errors, "suspects": suspects, "report": report}
     files = {option: file_place(typed, option) for option, typed in options.items() if typed is not None}
-    wants_suspects = suspects is not None or report is not None
+    wants_suspects = True if suspects is not None else None if report is not None else False
     evaluated = evaluate_in_detail(model, config, overrides, compare=report is not None, suspects=wants_suspects)
     from mtop_batch.engine.evaluate import write_errors, write_report, write_suspects
 
@@ -243,7 +243,7 @@ def evaluate_in_detail(
     overrides: Sequence[str] = (),
     *,
     compare: bool = True,
-    suspects: bool = False,
+    suspects: bool | None = False,
 ) -> dict[str, EvaluatedTask]:
     """As `evaluate`, and each task label by label, with the examples that it gets wrong, and what of its data to doubt.
 
@@ -252,7 +252,8 @@ def evaluate_in_detail(
         config: See there.
         overrides: See there.
         compare: Compare evaluation with training data, where these can be read.
-        suspects: Look for training examples that are likely to be labelled wrongly.
+        suspects: Look for training examples that are likely to be labelled wrongly; None does so unless there are many
+            tasks.
     """
     if config is None and overrides:
         raise ConfigError("--set changes a configuration; name one with --config")

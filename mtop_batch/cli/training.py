@@ -164,7 +164,7 @@ def evaluate(
     place = json_place(json_out)
     options = {"--errors": errors, "--suspects": suspects, "--report": report}
     files = {option: file_place(typed, option) for option, typed in options.items()}
-    find_suspects = suspects is not None or report is not None
+    find_suspects = True if suspects is not None else None if report is not None else False
     evaluated = api.evaluate_in_detail(model, config, set_ or (), suspects=find_suspects)
     from mtop_batch.cli.tables import print_doubts, print_label_reports, print_metrics
     from mtop_batch.engine.evaluate import write_errors, write_report, write_suspects

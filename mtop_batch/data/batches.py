@@ -66,16 +66,18 @@ def _placed(
     vectors: Sequence[InputVectors], lengths: npt.NDArray[np.int64], width: int, device: torch.device
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
     """The vectors of each input, and where they stand in a batch: behind rows of these lengths, input after input."""
-    placed, ends = [], lengths + width * np.arange(len(lengths))
+    placed: list[tuple[torch.Tensor, torch.Tensor]] = []
+    ends = lengths + width * np.arange(len(lengths))
     for of in vectors:
         counts = of.counts
         places = np.repeat(ends - of.offsets[:-1], counts) + np.arange(len(of.values))
         ends = ends + counts
-        placed.append(tuple(_to_device(torch.from_numpy(array), device) for array in (of.values, places)))
-    return tuple(placed)  # type: ignore[arg-type]  # pairs
+        placed.append((_to_device(of.values, device), _to_device(places, device)))
+    return tuple(placed)
 
 
-def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def _to_device(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
     pinned = tensor.pin_memory() if device.type == "cuda" else tensor
     return pinned.to(device, non_blocking=True)
 

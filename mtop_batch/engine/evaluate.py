@@ -37,6 +37,9 @@ from mtop_batch.training.probe import example_vectors
 from mtop_batch.training.settings import Worker, single_worker
 from mtop_batch.training.suspects import find_suspects
 
+_MOST_SEARCHED = 100
+"""Tasks whose training examples are searched for wrong labels without being asked."""
+
 
 def evaluate_bundle(
     model_uri: str, config: Config | None = None, *, progress: Progress | None = None
@@ -53,7 +56,7 @@ def evaluate_in_detail(
     *,
     progress: Progress | None = None,
     compare: bool = True,
-    suspects: bool = False,
+    suspects: bool | None = False,
 ) -> dict[str, EvaluatedTask]:
     """Evaluate tasks of a bundle, label by label, in one process, on a GPU if there is one.
 
@@ -67,7 +70,8 @@ def evaluate_in_detail(
         progress: Where to show how it gets on, and which tasks are left out; it is entered already.
         compare: Look for texts that training and evaluation data have in common, and for labels that contradict each
             other, where the training data can be read.
-        suspects: Also look for training examples that are likely to be labelled wrongly.
+        suspects: Also look for training examples that are likely to be labelled wrongly, for which all of them go
+            through the encoder; None does so unless there are many tasks.
 
     Returns:
         By task, in the bundle's order.
@@ -86,6 +90,8 @@ def evaluate_in_detail(
     if progress is not None:
         _say_what_is_left_out(progress, [name for name in bundle.model.task_names if name not in sources])
         progress.phase("evaluate", len(names), "tasks")
+    if suspects is None and (suspects := len(names) <= _MOST_SEARCHED) is False and progress is not None:
+        progress.note(f"no search for wrong labels in the training data of {len(names):,} tasks; --suspects searches")
     recorded = {task["name"]: task.get("label_by") for task in bundle.training_config.get("task", [])}
     worker = single_worker(config.train.precision)
     text_tokenizer = TextTokenizer(bundle.tokenizer, **bundle.model.config.text_limits, keeps=KEPT_TEXTS)

@@ -116,6 +116,20 @@ def test_the_errors_of_a_bundle_are_written_with_their_texts(
     assert all(sum(scores.support for scores in task.report.labels) == 24 for task in evaluated.values())
 
 
+def test_wrong_labels_are_searched_for_in_few_tasks_or_when_asked(
+    trained: tuple[Config, TrainResult, list[Event]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, result, _ = trained
+
+    def is_searched(suspects: bool | None) -> bool:
+        found = evaluate_in_detail(result.output, config, suspects=suspects)
+        return any(item.suspects is not None or item.no_suspects for item in found.values())
+
+    assert (is_searched(None), is_searched(False)) == (True, False)
+    monkeypatch.setattr("mtop_batch.engine.evaluate._MOST_SEARCHED", 1)
+    assert (is_searched(None), is_searched(True)) == (False, True)
+
+
 def test_the_same_training_again_does_nothing_and_another_needs_leave_to_overwrite(
     trained: tuple[Config, TrainResult, list[Event]],
 ) -> None:
