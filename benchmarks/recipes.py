@@ -64,7 +64,7 @@ def prepare(source: str, extra: Mapping[str, str], backbone: str, output: Path) 
         kept = [pair for pair in zip(examples["headline"], examples["label"], strict=True) if pair[0] in rows]
         arrays[f"{task}_{part}_texts"] = np.array([rows[text] for text, _ in kept])
         arrays[f"{task}_{part}_labels"] = np.array([int(label == "yes") for _, label in kept])
-    np.savez_compressed(output / "data.npz", **arrays)  # type: ignore[arg-type]  # its stub knows one keyword only
+    np.savez_compressed(output / "data.npz", **arrays)
     load_backbone(backbone).save_pretrained(output / "backbone")
 
 

@@ -115,8 +115,7 @@ def print_label_reports(reports: Mapping[str, LabelReport], values: Mapping[str,
             mistaken = sorted(((count, other) for other, count in confused), reverse=True)
             wrong = [f"{shown(other)} {count:,}" for count, other in mistaken if count and other != scores.label]
             taken = ", ".join(wrong[:_MOST_CONFUSED]) + (" ..." if len(wrong) > _MOST_CONFUSED else "")
-            first = (name if not index else "", _name(scores.label))
-            table.add_row(*first, *numbers, f"{scores.support:,}", Text(taken))
+            table.add_row(name if not index else "", _name(scores.label), *numbers, f"{scores.support:,}", Text(taken))
         if report.note:
             notes.append(f"{name}: {report.note}")
     console = Console()

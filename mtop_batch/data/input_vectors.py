@@ -129,7 +129,7 @@ def read_vectors(column: pa.Array, spec: VectorInput) -> tuple[InputVectors, pa.
         f"input column {spec.column!r} has a value that is no finite number"
     )
     places = np.arange(len(rows)) - np.searchsorted(rows, rows)
-    kept = (places < spec.tokens) & np.equal(reasons[rows], None)
+    kept = (places < spec.tokens) & np.array([reason is None for reason in reasons[rows]], bool)
     counts = np.bincount(rows[kept], minlength=len(column))
     return InputVectors(values[kept], np.append(0, counts.cumsum())), pa.array(reasons, pa.string())
 

@@ -149,7 +149,7 @@ def test_a_model_of_its_own_resumes_from_its_checkpoint(tmp_path: Path, monkeypa
     [data] = make_data((40,), (Task("sport", reads="pooled"),))
 
     def learn(run_uri: str) -> LearnedTask:
-        job = SingleTaskJob("own", settings, "fp32", new_task, {}, queue, run_uri, processes=1, max_threads=1)
+        job = SingleTaskJob("own", settings, "fp32", new_task, {}, (), {}, queue, run_uri, processes=1, max_threads=1)
         return train_own_model(make_encoder(dropout=0.1), data, job)
 
     (tmp_path / "one").mkdir()

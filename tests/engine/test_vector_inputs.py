@@ -51,8 +51,8 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, make_config: MakeConfig, task: dict[str, Any]) -> str:
     output = tmp_path_factory.mktemp("bundle") / "model"
-    config = make_config(output, train={"epochs": 12, "learning_rate": 3e-3}, model={"inputs": INPUTS}).model_dump()
-    config = Config.model_validate({**config, "task": [task]})
+    values = make_config(output, train={"epochs": 12, "learning_rate": 3e-3}, model={"inputs": INPUTS}).model_dump()
+    config = Config.model_validate({**values, "task": [task]})
     with Progress(Console(quiet=True)) as progress:
         result = train(config, progress=progress)
     assert result.metrics["picture"]["accuracy"] > 0.9

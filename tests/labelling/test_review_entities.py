@@ -11,7 +11,7 @@ import pytest
 from mtop_batch import review
 from mtop_batch.data.examples import load_examples
 from mtop_batch.errors import ConfigError
-from mtop_batch.labelling.review import FILLED_IN
+from mtop_batch.labelling.review_choice import FILLED_IN
 from mtop_batch.table.columns import ENTITIES_TYPE
 from mtop_batch.table.read import read_labels
 from mtop_batch.tasks import Task

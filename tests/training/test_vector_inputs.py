@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def make_pictures(*, tell: bool) -> list[TaskData]:
     """The toy tasks with texts that say nothing of their labels."""
     found = []
     for number, item in enumerate(make_data((60, 60))):
-        parts = {}
+        parts: dict[str, Any] = {}
         for part, examples in (("train", item.train), ("eval", item.evaluation_examples())):
             labels = np.random.default_rng(number).permutation(examples.labels)
             parts[part] = replace(examples, labels=labels, vectors=(beside(labels, number, tell=tell),))

@@ -305,12 +305,12 @@ class Predictor:
         for rows in self._parts(np.flatnonzero(counts > 1), counts):
             collected.fetch(rows, self._label_windows(texts.take(rows), counts[rows], rows, entities))
             num_padded_tokens += int(lengths[rows].sum())  # all their windows are full
-        label_ids, scores, kept, vectors = collected.by_row()
+        label_ids, scores, kept, found_vectors = collected.by_row()
         label_ids, scores = self._with_token_tasks(label_ids, scores, entities)
         return TaskOutputs(
             label_ids,
             scores,
-            vectors,
+            found_vectors,
             self._by_task(kept),
             entities.by_row(),
             num_tokens=int(lengths.sum()),

@@ -12,7 +12,7 @@ from mtop_batch.config.sections import MTOPModelConfig
 from mtop_batch.errors import ConfigError
 from mtop_batch.model.bundle.fingerprints import task_fingerprints
 from mtop_batch.model.encoder.encode import encode
-from mtop_batch.model.encoder.inputs import embed, only_last_layers, prompts_of
+from mtop_batch.model.encoder.inputs import embed, encoder_layers, only_last_layers, prompts_of
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
 from tests.model.conftest import Batch, enlarge
@@ -71,16 +71,16 @@ def test_the_text_and_the_encoder_stay_as_they_are(batch: Batch) -> None:
     model = late(1, prompt_groups={"topic": "a", "mood": "a"})
     _, before = encode(model.backbone, model.prompts("topic")[:0], **batch)
     model.all_tasks(**batch)
-    layers = model.backbone.encoder.layer
+    layers = encoder_layers(model.backbone)
 
     def fail() -> None:
         with only_last_layers(model.backbone, 1):
-            assert [*model.backbone.encoder.layer] == [layers[1]]
+            assert [*encoder_layers(model.backbone)] == [layers[1]]
             raise ValueError
 
     with pytest.raises(ValueError, match=r"^$"):
         fail()
-    assert model.backbone.encoder.layer is layers
+    assert encoder_layers(model.backbone) is layers
     _, after = encode(model.backbone, model.prompts("topic")[:0], **batch)
     torch.testing.assert_close(before, after, rtol=0, atol=0)
 
@@ -90,7 +90,7 @@ def test_a_step_moves_the_prompts_and_the_whole_encoder(batch: Batch) -> None:
     model(**batch, task="topic", labels=torch.tensor([0, 1, 2])).loss.backward()
     assert model.prompts("topic").grad is not None
     assert model.prompts("mood").grad is None
-    assert all(parameter.grad is not None for parameter in model.backbone.encoder.layer[0].parameters())
+    assert all(parameter.grad is not None for parameter in encoder_layers(model.backbone)[0].parameters())
 
 
 @torch.no_grad()
@@ -116,4 +116,4 @@ def test_layers_that_are_not_there_and_joint_prompts_are_refused() -> None:
     with pytest.raises(ConfigError, match="prompts that the text does not see"):
         late(1, prompt_attention="joint")
     with pytest.raises(ValueError, match='set prompt_attention = "isolated"'):
-        MTOPModelConfig(prompt_layers=1, shared_prompts=1)
+        MTOPModelConfig.model_validate({"prompt_layers": 1, "shared_prompts": 1})

@@ -149,7 +149,7 @@ def test_the_predictor_takes_vectors_beside_texts_and_makes_errors_of_bad_ones(w
     model.config.max_windows, model.config.window_overlap = windows, 0
     predictor = Predictor(model, make_tokenizer(), precision="fp32")
     texts = ["bank market", "goal team", "film", "star " * 30]
-    beside = {"image": [[A, B], None, [[1.0]], [B]], "sound": [[1.0] * 5, None, None, None]}
+    beside: dict[str, Any] = {"image": [[A, B], None, [[1.0]], [B]], "sound": [[1.0] * 5, None, None, None]}
     found = predictor.predict(texts, inputs=beside)
     assert found["error"].to_pylist() == [None, None, "input column 'image' has a vector of 1 floats, not 3", None]
     scores = found["topic_score"].to_pylist()
