@@ -111,7 +111,8 @@ def measure(config: Config, tables: Tables) -> list[dict[str, Any]]:
     tokenizer = TextTokenizer(bundle.tokenizer, **bundle.model.config.text_limits)
     worker = single_worker(config.train.precision)
     model = bundle.model.to(worker.device)  # type: ignore[arg-type]  # transformers wraps it
-    rows, together = [], []
+    rows: list[dict[str, Any]] = []
+    together = []
     for table in tables:
         task = bundle.model.task(table["name"])
         raw = load_examples(task, table["test"], table.get("label", "label"), training=False)

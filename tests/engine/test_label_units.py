@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import ray
 
 from mtop_batch import Predictor, read_labels
 from mtop_batch.data.tokens import TextTokenizer
@@ -18,7 +19,7 @@ from mtop_batch.engine.label_options import wanted_labels
 from mtop_batch.errors import DamagedLabelFile, JobError
 from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.labelling.plan.work import Plan, Unit
-from mtop_batch.labelling.run.stages import LabelJob, label, read_and_tokenise, write
+from mtop_batch.labelling.run.stages import LabelJob, label, label_from_scores, read_and_tokenise, write
 from mtop_batch.model.bundle.bundle import load_bundle, save_bundle
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.table.gate.rules import Rules
@@ -43,7 +44,7 @@ class _NoLease:
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is none, and none is started."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(label_units.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
 
     def refuse(**_: Any) -> None:
         raise AssertionError("Ray is started")
@@ -138,7 +139,7 @@ def test_closing_the_results_stops_the_work(root: Path, monkeypatch: pytest.Monk
         job, plan = _plan(root, "m2")
     monkeypatch.setattr(label_units, "num_cores", lambda: 1)
     begun: list[Unit] = []
-    real = label_units.label_from_scores
+    real = label_from_scores
 
     def noted(job: LabelJob, units: Any) -> list[bytes]:
         begun.extend(units)
