@@ -10,9 +10,10 @@ what `multi_label.py prepare` has written, `--trec` a directory with trec_train 
 `label`), of which a tenth of the training questions is for evaluation. `--limit` takes so many training examples of
 each task, drawn at random; evaluation and test examples are all there are.
 
-A set with several tasks has a row for each, and one for all of their test examples together: of a few hundred examples
-also scores that can be trusted have an error of some 0.02. The goal is half of the error before, or 0.02. Each set is a
-step with a result file under --work, so a run that is cut off goes on; a directory is for one setting.
+A set with several tasks has a row for each, and one for all of their test examples together. The goal is half of the
+error before, or 0.02; `ece_by_chance` is the error that scores which are exactly right would have on so many examples,
+on average. Each set is a step with a result file under --work, so a run that is cut off goes on; a directory is for one
+setting.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from mtop_batch.training.settings import single_worker
 
 EVAL_FRACTION = 0.1
 GOAL, GOAL_SHARE = 0.02, 0.5
+DRAWS = 1000
 Tables = list[dict[str, Any]]
 """Tasks as a configuration has them, each with its test examples."""
 
@@ -123,8 +125,9 @@ def measure(config: Config, tables: Tables) -> list[dict[str, Any]]:
         rows[-1] |= {"bins": [asdict(each) for each in after.bins]}
         together.append((before.bins, after.bins))
     if len(rows) > 1:
-        errors = (calibration_error(_joined([pair[place] for pair in together])) for place in (0, 1))
-        rows.append({"task": "all", "examples": sum(row["examples"] for row in rows), **_errors(*errors)})
+        joined = [_joined([pair[place] for pair in together]) for place in (0, 1)]
+        rows.append({"task": "all", "examples": sum(row["examples"] for row in rows)})
+        rows[-1] |= {**_errors(*map(calibration_error, joined)), "bins": [asdict(each) for each in joined[1]]}
     return rows
 
 
@@ -135,6 +138,14 @@ def _of_one_task(task: Task) -> Task:
 
 def _errors(before: float, after: float) -> dict[str, Any]:
     return {"ece_before": before, "ece": after, "reached": after <= max(GOAL, GOAL_SHARE * before)}
+
+
+def by_chance(bins: Sequence[ScoreBin]) -> float:
+    """The error that so many examples would have on average if their scores were exactly right."""
+    rng = np.random.default_rng(0)
+    right = np.stack([rng.binomial(each.examples, min(1.0, each.score), DRAWS) / each.examples for each in bins])
+    apart = np.abs(right - np.array([[each.score] for each in bins]))
+    return float(np.average(apart, axis=0, weights=[each.examples for each in bins]).mean())
 
 
 def _joined(parts: Sequence[Sequence[ScoreBin]]) -> list[ScoreBin]:
@@ -166,6 +177,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             done.write_text(json.dumps({"set": name, "tasks": rows, "seconds": round(time.monotonic() - started, 1)}))
         runs.append(json.loads(done.read_text()))
         for row in runs[-1]["tasks"]:
+            row["ece_by_chance"] = by_chance([ScoreBin(**each) for each in row["bins"]])
             print({"set": name, **{key: value for key, value in row.items() if key != "bins"}}, flush=True)
     return runs
 

@@ -175,10 +175,8 @@ def _micro_f1(rows: list[dict[str, Any]]) -> float:
 
 def _places_table(rows: list[dict[str, Any]]) -> Table:
     """One line per article: any number of labels, each with its probability."""
-    title = Column("title", max_width=20, no_wrap=True)
-    table = Table(
-        title, "places", "named in the first words", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )
+    columns = Column("title", max_width=20, no_wrap=True), Column("places"), Column("named in the first words")
+    table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for row in rows:
         pairs = zip(row[f"{news.PLACES_TASK}_label"], row[f"{news.PLACES_TASK}_score"], strict=True)
         said = ", ".join(f"{place} {score:.0%}" for place, score in pairs)

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import ray
 
 from mtop_batch import Predictor, read_labels
 from mtop_batch.data.tokens import TextTokenizer
@@ -43,7 +44,7 @@ class _NoLease:
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is none, and none is started."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
 
     def refuse(**_: Any) -> None:
         raise AssertionError("Ray is started")
@@ -138,10 +139,11 @@ def test_closing_the_results_stops_the_work(root: Path, monkeypatch: pytest.Monk
         job, plan = _plan(root, "m2")
     monkeypatch.setattr(label_units, "num_cores", lambda: 1)
     begun: list[Unit] = []
+    real = label_from_scores
 
     def noted(job: LabelJob, units: Any) -> list[bytes]:
         begun.extend(units)
-        return label_from_scores(job, units)
+        return real(job, units)
 
     monkeypatch.setattr(label_units, "label_from_scores", noted)
     results = label_units.run_in_threads(job, f"{root}/m2", [[unit] for unit in plan.units_from("scores")])
