@@ -261,8 +261,9 @@ class MTOPModel(MTOPSequence):
             )
         ]
         at_tokens = {name: logits for outputs in found for name, logits in outputs.at_tokens.items()}
-        of_texts = [name for names in by_family.values() for name in names if name not in at_tokens]
-        order = [of_texts.index(name) for name in wanted if name not in at_tokens]
+        of_texts = (name for names in by_family.values() for name in names if name not in at_tokens)
+        places = {name: place for place, name in enumerate(of_texts)}
+        order = [places[name] for name in wanted if name not in at_tokens]
         in_order = order == sorted(order)
         logits = join_logits(
             [outputs.logits for outputs in found], None if in_order else index_of(tuple(order), text.input_ids.device)

@@ -40,16 +40,18 @@ class MTOPSequence(MTOPParameters):
 
     def by_family(self, tasks: Sequence[str]) -> dict[str | None, tuple[str, ...]]:
         """These tasks by their families; None for those of no family, which come first."""
+        if not self.config.families:
+            return {None: tuple(tasks)} if tasks else {}
+        families = {entry["task"]["name"]: entry.get("family") for entry in self.config.tasks}
         found: dict[str | None, list[str]] = {}
-        families = {name: self.family_of(name) for name in tasks}
-        for name in sorted(tasks, key=lambda name: families[name] is not None):
-            found.setdefault(families[name], []).append(name)
+        for name in sorted(tasks, key=lambda name: families.get(name) is not None):
+            found.setdefault(families.get(name), []).append(name)
         return {family: tuple(names) for family, names in found.items()}
 
     @property
     def passes(self) -> EncoderPasses:
         """One for all tasks; with families the lower layers once, and their last layers once for each."""
-        families = {name: family for name in self.task_names if (family := self.family_of(name)) is not None}
+        families = {entry["task"]["name"]: entry["family"] for entry in self.config.tasks if "family" in entry}
         layers = {family.name: family.layers for family in self.task_families}
         return EncoderPasses(False, num_layers(self.backbone), layers, families)
 
