@@ -48,11 +48,12 @@ def test_what_is_filled_in_is_learned_from(table: Path, tmp_path: Path) -> None:
     review(f"{table}/labels", "names", str(tmp_path / "next.parquet"), num_articles=5)
     rows = pq.read_table(tmp_path / "next.parquet")
     given = [[{"column": "body", "start": 0, "end": 4, "label": "LOC"}], [], None, None, []]
+    given[1] = [{"column": None, "start": 2, "end": 5, "label": "PER"}]
     filled = rows.set_column(5, "label", pa.array(given, FILLED_IN))
     pq.write_table(filled, tmp_path / "filled.parquet")
     raw = load_examples(NAMES, str(tmp_path / "filled.parquet"), "label", training=True)
     assert raw.entities is not None
-    assert [raw.entities.row(row) for row in range(len(raw))] == [[(1, 0, 4, 1)], [], []]
+    assert [raw.entities.row(row) for row in range(len(raw))] == [[(1, 0, 4, 1)], [(0, 2, 5, 0)], []]
 
 
 def test_lists_of_entities_do_not_fit_into_csv(table: Path, tmp_path: Path) -> None:

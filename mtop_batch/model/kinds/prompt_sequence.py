@@ -42,8 +42,8 @@ class MTOPSequence(MTOPParameters):
         """These tasks by their families; None for those of no family, which come first."""
         if not self.config.families:
             return {None: tuple(tasks)} if tasks else {}
-        found: dict[str | None, list[str]] = {}
         families = {entry["task"]["name"]: entry.get("family") for entry in self.config.tasks}
+        found: dict[str | None, list[str]] = {}
         for name in sorted(tasks, key=lambda name: families.get(name) is not None):
             found.setdefault(families.get(name), []).append(name)
         return {family: tuple(names) for family, names in found.items()}
@@ -51,30 +51,25 @@ class MTOPSequence(MTOPParameters):
     @property
     def passes(self) -> EncoderPasses:
         """One for all tasks; with families the lower layers once, and their last layers once for each."""
-        families = {name: family for name in self.task_names if (family := self.family_of(name)) is not None}
+        families = {entry["task"]["name"]: entry["family"] for entry in self.config.tasks if "family" in entry}
         layers = {family.name: family.layers for family in self.task_families}
         return EncoderPasses(False, num_layers(self.backbone), layers, families)
 
     def context_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Layers of inputs, and prompts, that all outputs depend on. Names of tasks do not count, the order of their
-        prompts does.
-        """
-        yield from self.input_tensors()
+        """The prompts that all outputs depend on. Names of tasks do not count, the order of their prompts does."""
         if self.shared_prompts is not None:
             yield "shared", self.shared_prompts
         for name in self._layout(()).owners:
             yield "joint", self.prompts(name)
 
     def task_settings(self, name: str) -> dict[str, Any]:
-        """Whether the task is isolated, as only tasks of MTOP are or are not, how it attends to the text, where its
-        prompts enter, and where its family has LoRA.
+        """Whether the task is isolated, as only tasks of MTOP are or are not, how it attends to the text, and where its
+        family has LoRA.
         """
-        attention, prompt_layers = self._entry(name).get("attention"), self.config.prompt_layers
-        lora = self.family_lora(self.family_of(name))
+        attention, lora = self._entry(name).get("attention"), self.family_lora(self.family_of(name))
         return {
             "isolated": self._is_isolated(name),
             **({"attention": attention} if attention else {}),
-            **({"prompt_layers": prompt_layers} if prompt_layers and self.reads_prompts(name) else {}),
             **({"family": {"layers": lora.num_layers, "scale": lora.scale}} if lora else {}),
         }
 
@@ -111,7 +106,6 @@ class MTOPSequence(MTOPParameters):
     def _flops(self, tasks: Sequence[str], *, vectors: bool) -> ForwardFlops:
         """The same for tasks of one family, as if it had all layers."""
         groups = self._layout(tasks).groups
-        share = (self.config.prompt_layers or num_layers(self.backbone)) / num_layers(self.backbone)
         modules = {task: self._module(task) for task in tasks}
         attention = [module.flops for module in modules.values() if isinstance(module, AttentionHead)]
         at_tokens = [module.head.weight.numel() for module in modules.values() if isinstance(module, TokenHead)]
@@ -126,7 +120,7 @@ class MTOPSequence(MTOPParameters):
             self.backbone,
             per_text=2.0 * sum(own) + sum(per_text for per_text, _, _ in attention),
             num_context_prompts=groups.count(0),
-            num_reading_prompts=(len(groups) - groups.count(0)) * share,
+            num_reading_prompts=len(groups) - groups.count(0),
             ends_early=not vectors and has_kv_cache(self.backbone) and not self._needs_outputs_at_context(tasks),
         )
         return replace(
@@ -164,7 +158,6 @@ class MTOPSequence(MTOPParameters):
             Pass(
                 len(own),
                 stack_lora([(len(at), self.task_module(name).lora) for name, at in owners if at.start in own], dtype),
-                self.config.prompt_layers,
             )
             for own in layout.passes
         )

@@ -338,3 +338,11 @@ def test_an_encoder_in_bf16_has_families_too(batch: Batch) -> None:
     torch.testing.assert_close(rounded.logits[finite], exact.logits[finite], atol=0.2, rtol=0.2)
     mask = batch["attention_mask"].bool()
     torch.testing.assert_close(rounded.at_tokens["names"][mask], exact.at_tokens["names"][mask], atol=0.2, rtol=0.2)
+
+
+@torch.no_grad()
+def test_batches_after_the_first_do_not_look_tasks_up(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    model.all_outputs(**batch, tasks=NAMES)
+    monkeypatch.setattr(model, "_entry", None)
+    model.all_outputs(**batch, tasks=NAMES)
