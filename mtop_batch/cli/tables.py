@@ -103,8 +103,8 @@ def print_label_reports(reports: Mapping[str, LabelReport], values: Mapping[str,
         reports: By task.
         values: What judges the tasks.
     """
-    first, last = ends(values)
-    reports = {name: reports[name] for name in last or first}
+    some, worst = ends(values)
+    reports = {name: reports[name] for name in worst or some}
     table = Table("task", "label", *(Column(name, justify="right") for name in _LABEL_COLUMNS), "taken for")
     notes = []
     for name, report in reports.items():

@@ -128,8 +128,8 @@ def read_vectors(column: pa.Array, spec: VectorInput) -> tuple[InputVectors, pa.
     reasons[rows[~np.isfinite(values).all(axis=1)]] = (
         f"input column {spec.column!r} has a value that is no finite number"
     )
-    places = np.arange(len(rows)) - np.searchsorted(rows, rows)
-    kept = (places < spec.tokens) & np.array([reason is None for reason in reasons[rows]], bool)
+    is_good = np.array([reason is None for reason in reasons], bool)
+    kept = (np.arange(len(rows)) - np.searchsorted(rows, rows) < spec.tokens) & is_good[rows]
     counts = np.bincount(rows[kept], minlength=len(column))
     return InputVectors(values[kept], np.append(0, counts.cumsum())), pa.array(reasons, pa.string())
 

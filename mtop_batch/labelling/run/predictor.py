@@ -276,20 +276,20 @@ class Predictor:
         arrays = [columns[field.name] for field in fields]
         return pa.table([*arrays, errors], schema=pa.schema([*fields, pa.field("error", pa.string())]))
 
-    def predict_tokens(self, tokens: Tokens, vectors: tuple[InputVectors, ...] = ()) -> TaskOutputs:
+    def predict_tokens(self, tokens: Tokens, input_vectors: tuple[InputVectors, ...] = ()) -> TaskOutputs:
         """Label R rows of tokens, with their words where there are token tasks; those without tokens get label -1 and
         score NaN.
 
         Args:
             tokens: Of R texts.
-            vectors: What stands beside them, of each input of the model; () for nothing.
+            input_vectors: What stands beside them, of each input of the model; () for nothing.
 
         Raises:
             BundleError: An output is not a number.
             torch.OutOfMemoryError: Not even one row fits into the device's memory.
         """
         started = time.perf_counter()
-        texts = Rows(tokens, vectors)
+        texts = Rows(tokens, input_vectors)
         lengths = tokens.lengths
         counts = self._num_windows(tokens)
         vector_size = self._vector_size if self.gives_vectors else None

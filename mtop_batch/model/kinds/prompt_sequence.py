@@ -42,8 +42,8 @@ class MTOPSequence(MTOPParameters):
         """These tasks by their families; None for those of no family, which come first."""
         if not self.config.families:
             return {None: tuple(tasks)} if tasks else {}
-        families = {entry["task"]["name"]: entry.get("family") for entry in self.config.tasks}
         found: dict[str | None, list[str]] = {}
+        families = {entry["task"]["name"]: entry.get("family") for entry in self.config.tasks}
         for name in sorted(tasks, key=lambda name: families.get(name) is not None):
             found.setdefault(families.get(name), []).append(name)
         return {family: tuple(names) for family, names in found.items()}
@@ -56,20 +56,25 @@ class MTOPSequence(MTOPParameters):
         return EncoderPasses(False, num_layers(self.backbone), layers, families)
 
     def context_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The prompts that all outputs depend on. Names of tasks do not count, the order of their prompts does."""
+        """Layers of inputs, and prompts, that all outputs depend on. Names of tasks do not count, the order of their
+        prompts does.
+        """
+        yield from self.input_tensors()
         if self.shared_prompts is not None:
             yield "shared", self.shared_prompts
         for name in self._layout(()).owners:
             yield "joint", self.prompts(name)
 
     def task_settings(self, name: str) -> dict[str, Any]:
-        """Whether the task is isolated, as only tasks of MTOP are or are not, how it attends to the text, and where its
-        family has LoRA.
+        """Whether the task is isolated, as only tasks of MTOP are or are not, how it attends to the text, where its
+        prompts enter, and where its family has LoRA.
         """
-        attention, lora = self._entry(name).get("attention"), self.family_lora(self.family_of(name))
+        attention, prompt_layers = self._entry(name).get("attention"), self.config.prompt_layers
+        lora = self.family_lora(self.family_of(name))
         return {
             "isolated": self._is_isolated(name),
             **({"attention": attention} if attention else {}),
+            **({"prompt_layers": prompt_layers} if prompt_layers and self.reads_prompts(name) else {}),
             **({"family": {"layers": lora.num_layers, "scale": lora.scale}} if lora else {}),
         }
 
@@ -106,6 +111,7 @@ class MTOPSequence(MTOPParameters):
     def _flops(self, tasks: Sequence[str], *, vectors: bool) -> ForwardFlops:
         """The same for tasks of one family, as if it had all layers."""
         groups = self._layout(tasks).groups
+        share = (self.config.prompt_layers or num_layers(self.backbone)) / num_layers(self.backbone)
         modules = {task: self._module(task) for task in tasks}
         attention = [module.flops for module in modules.values() if isinstance(module, AttentionHead)]
         at_tokens = [module.head.weight.numel() for module in modules.values() if isinstance(module, TokenHead)]
@@ -120,7 +126,7 @@ class MTOPSequence(MTOPParameters):
             self.backbone,
             per_text=2.0 * sum(own) + sum(per_text for per_text, _, _ in attention),
             num_context_prompts=groups.count(0),
-            num_reading_prompts=len(groups) - groups.count(0),
+            num_reading_prompts=(len(groups) - groups.count(0)) * share,
             ends_early=not vectors and has_kv_cache(self.backbone) and not self._needs_outputs_at_context(tasks),
         )
         return replace(
@@ -158,6 +164,7 @@ class MTOPSequence(MTOPParameters):
             Pass(
                 len(own),
                 stack_lora([(len(at), self.task_module(name).lora) for name, at in owners if at.start in own], dtype),
+                self.config.prompt_layers,
             )
             for own in layout.passes
         )
