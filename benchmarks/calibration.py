@@ -39,8 +39,8 @@ from mtop_batch.data.examples import load_examples, tokenise_examples
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.model.bundle.bundle import load_bundle
 from mtop_batch.tasks import Task
-from mtop_batch.training.calibration import ScoreBin, before_and_after, calibration_error
-from mtop_batch.training.evaluation import task_predictions
+from mtop_batch.training.calibration.temperature import ScoreBin, before_and_after, calibration_error
+from mtop_batch.training.evaluation.evaluate import task_predictions
 from mtop_batch.training.settings import single_worker
 
 EVAL_FRACTION = 0.1

@@ -35,14 +35,14 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
 from mtop_batch import Predictor
+from mtop_batch.data.entities.tags import entities_of_tags
 from mtop_batch.data.examples import load_examples, tokenise_examples
-from mtop_batch.data.tags import entities_of_tags
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.families import Family
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer, locate_backbone
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
-from mtop_batch.training.evaluation import evaluate_task
+from mtop_batch.training.evaluation.evaluate import evaluate_task
 from mtop_batch.training.loop import fit
 from mtop_batch.training.schedules import linear_warmup_decay
 from mtop_batch.training.settings import TaskData, TrainSettings

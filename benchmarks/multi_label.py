@@ -49,8 +49,8 @@ from mtop_batch.decisions.decide import given_labels
 from mtop_batch.model.bundle.bundle import load_bundle
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
 from mtop_batch.tasks import METRICS, Task
-from mtop_batch.training.evaluation import task_predictions
-from mtop_batch.training.metrics import compute_metric
+from mtop_batch.training.evaluation.evaluate import task_predictions
+from mtop_batch.training.evaluation.metrics import compute_metric
 from mtop_batch.training.settings import single_worker
 
 PARTS = ("train", "eval", "test")

@@ -47,7 +47,7 @@ from mtop_batch.config.sections import Config, TaskConfig
 from mtop_batch.data.examples import LabelledTokens, load_examples, tokenise_examples
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.add_tasks import add_tasks
-from mtop_batch.engine.label import LabelOptions, label_corpus
+from mtop_batch.engine.labelling.label import LabelOptions, label_corpus
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.model.bundle.bundle import Bundle, load_bundle
 from mtop_batch.model.encoder.backbone import load_backbone

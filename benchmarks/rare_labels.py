@@ -32,13 +32,13 @@ from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
 from mtop_batch.model.kinds.mt_dnn import MTDNNModel
 from mtop_batch.tasks import Task
 from mtop_batch.training.class_weights import class_weights
-from mtop_batch.training.evaluation import TaskPredictions, task_predictions
-from mtop_batch.training.label_report import label_report
+from mtop_batch.training.evaluation.evaluate import TaskPredictions, task_predictions
+from mtop_batch.training.evaluation.label_report import label_report
+from mtop_batch.training.evaluation.suspects import find_suspects
 from mtop_batch.training.loop import fit
 from mtop_batch.training.optimizer import freeze_word_embeddings
 from mtop_batch.training.probe import example_vectors, fit_probe
 from mtop_batch.training.settings import TaskData, TrainSettings, Worker
-from mtop_batch.training.suspects import find_suspects
 
 _KNOWN: dict[bytes, torch.Tensor] = {}
 

@@ -30,7 +30,7 @@ from stacked_training import MaskedLanguageModel, SoftTexts, Texts, Training
 from torch import Tensor
 
 from mtop_batch.data.batches import pad_batch
-from mtop_batch.data.nhc import build_nhc
+from mtop_batch.data.sets.nhc import build_nhc
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
 from mtop_batch.model.kinds.mtop import MTOPModel

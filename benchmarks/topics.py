@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from mtop_batch.data.nhc import build_nhc
+from mtop_batch.data.sets.nhc import build_nhc
 
 CATEGORIES = ("COMEDY", "SPORTS", "FOOD & DRINK", "CRIME", "BUSINESS", "RELIGION", "TECH", "WEDDINGS")
 

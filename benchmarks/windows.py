@@ -36,7 +36,7 @@ from results_file import write_result
 from mtop_batch import Predictor, api
 from mtop_batch.config.load import load_config
 from mtop_batch.config.sections import Config
-from mtop_batch.training.metrics import compute_metric
+from mtop_batch.training.evaluation.metrics import compute_metric
 
 READINGS = ("cut-128", "cut-512", "windows-128", "windows-256")
 PARTS = ("train", "eval", "test")

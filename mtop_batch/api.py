@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mtop_batch.engine.train import TrainResult
     from mtop_batch.labelling.review import Strategy
     from mtop_batch.table.lake import TableFormat
-    from mtop_batch.training.evaluated import EvaluatedTask
+    from mtop_batch.training.evaluation.evaluated import EvaluatedTask
 
 Event = dict[str, Any]
 
@@ -344,8 +344,8 @@ def label(
     Raises:
         MtopError: As the command; `exit_code` is that of the command.
     """
-    from mtop_batch.engine.gate import gate_rules
-    from mtop_batch.engine.label import LabelOptions, label_corpus
+    from mtop_batch.engine.labelling.gate import gate_rules
+    from mtop_batch.engine.labelling.label import LabelOptions, label_corpus
     from mtop_batch.table.lake.target import lake_target
 
     gate = gate_rules(

@@ -277,7 +277,7 @@ class Task:
     def num_outputs(self) -> int:
         """Outputs of the task's head: one per label, or one for regression; of a token task one per tag.
 
-        The tags (`mtop_batch.data.tags`) are "outside", and for each type "begins" and "goes on".
+        The tags (`mtop_batch.data.entities.tags`) are "outside", and for each type "begins" and "goes on".
         """
         return 2 * len(self.labels) + 1 if self.is_token else len(self.labels) or 1
 

@@ -33,7 +33,7 @@ def build_nhc(
     seed: Annotated[int, typer.Option(min=0, help="Decides which part a text belongs to.")] = 0,
 ) -> None:
     """Make the paper's eight-task news set (NHC) from the News Category Dataset, in three parts."""
-    from mtop_batch.data.nhc import build_nhc as build
+    from mtop_batch.data.sets.nhc import build_nhc as build
 
     counts = build(source, output, _named_paths(extra or (), "--extra"), seed=seed, unlabelled=unlabelled)
     _print_parts(counts, output)
@@ -45,7 +45,7 @@ def build_glue(
     seed: Annotated[int, typer.Option(min=0, help="Decides which part a text belongs to.")] = 0,
 ) -> None:
     """Make the tasks of the GLUE benchmark; its development sets are the test parts."""
-    from mtop_batch.data.glue import build_glue as build
+    from mtop_batch.data.sets.glue import build_glue as build
 
     counts, notes = build(source, output, seed=seed)
     _print_parts(counts, output)
@@ -72,7 +72,7 @@ def build_many(
     seed: Annotated[int, typer.Option(min=0, help="Of all draws, and which part a text belongs to.")] = 0,
 ) -> None:
     """Make hundreds of tasks: two for each of many sites that sort the same texts their own way."""
-    from mtop_batch.data.many import build_many as build
+    from mtop_batch.data.sets.many import build_many as build
     from mtop_batch.experiments.size_plots import write_size_plots
 
     if least > most:

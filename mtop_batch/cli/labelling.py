@@ -183,7 +183,7 @@ def publish(
     json_out: JsonOption = None,
 ) -> None:
     """Make the published table what the store has for a bundle, without computing anything."""
-    from mtop_batch.engine.gate import gate_rules
+    from mtop_batch.engine.labelling.gate import gate_rules
     from mtop_batch.engine.publish import publish_table
     from mtop_batch.table.lake.target import lake_target
 
@@ -249,7 +249,7 @@ def compare(
     )
     from mtop_batch.cli.tables import print_comparison
     from mtop_batch.engine.compare import CompareOptions, compare_bundles
-    from mtop_batch.engine.gate import gate_rules
+    from mtop_batch.engine.labelling.gate import gate_rules
 
     options = CompareOptions(
         model=model,

@@ -18,8 +18,8 @@ from mtop_batch.tasks import Task
 if TYPE_CHECKING:  # it needs torch
     from mtop_batch.data.repeats import RepeatedText
     from mtop_batch.selection.select import Selection
-    from mtop_batch.training.evaluated import EvaluatedTask
-    from mtop_batch.training.label_report import LabelReport
+    from mtop_batch.training.evaluation.evaluated import EvaluatedTask
+    from mtop_batch.training.evaluation.label_report import LabelReport
 
 _LABEL_COLUMNS = ("precision", "recall", "F1", "support")
 _MOST_CONFUSED = 3
@@ -378,7 +378,7 @@ def metric_table(metrics: Mapping[str, Mapping[str, float]], tasks: Sequence[Tas
         metrics: Task name -> metric -> value, with "num_examples".
         tasks: The rows, in order. The mean is that of those whose metric is defined.
     """
-    from mtop_batch.training.metrics import mean_of_defined  # SciPy is slow to import
+    from mtop_batch.training.evaluation.metrics import mean_of_defined  # SciPy is slow to import
 
     table = Table("task", "metric")
     table.add_column("value", justify="right")

@@ -14,9 +14,9 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mtop_batch.data.char_cuts import find_cut, safe_cuts
+from mtop_batch.data.entities.words import NO_WORD, Word, words_of_tokens
 from mtop_batch.data.silence import SilenceDetector
 from mtop_batch.data.windows import Part, Windows
-from mtop_batch.data.words import NO_WORD, Word, words_of_tokens
 from mtop_batch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Encoded(NamedTuple):
         rows: The ids of each row, window after window.
         first_lengths: Of each row how many leading ids of a window have token type 0.
         num_cut: Rows of which not everything is read.
-        words: Of each row the word that each of its tokens begins (`data.words`); none where they are not wanted.
+        words: Of each row the word that each of its tokens begins (`data.entities.words`); none where not wanted.
     """
 
     rows: list[TokenIds]

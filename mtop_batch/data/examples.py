@@ -14,13 +14,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtop_batch.data.entities import Entities, Entity
-from mtop_batch.data.entity_values import read_entities
+from mtop_batch.data.entities.spans import Entities, Entity
+from mtop_batch.data.entities.tags import tags_of_words
+from mtop_batch.data.entities.values import read_entities
 from mtop_batch.data.input_vectors import InputVectors, check_vector_column, vectors_of_rows
 from mtop_batch.data.label_values import Labels, LabelValues, read_labels
 from mtop_batch.data.same_text import Pair
 from mtop_batch.data.sources import Part, read_columns
-from mtop_batch.data.tags import tags_of_words
 from mtop_batch.data.text_rows import TEXT_SAYS_NOTHING, text_column, text_rows
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import DataError

@@ -44,7 +44,7 @@ class Tokens:
             tokens: nothing can be said about it.
         first_lengths: (R,) int32, how many leading tokens of a row, or of each window of one, have token type 0; all
             for a single text.
-        words: (T, 3) int32, the word that each token begins, where token tasks need it (`data.words`).
+        words: (T, 3) int32, the word that each token begins, where token tasks need it (`data.entities.words`).
     """
 
     values: npt.NDArray[np.int32]

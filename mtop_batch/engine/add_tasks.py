@@ -20,17 +20,17 @@ from mtop_batch.config.load import load_config
 from mtop_batch.config.sections import BackboneConfig, Config
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.decisions.rules import rule_groups, with_rules
-from mtop_batch.engine.fit_decisions import check_written, set_decisions
-from mtop_batch.engine.fit_on_ray import fit_on_ray
 from mtop_batch.engine.monitoring.events import EventQueue
 from mtop_batch.engine.monitoring.monitor import TrainingMonitor
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.outputs import changed_config, check_apart, check_output, is_finished
-from mtop_batch.engine.run_directory import RunDirectory, run_digest
 from mtop_batch.engine.session import ray_session
-from mtop_batch.engine.single_tasks import SingleTasks
 from mtop_batch.engine.train import as_read, load_task, versions
-from mtop_batch.engine.workers import ADD_PHASE
+from mtop_batch.engine.training.fit_decisions import check_written, set_decisions
+from mtop_batch.engine.training.fit_on_ray import fit_on_ray
+from mtop_batch.engine.training.run_directory import RunDirectory, run_digest
+from mtop_batch.engine.training.single_tasks import SingleTasks
+from mtop_batch.engine.training.workers import ADD_PHASE
 from mtop_batch.errors import BundleError, ConfigError, TaskError
 from mtop_batch.families import check_families
 from mtop_batch.lines import counted
@@ -40,9 +40,9 @@ from mtop_batch.model.bundle.fingerprints import task_fingerprints, tokenizer_di
 from mtop_batch.model.encoder.families import check_families as check_encoder_has
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task, check_task_names
+from mtop_batch.training.calibration.fit_decisions import FittedDecision, decision_reports, with_decision_metrics
 from mtop_batch.training.checkpoint import TaskMetrics
-from mtop_batch.training.evaluation import undefined_metrics
-from mtop_batch.training.fit_decisions import FittedDecision, decision_reports, with_decision_metrics
+from mtop_batch.training.evaluation.evaluate import undefined_metrics
 from mtop_batch.training.single_task import load_learned
 from mtop_batch.training.start import train_settings
 

@@ -16,14 +16,14 @@ from mtop_batch.config.sections import Config
 from mtop_batch.data.examples import load_examples, tokenise_examples
 from mtop_batch.data.tokens import KEPT_TEXTS, TextTokenizer
 from mtop_batch.engine.definitions import task_definition
-from mtop_batch.engine.fit_decisions import Examples, check_rules, fit_on, set_decisions
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.outputs import changed_config, check_apart, check_output, is_finished
+from mtop_batch.engine.training.fit_decisions import Examples, check_rules, fit_on, set_decisions
 from mtop_batch.lines import counted
 from mtop_batch.model.bundle.bundle import Bundle, load_bundle, save_bundle
 from mtop_batch.model.bundle.files import read_bundle_info, read_decisions
 from mtop_batch.tasks import select_tasks
-from mtop_batch.training.fit_decisions import check_fitted, decision_reports, with_decision_metrics
+from mtop_batch.training.calibration.fit_decisions import check_fitted, decision_reports, with_decision_metrics
 
 _PHASE = "calibrate"
 _KEYS = ("decide", "abstain_below", "scores", "eval")

@@ -16,7 +16,7 @@ from mtop_batch.corpus.files import UnreadableSource
 from mtop_batch.corpus.listing import list_corpus
 from mtop_batch.corpus.paths import parse_partitions
 from mtop_batch.data.input_vectors import InputVectors
-from mtop_batch.engine.gate import bundle_metrics, metric_change
+from mtop_batch.engine.labelling.gate import bundle_metrics, metric_change
 from mtop_batch.errors import DataError, TaskError
 from mtop_batch.labelling.plan.sample import Block, draw_sample
 from mtop_batch.labelling.run.predictor import Predictor

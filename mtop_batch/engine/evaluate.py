@@ -27,15 +27,15 @@ from mtop_batch.lines import counted, listed
 from mtop_batch.model.bundle.bundle import Bundle, load_bundle
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.tasks import LabelBy, Task, VectorInput, select_tasks
-from mtop_batch.training.calibration import before_and_after, trust
+from mtop_batch.training.calibration.temperature import before_and_after, trust
 from mtop_batch.training.checkpoint import TaskMetrics
-from mtop_batch.training.evaluated import EvaluatedTask
-from mtop_batch.training.evaluation import TaskPredictions, task_metrics, task_predictions
-from mtop_batch.training.evaluation_page import evaluation_page
-from mtop_batch.training.label_report import ERROR_COLUMNS, label_report, worst_errors
+from mtop_batch.training.evaluation.evaluate import TaskPredictions, task_metrics, task_predictions
+from mtop_batch.training.evaluation.evaluated import EvaluatedTask
+from mtop_batch.training.evaluation.label_report import ERROR_COLUMNS, label_report, worst_errors
+from mtop_batch.training.evaluation.page import evaluation_page
+from mtop_batch.training.evaluation.suspects import find_suspects
 from mtop_batch.training.probe import example_vectors
 from mtop_batch.training.settings import Worker, single_worker
-from mtop_batch.training.suspects import find_suspects
 
 _MOST_SEARCHED = 100
 """Tasks whose training examples are searched for wrong labels without being asked."""

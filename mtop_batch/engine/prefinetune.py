@@ -15,10 +15,10 @@ from mtop_batch.config.sections import Config
 from mtop_batch.engine.monitoring.events import Event, EventQueue
 from mtop_batch.engine.monitoring.monitor import TrainingMonitor
 from mtop_batch.engine.monitoring.progress import Progress
-from mtop_batch.engine.phases import Phases
-from mtop_batch.engine.run_directory import RunDirectory, run_digest
 from mtop_batch.engine.session import ray_session
 from mtop_batch.engine.train import check_config, check_workers, prepare, versions
+from mtop_batch.engine.training.phases import Phases
+from mtop_batch.engine.training.run_directory import RunDirectory, run_digest
 from mtop_batch.errors import ConfigError
 from mtop_batch.model.prefinetuned import read_described, save_prefinetuned
 from mtop_batch.training.prefinetuning import check_sources, prefinetuning_model

@@ -8,7 +8,7 @@ from typing import Any
 
 from mtop_batch import storage
 from mtop_batch.corpus.files import SourceFile
-from mtop_batch.engine.gate import ask_gate, published_by
+from mtop_batch.engine.labelling.gate import ask_gate, published_by
 from mtop_batch.errors import DamagedLabelFile, NotInTable, at_the_start
 from mtop_batch.labelling.report.run_report import write_report_files
 from mtop_batch.lines import counted

@@ -18,8 +18,8 @@ from mtop_batch.data.tokens import KEPT_TEXTS, TextTokenizer
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.session import ray_session
 from mtop_batch.engine.side_by_side import processes_per_node, side_by_side
-from mtop_batch.engine.single_tasks import max_threads, ray_options
-from mtop_batch.engine.workers import use_threads
+from mtop_batch.engine.training.single_tasks import max_threads, ray_options
+from mtop_batch.engine.training.workers import use_threads
 from mtop_batch.errors import ConfigError
 from mtop_batch.experiments.data import DataSet, Prepared, prepare, read_for
 from mtop_batch.experiments.methods import DATA_FILES, TABLE_DATA, TABLE_METHODS, TABLES, DataName, TableName

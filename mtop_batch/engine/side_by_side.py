@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from mtop_batch.engine import single_tasks
 from mtop_batch.engine.session import Resources
+from mtop_batch.engine.training import single_tasks
 from mtop_batch.errors import JobError, MtopError, one_line
 
 T = TypeVar("T")

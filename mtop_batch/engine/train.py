@@ -1,9 +1,9 @@
 """`mtop train`: from a configuration to a bundle.
 
 Everything that can be checked is checked before work starts. Examples are tokenised once, here, and lie in Ray's
-object store for all workers. Both phases (`mtop_batch.engine.phases`) leave what they have done in the run's
-directory (`mtop_batch.engine.run_directory`): a lost worker costs the steps since the last checkpoint, and after a lost
-driver the same command resumes from there.
+object store for all workers. Both phases (`mtop_batch.engine.training.phases`) leave what they have done in the run's
+directory (`mtop_batch.engine.training.run_directory`): a lost worker costs the steps since the last checkpoint, and
+after a lost driver the same command resumes from there.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from mtop_batch import storage
 from mtop_batch.config.sections import Config, TaskConfig
 from mtop_batch.data.examples import few_warnings, load_train_and_eval, tokenise_examples, with_label_scale
 from mtop_batch.data.tokens import KEPT_TEXTS, TextTokenizer
-from mtop_batch.engine.fit_decisions import check_rules, check_written, set_decisions
-from mtop_batch.engine.fit_on_ray import fit_on_ray
 from mtop_batch.engine.monitoring.events import Event, EventQueue
 from mtop_batch.engine.monitoring.monitor import TrainingMonitor
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.monitoring.trackers import Trackers, check_trackers
 from mtop_batch.engine.outputs import check_output, is_finished
-from mtop_batch.engine.phases import Phases
-from mtop_batch.engine.run_directory import RunDirectory, run_digest
 from mtop_batch.engine.session import Resources, ray_session
-from mtop_batch.engine.teachers import check_teachers, learn_soft_labels, read_unlabelled
+from mtop_batch.engine.training.fit_decisions import check_rules, check_written, set_decisions
+from mtop_batch.engine.training.fit_on_ray import fit_on_ray
+from mtop_batch.engine.training.phases import Phases
+from mtop_batch.engine.training.run_directory import RunDirectory, run_digest
+from mtop_batch.engine.training.teachers import check_teachers, learn_soft_labels, read_unlabelled
 from mtop_batch.engine.trainings import with_groups
 from mtop_batch.errors import ConfigError
 from mtop_batch.lines import counted
@@ -42,10 +42,10 @@ from mtop_batch.model.encoder.whole import check_fit
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.kinds.single_task import SingleTaskModel
 from mtop_batch.tasks import Task, VectorInput
+from mtop_batch.training.calibration.fit_decisions import FittedDecision, decision_reports, with_decision_metrics
 from mtop_batch.training.checkpoint import TaskMetrics
 from mtop_batch.training.class_weights import class_weights
-from mtop_batch.training.evaluation import mean_metric, undefined_metrics, with_eval_budget
-from mtop_batch.training.fit_decisions import FittedDecision, decision_reports, with_decision_metrics
+from mtop_batch.training.evaluation.evaluate import mean_metric, undefined_metrics, with_eval_budget
 from mtop_batch.training.one_process import Encoder
 from mtop_batch.training.settings import TaskData
 from mtop_batch.training.start import check_encoder, check_readers, first_model, train_settings

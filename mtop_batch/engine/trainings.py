@@ -14,8 +14,8 @@ from mtop_batch.config.sections import Config, MTOPModelConfig
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.session import Resources, ray_session
 from mtop_batch.engine.side_by_side import processes_per_node, side_by_side
-from mtop_batch.engine.single_tasks import max_threads, ray_options
-from mtop_batch.engine.workers import use_threads
+from mtop_batch.engine.training.single_tasks import max_threads, ray_options
+from mtop_batch.engine.training.workers import use_threads
 from mtop_batch.lines import counted
 from mtop_batch.model.encoder.head_masks import check_heads
 from mtop_batch.precision import PrecisionChoice

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from statistics import mean, median
 
-from mtop_batch.data.glue import GLUE_TASKS as GLUE_RECIPES
+from mtop_batch.data.sets.glue import GLUE_TASKS as GLUE_RECIPES
 from mtop_batch.experiments import paper
 from mtop_batch.experiments.methods import COMMON, METHODS, TABLE_DATA, TABLE_METHODS, Method, TableName, reference
 from mtop_batch.experiments.records import Records, RunRecord

@@ -22,7 +22,7 @@ from mtop_batch.experiments.specs import RunSpec
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.tasks import Task
 from mtop_batch.training.checkpoint import TaskMetrics
-from mtop_batch.training.evaluation import task_metrics, task_predictions, with_eval_budget
+from mtop_batch.training.evaluation.evaluate import task_metrics, task_predictions, with_eval_budget
 from mtop_batch.training.one_process import Encoder, begin, train_whole
 from mtop_batch.training.settings import TaskData, Worker
 from mtop_batch.training.soft_labels import SoftLabels, label_softly, mean_labels

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.csv as pa_csv
 
 from mtop_batch import storage
-from mtop_batch.data.many import SIZES
+from mtop_batch.data.sets.many import SIZES
 
 PLOTS = "tasks.png"
 _COLOR = "#1b6ca8"

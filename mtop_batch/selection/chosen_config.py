@@ -13,8 +13,8 @@ import pyarrow as pa
 from mtop_batch import storage
 from mtop_batch.config.sections import Config, TaskConfig
 from mtop_batch.data.examples import load_train_and_eval
+from mtop_batch.data.sets.task_files import write_table
 from mtop_batch.data.sources import read_columns
-from mtop_batch.data.task_files import write_table
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.selection.select import Selection
 

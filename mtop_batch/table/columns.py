@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtop_batch.data.entities import Entities
+from mtop_batch.data.entities.spans import Entities
 from mtop_batch.decisions.decide import Decided, Floats, both_of, decide, last_of
 from mtop_batch.tasks import Task
 

@@ -24,7 +24,7 @@ from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.tasks import Task
 from mtop_batch.training.cached_contexts import cached_contexts, model_inputs
 from mtop_batch.training.checkpoint import Evaluation, TaskMetrics, TrainingState
-from mtop_batch.training.evaluation import evaluate, mean_metric
+from mtop_batch.training.evaluation.evaluate import evaluate, mean_metric
 from mtop_batch.training.meter import StepMeter
 from mtop_batch.training.optimizer import leave_backbone, make_optimizer, set_learning_rates
 from mtop_batch.training.sampling import BatchPlan, Plan

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.training.checkpoint import TaskMetrics
-from mtop_batch.training.evaluation import evaluate_task
+from mtop_batch.training.evaluation.evaluate import evaluate_task
 from mtop_batch.training.loop import fit
 from mtop_batch.training.probe import train_probe
 from mtop_batch.training.settings import TaskData, TrainSettings, Worker

@@ -24,7 +24,7 @@ from mtop_batch.data.tokens import Tokens
 from mtop_batch.model.encoder.inputs import Text
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.tasks import Task, TaskKind
-from mtop_batch.training.evaluation import MAX_BATCH_TOKENS, evaluating
+from mtop_batch.training.evaluation.evaluate import MAX_BATCH_TOKENS, evaluating
 from mtop_batch.training.sampling import example_rows
 from mtop_batch.training.settings import Worker
 

@@ -22,8 +22,8 @@ from mtop_batch.cli.tables import (
 from mtop_batch.data.repeats import RepeatedText, Repeats
 from mtop_batch.table.stats import LabelSetStats, TableStats, TaskStats
 from mtop_batch.tasks import Task
-from mtop_batch.training.evaluated import EvaluatedTask
-from mtop_batch.training.label_report import ERROR_COLUMNS, LabelReport, LabelScores
+from mtop_batch.training.evaluation.evaluated import EvaluatedTask
+from mtop_batch.training.evaluation.label_report import ERROR_COLUMNS, LabelReport, LabelScores
 
 
 def test_many_labels_are_shown_whole_on_a_narrow_terminal(

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtop_batch.config.load import load_tasks
-from mtop_batch.data.glue import build_glue
-from mtop_batch.data.parts import joined, words
+from mtop_batch.data.sets.glue import build_glue
+from mtop_batch.data.sets.parts import joined, words
 from mtop_batch.errors import DataError
 
 

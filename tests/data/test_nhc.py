@@ -12,8 +12,8 @@ import pytest
 
 from mtop_batch.config.load import load_config
 from mtop_batch.data.examples import load_examples
-from mtop_batch.data.nhc import TOPICS, build_nhc
-from mtop_batch.data.parts import PARTS, Shares, words
+from mtop_batch.data.sets.nhc import TOPICS, build_nhc
+from mtop_batch.data.sets.parts import PARTS, Shares, words
 from mtop_batch.errors import DataError, TaskError
 
 OTHERS = ("SPORTS", "CRIME")

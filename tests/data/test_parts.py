@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtop_batch.data.parts import PARTS, Shares, joined, words
+from mtop_batch.data.sets.parts import PARTS, Shares, joined, words
 
 
 def test_parts_have_their_shares() -> None:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtop_batch.data.entities import Entities, count_entities
-from mtop_batch.data.tags import entities_of_tags, find_entities, legal_tags, tags_of_words
+from mtop_batch.data.entities.spans import Entities, count_entities
+from mtop_batch.data.entities.tags import entities_of_tags, find_entities, legal_tags, tags_of_words
 from mtop_batch.tasks import NO_TAG
 
 TYPES = ("PER", "LOC")

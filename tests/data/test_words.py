@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from mtop_batch.data.encoders import PythonEncoder
+from mtop_batch.data.entities.words import words_of_tokens
 from mtop_batch.data.text_rows import text_rows
 from mtop_batch.data.tokens import TextTokenizer, Tokens
-from mtop_batch.data.words import words_of_tokens
 from mtop_batch.errors import ConfigError
 from tests.data.test_tokens import _LONG_TEXTS, _MAX_TOKENS, _TEXTS
 

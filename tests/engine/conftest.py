@@ -25,7 +25,7 @@ TOPICS = {"sport": "match goal team player cup".split(), "business": "bank marke
 def ray_local() -> Iterator[None]:
     """The Ray of this test process. Ray Train's driver looks often, for trainings here are over in seconds."""
     with pytest.MonkeyPatch.context() as environment:
-        environment.setattr("mtop_batch.engine.single_tasks.POLL_S", 0.1)
+        environment.setattr("mtop_batch.engine.training.single_tasks.POLL_S", 0.1)
         start_shared_ray()
         yield
 

@@ -32,5 +32,5 @@ def no_lease(*_: object, **__: object) -> Iterator[NoLease]:
 if __name__ == "__main__":
     from tests.engine import label_without_lease  # Ray's workers import the class from there, not from `__main__`
 
-    with mock.patch("mtop_batch.engine.label.hold_lease", label_without_lease.no_lease):
+    with mock.patch("mtop_batch.engine.labelling.label.hold_lease", label_without_lease.no_lease):
         main(sys.argv[1:])

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from mtop_batch import Predictor, Task, read_labels
 from mtop_batch.engine.add_tasks import ChangeResult, add_tasks, drop_tasks
-from mtop_batch.engine.label import LabelOptions, label_corpus
+from mtop_batch.engine.labelling.label import LabelOptions, label_corpus
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.errors import BundleError, ConfigError, DataError, MtopError, TaskError
 from mtop_batch.model.bundle.bundle import load_bundle, save_bundle
@@ -168,7 +168,7 @@ def test_what_was_learned_before_a_kill_is_not_learned_again(
     kept = sorted(path.name for path in (tmp_path / "m2.training").glob("*/tasks/*.safetensors"))
     assert kept == ["business.safetensors", "sport.safetensors"]
     with monkeypatch.context() as idle:
-        idle.setattr("mtop_batch.engine.single_tasks.train_task", lambda *_: 1 / 0)
+        idle.setattr("mtop_batch.engine.training.single_tasks.train_task", lambda *_: 1 / 0)
         result = add(model, config, tmp_path / "m2")
     assert set(result.added) == {"sport", "business"}
     assert result.added["sport"]["num_examples"] == 24

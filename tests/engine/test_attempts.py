@@ -8,7 +8,7 @@ import signal
 import pytest
 import ray
 
-from mtop_batch.engine.attempts import Attempts
+from mtop_batch.engine.labelling.attempts import Attempts
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

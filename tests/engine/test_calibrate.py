@@ -15,7 +15,7 @@ from mtop_batch.cli.predict import Given, predict
 from mtop_batch.config.sections import Config
 from mtop_batch.engine.add_tasks import drop_tasks
 from mtop_batch.engine.calibrate import CalibrateResult, calibrate_bundle
-from mtop_batch.engine.label import LabelOptions, label_corpus
+from mtop_batch.engine.labelling.label import LabelOptions, label_corpus
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.train import train
 from mtop_batch.errors import ConfigError, TaskError

@@ -12,10 +12,10 @@ import pytest
 import ray
 
 from mtop_batch.engine import train as training
-from mtop_batch.engine.failures import Failures
 from mtop_batch.engine.monitoring.progress import Progress
-from mtop_batch.engine.run_directory import RunDirectory
-from mtop_batch.engine.single_tasks import _result
+from mtop_batch.engine.training.failures import Failures
+from mtop_batch.engine.training.run_directory import RunDirectory
+from mtop_batch.engine.training.single_tasks import _result
 from mtop_batch.errors import JobError
 from tests.engine.conftest import MakeConfig
 

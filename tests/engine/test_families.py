@@ -14,7 +14,7 @@ from rich.console import Console
 from mtop_batch import Predictor, read_labels
 from mtop_batch.config.sections import FamilyConfig
 from mtop_batch.engine.evaluate import evaluate_in_detail
-from mtop_batch.engine.label import LabelOptions, label_corpus
+from mtop_batch.engine.labelling.label import LabelOptions, label_corpus
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.prefinetune import prefinetune
 from mtop_batch.engine.train import train

@@ -15,7 +15,7 @@ import torch
 
 from mtop_batch import Predictor, Task, read_labels
 from mtop_batch.cli.commands import main
-from mtop_batch.engine.label_options import LabelOptions, wanted_labels
+from mtop_batch.engine.labelling.options import LabelOptions, wanted_labels
 from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.labelling.run.read_rows import read_unit
 from mtop_batch.model.bundle.bundle import save_bundle

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtop_batch import Predictor, Task, read_labels, storage
-from mtop_batch.engine.label import LabelOptions, label_corpus
-from mtop_batch.engine.pipeline import plan_actors
+from mtop_batch.engine.labelling.label import LabelOptions, label_corpus
+from mtop_batch.engine.labelling.pipeline import plan_actors
 from mtop_batch.engine.session import Resources
 from mtop_batch.errors import (
     BundleError,
@@ -322,7 +322,7 @@ def test_a_report_that_cannot_be_written_ends_the_run_with_1(
     def fail(report: RunReport) -> str:
         raise StorageError("the disk is full")
 
-    monkeypatch.setattr("mtop_batch.engine.label.write_report", fail)
+    monkeypatch.setattr("mtop_batch.engine.labelling.label.write_report", fail)
     for _ in range(2):  # with and without anything to do
         with pytest.raises(LabelTableError, match=r"report of run .* could not be written: the disk is full") as caught:
             label_corpus(options(bundle, str(tmp_path)))

@@ -7,8 +7,8 @@ from typing import NoReturn
 import pytest
 import ray
 
-from mtop_batch.engine.label import _cause, _explained
-from mtop_batch.engine.pipeline import _configure_ray_data
+from mtop_batch.engine.labelling.label import _cause, _explained
+from mtop_batch.engine.labelling.pipeline import _configure_ray_data
 from mtop_batch.errors import JobError, LabelTableError, MtopError
 
 MESSAGE = "s3://news/labels cannot be reached: no answer;\ncheck that the service runs"

@@ -13,9 +13,9 @@ import ray
 
 from mtop_batch import Predictor, read_labels
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.engine import label_units
-from mtop_batch.engine.label import LabelOptions, label_corpus
-from mtop_batch.engine.label_options import wanted_labels
+from mtop_batch.engine.labelling import units as label_units
+from mtop_batch.engine.labelling.label import LabelOptions, label_corpus
+from mtop_batch.engine.labelling.options import wanted_labels
 from mtop_batch.errors import DamagedLabelFile, JobError
 from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.labelling.plan.work import Plan, Unit

@@ -14,8 +14,8 @@ from pyiceberg.catalog import load_catalog
 
 from mtop_batch import read_labels
 from mtop_batch.cli.commands import main
-from mtop_batch.engine import label as label_module
-from mtop_batch.engine.label import label_corpus
+from mtop_batch.engine.labelling import label as label_module
+from mtop_batch.engine.labelling.label import label_corpus
 from mtop_batch.errors import LabelTableError
 from tests.engine.test_label import options, save_model, write_articles
 

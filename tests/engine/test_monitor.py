@@ -12,7 +12,7 @@ from rich.console import Console
 from mtop_batch.engine.monitoring.events import Event
 from mtop_batch.engine.monitoring.monitor import TrainingMonitor
 from mtop_batch.engine.monitoring.progress import Progress
-from mtop_batch.engine.run_directory import RunDirectory
+from mtop_batch.engine.training.run_directory import RunDirectory
 
 START = {"num_steps": 40, "num_workers": 2, "device": "cpu", "precision": "fp32", "left_out": ("tiny", "rare")}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mtop_batch.engine.label import LabelOptions, label_corpus
+from mtop_batch.engine.labelling.label import LabelOptions, label_corpus
 from mtop_batch.engine.monitoring.notify import check_notify_url, notify, summary
 from mtop_batch.errors import BundleError, ConfigError
 

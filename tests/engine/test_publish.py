@@ -11,7 +11,7 @@ import pytest
 
 from mtop_batch import read_labels
 from mtop_batch.cli.commands import main
-from mtop_batch.engine.label import label_corpus
+from mtop_batch.engine.labelling.label import label_corpus
 from mtop_batch.engine.publish import publish_table, vacuum_table
 from mtop_batch.errors import ConfigError, LabelTableError, TaskError
 from tests.engine.test_label import files_of, options, save_model, write_articles

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mtop_batch.data.nhc import TOPICS
+from mtop_batch.data.sets.nhc import TOPICS
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.reproduce import Reproduced, ReproduceOptions, reproduce
 from mtop_batch.errors import ConfigError

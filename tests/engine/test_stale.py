@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mtop_batch import Task, read_labels
-from mtop_batch.engine.label import LabelOptions, label_corpus
+from mtop_batch.engine.labelling.label import LabelOptions, label_corpus
 from mtop_batch.errors import TaskError
 from mtop_batch.model.bundle.bundle import load_bundle, save_bundle
 from mtop_batch.model.kinds.mtop import MTOPModel

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtop_batch.config.sections import Config
-from mtop_batch.engine import teachers
 from mtop_batch.engine.monitoring.events import Event
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.train import train
+from mtop_batch.engine.training import teachers
 from mtop_batch.errors import ConfigError
 from mtop_batch.model.bundle.bundle import load_bundle
 from mtop_batch.training.soft_labels import FloatArray

@@ -17,7 +17,7 @@ from rich.console import Console
 from mtop_batch import Predictor, read_labels
 from mtop_batch.engine.compare import CompareOptions, compare_bundles
 from mtop_batch.engine.evaluate import evaluate_in_detail
-from mtop_batch.engine.label import LabelOptions, label_corpus
+from mtop_batch.engine.labelling.label import LabelOptions, label_corpus
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.train import train
 from mtop_batch.errors import ConfigError, TaskError

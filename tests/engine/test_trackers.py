@@ -21,7 +21,7 @@ from mtop_batch.engine.monitoring.events import Event
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.monitoring.tensorboard import TensorBoard, _read
 from mtop_batch.engine.monitoring.trackers import Trackers, check_trackers, curves
-from mtop_batch.engine.run_directory import RunDirectory
+from mtop_batch.engine.training.run_directory import RunDirectory
 from mtop_batch.errors import ConfigError
 from tests.s3 import S3Server
 

@@ -17,12 +17,12 @@ from mtop_batch import Predictor, read_labels
 from mtop_batch.cli.commands import main
 from mtop_batch.config.sections import Config
 from mtop_batch.engine.evaluate import evaluate_bundle, evaluate_in_detail
-from mtop_batch.engine.label import LabelOptions, label_corpus
+from mtop_batch.engine.labelling.label import LabelOptions, label_corpus
 from mtop_batch.engine.monitoring.events import Event
 from mtop_batch.engine.monitoring.progress import Progress
-from mtop_batch.engine.run_directory import RunDirectory
 from mtop_batch.engine.train import TrainResult, train
-from mtop_batch.engine.workers import SingleTaskJob, train_own_model
+from mtop_batch.engine.training.run_directory import RunDirectory
+from mtop_batch.engine.training.workers import SingleTaskJob, train_own_model
 from mtop_batch.errors import ConfigError
 from mtop_batch.model.bundle.bundle import load_bundle
 from mtop_batch.model.kinds.single_task import SingleTaskModel

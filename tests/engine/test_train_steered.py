@@ -17,7 +17,7 @@ from mtop_batch.engine.monitoring.events import Event
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.train import TrainResult, train
 from mtop_batch.model.bundle.bundle import load_bundle
-from mtop_batch.training.label_report import ERROR_COLUMNS
+from mtop_batch.training.evaluation.label_report import ERROR_COLUMNS
 from tests.engine.conftest import MakeConfig
 from tests.engine.test_trackers import read_curves
 

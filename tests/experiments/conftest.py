@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mtop_batch.data.task_files import TaskExamples, write_tasks
+from mtop_batch.data.sets.task_files import TaskExamples, write_tasks
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.experiments.data import DataSet, Prepared, RawTask, prepare, read_data_set, with_unlabelled
 from mtop_batch.experiments.methods import METHODS

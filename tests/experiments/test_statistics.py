@@ -8,7 +8,7 @@ import pytest
 from mtop_batch.experiments.records import pack, unpack
 from mtop_batch.experiments.statistics import TestOutputs, differences
 from mtop_batch.tasks import METRICS, Metric
-from mtop_batch.training.metrics import compute_metric
+from mtop_batch.training.evaluation.metrics import compute_metric
 
 
 def outputs(seed: int, rate: float, labels: np.ndarray, num_seeds: int = 5) -> TestOutputs:

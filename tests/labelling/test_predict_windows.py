@@ -23,7 +23,7 @@ from mtop_batch.model.kinds.by_name import KINDS
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.table.columns import TaskOutputs
 from mtop_batch.tasks import Task
-from mtop_batch.training.evaluation import task_predictions
+from mtop_batch.training.evaluation.evaluate import task_predictions
 from mtop_batch.training.probe import example_vectors
 from mtop_batch.training.settings import Worker
 from tests.conftest import make_backbone

@@ -26,7 +26,7 @@ from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.table.columns import TaskOutputs, label_columns, scored_labels
 from mtop_batch.tasks import Task
-from mtop_batch.training.evaluation import task_predictions
+from mtop_batch.training.evaluation.evaluate import task_predictions
 
 TASKS = [
     Task("politics"),

@@ -17,14 +17,14 @@ from mtop_batch.families import EncoderPasses
 from mtop_batch.model.bundle.card import model_card
 from mtop_batch.model.bundle.reliability import reliability_plot
 from mtop_batch.tasks import Decision, Task
-from mtop_batch.training.calibration import calibration, fit_temperature
-from mtop_batch.training.fit_decisions import (
+from mtop_batch.training.calibration.fit_decisions import (
     FittedDecision,
     check_fitted,
     decision_reports,
     fit_decision,
     with_decision_metrics,
 )
+from mtop_batch.training.calibration.temperature import calibration, fit_temperature
 
 NEWS = Task("news")
 TOPIC = Task("topic", labels=("film", "food", "money"))

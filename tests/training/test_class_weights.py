@@ -16,8 +16,8 @@ from mtop_batch.model.kinds.by_name import KINDS
 from mtop_batch.model.parts.losses import task_loss
 from mtop_batch.tasks import Task
 from mtop_batch.training.class_weights import class_weights
-from mtop_batch.training.evaluation import task_predictions
-from mtop_batch.training.label_report import label_report
+from mtop_batch.training.evaluation.evaluate import task_predictions
+from mtop_batch.training.evaluation.label_report import label_report
 from mtop_batch.training.loop import fit
 from mtop_batch.training.probe import fit_probe
 from mtop_batch.training.settings import TaskData

@@ -11,7 +11,7 @@ from mtop_batch.data.examples import LabelledTokens, with_label_scale
 from mtop_batch.data.tokens import Tokens
 from mtop_batch.errors import DataError
 from mtop_batch.tasks import Task
-from mtop_batch.training.evaluation import (
+from mtop_batch.training.evaluation.evaluate import (
     evaluate,
     evaluate_task,
     mean_metric,

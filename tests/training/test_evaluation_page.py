@@ -11,10 +11,10 @@ import pytest
 
 from mtop_batch.data.repeats import RepeatedText, Repeats
 from mtop_batch.tasks import Task
-from mtop_batch.training.evaluated import EvaluatedTask
-from mtop_batch.training.evaluation import TaskPredictions
-from mtop_batch.training.evaluation_page import evaluation_page
-from mtop_batch.training.label_report import label_report, worst_errors
+from mtop_batch.training.evaluation.evaluate import TaskPredictions
+from mtop_batch.training.evaluation.evaluated import EvaluatedTask
+from mtop_batch.training.evaluation.label_report import label_report, worst_errors
+from mtop_batch.training.evaluation.page import evaluation_page
 from tests.labelling.test_page import HOSTILE, check
 
 

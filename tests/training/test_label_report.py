@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mtop_batch.tasks import Task
-from mtop_batch.training.evaluation import TaskPredictions
-from mtop_batch.training.label_report import label_report, worst_errors
+from mtop_batch.training.evaluation.evaluate import TaskPredictions
+from mtop_batch.training.evaluation.label_report import label_report, worst_errors
 
 TOPIC = Task("topic", labels=("sport", "film", "money"), metric="matthews")
 SCORE = Task("score", kind="regression", labels=())

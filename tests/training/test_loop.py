@@ -13,7 +13,7 @@ from mtop_batch.errors import ConfigError, DataError
 from mtop_batch.model.kinds.config import PromptAttention
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.training import loop
-from mtop_batch.training.evaluation import evaluate
+from mtop_batch.training.evaluation.evaluate import evaluate
 from mtop_batch.training.loop import WriteCheckpoint, fit
 from mtop_batch.training.optimizer import freeze_word_embeddings
 from mtop_batch.training.schedules import RateSchedule

@@ -9,7 +9,7 @@ from scipy import stats
 from sklearn import metrics as reference
 
 from mtop_batch.tasks import METRICS, Metric
-from mtop_batch.training.metrics import compute_metric, f1, mae, matthews, pearson, rmse, spearman, undefined
+from mtop_batch.training.evaluation.metrics import compute_metric, f1, mae, matthews, pearson, rmse, spearman, undefined
 
 
 @pytest.mark.parametrize("num_labels", [2, 3, 5])

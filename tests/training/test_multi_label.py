@@ -20,10 +20,10 @@ from mtop_batch.model.kinds.by_name import KINDS
 from mtop_batch.model.parts.losses import task_loss
 from mtop_batch.tasks import METRICS, Metric, Task
 from mtop_batch.training.class_weights import class_weights
-from mtop_batch.training.evaluation import TaskPredictions, evaluate_task, task_predictions
-from mtop_batch.training.label_report import label_report, worst_errors
+from mtop_batch.training.evaluation.evaluate import TaskPredictions, evaluate_task, task_predictions
+from mtop_batch.training.evaluation.label_report import label_report, worst_errors
+from mtop_batch.training.evaluation.metrics import compute_metric, undefined
 from mtop_batch.training.loop import fit
-from mtop_batch.training.metrics import compute_metric, undefined
 from mtop_batch.training.probe import fit_probe
 from mtop_batch.training.settings import TaskData, Worker
 from mtop_batch.training.soft_labels import SoftLabels, label_softly, soft_loss, text_of

@@ -13,7 +13,7 @@ from torch import Tensor
 from mtop_batch.model.encoder.inputs import encoder_layers
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.kinds.by_name import KINDS
-from mtop_batch.training.evaluation import evaluate
+from mtop_batch.training.evaluation.evaluate import evaluate
 from mtop_batch.training.loop import WriteCheckpoint, fit
 from mtop_batch.training.optimizer import freeze_backbone, freeze_layers, freeze_word_embeddings, make_optimizer
 from mtop_batch.training.settings import TaskData, TrainSettings, Worker

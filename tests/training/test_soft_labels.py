@@ -13,7 +13,7 @@ from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.kinds.config import PromptAttention
 from mtop_batch.model.kinds.mt_dnn import MTDNNModel
 from mtop_batch.tasks import Task
-from mtop_batch.training.evaluation import evaluate
+from mtop_batch.training.evaluation.evaluate import evaluate
 from mtop_batch.training.loop import fit
 from mtop_batch.training.settings import Worker
 from mtop_batch.training.soft_labels import SoftLabels, label_softly, mean_labels, soft_loss, text_of

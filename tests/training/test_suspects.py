@@ -9,8 +9,8 @@ import pytest
 from mtop_batch.data.examples import RawExamples
 from mtop_batch.errors import DataError
 from mtop_batch.tasks import Task
-from mtop_batch.training.label_report import ERROR_COLUMNS
-from mtop_batch.training.suspects import find_suspects
+from mtop_batch.training.evaluation.label_report import ERROR_COLUMNS
+from mtop_batch.training.evaluation.suspects import find_suspects
 
 Vectors = npt.NDArray[np.floating]
 

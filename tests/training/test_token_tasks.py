@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from mtop_batch.data.batches import pad_batch
-from mtop_batch.data.entities import Entities
+from mtop_batch.data.entities.spans import Entities
 from mtop_batch.data.examples import LabelledTokens, RawExamples, tokenise_examples
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.model.encoder.inputs import Text
 from mtop_batch.model.parts.losses import task_loss
 from mtop_batch.tasks import NO_TAG, Task
-from mtop_batch.training.evaluation import evaluate_task, task_metrics, task_predictions
-from mtop_batch.training.label_report import label_report, worst_errors
+from mtop_batch.training.evaluation.evaluate import evaluate_task, task_metrics, task_predictions
+from mtop_batch.training.evaluation.label_report import label_report, worst_errors
 from mtop_batch.training.loop import FitResult, fit
 from mtop_batch.training.settings import TaskData, Worker
 from tests.conftest import make_tokenizer

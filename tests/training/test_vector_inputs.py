@@ -12,7 +12,7 @@ import torch
 from mtop_batch.data.input_vectors import InputVectors
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.training.cached_contexts import CachedContexts, model_inputs
-from mtop_batch.training.evaluation import evaluate
+from mtop_batch.training.evaluation.evaluate import evaluate
 from mtop_batch.training.loop import fit
 from mtop_batch.training.optimizer import freeze_backbone
 from mtop_batch.training.probe import example_vectors

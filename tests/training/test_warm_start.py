@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from mtop_batch.errors import ConfigError, TaskError
 from mtop_batch.model.kinds.mtop import MTOPModel
-from mtop_batch.training.evaluation import evaluate
+from mtop_batch.training.evaluation.evaluate import evaluate
 from mtop_batch.training.settings import TaskData, TrainSettings
 from mtop_batch.training.single_task import train_single_task
 from mtop_batch.training.warm_start import initialise

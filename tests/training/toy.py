@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from transformers import ElectraModel
 
-from mtop_batch.data.entities import Entities
+from mtop_batch.data.entities.spans import Entities
+from mtop_batch.data.entities.tags import find_entities, tags_of_words
 from mtop_batch.data.examples import LabelledTokens
-from mtop_batch.data.tags import find_entities, tags_of_words
 from mtop_batch.data.tokens import Tokens
 from mtop_batch.model.kinds.config import PromptAttention
 from mtop_batch.model.kinds.mtop import MTOPModel

@@ -9,7 +9,7 @@ from statistics import median
 
 from mtop_batch.engine.monitoring.events import Event, EventQueue
 from mtop_batch.engine.monitoring.progress import Progress
-from mtop_batch.engine.run_directory import RunDirectory
+from mtop_batch.engine.training.run_directory import RunDirectory
 from mtop_batch.errors import MtopError
 from mtop_batch.lines import counted, listed
 

@@ -17,8 +17,8 @@ from typing import Protocol, Self
 from mtop_batch.config.sections import Config, TrainConfig
 from mtop_batch.engine.monitoring.events import Event
 from mtop_batch.engine.monitoring.progress import Progress
-from mtop_batch.engine.run_directory import RunDirectory
-from mtop_batch.engine.workers import OWN_MODELS_PHASE, TRAIN_PHASE
+from mtop_batch.engine.training.run_directory import RunDirectory
+from mtop_batch.engine.training.workers import OWN_MODELS_PHASE, TRAIN_PHASE
 from mtop_batch.errors import ConfigError, MtopError, one_line
 
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mtop_batch.data.entities import Entities
-from mtop_batch.data.tags import find_entities
+from mtop_batch.data.entities.spans import Entities
+from mtop_batch.data.entities.tags import find_entities
 from mtop_batch.data.tokens import WordsOfRows
 from mtop_batch.errors import BundleError
 from mtop_batch.tasks import Task

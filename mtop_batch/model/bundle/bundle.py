@@ -110,8 +110,8 @@ def save_bundle(
         metrics: Task -> metric -> value.
         training_config: JSON-ready.
         backbone_name: What `backbone.name` of the configuration was.
-        run: Digest of the training run that made it (`engine.run_directory`); empty if none is known.
-        decisions: Task -> what was fitted to decide its labels, as `training.fit_decisions` describes it.
+        run: Digest of the training run that made it (`engine.training.run_directory`); empty if none is known.
+        decisions: Task -> what was fitted to decide its labels, as `training.calibration.fit_decisions` describes it.
 
     Returns:
         The fingerprint (score hash) of every task.

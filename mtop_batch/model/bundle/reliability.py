@@ -20,7 +20,7 @@ def reliability_plot(decisions: Mapping[str, Mapping[str, Any]]) -> bytes | None
     """A PNG with a panel for each task, the first of them; None without tasks, or where matplotlib is not installed.
 
     Args:
-        decisions: Task -> what was fitted (`training.fit_decisions`).
+        decisions: Task -> what was fitted (`training.calibration.fit_decisions`).
     """
     try:
         from matplotlib.figure import Figure

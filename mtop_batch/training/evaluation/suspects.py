@@ -22,7 +22,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from mtop_batch.data.examples import RawExamples
 from mtop_batch.data.same_text import same_text_key
 from mtop_batch.errors import DataError
-from mtop_batch.training.label_report import ERROR_COLUMNS
+from mtop_batch.training.evaluation.label_report import ERROR_COLUMNS
 
 FloatArray = npt.NDArray[np.floating]
 IntArray = npt.NDArray[np.int64]

@@ -14,10 +14,10 @@ import pyarrow as pa
 from mtop_batch.data.repeats import RepeatedText
 from mtop_batch.html_page import COLORS, escaped, html_page, html_table, svg_bar
 from mtop_batch.lines import counted
-from mtop_batch.training.calibration import ScoreBin
-from mtop_batch.training.evaluated import EvaluatedTask
-from mtop_batch.training.label_report import LabelReport
-from mtop_batch.training.metrics import mean_of_defined
+from mtop_batch.training.calibration.temperature import ScoreBin
+from mtop_batch.training.evaluation.evaluated import EvaluatedTask
+from mtop_batch.training.evaluation.label_report import LabelReport
+from mtop_batch.training.evaluation.metrics import mean_of_defined
 
 _MAX_OPEN, _MAX_DETAILED, _MAX_LABELS, _MAX_POINTS = 5, 100, 40, 400
 _MAX_LABELS_BY_NAME = 8

@@ -22,15 +22,15 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from torch import Tensor
 
 from mtop_batch.config.sections import Config
-from mtop_batch.engine import single_tasks
-from mtop_batch.engine.failures import Failures
 from mtop_batch.engine.monitoring.events import EventQueue
 from mtop_batch.engine.monitoring.memory import KEEP_FREED_MEMORY
 from mtop_batch.engine.monitoring.monitor import TrainingMonitor
-from mtop_batch.engine.run_directory import RunDirectory
 from mtop_batch.engine.session import Resources
-from mtop_batch.engine.single_tasks import SingleTasks, max_threads
-from mtop_batch.engine.workers import (
+from mtop_batch.engine.training import single_tasks
+from mtop_batch.engine.training.failures import Failures
+from mtop_batch.engine.training.run_directory import RunDirectory
+from mtop_batch.engine.training.single_tasks import SingleTasks, max_threads
+from mtop_batch.engine.training.workers import (
     OWN_MODELS_PHASE,
     TRAIN_PHASE,
     WARM_START_PHASE,

@@ -11,7 +11,7 @@ import pyarrow as pa
 from mtop_batch.data.repeats import RepeatedText, Repeats
 from mtop_batch.tasks import Task
 from mtop_batch.training.checkpoint import TaskMetrics
-from mtop_batch.training.label_report import LabelReport
+from mtop_batch.training.evaluation.label_report import LabelReport
 
 _MAX_NAMED = 1000
 
@@ -22,7 +22,7 @@ class EvaluatedTask:
 
     Args:
         task: Its definition in the bundle, with the metric that judged it.
-        metrics: As `training.evaluation.task_metrics` returns them.
+        metrics: As `training.evaluation.evaluate.task_metrics` returns them.
         report: Label by label.
         errors: The examples that it gets wrong (`label_report.ERROR_COLUMNS`).
         repeats: Texts of its training and evaluation examples that are there more than once; None if these were not

@@ -5,7 +5,7 @@ categories the negatives. The paper's eighth task, opinion, was labelled by its 
 task can be made of any labelled Parquet.
 
 There are three parts: training, evaluation (development), and test. Each headline belongs to one of them before tasks
-are drawn (`mtop_batch.data.parts`), so that what one task is tested on is no negative that another learns from.
+are drawn (`mtop_batch.data.sets.parts`), so that what one task is tested on is no negative that another learns from.
 
 Draws depend on the seed, the task's name and the set of headlines, not on the order of files and rows.
 """
@@ -25,9 +25,9 @@ import pyarrow.compute as pc
 import pyarrow.json as pa_json
 
 from mtop_batch import storage
-from mtop_batch.data.parts import PARTS, Part, Shares
+from mtop_batch.data.sets.parts import PARTS, Part, Shares
+from mtop_batch.data.sets.task_files import NO_YES, TaskExamples, check_parts, write_table, write_tasks
 from mtop_batch.data.sources import noted_label_names, read_parquet
-from mtop_batch.data.task_files import NO_YES, TaskExamples, check_parts, write_table, write_tasks
 from mtop_batch.errors import DataError
 from mtop_batch.lines import listed
 from mtop_batch.tasks import Task, check_task_names

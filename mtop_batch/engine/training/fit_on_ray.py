@@ -8,15 +8,15 @@ import ray
 from ray.exceptions import RayTaskError
 
 from mtop_batch.config.sections import Config
-from mtop_batch.engine.fit_decisions import Examples, fit_on
 from mtop_batch.engine.monitoring.memory import KEEP_FREED_MEMORY
 from mtop_batch.engine.session import Resources
-from mtop_batch.engine.single_tasks import max_threads
-from mtop_batch.engine.workers import use_threads
+from mtop_batch.engine.training.fit_decisions import Examples, fit_on
+from mtop_batch.engine.training.single_tasks import max_threads
+from mtop_batch.engine.training.workers import use_threads
 from mtop_batch.errors import MtopError
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.precision import PrecisionChoice
-from mtop_batch.training.fit_decisions import FittedDecision
+from mtop_batch.training.calibration.fit_decisions import FittedDecision
 
 
 def fit_on_ray(

@@ -23,11 +23,11 @@ from mtop_batch.engine.monitoring.events import EventQueue
 from mtop_batch.engine.monitoring.memory import KEEP_FREED_MEMORY
 from mtop_batch.engine.monitoring.monitor import TrainingMonitor
 from mtop_batch.engine.monitoring.progress import Progress
-from mtop_batch.engine.phases import Phases
-from mtop_batch.engine.run_directory import RunDirectory, run_digest, tokens_digest
 from mtop_batch.engine.session import Resources
-from mtop_batch.engine.single_tasks import POLL_S, max_threads
-from mtop_batch.engine.workers import use_threads
+from mtop_batch.engine.training.phases import Phases
+from mtop_batch.engine.training.run_directory import RunDirectory, run_digest, tokens_digest
+from mtop_batch.engine.training.single_tasks import POLL_S, max_threads
+from mtop_batch.engine.training.workers import use_threads
 from mtop_batch.errors import ConfigError, MtopError
 from mtop_batch.model.bundle.bundle import Bundle, load_bundle
 from mtop_batch.model.encoder.backbone import load_backbone

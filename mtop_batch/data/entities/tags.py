@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from mtop_batch.data.entities import Entities, Entity
+from mtop_batch.data.entities.spans import Entities, Entity
 from mtop_batch.tasks import NO_TAG
 
 OUTSIDE = 0
@@ -60,7 +60,7 @@ def tags_of_words(words: Words, entities: Sequence[Entity]) -> tuple[IntArray, i
     Such an entity is widened to whole words. A word has the first entity that reaches into it.
 
     Args:
-        words: (T, 3) For each token the word that it begins (`data.words`), the text -1 where it begins none.
+        words: (T, 3) For each token the word that it begins (`data.entities.words`), the text -1 where it begins none.
         entities: Of the row, by place.
 
     Returns:

@@ -16,7 +16,7 @@ from mtop_batch.decisions.decide import THRESHOLD, abstained, calibrate, given_l
 from mtop_batch.errors import TaskError
 from mtop_batch.lines import listed, shown
 from mtop_batch.tasks import Decision, Task
-from mtop_batch.training.calibration import Calibration, before_and_after, fit_temperature, trust
+from mtop_batch.training.calibration.temperature import Calibration, before_and_after, fit_temperature, trust
 from mtop_batch.training.checkpoint import TaskMetrics
 
 Floats = npt.NDArray[np.floating[Any]]

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, distributed
 
 from mtop_batch.data.batches import length_sorted_batches
-from mtop_batch.data.entities import Entities, count_entities
+from mtop_batch.data.entities.spans import Entities, count_entities
+from mtop_batch.data.entities.tags import find_entities
 from mtop_batch.data.examples import LabelledTokens
-from mtop_batch.data.tags import find_entities
 from mtop_batch.decisions.decide import calibrate, given_labels
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.tasks import METRICS, Metric, Task
@@ -134,7 +134,11 @@ def task_predictions(
 
 def task_metrics(task: Task, predictions: TaskPredictions, examples: LabelledTokens) -> TaskMetrics:
     """The metrics of what `task_predictions` returned."""
-    from mtop_batch.training.metrics import compute_metric, mae, rmse  # slow to import, for those who only predict
+    from mtop_batch.training.evaluation.metrics import (  # slow to import, for those who only predict
+        compute_metric,
+        mae,
+        rmse,
+    )
 
     num_examples = len(predictions.values)
     metrics: TaskMetrics = {"loss": predictions.loss / num_examples, "num_examples": num_examples}
@@ -155,7 +159,7 @@ def mean_metric(metrics: Mapping[str, TaskMetrics], tasks: Sequence[Task]) -> fl
 
     Tasks whose metric is undefined are left out of it; it is NaN if that is so of all.
     """
-    from mtop_batch.training.metrics import mean_of_defined
+    from mtop_batch.training.evaluation.metrics import mean_of_defined
 
     return mean_of_defined([metrics[task.name][str(task.metric)] for task in tasks])
 
@@ -197,7 +201,7 @@ def _equal_share(sizes: Sequence[int], most: int) -> int:
 
 def undefined_metrics(data: Sequence[TaskData]) -> dict[str, str]:
     """The tasks whose own metric is undefined on their evaluation examples, and why."""
-    from mtop_batch.training.metrics import undefined
+    from mtop_batch.training.evaluation.metrics import undefined
 
     reasons = {
         item.task.name: undefined(cast(Metric, item.task.metric), item.eval.labels, item.task.num_outputs)

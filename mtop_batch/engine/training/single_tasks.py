@@ -18,9 +18,9 @@ from mtop_batch.config.sections import OptimizerConfig
 from mtop_batch.engine.monitoring.events import EventQueue
 from mtop_batch.engine.monitoring.memory import KEEP_FREED_MEMORY
 from mtop_batch.engine.monitoring.monitor import TrainingMonitor
-from mtop_batch.engine.run_directory import RunDirectory
 from mtop_batch.engine.session import Resources
-from mtop_batch.engine.workers import SingleTaskJob, train_new_family, train_task
+from mtop_batch.engine.training.run_directory import RunDirectory
+from mtop_batch.engine.training.workers import SingleTaskJob, train_new_family, train_task
 from mtop_batch.errors import JobError, MtopError, one_line
 from mtop_batch.families import Family
 from mtop_batch.training.sampling import num_steps

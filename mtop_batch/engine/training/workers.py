@@ -17,9 +17,9 @@ import torch
 from transformers import PreTrainedModel
 
 from mtop_batch import storage
-from mtop_batch.engine.failures import Failures
 from mtop_batch.engine.monitoring.events import Event, EventQueue
 from mtop_batch.engine.session import num_cores
+from mtop_batch.engine.training.failures import Failures
 from mtop_batch.errors import ConfigError, MtopError, one_line
 from mtop_batch.families import Family
 from mtop_batch.model.kinds.mt_dnn import MTDNNModel

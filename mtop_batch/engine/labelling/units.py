@@ -15,7 +15,7 @@ from functools import partial
 
 import ray
 
-from mtop_batch.engine.label_options import LabelOptions
+from mtop_batch.engine.labelling.options import LabelOptions
 from mtop_batch.engine.monitoring.label_monitor import LabelMonitor
 from mtop_batch.engine.monitoring.native_stderr import without_unwanted_lines
 from mtop_batch.engine.monitoring.progress import Progress
@@ -86,9 +86,9 @@ def _this_process(
 def _on_ray(
     options: LabelOptions, report: RunReport, lease: Lease
 ) -> Iterator[tuple[Iterable[UnitResult], LabelMonitor]]:
+    from mtop_batch.engine.labelling.pipeline import most_actors, plan_actors, run_pieces
     from mtop_batch.engine.monitoring.events import EventQueue
     from mtop_batch.engine.monitoring.metrics import RunMetrics
-    from mtop_batch.engine.pipeline import most_actors, plan_actors, run_pieces
 
     plan = report.plan
     with without_unwanted_lines(), ray_session(spare_cpus=1) as resources, Progress() as progress:

@@ -12,8 +12,8 @@ from mtop_batch.model.bundle.files import read_decisions
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.tasks import Task
-from mtop_batch.training.evaluation import task_predictions
-from mtop_batch.training.fit_decisions import FittedDecision, fit_decision
+from mtop_batch.training.calibration.fit_decisions import FittedDecision, fit_decision
+from mtop_batch.training.evaluation.evaluate import task_predictions
 from mtop_batch.training.settings import single_worker
 
 Examples = Mapping[str, LabelledTokens]

@@ -7,8 +7,8 @@ a coarser grouping of its labels of its own. So a site gives two tasks over the 
 `<site>_coarse`. Sizes are drawn log-uniformly and labels are unevenly frequent, so some tasks have fifty examples and
 some ten thousand.
 
-A text is in the same part everywhere (`mtop_batch.data.parts`): none is in the training part of one task and in the
-test part of another. A site is drawn by the seed, its own number and its source, so the first fifty of five hundred
+A text is in the same part everywhere (`mtop_batch.data.sets.parts`): none is in the training part of one task and in
+the test part of another. A site is drawn by the seed, its own number and its source, so the first fifty of five hundred
 sites are those of fifty.
 """
 
@@ -29,9 +29,9 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from mtop_batch import storage
-from mtop_batch.data.parts import PARTS, Part, Shares
+from mtop_batch.data.sets.parts import PARTS, Part, Shares
+from mtop_batch.data.sets.task_files import TaskExamples, write_tasks
 from mtop_batch.data.sources import read_columns
-from mtop_batch.data.task_files import TaskExamples, write_tasks
 from mtop_batch.errors import DataError
 from mtop_batch.lines import listed
 from mtop_batch.tasks import Task

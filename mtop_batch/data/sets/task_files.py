@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mtop_batch import storage
-from mtop_batch.data.parts import PARTS, Part, Shares
+from mtop_batch.data.sets.parts import PARTS, Part, Shares
 from mtop_batch.errors import DataError
 from mtop_batch.tasks import Task
 

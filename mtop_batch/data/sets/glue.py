@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtop_batch import storage
-from mtop_batch.data.parts import Part, Shares, joined, words
+from mtop_batch.data.sets.parts import Part, Shares, joined, words
+from mtop_batch.data.sets.task_files import TaskExamples, check_parts, write_tasks
 from mtop_batch.data.sources import check_columns, read_parquet
-from mtop_batch.data.task_files import TaskExamples, check_parts, write_tasks
 from mtop_batch.errors import DataError
 from mtop_batch.tasks import Metric, Task, TaskKind
 
@@ -83,8 +83,8 @@ def build_glue(
 ) -> tuple[dict[str, dict[Part, int]], dict[str, str]]:
     """Make the GLUE tasks.
 
-    Writes the files of `mtop_batch.data.task_files`. A text, or pair of texts, that is in the test part of any task is
-    left out of the training and evaluation parts of all.
+    Writes the files of `mtop_batch.data.sets.task_files`. A text, or pair of texts, that is in the test part of
+    any task is left out of the training and evaluation parts of all.
 
     Args:
         source: A directory or prefix with Parquet files as above.

@@ -21,7 +21,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.engine.attempts import Attempts
+from mtop_batch.engine.labelling.attempts import Attempts
 from mtop_batch.engine.session import Resources
 from mtop_batch.labelling.plan.work import SourceOfLabels, Unit, decode_units, encode_units
 from mtop_batch.labelling.run.probes import ProbePredictor

@@ -12,12 +12,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import sklearn.metrics
 
-from mtop_batch.data.entities import Entities, count_entities
+from mtop_batch.data.entities.spans import Entities, count_entities
 from mtop_batch.data.examples import entity_names
 from mtop_batch.tasks import Metric, Task
-from mtop_batch.training.calibration import ScoreBin, calibration_error, score_bins
-from mtop_batch.training.evaluation import TaskPredictions
-from mtop_batch.training.metrics import indicator, is_constant, undefined
+from mtop_batch.training.calibration.temperature import ScoreBin, calibration_error, score_bins
+from mtop_batch.training.evaluation.evaluate import TaskPredictions
+from mtop_batch.training.evaluation.metrics import indicator, is_constant, undefined
 
 ERROR_COLUMNS = pa.schema(
     [

@@ -17,9 +17,9 @@ from rich.console import Console
 
 from mtop_batch import storage
 from mtop_batch.corpus.paths import parse_partitions
-from mtop_batch.engine.gate import ask_gate
-from mtop_batch.engine.label_options import LabelOptions, other_texts, wanted_labels
-from mtop_batch.engine.label_units import label_units
+from mtop_batch.engine.labelling.gate import ask_gate
+from mtop_batch.engine.labelling.options import LabelOptions, other_texts, wanted_labels
+from mtop_batch.engine.labelling.units import label_units
 from mtop_batch.engine.monitoring.notify import check_notify_url, notify, summary
 from mtop_batch.errors import AccessRefused, ConfigError, JobError, LabelTableError, MtopError, one_line
 from mtop_batch.labelling.plan.explain import estimate, explain_plan, plan_dict

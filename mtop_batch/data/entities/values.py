@@ -2,8 +2,9 @@
 
 Words stand one after the other with a space between them, and an entity reaches from its first word to its last: as if
 that text had been given with spans. Tags are strings, or whole numbers with names (`ClassLabel`); which schemes says
-`data.tags.entities_of_tags`. A span is a struct with `start`, the character after it as `end`, and `label`; `column`
-names its text column where the task has two. So the label table writes entities, and its columns can be learned from.
+`data.entities.tags.entities_of_tags`. A span is a struct with `start`, the character after it as `end`, and `label`;
+`column` names its text column where the task has two. So the label table writes entities, and its columns can be
+learned from.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtop_batch.data.entities import Entity
+from mtop_batch.data.entities.spans import Entity
+from mtop_batch.data.entities.tags import entities_of_tags
 from mtop_batch.data.sources import Part
-from mtop_batch.data.tags import entities_of_tags
 from mtop_batch.data.text_rows import TEXT_IS_EMPTY, TEXT_IS_NULL, text_column
 from mtop_batch.errors import DataError
 from mtop_batch.tasks import Task

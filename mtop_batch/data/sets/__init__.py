@@ -1,0 +1,1 @@
+"""Data sets that commands build from texts at hand."""

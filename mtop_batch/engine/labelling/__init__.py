@@ -1,0 +1,1 @@
+"""What labels on Ray: the job, its pipeline, attempts, and the gate."""

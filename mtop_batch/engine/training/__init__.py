@@ -1,0 +1,1 @@
+"""What trains on Ray: phases, single tasks, teachers, and what runs on its workers."""
