@@ -43,7 +43,8 @@ import torch
 from results_file import write_result
 
 from mtop_batch.config.load import load_config
-from mtop_batch.config.sections import Config, TaskConfig
+from mtop_batch.config.sections import Config
+from mtop_batch.config.task import TaskConfig
 from mtop_batch.data.examples import LabelledTokens, load_examples, tokenise_examples
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.add_tasks import add_tasks

@@ -18,7 +18,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mtop_batch.config.sections import MODEL_SECTIONS, Config, DecideConfig, ModelConfig, VectorInputConfig
+from mtop_batch.config.model import MODEL_SECTIONS, ModelConfig, VectorInputConfig
+from mtop_batch.config.sections import Config
+from mtop_batch.config.task import DecideConfig
 from mtop_batch.tasks import METRICS
 
 PAGE = Path(__file__).parent / "configuration.md"

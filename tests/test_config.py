@@ -8,7 +8,8 @@ from typing import Literal
 import pytest
 
 from mtop_batch.config.load import load_config
-from mtop_batch.config.sections import MODEL_SECTIONS, Config, ModelConfig, MTOPModelConfig
+from mtop_batch.config.model import MODEL_SECTIONS, ModelConfig, MTOPModelConfig
+from mtop_batch.config.sections import Config
 from mtop_batch.errors import ConfigError
 from mtop_batch.families import Family
 from mtop_batch.model.kinds.by_name import KINDS

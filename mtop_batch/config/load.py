@@ -15,14 +15,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from mtop_batch.config.sections import (
-    MODEL_SECTIONS,
-    Config,
-    FamilyConfig,
-    GateConfig,
-    TaskConfig,
-    VectorInputConfig,
-)
+from mtop_batch.config.model import MODEL_SECTIONS, VectorInputConfig
+from mtop_batch.config.sections import Config, GateConfig
+from mtop_batch.config.task import FamilyConfig, TaskConfig
 from mtop_batch.errors import ConfigError, TaskError
 from mtop_batch.storage import absolute, is_remote, read_bytes
 

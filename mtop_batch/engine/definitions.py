@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mtop_batch.config.sections import TaskConfig
+from mtop_batch.config.task import TaskConfig
 from mtop_batch.errors import TaskError
 from mtop_batch.tasks import Task
 

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from mtop_batch import storage
-from mtop_batch.config.sections import BackboneConfig, Config, TaskConfig
+from mtop_batch.config.sections import BackboneConfig, Config
+from mtop_batch.config.task import TaskConfig
 from mtop_batch.data.examples import (
     LabelledTokens,
     RawExamples,

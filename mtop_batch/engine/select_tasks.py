@@ -14,7 +14,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from mtop_batch import storage
-from mtop_batch.config.sections import Config, SingleTaskModelConfig
+from mtop_batch.config.model import SingleTaskModelConfig
+from mtop_batch.config.sections import Config
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.train import load_task

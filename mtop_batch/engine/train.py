@@ -19,7 +19,8 @@ from importlib.metadata import version
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mtop_batch import storage
-from mtop_batch.config.sections import Config, TaskConfig
+from mtop_batch.config.sections import Config
+from mtop_batch.config.task import TaskConfig
 from mtop_batch.data.examples import few_warnings, load_train_and_eval, tokenise_examples, with_label_scale
 from mtop_batch.data.tokens import KEPT_TEXTS, TextTokenizer
 from mtop_batch.engine.monitoring.events import Event, EventQueue

@@ -10,7 +10,8 @@ from functools import partial
 import ray
 
 from mtop_batch import storage
-from mtop_batch.config.sections import Config, MTOPModelConfig
+from mtop_batch.config.model import MTOPModelConfig
+from mtop_batch.config.sections import Config
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.session import Resources, ray_session
 from mtop_batch.engine.side_by_side import processes_per_node, side_by_side

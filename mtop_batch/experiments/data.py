@@ -13,7 +13,7 @@ from typing import Any
 
 from mtop_batch import storage
 from mtop_batch.config.load import load_tasks
-from mtop_batch.config.sections import TaskConfig
+from mtop_batch.config.task import TaskConfig
 from mtop_batch.data.examples import (
     LabelledTokens,
     RawExamples,

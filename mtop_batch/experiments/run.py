@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mtop_batch.config.sections import Config, TaskConfig
+from mtop_batch.config.sections import Config
+from mtop_batch.config.task import TaskConfig
 from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.errors import ConfigError
 from mtop_batch.experiments.auxiliary import Chosen, own_models

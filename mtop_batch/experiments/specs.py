@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mtop_batch.config.load import validate
-from mtop_batch.config.sections import Config, TaskConfig
+from mtop_batch.config.sections import Config
+from mtop_batch.config.task import TaskConfig
 from mtop_batch.experiments.methods import COMMON, Method, method
 from mtop_batch.tasks import Reader
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mtop_batch import storage
-from mtop_batch.config.sections import Config, TaskConfig
+from mtop_batch.config.sections import Config
+from mtop_batch.config.task import TaskConfig
 from mtop_batch.data.examples import load_train_and_eval
 from mtop_batch.data.sets.task_files import write_table
 from mtop_batch.data.sources import read_columns

@@ -11,7 +11,9 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedModel
 
-from mtop_batch.config.sections import MODEL_SECTIONS, Config, MTOPModelConfig, TaskConfig
+from mtop_batch.config.model import MODEL_SECTIONS, MTOPModelConfig
+from mtop_batch.config.sections import Config
+from mtop_batch.config.task import TaskConfig
 from mtop_batch.lines import listed
 from mtop_batch.model.bundle.fingerprints import tensors_digest
 from mtop_batch.training.settings import TaskData

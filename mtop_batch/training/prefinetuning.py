@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from mtop_batch.config.sections import Config, MTOPModelConfig
+from mtop_batch.config.model import MTOPModelConfig
+from mtop_batch.config.sections import Config
 from mtop_batch.errors import ConfigError
 from mtop_batch.model.encoder.encode import encode
 from mtop_batch.model.encoder.inputs import no_prompts

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mtop_batch.config.sections import AlphaDecay
+from mtop_batch.config.train import AlphaDecay
 from mtop_batch.training.schedules import alphas
 
 IntArray = npt.NDArray[np.int64]

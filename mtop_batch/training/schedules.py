@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mtop_batch.config.sections import AlphaDecay, RateKind
+from mtop_batch.config.train import AlphaDecay, RateKind
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mtop_batch.config.sections import AlphaDecay
+from mtop_batch.config.train import AlphaDecay
 from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.errors import ConfigError, DataError
 from mtop_batch.precision import Precision, PrecisionChoice, resolve_precision

@@ -12,7 +12,9 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mtop_batch.config.sections import Config, MTOPModelConfig, OptimizerConfig, PromptedModelConfig, TrainConfig
+from mtop_batch.config.model import MTOPModelConfig, PromptedModelConfig
+from mtop_batch.config.sections import Config
+from mtop_batch.config.train import OptimizerConfig, TrainConfig
 from mtop_batch.data.examples import token_counts
 from mtop_batch.errors import ConfigError
 from mtop_batch.families import check_families

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from mtop_batch import Predictor, read_labels
-from mtop_batch.config.sections import FamilyConfig
+from mtop_batch.config.task import FamilyConfig
 from mtop_batch.engine.evaluate import evaluate_in_detail
 from mtop_batch.engine.labelling.label import LabelOptions, label_corpus
 from mtop_batch.engine.monitoring.progress import Progress

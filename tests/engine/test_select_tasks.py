@@ -18,7 +18,7 @@ import pytest
 
 from mtop_batch import api
 from mtop_batch.config.load import load_config
-from mtop_batch.config.sections import MTOPModelConfig
+from mtop_batch.config.model import MTOPModelConfig
 from mtop_batch.errors import ConfigError, MtopError, TaskError
 from mtop_batch.model.kinds.mtop import MTOPModel
 from tests.conftest import WORDS

@@ -16,7 +16,8 @@ import pytest
 from rich.console import Console
 
 from mtop_batch import storage
-from mtop_batch.config.sections import Config, TrainConfig
+from mtop_batch.config.sections import Config
+from mtop_batch.config.train import TrainConfig
 from mtop_batch.engine.monitoring.events import Event
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.monitoring.tensorboard import TensorBoard, _read

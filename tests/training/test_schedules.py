@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mtop_batch.config.sections import AlphaDecay, RateKind
+from mtop_batch.config.train import AlphaDecay, RateKind
 from mtop_batch.training.schedules import RateSchedule, alphas, linear_warmup_decay, rate_factors
 
 

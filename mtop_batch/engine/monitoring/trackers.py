@@ -14,7 +14,8 @@ from importlib.util import find_spec
 from types import TracebackType
 from typing import Protocol, Self
 
-from mtop_batch.config.sections import Config, TrainConfig
+from mtop_batch.config.sections import Config
+from mtop_batch.config.train import TrainConfig
 from mtop_batch.engine.monitoring.events import Event
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.training.run_directory import RunDirectory

@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from transformers import PreTrainedModel
 
-from mtop_batch.config.sections import OptimizerConfig
+from mtop_batch.config.train import OptimizerConfig
 from mtop_batch.engine.monitoring.events import EventQueue
 from mtop_batch.engine.monitoring.memory import KEEP_FREED_MEMORY
 from mtop_batch.engine.monitoring.monitor import TrainingMonitor

@@ -15,7 +15,8 @@ import ray
 from ray.exceptions import RayTaskError
 from transformers import PreTrainedTokenizerBase
 
-from mtop_batch.config.sections import Config, UnlabelledConfig
+from mtop_batch.config.sections import Config
+from mtop_batch.config.train import UnlabelledConfig
 from mtop_batch.data.examples import RawExamples, load_examples, load_train_and_eval
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.data.unlabelled import UnlabelledTexts, choose_texts, read_texts

@@ -2,7 +2,7 @@
 
 Training, evaluation, bundles, fingerprints and labelling use this interface and nothing else of a model; how a model
 begins, and adding tasks to it, are its kind's own. A new kind is one module with a configuration and a subclass, an
-entry in `mtop_batch.model.kinds.by_name.KINDS`, and a section in `mtop_batch.config.sections.MODEL_SECTIONS`.
+entry in `mtop_batch.model.kinds.by_name.KINDS`, and a section in `mtop_batch.config.model.MODEL_SECTIONS`.
 
 Shapes: B texts, T text positions, n wanted tasks, C outputs of the task with the most, D hidden width.
 """

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtop_batch.config.sections import MTOPModelConfig
+from mtop_batch.config.model import MTOPModelConfig
 from mtop_batch.errors import ConfigError
 from mtop_batch.model.bundle.fingerprints import task_fingerprints
 from mtop_batch.model.encoder.encode import encode
