@@ -37,8 +37,8 @@ from mtop_batch.labelling.plan.work import Unit
 from mtop_batch.labelling.run.predictor import Predictor
 from mtop_batch.model.bundle.bundle import load_bundle, save_bundle
 from mtop_batch.model.bundle.files import read_bundle_info
-from mtop_batch.table.columns import TaskOutputs, label_columns
 from mtop_batch.table.definition import Definition
+from mtop_batch.table.outputs import TaskOutputs, label_columns
 from mtop_batch.table.publisher import publish
 from mtop_batch.table.runs import new_run_id, write_run
 from mtop_batch.table.store import write_label_file

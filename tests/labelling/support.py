@@ -19,8 +19,9 @@ from mtop_batch.labelling.plan import staleness
 from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.labelling.plan.work import Plan, Unit
 from mtop_batch.labelling.run.read_rows import read_unit
-from mtop_batch.table.columns import ENTITIES_TYPE, LABEL_TYPE, TaskOutputs, label_columns
+from mtop_batch.table.columns import ENTITIES_TYPE, LABEL_TYPE
 from mtop_batch.table.definition import VECTOR, Definition
+from mtop_batch.table.outputs import TaskOutputs, label_columns
 from mtop_batch.table.publisher import publish
 from mtop_batch.table.row_ranges import slice_rows
 from mtop_batch.table.runs import new_run_id, write_run

@@ -21,7 +21,7 @@ from mtop_batch.model.bundle.fingerprints import task_fingerprints, vector_finge
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.kinds.by_name import KINDS
 from mtop_batch.model.kinds.mtop import MTOPModel
-from mtop_batch.table.columns import TaskOutputs
+from mtop_batch.table.outputs import TaskOutputs
 from mtop_batch.tasks import Task
 from mtop_batch.training.evaluation.evaluate import task_predictions
 from mtop_batch.training.probe import example_vectors

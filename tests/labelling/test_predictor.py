@@ -24,7 +24,8 @@ from mtop_batch.model.bundle.bundle import save_bundle
 from mtop_batch.model.kinds.config import PromptAttention
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.precision import PrecisionChoice
-from mtop_batch.table.columns import TaskOutputs, label_columns, scored_labels
+from mtop_batch.table.columns import scored_labels
+from mtop_batch.table.outputs import TaskOutputs, label_columns
 from mtop_batch.tasks import Task
 from mtop_batch.training.evaluation.evaluate import task_predictions
 

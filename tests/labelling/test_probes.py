@@ -15,8 +15,8 @@ from mtop_batch.labelling.plan.planner import plan_labels
 from mtop_batch.labelling.plan.work import Plan, Unit
 from mtop_batch.labelling.run.probes import ProbePredictor, read_vectors
 from mtop_batch.labelling.run.stages import pieces_of_work
-from mtop_batch.table.columns import label_columns
 from mtop_batch.table.definition import VECTOR, Definition
+from mtop_batch.table.outputs import label_columns
 from mtop_batch.table.read import iter_labels, read_labels
 from mtop_batch.tasks import Task
 from tests.labelling.support import articles, definition, label_corpus, small_slices, write_corpus

@@ -22,9 +22,9 @@ from mtop_batch.labelling.plan.staleness import DECISION_CHANGED, SCORES_LACKING
 from mtop_batch.labelling.plan.work import Plan, Unit, decode_units, encode_units
 from mtop_batch.labelling.run.read_rows import read_unit
 from mtop_batch.labelling.run.stages import LabelJob, UnitResult, _labelled, _stream, label_from_scores, write
-from mtop_batch.table.columns import TaskOutputs
 from mtop_batch.table.definition import Definition
 from mtop_batch.table.lease.lease import LeaseToken
+from mtop_batch.table.outputs import TaskOutputs
 from mtop_batch.table.publisher import publish
 from mtop_batch.table.read import read_labels
 from mtop_batch.table.runs import new_run_id, write_run

@@ -18,12 +18,13 @@ from mtop_batch import storage
 from mtop_batch.engine.compare import _flips
 from mtop_batch.errors import TaskError
 from mtop_batch.labelling.plan.planner import plan_labels
-from mtop_batch.table.columns import OutputKind, TaskOutputs, kinds_of, label_columns, label_schema, scored_labels
+from mtop_batch.table.columns import OutputKind, kinds_of, label_schema, scored_labels
 from mtop_batch.table.definition import Definition
 from mtop_batch.table.gate.distributions import LabelCounts
 from mtop_batch.table.gate.preview import preview, usual_shares
 from mtop_batch.table.gate.rules import Rules, TableChange, judge
 from mtop_batch.table.gate.statistics import TaskChange
+from mtop_batch.table.outputs import TaskOutputs, label_columns
 from mtop_batch.table.published import TableSchema, read_table_schema
 from mtop_batch.table.publisher import publish
 from mtop_batch.table.read import iter_labels, read_labels

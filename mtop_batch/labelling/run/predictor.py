@@ -42,7 +42,8 @@ from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.parts.windows import combine_logits, combine_vectors
 from mtop_batch.model.precision import with_bf16_encoder
 from mtop_batch.precision import PrecisionChoice, resolve_precision
-from mtop_batch.table.columns import VECTOR_COLUMN, OutputKind, TaskOutputs, decide_outputs, label_columns
+from mtop_batch.table.columns import VECTOR_COLUMN, OutputKind
+from mtop_batch.table.outputs import TaskOutputs, decide_outputs, label_columns
 from mtop_batch.tasks import Task, select_tasks
 
 RowIndices = npt.NDArray[np.int64]

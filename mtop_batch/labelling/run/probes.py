@@ -15,7 +15,8 @@ import pyarrow as pa
 from mtop_batch.errors import LabelTableError
 from mtop_batch.labelling.plan.work import Unit
 from mtop_batch.model.bundle.files import load_probes
-from mtop_batch.table.columns import VECTOR_COLUMN, TaskOutputs
+from mtop_batch.table.columns import VECTOR_COLUMN
+from mtop_batch.table.outputs import TaskOutputs
 from mtop_batch.table.store import read_label_file
 from mtop_batch.tasks import Task
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from mtop_batch.errors import DamagedLabelFile, LabelTableError
 from mtop_batch.labelling.plan.work import Unit
-from mtop_batch.table.columns import decidable_columns
+from mtop_batch.table.outputs import decidable_columns
 from mtop_batch.table.store import read_label_file
 
 

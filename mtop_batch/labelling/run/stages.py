@@ -29,17 +29,10 @@ from mtop_batch.labelling.run.read_rows import read_unit
 from mtop_batch.labelling.run.scores import read_scores
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.storage.retry import DEFAULT_RETRY_TIMEOUT_S, EventSink, ignore_event, with_retries
-from mtop_batch.table.columns import (
-    VECTOR_COLUMN,
-    TaskOutputs,
-    decide_outputs,
-    given_labels,
-    label_columns,
-    label_counts,
-    stored_outputs,
-)
+from mtop_batch.table.columns import VECTOR_COLUMN, given_labels, label_counts
 from mtop_batch.table.definition import Definition
 from mtop_batch.table.lease.lease import LeaseToken
+from mtop_batch.table.outputs import TaskOutputs, decide_outputs, label_columns, stored_outputs
 from mtop_batch.table.store import write_label_file
 from mtop_batch.tasks import Task, VectorInput
 
