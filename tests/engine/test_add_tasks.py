@@ -122,6 +122,7 @@ def test_the_tenth_addition_works_like_the_first(tmp_path: Path, task_tables: li
     assert not any(labels[f"{name}_label"].null_count for name in names)
 
 
+@pytest.mark.slow
 def test_a_task_that_is_learned_anew_makes_its_own_cells_stale_only(
     tmp_path: Path, task_tables: list[dict[str, Any]]
 ) -> None:

@@ -176,6 +176,7 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(
     assert not (tmp_path / "m2").exists()
 
 
+@pytest.mark.slow
 def test_a_precision_that_cannot_be_reached_is_said(config: Config, tmp_path: Path) -> None:
     """Both evaluation texts of a kind have one of either label, so no threshold parts them."""
     data = tmp_path / "coin.parquet"

@@ -151,6 +151,7 @@ def test_what_families_cannot_be_is_refused_before_work(
             add(model, write_config(tmp_path / "new.toml", [new], head), tmp_path / "m3")
 
 
+@pytest.mark.slow
 def test_a_training_begins_with_a_pre_finetuned_backbone(
     make_config: MakeConfig, names: dict[str, Any], task_tables: list[dict[str, Any]], tmp_path: Path
 ) -> None:

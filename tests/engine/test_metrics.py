@@ -19,6 +19,7 @@ import re, sys, time, urllib.request
 from mtop_batch.engine.monitoring.metrics import EXPORTED, RunMetrics
 from mtop_batch.engine.session import ray_session
 from mtop_batch.labelling.run.stages import UnitResult
+from tests.shared_ray import stop_shared_ray
 
 with ray_session():
     metrics = RunMetrics("s3://news/labels", 100, 2)
@@ -69,6 +70,7 @@ def test_no_port_is_opened_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatc
         environment = dict(variables)
         _set_local_defaults(environment)
         assert environment["RAY_enable_metrics_collection"] == expected
+    stop_shared_ray()
     monkeypatch.setenv("MTOP_METRICS_PORT", "eight")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match="MTOP_METRICS_PORT = 'eight' is not a port"), ray_session():

@@ -48,6 +48,7 @@ def without_times(page: str) -> list[str]:
     return [re.sub(r"\s+", " ", line).rsplit("|", 2)[0] if line.endswith("|") else line for line in lines]
 
 
+@pytest.mark.slow
 def test_a_rerun_does_only_what_is_missing(options: ReproduceOptions) -> None:
     first = run(options)
     assert (len(first.done), len(first.known)) == (4, 0)

@@ -79,6 +79,7 @@ def config(tmp_path: Path, backbone_dir: Path) -> Path:
     return write_config(tmp_path, backbone_dir, list(TASKS))
 
 
+@pytest.mark.slow
 def test_the_configuration_that_is_written_trains(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +100,7 @@ def test_the_configuration_that_is_written_trains(
     assert "0 trainings done, 4 reused" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_chosen_examples_are_rows_of_the_tasks_own_data(config: Path, tmp_path: Path) -> None:
     new = tmp_path / "new.toml"
     result = api.select_tasks(config, "twin", method="fine-grained", threshold=-0.3, output=str(new))
@@ -148,6 +150,7 @@ def test_an_encoder_whose_heads_cannot_be_had_is_refused(config: Path, monkeypat
         api.select_tasks(config, "sport")
 
 
+@pytest.mark.slow
 def test_tasks_that_correlate_share_prompts(tmp_path: Path, backbone_dir: Path) -> None:
     model = {"kind": "mtop", "prompt_groups": {"by": "correlation", "n": 2}}
     train = {"epochs": 1, "batch_size": 8, "warm_start": {"epochs": 1}}

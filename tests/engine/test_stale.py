@@ -106,6 +106,7 @@ def test_a_retrained_bundle(root: Path) -> None:
     check_next_run(root, {"bundle changed": 24}, [0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23])
 
 
+@pytest.mark.slow
 def test_one_retrained_task(root: Path) -> None:
     bundle = load_bundle(f"{root}/model")
     with torch.no_grad():
@@ -114,6 +115,7 @@ def test_one_retrained_task(root: Path) -> None:
     check_next_run(root, {"task changed": 12}, [0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23])
 
 
+@pytest.mark.slow
 def test_a_bundle_of_other_tasks_with_the_same_names_is_refused_and_nothing_is_written(root: Path) -> None:
     tasks = [Task("mood", labels=("glad", "sad"), text=("body",)), TASKS[1]]
     model = MTOPModel.from_backbone(make_backbone(1), tasks, prompt_attention="isolated", max_tokens=16)

@@ -82,6 +82,7 @@ def test_teachers_differ_and_none_is_told_of_evaluation_texts(config: Config) ->
     assert first.model.kind == "mt-dnn"
 
 
+@pytest.mark.slow
 def test_a_bundle_can_teach(config: Config, make_config: MakeConfig, tmp_path: Path) -> None:
     teacher = make_config(tmp_path / "teacher", model=COLD, train={"epochs": 2})
     run(teacher)

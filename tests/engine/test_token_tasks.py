@@ -107,6 +107,7 @@ def test_entities_are_labelled_beside_other_tasks_and_found_again(model: str, tm
     assert not pq.read_metadata(tmp_path / "flips.parquet").num_rows
 
 
+@pytest.mark.slow
 def test_a_token_task_is_added_without_touching_the_others(model: str, names: dict[str, Any], tmp_path: Path) -> None:
     new = {**names, "name": "things"}
     result = add(model, write_config(tmp_path / "new.toml", [new]), tmp_path / "m2")

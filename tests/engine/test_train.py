@@ -218,6 +218,7 @@ def test_training_goes_on_from_the_last_checkpoint_when_a_worker_is_killed(
         assert torch.equal(tensor, expected[name]), name
 
 
+@pytest.mark.slow
 def test_tasks_of_a_prompt_group_become_a_bundle_with_one_tensor_of_prompts(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:

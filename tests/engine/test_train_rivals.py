@@ -117,6 +117,7 @@ def test_each_model_of_its_own_trains_by_itself(make_config: MakeConfig, tmp_pat
     }
 
 
+@pytest.mark.slow
 def test_the_whole_backbone_may_stay_frozen(make_config: MakeConfig, tmp_path: Path) -> None:
     model = {"kind": "p-tuning-v2", "prompts_per_task": 4}
     config = make_config(tmp_path / "bundle", model=model, train={"epochs": 1, "freeze_backbone": True})

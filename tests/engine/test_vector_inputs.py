@@ -23,7 +23,7 @@ from mtop_batch.model.bundle.files import read_bundle_info
 from tests.engine.conftest import MakeConfig
 from tests.engine.test_add_tasks import add, write_config
 
-pytestmark = pytest.mark.usefixtures("ray_local")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 
 INPUTS = [{"column": "image", "size": 4, "tokens": 2}]
 TYPE = pa.list_(pa.float32())

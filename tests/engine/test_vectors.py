@@ -75,6 +75,7 @@ def test_vectors_lie_in_a_label_set_of_their_own_and_labels_are_read_without_the
     assert label(model, tmp_path, vectors=True)["cells_planned"] == 0
 
 
+@pytest.mark.slow
 def test_only_vectors_are_computed_where_labels_are_current(tmp_path: Path, with_probes: tuple[str, str]) -> None:
     model, _ = with_probes
     label(model, tmp_path)
@@ -133,6 +134,7 @@ def test_rows_without_text_keep_their_error_and_have_no_vector(tmp_path: Path, w
         assert nulls == ([row for row in range(12) if row != 7] if name == "error" else [7])
 
 
+@pytest.mark.slow
 def test_texts_are_read_where_vectors_are_missing_or_of_older_content(
     tmp_path: Path, with_probes: tuple[str, str]
 ) -> None:

@@ -107,6 +107,7 @@ def test_the_label_table_has_what_the_predictor_says_of_whole_texts(model: str, 
     assert {task["agreement"] for task in comparison["tasks"].values()} == {1.0}
 
 
+@pytest.mark.slow
 def test_tasks_are_added_with_the_windows_of_the_bundle(
     model: str, tmp_path: Path, tasks: list[dict[str, Any]]
 ) -> None:
