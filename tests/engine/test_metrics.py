@@ -13,13 +13,13 @@ import pytest
 from mtop_batch.engine.monitoring.metrics import COUNTERS, EXPORTED
 from mtop_batch.engine.session import _set_local_defaults, ray_session
 from mtop_batch.errors import ConfigError
+from tests.shared_ray import stop_shared_ray
 
 SCRIPT = """
 import re, sys, time, urllib.request
 from mtop_batch.engine.monitoring.metrics import EXPORTED, RunMetrics
 from mtop_batch.engine.session import ray_session
 from mtop_batch.labelling.run.stages import UnitResult
-from tests.shared_ray import stop_shared_ray
 
 with ray_session():
     metrics = RunMetrics("s3://news/labels", 100, 2)
