@@ -47,7 +47,8 @@ def bare(model: str, corpus: str) -> dict[str, Any]:
     import torch
 
     from mtop_batch.data.batches import length_sorted_batches, pad_batch
-    from mtop_batch.labelling.run.predictor import Batch, Predictor
+    from mtop_batch.labelling.run.predictor import Predictor
+    from mtop_batch.labelling.run.rows import Batch
     from mtop_batch.model.bundle.bundle import load_bundle
 
     torch.set_num_threads(os.cpu_count() or 1)

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,82 +28,24 @@ from transformers import PreTrainedTokenizerBase
 
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
 from mtop_batch.data.input_vectors import InputVectors, given_vectors
-from mtop_batch.data.text_rows import TextRows, text_rows
-from mtop_batch.data.tokens import TextTokenizer, Tokens, WordsOfRows, reasons_without
+from mtop_batch.data.tokens import TextTokenizer, Tokens, reasons_without
 from mtop_batch.decisions.rules import rule_groups
-from mtop_batch.errors import BundleError, ConfigError, DataError
+from mtop_batch.errors import ConfigError
 from mtop_batch.labelling.run.device_copies import ToHost
 from mtop_batch.labelling.run.found_entities import FoundEntities, word_log_probabilities
+from mtop_batch.labelling.run.given_texts import given_texts
+from mtop_batch.labelling.run.results import Collected, Packed, ResultLayout
+from mtop_batch.labelling.run.rows import Batch, RowIndices, Rows, places_of_rows
 from mtop_batch.model.bundle.bundle import load_bundle
 from mtop_batch.model.encoder.inputs import hidden_size
 from mtop_batch.model.flops import measure_peak_flops_per_s
 from mtop_batch.model.kinds.base import MultiTaskModel
-from mtop_batch.model.parts.windows import combine_logits, combine_vectors
+from mtop_batch.model.parts.windows import combine_vectors
 from mtop_batch.model.precision import with_bf16_encoder
 from mtop_batch.precision import PrecisionChoice, resolve_precision
 from mtop_batch.table.columns import VECTOR_COLUMN, OutputKind
 from mtop_batch.table.outputs import TaskOutputs, decide_outputs, label_columns
 from mtop_batch.tasks import Task, select_tasks
-
-RowIndices = npt.NDArray[np.int64]
-
-
-class Packed(NamedTuple):
-    """The results of a batch.
-
-    Args:
-        results: (2 n + K, B) label ids, scores and probabilities; of windows (L, B) logits.
-        vectors: (B, D) If they are wanted.
-        words: The words of the batch, if there are token tasks.
-        at_words: (N, C') The logarithms of the probabilities of their tags.
-    """
-
-    results: ToHost
-    vectors: ToHost | None
-    words: WordsOfRows | None = None
-    at_words: ToHost | None = None
-
-
-class Batch(NamedTuple):
-    """A batch of texts or of windows.
-
-    Args:
-        inputs: The model's.
-        num_tokens: How many tokens and vectors they have.
-        words: The words of the batch, if there are token tasks.
-    """
-
-    inputs: dict[str, Any]
-    num_tokens: int
-    words: WordsOfRows | None
-
-
-class Rows(NamedTuple):
-    """R texts, or windows of texts.
-
-    Args:
-        tokens: Theirs.
-        vectors: What stands beside them, of each input of the model.
-    """
-
-    tokens: Tokens
-    vectors: tuple[InputVectors, ...] = ()
-
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """(R,) Tokens and vectors of each; none where there are no tokens."""
-        lengths = self.tokens.lengths
-        return lengths + sum((of.counts * (lengths > 0) for of in self.vectors), np.zeros(len(lengths), np.int64))
-
-    def take(self, rows: npt.NDArray[np.integer]) -> Rows:
-        """Some of them."""
-        return Rows(self.tokens.take(rows), tuple(of.take(rows) for of in self.vectors))
-
-    def windows(self, max_tokens: int) -> Rows:
-        """Their windows, row after row, each with what stands beside its text."""
-        texts = np.repeat(np.arange(len(self.tokens)), self.tokens.num_windows(max_tokens))
-        return Rows(self.tokens.windows(max_tokens), tuple(of.take(texts) for of in self.vectors))
-
 
 Forward = Callable[[Batch], Packed]
 """Starts a batch."""
@@ -115,8 +56,6 @@ _CPU_BATCH_TOKENS = 2_048
 # Poolers and heads are read once per batch. On a CPU that takes a while where they have more parameters than this.
 _MANY_TASK_PARAMETERS = 2**24
 _PEAK_EVERY_S = 10.0
-# A GPU waits while results are put in order, so many of them are by several threads.
-_MANY_RESULTS, _ORDERING_THREADS = 2**22, 4
 # Logits of windows that are kept until those of a text are complete, and logits that become labels at once.
 _MAX_WINDOW_LOGITS, _MAX_LOGITS = 2**26, 2**24
 
@@ -181,22 +120,9 @@ class Predictor:
         self._flops = model.forward_flops(names, vectors=vectors)
         self._peak_flops_per_s, self._peak_measured_at = 0.0, -math.inf
         self._vector_size = hidden_size(model.backbone)
-        self._is_regression = _flags((task.kind == "regression" for task in self._of_texts), self.device)
-        self._is_multi_label = _flags((task.is_multi_label for task in self._of_texts), self.device)
-        self._has_no_index = self._is_regression | self._is_multi_label
-        self._has_multi_label = any(task.is_multi_label for task in self._of_texts)
-        width = max((task.num_outputs for task in self._of_texts), default=0)
-        kept = [
-            index * width + label
-            for index, task in enumerate(self._of_texts)
-            if task.keeps_probabilities
-            for label in range(task.num_outputs)
-        ]
-        self._kept = torch.tensor(kept, device=self.device) if kept else None
-        own = [index * width + label for index, task in enumerate(self._of_texts) for label in range(task.num_outputs)]
-        self._own, self._width = torch.tensor(own, dtype=torch.int64, device=self.device), width
-        self._num_outputs = [task.num_outputs for task in self._of_texts]
-        self._reads_vector = _flags((task.reads_vector for task in self._of_texts), self.device)
+        self._layout = ResultLayout(self._of_texts, self.device)
+        reads_vector = [task.reads_vector for task in self._of_texts]
+        self._reads_vector = torch.tensor(reads_vector, dtype=torch.bool, device=self.device)
         self._probes = tuple(task.name for task in self.tasks if task.reads_vector)
 
     @classmethod
@@ -255,7 +181,7 @@ class Predictor:
             DataError: A text is not a string, or there are not as many second texts, or vectors, as texts; or the
                 model has no such input.
         """
-        rows = _text_rows(texts, seconds, self._tokenizer.max_chars)
+        rows = given_texts(texts, seconds, self._tokenizer.max_chars)
         finds_entities = bool(self._token_tasks)
         first, second = rows.in_columns() if finds_entities else (rows.texts, rows.seconds)
         vectors, bad = given_vectors(self.inputs, inputs, len(texts))
@@ -294,8 +220,8 @@ class Predictor:
         lengths = tokens.lengths
         counts = self._num_windows(tokens)
         vector_size = self._vector_size if self.gives_vectors else None
-        num_kept = 0 if self._kept is None else len(self._kept)
-        collected = _Collected(len(self._of_texts), num_kept, vector_size, len(tokens), int(np.count_nonzero(lengths)))
+        num_labelled = int(np.count_nonzero(lengths))
+        collected = Collected(len(self._of_texts), self._layout.num_kept, vector_size, len(tokens), num_labelled)
         entities = FoundEntities(self._token_tasks, len(tokens))
         num_padded_tokens = 0
         for rows, packed in self._results(texts, np.flatnonzero(counts == 1), self._forward):
@@ -312,7 +238,7 @@ class Predictor:
             label_ids,
             scores,
             found_vectors,
-            self._by_task(kept),
+            self._layout.by_task(kept),
             entities.by_row(),
             num_tokens=int(lengths.sum()),
             num_padded_tokens=num_padded_tokens,
@@ -332,12 +258,6 @@ class Predictor:
         all_ids[~is_token] = label_ids
         all_scores[~is_token], all_scores[is_token] = scores, entities.least
         return all_ids, all_scores
-
-    def _by_task(self, kept: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
-        """The (K, R) probabilities of all labels, by task."""
-        tasks = [task for task in self.tasks if task.keeps_probabilities]
-        stops = np.cumsum([task.num_outputs for task in tasks])
-        return {task.name: kept[stop - task.num_outputs : stop] for task, stop in zip(tasks, stops, strict=True)}
 
     def measure_peak_flops_per_s(self) -> float:
         """The device's measured peak: FLOP/s of a large matrix product, in the model's precision.
@@ -360,7 +280,7 @@ class Predictor:
     def _parts(self, rows: RowIndices, counts: npt.NDArray[np.int64]) -> Iterator[RowIndices]:
         """Rows of several windows, in parts of which all logits may be in memory together."""
         of_words = self._tokenizer.max_tokens * sum(task.num_outputs for task in self._token_tasks)
-        most = max(1, _MAX_WINDOW_LOGITS // max(1, len(self._own) + self._vector_size + of_words))
+        most = max(1, _MAX_WINDOW_LOGITS // max(1, self._layout.num_labels + self._vector_size + of_words))
         ends = counts[rows].cumsum()
         while len(rows):
             num_rows = max(1, int(np.searchsorted(ends, most, side="right")))
@@ -404,44 +324,35 @@ class Predictor:
         num_windows_of_all = len(windows.tokens)
         needs_vectors = self.gives_vectors or bool(self._probes)
         vector_size = self._vector_size if needs_vectors else None
-        collected = _Collected(0, len(self._own), vector_size, num_windows_of_all, num_windows_of_all)
+        collected = Collected(0, self._layout.num_labels, vector_size, num_windows_of_all, num_windows_of_all)
         words = windows.tokens.words_of(np.arange(num_windows_of_all))
         at_words = np.zeros((len(words.rows), sum(task.num_outputs for task in self._token_tasks)), np.float32)
         for rows, packed in self._results(windows, np.arange(num_windows_of_all), self._window_logits):
             collected.fetch(rows, packed)
             if packed.words is not None and packed.at_words is not None:
-                at_words[_places_of_rows(words.rows, rows)] = packed.at_words.numpy()
+                at_words[places_of_rows(words.rows, rows)] = packed.at_words.numpy()
         if self._token_tasks:
             entities.fetch(rows_of_texts, words, counts, at_words)
         _, _, of_windows, found = collected.by_row()
         num_windows = torch.from_numpy(counts)
         vectors = None if found is None else combine_vectors(torch.from_numpy(found), num_windows).to(self.device)
-        own = self._own.cpu()
-        num_rows = len(texts.tokens)
-        logits = torch.full((num_rows, len(self._of_texts) * self._width), -torch.inf)  # (R, n C)
-        for combine in {task.combine for task in self._of_texts}:
-            labels = torch.from_numpy(
-                np.repeat([task.combine == combine for task in self._of_texts], self._num_outputs)
-            )
-            logits[:, own[labels]] = combine_logits(torch.from_numpy(of_windows).T[:, labels], num_windows, combine)
+        logits = self._layout.combine(of_windows, num_windows)
         parts = []
-        for rows in np.array_split(np.arange(num_rows), -(-logits.numel() // _MAX_LOGITS) or 1):
-            part = logits[rows].view(len(rows), len(self._of_texts), self._width).to(self.device)
+        for rows in np.array_split(np.arange(len(logits)), -(-logits.numel() // _MAX_LOGITS) or 1):
+            part = logits[rows].to(self.device)
             if self._probes and vectors is not None:
                 part[:, self._reads_vector, :] = -torch.inf
                 said = self._model.all_tasks_from_vectors(vectors[rows], self._probes)
                 part[:, self._reads_vector, : said.shape[2]] = said
-            parts.append(self._labels_and_scores(part))
+            parts.append(self._layout.labels_and_scores(part))
         found_vectors = ToHost(vectors) if self.gives_vectors and vectors is not None else None
         return Packed(ToHost(torch.cat(parts, dim=1)), found_vectors)
 
     def _window_logits(self, batch: Batch) -> Packed:
         """Start a batch of windows: (L, B) logits, as int32 for the copy to the host."""
         logits, vectors, at_words = self._outputs(batch, self.gives_vectors or bool(self._probes))
-        own = logits.float().flatten(1).index_select(1, self._own).t().contiguous()
-        return Packed(
-            ToHost(own.view(torch.int32)), None if vectors is None else ToHost(vectors), batch.words, at_words
-        )
+        own = ToHost(self._layout.own_logits(logits.float()))
+        return Packed(own, None if vectors is None else ToHost(vectors), batch.words, at_words)
 
     def _batches(self, lengths: npt.NDArray[np.int64], rows: RowIndices) -> list[RowIndices]:
         """Batches of those rows that have tokens, the longest last, where `list.pop` finds them."""
@@ -474,7 +385,7 @@ class Predictor:
     def _forward(self, batch: Batch) -> Packed:
         """Start a batch of texts."""
         logits, vectors, at_words = self._outputs(batch, self.gives_vectors)
-        results = ToHost(self._labels_and_scores(logits.float()))
+        results = ToHost(self._layout.labels_and_scores(logits.float()))
         return Packed(results, None if vectors is None else ToHost(vectors), batch.words, at_words)
 
     def _outputs(self, batch: Batch, vectors: bool) -> tuple[Tensor, Tensor | None, ToHost | None]:
@@ -490,123 +401,6 @@ class Predictor:
         if vectors:
             return *self._model.all_tasks_and_vectors(**inputs, **wanted), None
         return self._model.all_tasks(**inputs, **wanted), None, None
-
-    def _labels_and_scores(self, logits: Tensor) -> Tensor:
-        """(2 n + K, B) label ids, scores and probabilities in one int32 tensor: one copy brings all to the host."""
-        if not self._of_texts:
-            return torch.empty(0, len(logits), dtype=torch.int32)
-        probabilities = torch.softmax(logits, dim=-1)
-        if self._has_multi_label:
-            probabilities = torch.where(self._is_multi_label[:, None], logits.sigmoid(), probabilities)
-        scores, label_ids = probabilities.max(dim=-1)
-        scores = torch.where(self._is_regression, logits[..., 0], scores)
-        label_ids = label_ids.masked_fill(self._has_no_index, -1).int()
-        floats = [scores.t()]
-        if self._kept is not None:
-            floats.append(probabilities.flatten(1).index_select(1, self._kept).t())
-        return torch.cat([label_ids.t(), *(of.contiguous().view(torch.int32) for of in floats)])
-
-
-class _Collected:
-    """The results of all batches, task by task: in the order of the batches while they come, by row in the end.
-
-    Args:
-        num_tasks: n
-        num_kept: K
-        vector_size: D; None where vectors are not wanted.
-        num_rows: R
-        num_labelled: Rows that have tokens.
-    """
-
-    def __init__(
-        self, num_tasks: int, num_kept: int, vector_size: int | None, num_rows: int, num_labelled: int
-    ) -> None:
-        # Rows without tokens come behind all others. The rest is written when it comes, so that a device is at work
-        # while a large piece of memory is used for the first time.
-        self._packed = np.empty((2 * num_tasks + num_kept, num_rows), np.int32)
-        self._label_ids, self._floats = self._packed[:num_tasks], self._packed[num_tasks:].view(np.float32)
-        self._label_ids[:, num_labelled:] = -1
-        self._floats[:, num_labelled:] = np.nan
-        self._vectors = None if vector_size is None else np.full((num_rows, vector_size), np.nan, np.float16)
-        self._columns = np.full(num_rows, -1)
-        self._num_labelled, self._done = num_labelled, 0
-
-    def fetch(self, rows: RowIndices, packed: Packed) -> None:
-        """Take the results of these rows.
-
-        Raises:
-            BundleError: A score or a vector is not a number.
-        """
-        results, vectors = packed.results, packed.vectors
-        columns = slice(self._done, self._done + len(rows))
-        self._packed[:, columns] = results.numpy()
-        found: list[npt.NDArray[np.float16] | npt.NDArray[np.float32]] = [self._floats[:, columns]]
-        if self._vectors is not None and vectors is not None:
-            self._vectors[columns] = vectors.numpy()
-            found.append(self._vectors[columns])
-        if any(np.isnan(values).any() for values in found):
-            raise BundleError(
-                "the model's output is not a number for some texts; its weights are damaged: train it again"
-            )
-        self._columns[rows] = np.arange(columns.start, columns.stop)
-        self._done += len(rows)
-
-    def by_row(
-        self,
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float16] | None]:
-        """(n, R) label ids and scores, (K, R) probabilities, and (R, D) vectors if they are wanted."""
-        empty = self._columns < 0
-        self._columns[empty] = np.arange(self._num_labelled, len(empty))
-        if self._packed.size < _MANY_RESULTS:
-            self._put_in_order(self._packed)
-        else:
-            with ThreadPoolExecutor(_ORDERING_THREADS) as threads:  # NumPy lets them run side by side
-                list(threads.map(self._put_in_order, np.array_split(self._packed, _ORDERING_THREADS)))
-        num_tasks = len(self._label_ids)
-        vectors = None if self._vectors is None else self._vectors[self._columns]
-        return self._label_ids, self._floats[:num_tasks], self._floats[num_tasks:], vectors
-
-    def _put_in_order(self, results: npt.NDArray[np.int32]) -> None:
-        """By row, where they lie: with many tasks a copy is large."""
-        for of_task in results:
-            of_task[:] = of_task.take(self._columns)
-
-
-def _places_of_rows(ascending: RowIndices, rows: RowIndices) -> RowIndices:
-    """Where these rows stand in a column of row numbers, row after row."""
-    starts, stops = (np.searchsorted(ascending, rows, side=side) for side in ("left", "right"))
-    counts = stops - starts
-    return np.repeat(starts - counts.cumsum() + counts, counts) + np.arange(counts.sum())
-
-
-def _flags(values: Iterable[bool], device: torch.device) -> Tensor:
-    """(n,) bool, also where there are none."""
-    return torch.tensor(list(values), dtype=torch.bool, device=device)
-
-
-def _text_rows(texts: Sequence[str | None], seconds: Sequence[str | None] | None, max_chars: int) -> TextRows:
-    """The texts of all rows, by the rule of `mtop_batch.data.text_rows`."""
-    if isinstance(texts, str) or isinstance(seconds, str):
-        raise DataError("texts are given as one string; give a list of strings, even for one text")
-    if seconds is not None and len(seconds) != len(texts):
-        raise DataError(
-            f"there are {len(texts)} texts and {len(seconds)} second texts; give one (or None) for each text"
-        )
-    columns = [texts] if seconds is None else [texts, seconds]
-    for column in columns:
-        for row, text in enumerate(column):
-            if text is not None and not isinstance(text, str):
-                raise DataError(f"text {row} is {text!r}, a {type(text).__name__}; texts are strings or None")
-    return text_rows([_as_arrow(column) for column in columns], max_chars)
-
-
-def _as_arrow(texts: Sequence[str | None]) -> pa.Array:
-    """Texts as large_string; half a surrogate pair, which no UTF-8 text can hold, becomes U+FFFD."""
-    try:
-        return pa.array(texts, pa.large_string())
-    except (UnicodeError, pa.ArrowInvalid):
-        whole = [text and text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
-        return pa.array(whole, pa.large_string())
 
 
 def _batch_tokens(device: torch.device, model: MultiTaskModel, names: Sequence[str]) -> int:
