@@ -82,7 +82,10 @@ def _quiet_libraries() -> None:
 
 
 class _Stopped(BaseException):
-    """The command was told to end. (KeyboardInterrupt would be click's, which says "Aborted".)"""
+    """The command was told to end. (KeyboardInterrupt would be click's, which says "Aborted".)
+
+    Where it is raised while Ray's core waits, that makes a SystemError of it, with this as its cause.
+    """
 
 
 def _stop(*_: object) -> None:
@@ -110,6 +113,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         typer.echo(f"error: {for_people(one_line(error))}", err=True)
         sys.exit(1)
-    except _Stopped:
+    except (_Stopped, SystemError) as error:
+        if not (isinstance(error, _Stopped) or isinstance(error.__cause__, _Stopped)):
+            raise
         typer.echo("stopped; the same command goes on where it stopped", err=True)
         sys.exit(1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,32 @@ def test_evaluation_refuses_a_place_for_errors_before_it_works(
     )
     with pytest.raises(ConfigError, match=r"errors .*name a"):
         evaluate(bundle, errors=f"{tmp_path}/{place}")
+
+
+@pytest.mark.parametrize("waits_in_ray", [False, True])
+def test_a_command_that_is_told_to_end_says_so_in_one_line(
+    waits_in_ray: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def works(**_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException as error:
+            if waits_in_ray:  # as `CoreWorker.wait` does
+                raise SystemError("<cyfunction CoreWorker.wait> returned a result with an exception set") from error
+            raise
+
+    monkeypatch.setattr("mtop_batch.cli.commands.app", works)
+    assert exit_code([]) == 1
+    assert capsys.readouterr().err == "stopped; the same command goes on where it stopped\n"
+
+
+def test_another_system_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(**_: object) -> None:
+        raise SystemError("broken")
+
+    monkeypatch.setattr("mtop_batch.cli.commands.app", breaks)
+    with pytest.raises(SystemError, match="broken"):
+        main([])
 
 
 def test_help_answers_without_loading_torch() -> None:
