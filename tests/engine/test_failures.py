@@ -13,13 +13,34 @@ import ray
 
 from mtop_batch.engine import train as training
 from mtop_batch.engine.monitoring.progress import Progress
-from mtop_batch.engine.training.failures import Failures
+from mtop_batch.engine.training.failures import Failures, reason
 from mtop_batch.engine.training.run_directory import RunDirectory
 from mtop_batch.engine.training.single_tasks import _result
 from mtop_batch.errors import JobError
 from tests.engine.conftest import MakeConfig
 
 pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+OUT_OF_MEMORY = """Controller error: the actor died.
+2 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2, ID: aee5) was \
+22.37GB used / 23.54GB limit (0.950254), which exceeds the threshold.
+Top 10 memory users: PID MEM(GB) COMMAND
+Refer to the documentation on how to address the out of memory issue: https://docs.ray.io. Consider more."""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("Traceback (most recent call last):\n  File x\nOSError: no space left"), "OSError: no space left"),
+        (ValueError(OUT_OF_MEMORY), "too little memory on a node: 22.37GB of 23.54GB were in use"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_a_training_that_ray_gives_up_says_why_in_a_line(error: Exception, said: str) -> None:
+    assert reason(error).startswith(said)
+    assert "\n" not in reason(error)
+    assert "docs.ray.io" not in reason(error)
 
 
 def raised(error: Exception) -> Exception:

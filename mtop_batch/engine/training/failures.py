@@ -19,6 +19,7 @@ from mtop_batch.storage import is_disk_full
 _ANSWER_TIMEOUT_S = 10.0
 # What a worker raises because another one is gone says nothing of itself.
 _OF_OTHERS = re.compile(r"gloo|nccl|connection (?:closed|reset|refused)|broken pipe|timed out", re.IGNORECASE)
+_MEMORY = re.compile(r"low on memory\..* was (\S+) used / (\S+) limit", re.DOTALL)
 _NUMBER = re.compile(r"0x[0-9a-f]+|\d+(?:\.\d+)?", re.IGNORECASE)
 
 
@@ -49,6 +50,22 @@ class Failures:
         except RayError:
             return None
         return None if message is None else JobError(message)
+
+
+def reason(error: BaseException) -> str:
+    """Why Ray gave a training up, in a line: the last of its message, which may be a traceback.
+
+    >>> reason(ValueError("Worker 3 failed\\nNo space left"))
+    'No space left'
+    """
+    if found := _MEMORY.search(str(error)):  # what follows is Ray's advice, of many lines
+        used, limit = found.groups()
+        return (
+            f"too little memory on a node: {used} of {limit} were in use, so Ray ended workers there; give the node "
+            "more, or less to do beside this"
+        )
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 def _kind(error: Exception) -> str:

@@ -27,7 +27,7 @@ from mtop_batch.engine.monitoring.memory import KEEP_FREED_MEMORY
 from mtop_batch.engine.monitoring.monitor import TrainingMonitor
 from mtop_batch.engine.session import Resources
 from mtop_batch.engine.training import single_tasks
-from mtop_batch.engine.training.failures import Failures
+from mtop_batch.engine.training.failures import Failures, reason
 from mtop_batch.engine.training.run_directory import RunDirectory
 from mtop_batch.engine.training.single_tasks import SingleTasks, max_threads
 from mtop_batch.engine.training.workers import (
@@ -221,7 +221,7 @@ class Phases:
             failures = self.config.train.max_failures
             how = f"more than {counted(failures, 'time')} (train.max_failures = {failures}), at last "
             raise JobError(
-                f"training failed {how if isinstance(error, WorkerGroupError) else ''}with {_last_line(error)}; the "
+                f"training failed {how if isinstance(error, WorkerGroupError) else ''}with {reason(error)}; the "
                 "same command resumes from the last checkpoint"
             ) from error
 
@@ -240,7 +240,3 @@ def _in_thread(function: Callable[[], T], meanwhile: Callable[[], None]) -> T:
         wait([future], timeout=single_tasks.POLL_S)
         meanwhile()
     return future.result()
-
-
-def _last_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[-1].strip() or type(error).__name__
