@@ -78,16 +78,7 @@ def run_spec(
     clock = _Clock(unfinished)
     if spec.auxiliary is not None:
         return _with_auxiliary_tasks(spec, config, data, encoder, worker, unfinished, kept)
-    used = list[Record]()
-    if needs_trainings(config):
-        jobs, records = trainings(config, data.train, encoder, worker, unfinished, kept)
-
-        def counting(wanted: Sequence[Job]) -> Sequence[Record]:
-            used.extend(found := records(wanted))
-            return found
-
-        config = with_like_groups(config, jobs, counting)
-    config = with_like_groups(config)
+    config, used = _with_groups(config, data, encoder, worker, unfinished, kept)
     clock.start("teachers")
     soft = _soft_labels(config, data, encoder, worker, unfinished)
     clock.start("warm_start")
@@ -112,6 +103,22 @@ def run_spec(
         **_made_by(worker),
         selection_steps=sum(one.num_steps for one in used),
     )
+
+
+def _with_groups(
+    config: Config, data: Prepared, encoder: Encoder, worker: Worker, unfinished: Unfinished, kept: str | None
+) -> tuple[Config, list[Record]]:
+    """The configuration with tasks in prompt groups, and the trainings of tasks alone that this took."""
+    used = list[Record]()
+    if not needs_trainings(config):
+        return with_like_groups(config), used
+    jobs, records = trainings(config, data.train, encoder, worker, unfinished, kept)
+
+    def counting(wanted: Sequence[Job]) -> Sequence[Record]:
+        used.extend(found := records(wanted))
+        return found
+
+    return with_like_groups(config, jobs, counting), used
 
 
 def _some(by_task: Mapping[str, Any], judged: Collection[str]) -> dict[str, Any]:
