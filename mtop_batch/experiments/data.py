@@ -89,7 +89,8 @@ class DataSet:
     def share(self, share: Share | None) -> DataSet:
         """Some of the tasks, as a data set of its own; None for all.
 
-        A set with fewer tasks than are judged gives all that it has; in a quick trial any share may be smaller.
+        Of the tasks that most methods are judged on a small set gives those that it has; in a quick trial any share may
+        be smaller.
 
         Raises:
             ConfigError: There are too few tasks, or there is no large one.
@@ -104,7 +105,7 @@ class DataSet:
         of_sites = [task for task in self.tasks if task.config.name != LARGE]
         large = [task for task in self.tasks if task.config.name == LARGE] if share.large else []
         wanted = max(1, round(share.first * self.scale)) if share.first else 0
-        if wanted > len(of_sites) and self.scale == 1 and share.first > JUDGED.first:
+        if wanted > len(of_sites) and self.scale == 1 and share.first != JUDGED.first:
             raise ConfigError(
                 f"a method wants {share.first:,} tasks, and the data set {self.name!r} has {len(of_sites):,}; make it "
                 f"again with `mtop build-many --sites {share.first // 2}`"
@@ -134,7 +135,8 @@ class Prepared:
 
     def of(self, learned: Collection[str], judged: Collection[str]) -> Prepared:
         """The tasks with these names, and the test examples of some of them."""
-        train = [item for item in self.train if item.task.name in learned]
+        wanted = set(learned)
+        train = [item for item in self.train if item.task.name in wanted]
         return replace(self, train=train, test={name: self.test[name] for name in judged})
 
 
@@ -201,8 +203,10 @@ def tasks_of(chosen: Method, data: DataSet) -> tuple[DataSet, DataSet]:
     """The tasks that a method learns, and those that it is judged on.
 
     Raises:
-        ConfigError: The data set does not have them.
+        ConfigError: The data set does not have them, or not those of the method that it begins with.
     """
+    if chosen.begins_with is not None:
+        tasks_of(method(chosen.begins_with), data)
     judged = data.share(chosen.judged)
     return (data.share(chosen.learns) if chosen.learns else judged), judged
 

@@ -137,6 +137,7 @@ def test_what_more_tasks_and_a_large_one_are(many_set: DataSet) -> None:
             "many-500",
             "wants 500 tasks, and the data set 'news' has 3; make it again with `mtop build-many --sites 250`",
         ),
+        ("many-of-10-dypa", "wants 10 tasks"),
         ("many-large", "wants a very large task 'large'.*`mtop build-many --whole large=...`"),
     ],
 )
