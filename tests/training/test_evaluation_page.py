@@ -94,11 +94,10 @@ def test_many_tasks_make_a_page_that_a_browser_can_show(count: int) -> None:
 
 
 def test_of_very_many_tasks_the_worst_come_first() -> None:
-    items = {}
+    item, items = evaluated(Task("topic")), {}
     for number in range(150):
-        task = Task(f"topic{number}")
-        item = evaluated(task)
-        items[task.name] = replace(item, task=task, metrics={**item.metrics, "accuracy": number / 150})
+        metrics = {**item.metrics, "accuracy": number / 150}
+        items[f"topic{number}"] = replace(item, task=Task(f"topic{number}"), metrics=metrics)
     few, many = (evaluation_page("models/news", dict([*reversed(items.items())][:count])) for count in (90, 150))
     assert many.index(">topic0<") < many.index(">topic149<")
     assert many.index("topic0: accuracy") < many.index("topic99: accuracy")
