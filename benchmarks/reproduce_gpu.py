@@ -33,8 +33,8 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 from mtop_batch import storage
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.experiments.data import DataSet, Prepared, prepare, read_for
-from mtop_batch.experiments.methods import TABLE_METHODS, TABLES
+from mtop_batch.experiments.data import DataSet, Prepared, prepare, read_for, tasks_of
+from mtop_batch.experiments.methods import TABLE_METHODS, TABLES, method
 from mtop_batch.experiments.records import DataRecord, data_uri, run_uri, speed_uri
 from mtop_batch.experiments.run import run_spec
 from mtop_batch.experiments.specs import RunSettings, RunSpec, make_spec
@@ -72,8 +72,16 @@ class Bench:
         torch.set_num_threads(self.threads)
         started = time.monotonic()
         try:
-            kept = storage.join(self.results, "selection")
-            record = run_spec(spec, self.prepared, self.data.configs, self.encoder, worker=self.worker(), kept=kept)
+            learned, judged = tasks_of(method(spec.method), self.data)
+            record = run_spec(
+                spec,
+                self.prepared.of(learned.names, judged.names),
+                learned.configs,
+                self.encoder,
+                worker=self.worker(),
+                kept=storage.join(self.results, "selection"),
+                encoders=storage.join(self.results, "encoders"),
+            )
         except Exception:
             return f"FAILED {spec.method} {spec.seed}: {traceback.format_exc(limit=-3)}"
         storage.write_bytes(run_uri(self.results, spec.digest), record.to_json())
@@ -104,8 +112,7 @@ def wanted(arguments: argparse.Namespace, data: DataSet) -> list[RunSpec]:
         train=json.loads(arguments.train),
     )
     order = dict.fromkeys((name, seed) for methods in tables(arguments) for seed in arguments.seeds for name in methods)
-    texts = "" if data.unlabelled is None else data.unlabelled.digest
-    return [make_spec(name, seed, data.name, data.digest, data.configs, settings, texts) for name, seed in order]
+    return [make_spec(name, seed, data, settings) for name, seed in order]
 
 
 def tables(arguments: argparse.Namespace) -> list[Sequence[str]]:
@@ -116,9 +123,9 @@ def tables(arguments: argparse.Namespace) -> list[Sequence[str]]:
 def time_methods(bench: Bench, specs: Sequence[RunSpec]) -> None:
     """Time each method alone."""
     for spec in {speed_digest(spec): spec for spec in specs if spec.auxiliary is None}.values():
-        record = measure_speed(
-            spec, bench.data, bench.prepared, bench.encoder, worker=bench.worker(), documents=SPEED_DOCUMENTS
-        )
+        learned, judged = tasks_of(method(spec.method), bench.data)
+        prepared = bench.prepared.of(learned.names, judged.names)
+        record = measure_speed(spec, learned, prepared, bench.encoder, worker=bench.worker(), documents=SPEED_DOCUMENTS)
         storage.write_bytes(speed_uri(bench.results, record.digest), record.to_json())
         print(f"{spec.method}: {record.documents_per_s:,.0f} documents/s", flush=True)
 
@@ -182,7 +189,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     tokenizer = load_tokenizer(arguments.backbone)
     prepared = prepare(data, TextTokenizer(tokenizer, arguments.max_tokens), arguments.examples)
-    storage.write_bytes(data_uri(arguments.results, data.digest), DataRecord.of(data).to_json())
+    for judged in {spec.data_digest: tasks_of(method(spec.method), data)[1] for spec in specs}.values():
+        storage.write_bytes(data_uri(arguments.results, judged.digest), DataRecord.of(judged).to_json())
     bench = Bench(
         data=data,
         prepared=prepared,

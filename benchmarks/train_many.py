@@ -1,12 +1,13 @@
 """What do more tasks cost in training? Examples per second, and what a checkpoint takes, with prompt groups.
 
 Models as `jobs/many.toml` has them (8 prompt groups, poolers of rank 64), with few and with very many tasks of twelve
-labels, learn from random texts of 24 tokens, in batches of 32. Every round trains each of them for some steps, forwards
+labels, learn from random texts of 24 tokens, in batches of 32; with `--data`, the first tasks of such a set learn from
+their own examples (`mtop build-many`). Every round trains each of them for some steps, forwards
 and backwards in turn; `ratio` is the median over the rounds of examples/s relative to the fewest tasks in the same
 round. `checkpoint_mb` has weights and moments of all tasks that had a step; `peak_memory_mb` is that of the process,
 with all models in it: for that of one, name one number.
 
-    python benchmarks/train_many.py [--tasks 10 1000] [--steps 20] [--rounds 5]
+    python benchmarks/train_many.py [--tasks 10 1000] [--steps 20] [--rounds 5] [--data data/many/tasks.toml]
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from typing import Any
 import numpy as np
 from results_file import write_result
 
-from mtop_batch.data.examples import LabelledTokens
-from mtop_batch.data.tokens import Tokens
-from mtop_batch.model.encoder.backbone import load_backbone
+from mtop_batch.config.load import load_tasks
+from mtop_batch.data.examples import LabelledTokens, load_examples, tokenise_examples
+from mtop_batch.data.tokens import KEPT_TEXTS, TextTokenizer, Tokens
+from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
 from mtop_batch.training.loop import WriteCheckpoint, fit
@@ -42,6 +44,22 @@ def examples(rng: np.random.Generator, count: int) -> LabelledTokens:
     )
 
 
+def random_tasks(rng: np.random.Generator, count: int) -> list[TaskData]:
+    """Tasks that are alike."""
+    labels = tuple(f"label {label}" for label in range(LABELS))
+    return [TaskData(Task(f"task_{index}", labels=labels), examples(rng, EXAMPLES)) for index in range(count)]
+
+
+def real_tasks(file: str, count: int, tokenizer: TextTokenizer) -> list[TaskData]:
+    """The first tasks of a set."""
+    found = []
+    for config in load_tasks(file)[:count]:
+        task = config.definition()
+        raw = load_examples(task, config.train, config.label, training=True, label_by=config.label_by)
+        found.append(TaskData(task, tokenise_examples(raw, tokenizer)))
+    return found
+
+
 def main() -> None:
     """Measure and write `results/train_many.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -49,22 +67,23 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", type=int, default=[10, 1000])
     parser.add_argument("--steps", type=int, default=20, help="of a model in a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--data", help="the tasks.toml of a set with as many tasks")
     parser.add_argument("--name", default="train_many", help="of the result file")
     arguments = parser.parse_args()
     rng, backbone = np.random.default_rng(0), load_backbone(arguments.backbone)
+    tokenizer = TextTokenizer(load_tokenizer(arguments.backbone), 128, keeps=KEPT_TEXTS)
     models, data, speeds, saved = {}, {}, {}, {}
     for number in arguments.tasks:
-        tasks = [
-            Task(f"task_{index}", labels=tuple(f"label {label}" for label in range(LABELS))) for index in range(number)
-        ]
+        of_file = arguments.data and real_tasks(arguments.data, number, tokenizer)
+        data[number] = of_file or random_tasks(rng, number)
+        tasks = [item.task for item in data[number]]
         groups = {task.name: str(index % GROUPS) for index, task in enumerate(tasks)}
         models[number] = MTOPModel.from_backbone(copy.deepcopy(backbone), tasks, prompt_groups=groups, pooler_rank=64)
         freeze_word_embeddings(models[number])
-        data[number] = [TaskData(task, examples(rng, EXAMPLES)) for task in tasks]
         speeds[number] = list[float]()
     for round_ in range(arguments.rounds + 1):  # the first is to warm up
         for number in arguments.tasks[:: -1 if round_ % 2 else 1]:
-            epochs = arguments.steps * BATCH / (number * EXAMPLES)
+            epochs = arguments.steps * BATCH / sum(len(item.train) for item in data[number])
             settings = TrainSettings(epochs=epochs, batch_size=BATCH, evaluate=False, seed=round_, learning_rate=1e-5)
 
             def save(write: WriteCheckpoint | None, metrics: dict[str, Any], number: int = number) -> None:
@@ -84,6 +103,7 @@ def main() -> None:
     fewest = speeds[min(speeds)][1:]
     result = {
         str(number): {
+            "examples": sum(len(item.train) for item in data[number]),
             "examples_per_s": round(statistics.median(speeds[number][1:]), 1),
             "ratio": round(statistics.median([a / b for a, b in zip(speeds[number][1:], fewest, strict=True)]), 3),
             "parameters_mb": round(sum(p.numel() * p.element_size() for p in models[number].parameters()) / 1e6, 1),

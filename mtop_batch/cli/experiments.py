@@ -87,7 +87,13 @@ def build_many(
 
 
 def reproduce(
-    table: Annotated[str, typer.Argument(help="news, glue, ablations, prompt-lengths, auxiliary or many.")],
+    table: Annotated[
+        str,
+        typer.Argument(
+            help="news, glue, ablations, prompt-lengths, auxiliary, or many; of that also a part by itself: "
+            "many-reads, many-numbers, many-transfer, many-fewer."
+        ),
+    ],
     methods: Annotated[
         str | None, typer.Option(help="Some methods in place of all of the table.", metavar="a,b")
     ] = None,
@@ -157,7 +163,10 @@ def reproduce(
     with Progress() as progress:
         done = run(options, progress=progress, plan_only=plan)
     if plan:
-        typer.echo(f"{len(done.missing):,} runs are missing, {len(done.known):,} are there")
+        typer.echo(
+            f"{len(done.missing):,} runs are missing, which train on {done.examples:,} examples; "
+            f"{len(done.known):,} are there"
+        )
     else:
         typer.echo(f"wrote {done.page}: {len(done.done):,} runs done, {len(done.known):,} were there")
     write_json(place, asdict(done))

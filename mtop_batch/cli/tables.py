@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # it needs torch
     from mtop_batch.training.evaluation.label_report import LabelReport
 
 _LABEL_COLUMNS = ("precision", "recall", "F1", "support")
-_MOST_CONFUSED = 3
+_MOST_CONFUSED, _MOST_MISSED = 3, 5
 _MOST_QUOTED, _MAX_QUOTED = 3, 80
 _BORDERS_OF_TWO_COLUMNS = 7
 _MAX_LABELS = 100
@@ -97,7 +97,8 @@ def print_selection(selection: Selection) -> None:
 
 
 def print_label_reports(reports: Mapping[str, LabelReport], values: Mapping[str, float]) -> None:
-    """How good each task is at each label, and what it takes for what; of many tasks, the worst ones.
+    """How good each task is at each label, and what it takes for what; of many tasks, the worst ones, and of these the
+    labels that are most often missed.
 
     Args:
         reports: By task.
@@ -109,13 +110,17 @@ def print_label_reports(reports: Mapping[str, LabelReport], values: Mapping[str,
     notes = []
     for name, report in reports.items():
         known = [scores.label for scores in report.labels]
-        for index, scores in enumerate(report.labels):
+        chosen = _most_missed(report) if worst else range(len(known))
+        for place, index in enumerate(chosen):
+            scores = report.labels[index]
             numbers = ["-" if isnan(of) else f"{of:.3f}" for of in (scores.precision, scores.recall, scores.f1)]
             confused = zip(known, report.confusion[index], strict=True) if report.confusion else ()
             mistaken = sorted(((count, other) for other, count in confused), reverse=True)
             wrong = [f"{shown(other)} {count:,}" for count, other in mistaken if count and other != scores.label]
             taken = ", ".join(wrong[:_MOST_CONFUSED]) + (" ..." if len(wrong) > _MOST_CONFUSED else "")
-            table.add_row(name if not index else "", _name(scores.label), *numbers, f"{scores.support:,}", Text(taken))
+            table.add_row(name if not place else "", _name(scores.label), *numbers, f"{scores.support:,}", Text(taken))
+        if len(chosen) < len(known):
+            table.add_row("", f"... {len(known) - len(chosen):,} more")
         if report.note:
             notes.append(f"{name}: {report.note}")
     console = Console()
@@ -123,6 +128,12 @@ def print_label_reports(reports: Mapping[str, LabelReport], values: Mapping[str,
         console.print(table)
     for note in notes:
         console.print(note)
+
+
+def _most_missed(report: LabelReport) -> list[int]:
+    """The labels that most examples have without being given them, in their order."""
+    missed = [0.0 if isnan(of.recall) else of.support * (1 - of.recall) for of in report.labels]
+    return sorted(sorted(range(len(missed)), key=lambda index: -missed[index])[:_MOST_MISSED])
 
 
 def print_doubts(evaluated: Mapping[str, EvaluatedTask]) -> None:

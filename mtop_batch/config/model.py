@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -11,6 +11,7 @@ from mtop_batch.lines import listed
 from mtop_batch.tasks import Reader, VectorInput
 
 _MAX_GROUPS = 256
+Likeness = Literal["correlation", "labels"]
 
 
 def _are_different(inputs: tuple[VectorInputConfig, ...]) -> tuple[VectorInputConfig, ...]:
@@ -68,7 +69,8 @@ class MTOPModelConfig(ModelConfig):
     prompt_groups: int | dict[str, int | str] = 0
     """Tasks are assigned round-robin to so many groups, up to 256, and those of a group share `prompts_per_task`
     prompts; poolers and heads stay their own. 0, as in the paper: prompts of their own too. `{ by = "correlation",
-    n = 8 }`: tasks whose own models use the same attention heads share prompts (`mtop select-tasks`)."""
+    n = 8 }`: tasks whose own models use the same attention heads share prompts (`mtop select-tasks`). `{ by =
+    "labels", n = 8 }`: those with like names and labels do."""
     pooler_rank: int = Field(0, ge=0, le=1024)
     """Rank of the poolers' kernels, which then have 2 * rank * width parameters per task; 0, as in the paper: full
     ones with width^2."""
@@ -93,12 +95,12 @@ class MTOPModelConfig(ModelConfig):
     @field_validator("prompt_groups", mode="before")
     @classmethod
     def _are_groups(cls, value: Any) -> Any:
-        by_correlation = isinstance(value, dict) and value.keys() == {"by", "n"} and value["by"] == "correlation"
-        number = value["n"] if by_correlation else value
-        least = 1 if by_correlation else 0
+        by_likeness = isinstance(value, dict) and value.keys() == {"by", "n"} and value["by"] in get_args(Likeness)
+        number = value["n"] if by_likeness else value
+        least = 1 if by_likeness else 0
         if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= _MAX_GROUPS:
             raise ValueError(  # one line, and not one for each of the types that it may have
-                f'give a number of groups up to {_MAX_GROUPS}, or {{ by = "correlation", n = 8 }}'
+                f'give a number of groups up to {_MAX_GROUPS}, or {{ by = "correlation", n = 8 }}, or by = "labels"'
             )
         return value
 
@@ -119,9 +121,13 @@ class MTOPModelConfig(ModelConfig):
         return self
 
     @property
-    def correlated_groups(self) -> int:
-        """How many groups are made of tasks that correlate; 0 where groups are made otherwise, or not at all."""
-        return int(self.prompt_groups["n"]) if isinstance(self.prompt_groups, dict) else 0
+    def like_groups(self) -> tuple[Likeness, int] | None:
+        """In what tasks of a group are alike, and how many groups; None where groups are made otherwise, or not at
+        all.
+        """
+        if not isinstance(self.prompt_groups, dict):
+            return None
+        return cast(Likeness, self.prompt_groups["by"]), int(self.prompt_groups["n"])
 
     def settings(self) -> dict[str, Any]:
         """All keys but those that say how prompts and poolers begin, and which tasks share prompts."""

@@ -231,13 +231,15 @@ class Config(Section):
 
         A task's own `prompt_group` counts. The others are assigned round-robin to the groups "1" to "G" where
         `model.prompt_groups` is G, so that tasks appended to the file leave the groups of those before as they are.
-        Groups by correlation are no longer open here: tasks were given theirs (`with_prompt_groups`).
+        Groups of tasks that are alike are no longer open here: tasks were given theirs (`with_prompt_groups`).
         """
         named = {task.name: task.prompt_group for task in self.task if task.prompt_group is not None}
         if not isinstance(self.model, MTOPModelConfig):
             return {}
         if isinstance(self.model.prompt_groups, dict):
-            raise ValueError("groups by correlation are not known before tasks have been trained alone")
+            raise ValueError(
+                "groups of tasks that are alike are not open here: give tasks theirs (`with_prompt_groups`)"
+            )
         numbers = cycle(str(number + 1) for number in range(self.model.prompt_groups))
         assigned = zip((task.name for task in self.task if task.name not in named), numbers, strict=False)
         return {**named, **dict(assigned)}

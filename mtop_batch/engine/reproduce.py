@@ -21,9 +21,26 @@ from mtop_batch.engine.side_by_side import processes_per_node, side_by_side
 from mtop_batch.engine.training.single_tasks import max_threads, ray_options
 from mtop_batch.engine.training.workers import use_threads
 from mtop_batch.errors import ConfigError
-from mtop_batch.experiments.data import DataSet, Prepared, prepare, read_for
-from mtop_batch.experiments.methods import DATA_FILES, TABLE_DATA, TABLE_METHODS, TABLES, DataName, TableName
-from mtop_batch.experiments.records import DataRecord, RunRecord, SpeedRecord, data_uri, run_uri, speed_uri
+from mtop_batch.experiments.data import DataSet, Prepared, prepare, read_for, tasks_of
+from mtop_batch.experiments.methods import (
+    DATA_FILES,
+    TABLE_DATA,
+    TABLE_METHODS,
+    TABLES,
+    DataName,
+    TableName,
+    method,
+    methods_of,
+)
+from mtop_batch.experiments.records import (
+    DataRecord,
+    RunRecord,
+    SpeedRecord,
+    data_uri,
+    encoder_uri,
+    run_uri,
+    speed_uri,
+)
 from mtop_batch.experiments.run import run_spec
 from mtop_batch.experiments.specs import RunSettings, RunSpec, make_spec
 from mtop_batch.experiments.speed import measure_speed, speed_digest
@@ -35,6 +52,8 @@ from mtop_batch.training.unfinished import Unfinished
 
 _MAX_FAILURES = 3
 _SPEED_DOCUMENTS = 2_000
+_MANY_SPEED_DOCUMENTS = 400
+_ENCODERS = "encoders"
 _QUICK_ROWS = 64
 _USE_OTHERS = ("trial", "fine-grained")
 
@@ -44,7 +63,7 @@ class ReproduceOptions:
     """What to reproduce.
 
     Args:
-        table: "news", "glue", "ablations", "prompt-lengths", "auxiliary" or "many".
+        table: One of `TABLES`; "many" stands for all that begin with it.
         methods: Some of those of the table, or others; none for all of the table.
         seeds: Each method is run with each.
         settings: What all runs share.
@@ -79,12 +98,14 @@ class Reproduced:
         done: Digests of the runs that were done now.
         known: Of those that had a record already.
         missing: Of those that a plan would do.
+        examples: Training examples that these take, those of warm starts, teachers and choosing tasks apart.
     """
 
     page: str
     done: tuple[str, ...]
     known: tuple[str, ...]
     missing: tuple[str, ...] = ()
+    examples: int = 0
 
 
 def reproduce(options: ReproduceOptions, *, progress: Progress, plan_only: bool = False) -> Reproduced:
@@ -102,15 +123,17 @@ def reproduce(options: ReproduceOptions, *, progress: Progress, plan_only: bool 
     """
     options = _checked(options)
     data = _read(options)
-    specs = _specs(options, data)
-    known = [spec for spec in specs if storage.is_file(run_uri(options.results, spec.digest))]
-    missing = [spec for spec in specs if spec not in known]
+    specs = _specs(options, data, progress)
+    missing = _missing(specs, options.results)
+    known = [spec for spec in specs if spec not in missing]
     names = tuple(spec.digest for spec in known), tuple(spec.digest for spec in missing)
     if plan_only:
-        for spec in missing:
-            progress.note(f"{spec.digest}: {_named(spec)}")
-        return Reproduced("", (), *names)
-    storage.write_bytes(data_uri(options.results, data.digest), DataRecord.of(data).to_json())
+        examples = [round(spec.epochs * _learned(spec, data).num_examples(spec.examples)) for spec in missing]
+        for spec, number in zip(missing, examples, strict=True):
+            progress.note(f"{spec.digest}: {_named(spec)}, {number:,} examples")
+        return Reproduced("", (), *names, sum(examples))
+    for judged in {spec.data_digest: tasks_of(method(spec.method), data)[1] for spec in specs}.values():
+        storage.write_bytes(data_uri(options.results, judged.digest), DataRecord.of(judged).to_json())
     untimed = _untimed(specs, options.results) if options.speed else []
     if missing or untimed:
         _run(options, data, missing, untimed, progress)
@@ -144,11 +167,17 @@ def run_remotely(spec: RunSpec, job: _Job) -> RunRecord:
     """
     use_threads(job.processes, job.max_threads)
     data, prepared = ray.get([job.data, job.prepared])
-    unfinished = Unfinished(_unfinished(job.results, spec))
-    kept = None if job.results is None else storage.join(job.results, "selection")
-    encoder = Encoder(load_backbone(spec.backbone), load_tokenizer(spec.backbone))
+    learned, judged = tasks_of(method(spec.method), data)
+    kept, encoders = (job.results and storage.join(job.results, name) for name in ("selection", _ENCODERS))
     return run_spec(
-        spec, prepared, data.configs, encoder, worker=single_worker("auto"), unfinished=unfinished, kept=kept
+        spec,
+        prepared.of(learned.names, judged.names),
+        learned.configs,
+        Encoder(load_backbone(spec.backbone), load_tokenizer(spec.backbone)),
+        worker=single_worker("auto"),
+        unfinished=Unfinished(_unfinished(job.results, spec)),
+        kept=kept,
+        encoders=encoders,
     )
 
 
@@ -156,8 +185,17 @@ def time_remotely(spec: RunSpec, job: _Job) -> SpeedRecord:
     """A Ray task: the speed of a method, on a node that does nothing else for this command."""
     use_threads(1, job.max_threads)
     data, prepared = ray.get([job.data, job.prepared])
-    encoder = Encoder(load_backbone(spec.backbone), load_tokenizer(spec.backbone))
-    return measure_speed(spec, data, prepared, encoder, worker=single_worker("auto"), documents=_SPEED_DOCUMENTS)
+    learned, judged = tasks_of(method(spec.method), data)
+    of_many = spec.method in TABLE_METHODS["many-reads"]
+    return measure_speed(
+        spec,
+        learned,
+        prepared.of(learned.names, judged.names),
+        Encoder(load_backbone(spec.backbone), load_tokenizer(spec.backbone)),
+        worker=single_worker("auto"),
+        documents=_MANY_SPEED_DOCUMENTS if of_many else _SPEED_DOCUMENTS,
+        beside_one=of_many,
+    )
 
 
 def _checked(options: ReproduceOptions) -> ReproduceOptions:
@@ -185,33 +223,62 @@ def _read(options: ReproduceOptions) -> DataSet:
 
 
 def _method_names(options: ReproduceOptions) -> Sequence[str]:
-    return list(dict.fromkeys(options.methods or TABLE_METHODS[options.table]))
+    """The methods, and those whose encoders they begin with."""
+    names = options.methods or methods_of(options.table)
+    with_first = ((method(name).begins_with, name) for name in names)
+    return list(dict.fromkeys(name for pair in with_first for name in pair if name))
 
 
-def _specs(options: ReproduceOptions, data: DataSet) -> list[RunSpec]:
-    """All runs, seed by seed, so that a table with some seeds is there early."""
-    texts = "" if data.unlabelled is None else data.unlabelled.digest
-    return [
-        make_spec(name, seed, data.name, data.digest, data.configs, options.settings, texts)
-        for seed in dict.fromkeys(options.seeds)
-        for name in _method_names(options)
-    ]
+def _specs(options: ReproduceOptions, data: DataSet, progress: Progress) -> list[RunSpec]:
+    """All runs, seed by seed, so that a table with some seeds is there early.
+
+    Methods of a table for which the data set has not the tasks are left out; a method that was named is refused.
+    """
+    names = []
+    for name in _method_names(options):
+        try:
+            tasks_of(method(name), data)
+        except ConfigError as error:
+            if options.methods:
+                raise
+            progress.note(f"left out {name}: {error}")
+        else:
+            names.append(name)
+    return [make_spec(name, seed, data, options.settings) for seed in dict.fromkeys(options.seeds) for name in names]
+
+
+def _learned(spec: RunSpec, data: DataSet) -> DataSet:
+    return tasks_of(method(spec.method), data)[0]
+
+
+def _missing(specs: Sequence[RunSpec], results: str) -> list[RunSpec]:
+    """The runs without a record, and those whose encoder such a run begins with and is not there."""
+    missing = [spec for spec in specs if not storage.is_file(run_uri(results, spec.digest))]
+    wanted = {spec.begins_with for spec in missing if spec.begins_with}
+    encoders = storage.join(results, _ENCODERS)
+    lost = {digest for digest in wanted if not storage.is_file(encoder_uri(encoders, digest))}
+    return [spec for spec in specs if spec in missing or spec.digest in lost]
 
 
 def _waves(specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
-    """The runs that may go side by side, wave after wave: those that choose tasks use what others have measured."""
+    """The runs that may go side by side, wave after wave: some use what others have measured, or begin with their
+    encoder.
+    """
 
     def wave_of(spec: RunSpec) -> int:
-        method = (spec.auxiliary or {}).get("method", "")
-        return _USE_OTHERS.index(method) + 1 if method in _USE_OTHERS else 0
+        chooses = (spec.auxiliary or {}).get("method", "")
+        return _USE_OTHERS.index(chooses) + 1 if chooses in _USE_OTHERS else int(spec.begins_with is not None)
 
     waves = [[spec for spec in specs if wave_of(spec) == number] for number in range(len(_USE_OTHERS) + 1)]
     return [wave for wave in waves if wave]
 
 
 def _untimed(specs: Sequence[RunSpec], results: str) -> list[RunSpec]:
-    # A model for each task has the speed of so many models.
-    by_digest = {speed_digest(spec): spec for spec in specs if spec.auxiliary is None}
+    """A model for each task has the speed of so many models; of those of many tasks only what they read counts."""
+    counted = [
+        spec for spec in specs if method(spec.method).judged is None or spec.method in TABLE_METHODS["many-reads"]
+    ]
+    by_digest = {speed_digest(spec): spec for spec in counted if spec.auxiliary is None}
     return [spec for digest, spec in by_digest.items() if not storage.is_file(speed_uri(results, digest))]
 
 
@@ -222,7 +289,9 @@ def _run(
     progress.phase("read and tokenise the examples")
     tokenizer = load_tokenizer(settings.backbone)
     load_backbone(settings.backbone)  # what cannot be loaded is said before work starts
-    prepared = prepare(data, TextTokenizer(tokenizer, settings.max_tokens, keeps=KEPT_TEXTS), settings.examples)
+    wanted = {name for spec in (*missing, *untimed) for name in _learned(spec, data).names}
+    text_tokenizer = TextTokenizer(tokenizer, settings.max_tokens, keeps=KEPT_TEXTS)
+    prepared = prepare(data, text_tokenizer, settings.examples, tasks=wanted)
     with ray_session() as resources:
         shared = storage.is_remote(options.results) or resources.num_nodes == 1
         job = _Job(

@@ -10,7 +10,6 @@ from functools import partial
 import ray
 
 from mtop_batch import storage
-from mtop_batch.config.model import MTOPModelConfig
 from mtop_batch.config.sections import Config
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.session import Resources, ray_session
@@ -20,11 +19,10 @@ from mtop_batch.engine.training.workers import use_threads
 from mtop_batch.lines import counted
 from mtop_batch.model.encoder.head_masks import check_heads
 from mtop_batch.precision import PrecisionChoice
-from mtop_batch.selection.correlation import correlation_groups
 from mtop_batch.selection.jobs import Job, Jobs
+from mtop_batch.selection.prompt_groups import needs_trainings, open_tasks, with_like_groups
 from mtop_batch.selection.records import KeptRecords, Record, unfinished_of
 from mtop_batch.selection.run_job import run_job
-from mtop_batch.selection.select import measure
 from mtop_batch.training.one_process import Encoder
 from mtop_batch.training.settings import TaskData, single_worker
 from mtop_batch.training.unfinished import Unfinished
@@ -128,7 +126,7 @@ _PHASES = {
 
 
 def with_groups(config: Config, data: Sequence[TaskData], encoder: Encoder, progress: Progress) -> Config:
-    """The configuration with tasks in prompt groups by correlation, if it asks for that; else as it is.
+    """The configuration with tasks in prompt groups of those that are alike, if it asks for that; else as it is.
 
     Args:
         config: Of a training.
@@ -139,15 +137,15 @@ def with_groups(config: Config, data: Sequence[TaskData], encoder: Encoder, prog
     Raises:
         MtopError: A task cannot be trained alone, or the heads of the encoder cannot be had one by one.
     """
-    section = config.model
-    if not isinstance(section, MTOPModelConfig) or not section.correlated_groups:
-        return config
-    free = [item for item, task in zip(data, config.task, strict=True) if task.prompt_group is None]
-    if not free:
-        return config.with_prompt_groups({})
-    with trainings(config, data, encoder, kept_beside(config), progress) as (jobs, records):
-        heads = measure(jobs, records, [item.task.name for item in free])
-    groups = correlation_groups(heads.names, heads.correlations, section.correlated_groups)
-    known = f", {len(records.reused):,} measured before" if records.reused else ""
-    progress.note(f"{counted(len(set(groups.values())), 'prompt group')} of {counted(len(free), 'task')}{known}")
-    return config.with_prompt_groups(groups)
+    free = open_tasks(config)
+    if not needs_trainings(config):
+        grouped, known = with_like_groups(config), ""
+    else:
+        with trainings(config, data, encoder, kept_beside(config), progress) as (jobs, records):
+            grouped = with_like_groups(config, jobs, records)
+        known = f", {len(records.reused):,} measured before" if records.reused else ""
+    if free:
+        names = {task.name for task in free}
+        groups = {task.prompt_group for task in grouped.task if task.name in names}
+        progress.note(f"{counted(len(groups), 'prompt group')} of {counted(len(free), 'task')}{known}")
+    return grouped

@@ -76,17 +76,9 @@ def own_models(
         MtopError: The settings cannot work, or training diverged.
     """
     by_name = {item.task.name: item for item in data.train}
-    jobs = Jobs(config, by_name, encoder.backbone)
-
-    def execute(missing: Sequence[Job]) -> Iterator[tuple[Job, Record]]:
-        for job in missing:
-            part = unfinished_of(kept, job) if kept else unfinished.part(job.digest)
-            yield job, run_job(job, by_name, encoder, worker=worker, unfinished=part)
-            part.discard()
-
-    records = KeptRecords(kept, execute)
-    for item, test in zip(data.train, data.test, strict=True):
-        name = item.task.name
+    jobs, records = trainings(config, data.train, encoder, worker, unfinished, kept)
+    for name, test in data.test.items():
+        item = by_name[name]
         selection = _choose(jobs, name, auxiliary, records)
         started = time.monotonic()
         rates = dict(zip((name, *selection.auxiliary), map(float, selection.ratio), strict=False))
@@ -104,6 +96,21 @@ def own_models(
         into.selection_seconds += selection.seconds
         into.train_seconds += time.monotonic() - started
         yield item, test, model
+
+
+def trainings(
+    config: Config, data: Sequence[TaskData], encoder: Encoder, worker: Worker, unfinished: Unfinished, kept: str | None
+) -> tuple[Jobs, KeptRecords]:
+    """The trainings that a selection may ask for, and what runs them here, one after the other; see `own_models`."""
+    by_name = {item.task.name: item for item in data}
+
+    def execute(missing: Sequence[Job]) -> Iterator[tuple[Job, Record]]:
+        for job in missing:
+            part = unfinished_of(kept, job) if kept else unfinished.part(job.digest)
+            yield job, run_job(job, by_name, encoder, worker=worker, unfinished=part)
+            part.discard()
+
+    return Jobs(config, by_name, encoder.backbone), KeptRecords(kept, execute)
 
 
 def _choose(jobs: Jobs, primary: str, auxiliary: dict[str, Any], records: KeptRecords) -> Selection:

@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 from typing import Any
 
@@ -25,11 +25,17 @@ from mtop_batch.data.examples import (
 from mtop_batch.data.same_text import Pair
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.data.unlabelled import UnlabelledTexts, choose_texts, read_texts
-from mtop_batch.errors import DataError
+from mtop_batch.errors import ConfigError, DataError
+from mtop_batch.experiments.many_methods import JUDGED
+from mtop_batch.experiments.method import Method, Share
 from mtop_batch.experiments.methods import method
 from mtop_batch.tasks import Reader
 from mtop_batch.training.class_weights import class_weights
 from mtop_batch.training.settings import TaskData
+
+_QUICK_SCALE = 0.1
+LARGE = "large"
+"""The very large task of a set of many (`mtop build-many --whole large=...`), for methods that ask for it only."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +62,61 @@ class DataSet:
         tasks: In the order of the file.
         digest: Of all that the tasks and their examples are; where the files lie is no part of it.
         unlabelled: Texts to learn from without labels; None if they are not wanted.
+        scale: What numbers of tasks that methods say are multiplied by, in a quick trial.
     """
 
     name: str
     tasks: tuple[RawTask, ...]
     digest: str
     unlabelled: UnlabelledTexts | None = None
+    scale: float = 1.0
+    _shares: dict[Share, DataSet] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def configs(self) -> list[TaskConfig]:
         """The tasks as in a configuration."""
         return [task.config for task in self.tasks]
+
+    @property
+    def names(self) -> list[str]:
+        """The tasks' names."""
+        return [task.config.name for task in self.tasks]
+
+    def num_examples(self, most: int | None) -> int:
+        """Training examples of all tasks, at most so many of each."""
+        return sum(len(task.train) if most is None else min(most, len(task.train)) for task in self.tasks)
+
+    def share(self, share: Share | None) -> DataSet:
+        """Some of the tasks, as a data set of its own; None for all.
+
+        Of the tasks that most methods are judged on a small set gives those that it has; in a quick trial any share may
+        be smaller.
+
+        Raises:
+            ConfigError: There are too few tasks, or there is no large one.
+        """
+        if share is None:
+            return self
+        if share not in self._shares:
+            self._shares[share] = self._draw(share)
+        return self._shares[share]
+
+    def _draw(self, share: Share) -> DataSet:
+        of_sites = [task for task in self.tasks if task.config.name != LARGE]
+        large = [task for task in self.tasks if task.config.name == LARGE] if share.large else []
+        wanted = max(1, round(share.first * self.scale)) if share.first else 0
+        if wanted > len(of_sites) and self.scale == 1 and share.first != JUDGED.first:
+            raise ConfigError(
+                f"a method wants {share.first:,} tasks, and the data set {self.name!r} has {len(of_sites):,}; make it "
+                f"again with `mtop build-many --sites {share.first // 2}`"
+            )
+        if share.large and not large:
+            raise ConfigError(
+                f"a method wants a very large task {LARGE!r}, which the data set {self.name!r} does not have; make it "
+                f"again with `mtop build-many --whole {LARGE}=...`"
+            )
+        tasks = (*of_sites[:wanted], *large)
+        return self if len(tasks) == len(self.tasks) else replace(self, tasks=tasks, digest=_digest(tasks), _shares={})
 
 
 @dataclass(frozen=True)
@@ -75,13 +125,19 @@ class Prepared:
 
     Args:
         train: Training and evaluation examples of every task.
-        test: Test examples, in the same order.
+        test: Task -> its test examples, of those that are judged.
         unlabelled: Texts to learn from without labels.
     """
 
     train: list[TaskData]
-    test: list[LabelledTokens]
+    test: Mapping[str, LabelledTokens]
     unlabelled: Tokens | None = None
+
+    def of(self, learned: Collection[str], judged: Collection[str]) -> Prepared:
+        """The tasks with these names, and the test examples of some of them."""
+        wanted = set(learned)
+        train = [item for item in self.train if item.task.name in wanted]
+        return replace(self, train=train, test={name: self.test[name] for name in judged})
 
 
 @few_warnings()
@@ -143,6 +199,18 @@ def read_for(
     return with_unlabelled(data, found, most if rows is None else rows)
 
 
+def tasks_of(chosen: Method, data: DataSet) -> tuple[DataSet, DataSet]:
+    """The tasks that a method learns, and those that it is judged on.
+
+    Raises:
+        ConfigError: The data set does not have them, or not those of the method that it begins with.
+    """
+    if chosen.begins_with is not None:
+        tasks_of(method(chosen.begins_with), data)
+    judged = data.share(chosen.judged)
+    return (data.share(chosen.learns) if chosen.learns else judged), judged
+
+
 def with_unlabelled(data: DataSet, corpus: str | None, max_texts: int) -> DataSet:
     """The data set with texts to learn from without labels: those of its training examples, and of a corpus.
 
@@ -168,13 +236,20 @@ def with_unlabelled(data: DataSet, corpus: str | None, max_texts: int) -> DataSe
 
 
 def first_rows(data: DataSet, most: int) -> DataSet:
-    """A data set with at most so many examples in each part: another one, with a digest of its own."""
+    """A data set with at most so many examples in each part: another one, with a digest of its own.
+
+    It is for quick trials, so methods that say a number of tasks get a tenth of them.
+    """
     tasks = tuple(RawTask(task.config, *(_first(part, most) for part in task.parts)) for task in data.tasks)
-    return DataSet(data.name, tasks, _digest(tasks))
+    return DataSet(data.name, tasks, _digest(tasks), scale=_QUICK_SCALE)
 
 
 def prepare(
-    data: DataSet, text_tokenizer: TextTokenizer, examples: int | None, default_reader: Reader = "prompts"
+    data: DataSet,
+    text_tokenizer: TextTokenizer,
+    examples: int | None,
+    default_reader: Reader = "prompts",
+    tasks: Collection[str] | None = None,
 ) -> Prepared:
     """Tokenise a data set.
 
@@ -183,9 +258,12 @@ def prepare(
         text_tokenizer: Of the backbone.
         examples: Most training examples of each task, drawn once for all seeds and methods; None for all.
         default_reader: What a task of the kind of model reads that does not say.
+        tasks: The names of those that are wanted; None for all.
     """
-    train, test = [], []
+    train, test = [], {}
     for task in data.tasks:
+        if tasks is not None and task.config.name not in tasks:
+            continue
         own, eval_, held_out = (tokenise_examples(part, text_tokenizer) for part in task.parts)
         own = own.draw(examples, zlib.crc32(task.config.name.encode()))
         definition = task.config.definition(default_reader)
@@ -193,7 +271,7 @@ def prepare(
         train.append(
             TaskData(with_label_scale(definition, own), own, eval_, class_weights=weights, rate=task.config.rate)
         )
-        test.append(held_out)
+        test[task.config.name] = held_out
     texts = data.unlabelled
     unlabelled = None if texts is None else text_tokenizer.encode(texts.texts, texts.seconds_or_none)
     return Prepared(train, test, unlabelled)

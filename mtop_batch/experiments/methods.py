@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from mtop_batch.errors import ConfigError
+from mtop_batch.experiments.many_methods import FEWER, MANY, NUMBERS, READS, SCHEDULES, TRANSFER
+from mtop_batch.experiments.method import Method
 from mtop_batch.selection.gradts import EXAMPLE_THRESHOLD, TASK_THRESHOLD
-from mtop_batch.tasks import Reader
 
-TableName = Literal["news", "glue", "ablations", "prompt-lengths", "auxiliary", "many"]
+TableName = Literal[
+    "news",
+    "glue",
+    "ablations",
+    "prompt-lengths",
+    "auxiliary",
+    "many",
+    "many-reads",
+    "many-numbers",
+    "many-transfer",
+    "many-fewer",
+]
 TABLES: tuple[TableName, ...] = get_args(TableName)
 DataName = Literal["news", "glue", "many"]
 DATA_FILES: Mapping[DataName, str] = {"news": "data/nhc", "glue": "data/glue", "many": "data/many"}
 """Where the `tasks.toml` of each data set lies unless another is given."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to train.
-
-    Args:
-        title: As tables call it.
-        model: The section `[model]` of its configuration.
-        train: What its `[train]` has besides `COMMON`.
-        unlabelled: Its section `[unlabelled]`, but for the corpus; None if it learns from labelled examples only.
-        auxiliary: How each task gets a model of its own, trained with tasks that help it: the "method" of
-            `selection.select`, or "alone" for none, and its options; None where one model has all tasks.
-        reads: What its tasks read; None for what the kind of model has them read.
-    """
-
-    title: str
-    model: Mapping[str, Any]
-    train: Mapping[str, Any] = field(default_factory=dict)
-    unlabelled: Mapping[str, Any] | None = None
-    auxiliary: Mapping[str, Any] | None = None
-    reads: Reader | None = None
 
 
 COMMON: Mapping[str, Any] = {
@@ -92,52 +82,7 @@ def _selections(name: str, base: Method) -> dict[str, Method]:
     }
 
 
-# A hundred tasks and more (large-scale multi-task learning): jobs/many.toml, but for what a row changes.
-_GROUPS = {
-    "kind": "mtop",
-    "prompts_per_task": 2,
-    "prompt_attention": "isolated",
-    "prompt_groups": 8,
-    "pooler_rank": 64,
-    "prompt_init": "token",
-    "pooler_init": "random",
-}
-_BY_TEXT = {"kind": "mtop", "prompt_attention": "isolated", "prompt_init": "random", "pooler_init": "random"}
-_MANY_TRAIN = {
-    "batch_size": 32,
-    "learning_rate": 1e-4,
-    "head_learning_rate": 1e-3,
-    "alpha_end": 0.1,
-    "alpha_decay": "exponential",
-    "warmup_fraction": 0.267,
-    "schedule": {"kind": "steps", "drops": [0.533, 0.8], "factor": 0.1},
-}
-MANY = "many"
-
-
-def _many(title: str, model: Mapping[str, Any] = _GROUPS, reads: Reader | None = None, **train: Any) -> Method:
-    known = {key: value for key, value in {**_MANY_TRAIN, **train}.items() if value is not None}
-    return Method(title, model, known, reads=reads)
-
-
-_MANY_METHODS: Mapping[str, Method] = {
-    "many-alone": replace(
-        _many("Each task alone", {"kind": "mt-dnn", "dropout": 0.1}, alpha_end=None, alpha_decay=None),
-        auxiliary={"method": "alone"},
-    ),
-    MANY: _many("Prompt groups"),
-    "many-uniform": _many("alpha 0 (uniform)", alpha=0.0, alpha_end=None, alpha_decay=None),
-    "many-by-size": _many("alpha 1 (by size)", alpha_end=None, alpha_decay=None),
-    **{
-        f"many-{decay}": _many(f"alpha 1 to 0.1, {decay}", alpha_decay=decay) for decay in ("linear", "cosine", "demon")
-    },
-    "many-constant": _many("constant rate of 1e-5", learning_rate=1e-5, schedule={"kind": "constant"}),
-    "many-frozen": _many("encoder frozen at first", warmup_fraction=0.0, schedule={"kind": "frozen"}),
-    "many-in-a-row": _many("10 steps in a row on a task", consecutive_steps=10),
-    "many-pooled": _many("Fully connected heads", _BY_TEXT, "pooled"),
-    "many-attention": _many("Attention heads, width 64", {**_BY_TEXT, "attention_width": 64}, "attention"),
-    "many-dypa": _many("Attention heads, DyPA", {**_BY_TEXT, "attention_width": "dypa"}, "attention"),
-}
+_MANY_METHODS: Mapping[str, Method] = {**SCHEDULES, **READS, **NUMBERS, **TRANSFER, **FEWER}
 
 METHODS: Mapping[str, Method] = {
     "single-task": Method("Single task", {"kind": "single-task", "dropout": 0.1}),
@@ -168,6 +113,9 @@ METHODS: Mapping[str, Method] = {
 }
 """By the name that `--methods` takes. MTOP alone is the paper's: joint prompts, begun from single tasks."""
 
+BEGUN_WITH = frozenset(chosen.begins_with for chosen in METHODS.values() if chosen.begins_with)
+"""The methods whose encoders others begin with."""
+
 _MAIN = ("single-task", "mt-dnn", "p-tuning", "p-tuning-v2", "ca-mtl", MTOP, "mtop-isolated")
 TABLE_METHODS: Mapping[TableName, tuple[str, ...]] = {
     "news": (*_MAIN, "mt-dnn-taught", "mtop-taught"),
@@ -190,7 +138,11 @@ TABLE_METHODS: Mapping[TableName, tuple[str, ...]] = {
         MTOP,
         *(f"mtop-{key}" for key in _SELECTIONS),
     ),
-    "many": tuple(_MANY_METHODS),
+    "many": tuple(SCHEDULES),
+    "many-reads": (MANY, *READS),
+    "many-numbers": (MANY, *NUMBERS),
+    "many-transfer": tuple(TRANSFER),
+    "many-fewer": tuple(FEWER),
 }
 """The rows of each table; those that learn from soft labels too stand on the news, of which there is more text."""
 
@@ -201,13 +153,25 @@ TABLE_DATA: Mapping[TableName, DataName] = {
     "prompt-lengths": "glue",
     "auxiliary": "glue",
     "many": "many",
+    "many-reads": "many",
+    "many-numbers": "many",
+    "many-transfer": "many",
+    "many-fewer": "many",
 }
 """What each table is made on unless another data set is asked for."""
 
 
 def reference(table: TableName) -> str:
     """The method that the others of a table are compared with."""
-    return MANY if table == "many" else MTOP
+    if table == "many-transfer":
+        return "many-large"
+    return MANY if TABLE_DATA[table] == "many" else MTOP
+
+
+def methods_of(table: TableName) -> tuple[str, ...]:
+    """The methods of a table and of its parts, which are called after it: those of "many" are all on many tasks."""
+    names = (name for part in TABLES if part == table or part.startswith(f"{table}-") for name in TABLE_METHODS[part])
+    return tuple(dict.fromkeys(names))
 
 
 def method(name: str) -> Method:

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import mean, median
 
 from mtop_batch.data.sets.glue import GLUE_TASKS as GLUE_RECIPES
 from mtop_batch.experiments import paper
-from mtop_batch.experiments.methods import COMMON, METHODS, TABLE_DATA, TABLE_METHODS, Method, TableName, reference
+from mtop_batch.experiments.many_tables import costs_beside_one, fewer_tasks, notes_of_many, quality_of_many
+from mtop_batch.experiments.markdown import EMPTY, bold, markdown, spread_text
+from mtop_batch.experiments.method import Method
+from mtop_batch.experiments.methods import COMMON, METHODS, TABLE_DATA, TableName, reference
 from mtop_batch.experiments.records import Records, RunRecord
 from mtop_batch.experiments.statistics import Difference
-from mtop_batch.experiments.summary import ResultTable, Row, Spread, tables
+from mtop_batch.experiments.summary import ResultTable, Row, Setting, tables
 
-EMPTY = "–"
 _TITLES: Mapping[TableName, str] = {
     "news": "News (the paper's Table 1)",
     "glue": "GLUE (the paper's Table 2)",
     "ablations": "Ablations (the paper's Table 3)",
     "prompt-lengths": "Lengths of prompts (the paper's Figure 2)",
     "auxiliary": "Auxiliary tasks (GradTS and AUTOSEM)",
-    "many": "A hundred tasks and more (large-scale multi-task learning)",
+    "many": "A hundred tasks: how steps take them (large-scale multi-task learning, Table 1)",
+    "many-reads": "A hundred tasks: what each reads (large-scale multi-task learning, Table 2)",
+    "many-numbers": "A hundred tasks and more (large-scale multi-task learning, Table 3 and Figure 7)",
+    "many-transfer": "A very large task after many (large-scale multi-task learning, Table 4)",
+    "many-fewer": "From ten tasks to a hundred (large-scale multi-task learning, Table 6)",
 }
 _PAPER: Mapping[TableName, Mapping[str, Mapping[str, str]]] = {
     "news": paper.TABLE_1,
@@ -28,7 +35,11 @@ _PAPER: Mapping[TableName, Mapping[str, Mapping[str, str]]] = {
     "ablations": paper.TABLE_3,
     "prompt-lengths": {},
     "auxiliary": {},
-    "many": {},
+    "many": paper.MANY,
+    "many-reads": paper.MANY_READS,
+    "many-numbers": paper.MANY_NUMBERS,
+    "many-transfer": paper.MANY_TRANSFER,
+    "many-fewer": paper.MANY_FEWER,
 }
 _HEAD = """# Results
 
@@ -75,7 +86,11 @@ def results_page(records: Records, results: str, images: Mapping[str, str]) -> s
         parts.append("\nNothing has been run yet.\n")
     for number, table in enumerate(found):
         first = number == 0 or found[number - 1].name != table.name
-        parts.append((f"\n## {_TITLES[table.name]}\n" if first else "") + _section(table))
+        parts.append(f"\n## {_TITLES[table.name]}\n" if first else "")
+        if table.name != "many-fewer":
+            parts.append(_section(table))
+        elif first:
+            parts.append(_fewer([other for other in found if other.name == table.name]))
     if found:
         parts.append(_recipes())
     if images:
@@ -84,61 +99,59 @@ def results_page(records: Records, results: str, images: Mapping[str, str]) -> s
 
 
 def _section(table: ResultTable) -> str:
-    setting = table.setting
+    return "".join(
+        [
+            _heading(table.setting),
+            "\n" + _quality(table),
+            *_why_empty(table),
+            "\n" + _against_mtop(table),
+            "\n" + (_selection_costs(table) if table.name == "auxiliary" else _costs(table)),
+            "\n" + _made_on([run for row in table.rows for run in row.runs.values()]),
+        ]
+    )
+
+
+def _fewer(tables_: Sequence[ResultTable]) -> str:
+    """A table for each setting, with a line for each number of tasks."""
+    parts = []
+    settings = {replace(table.setting, data_digest="") for table in tables_}
+    for setting in sorted(settings, key=repr):
+        same = [table for table in tables_ if replace(table.setting, data_digest="") == setting]
+        runs = [run for table in same for row in table.rows for run in row.runs.values()]
+        parts += [_heading(setting), "\n" + fewer_tasks(same, paper.MANY_FEWER), "\n" + _made_on(runs)]
+    return "".join(parts)
+
+
+def _heading(setting: Setting) -> str:
     examples = f"at most {setting.examples:,} examples a task" if setting.examples else "all examples"
     changes = json.loads(setting.changes)
     changed = "; " + ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in changes.items()) if changes else ""
-    lines = [
-        f"\n### {setting.data}: {examples}, `{setting.backbone}`{changed}\n",
-        "\n" + _quality(table),
-        *_why_empty(table),
-        "\n" + _against_mtop(table),
-        "\n" + (_selection_costs(table) if table.name == "auxiliary" else _costs(table)),
-        "\n" + _made_on([run for row in table.rows for run in row.runs.values()]),
-    ]
-    return "".join(lines)
-
-
-def _quality_of_many(table: ResultTable) -> str:
-    """A line for each method, for there are too many tasks to have a column each."""
-    head = ["method", "seeds", "mean", "T10", "B10", "worst task", "best task"]
-    rows = []
-    for row in table.rows:
-        ends = [EMPTY, EMPTY]
-        if row.tasks:
-            ends = [f"{of(spread.median for spread in row.tasks.values()):.1f}" for of in (min, max)]
-        tenths = [_spread(spread) for spread in row.tenths or (None, None)]
-        rows.append([row.title, str(len(row.runs)), _bold(_spread(row.mean)), *tenths, *ends])
-    return _markdown(head, rows)
+    return f"\n### {setting.data}: {examples}, `{setting.backbone}`{changed}\n"
 
 
 def _quality(table: ResultTable) -> str:
-    if table.name == "many":
-        return _quality_of_many(table)
+    if table.is_of_many:
+        return quality_of_many(table, _PAPER[table.name])
     columns = paper.NEWS_TASKS if table.setting.data == "news" else paper.GLUE_TASKS
     names = [task.name for task in table.tasks]
     judged = {task.name: "" if task.metric == "accuracy" else f" ({task.metric})" for task in table.tasks}
     head = ["method", "seeds", *(f"{name}{metric}" for name, metric in judged.items()), "mean"]
     rows = []
     for row in table.rows:
-        cells = [_spread(row.tasks.get(name)) for name in names]
-        rows.append([row.title, str(len(row.runs)), *cells, _bold(_spread(row.mean))])
+        cells = [spread_text(row.tasks.get(name)) for name in names]
+        rows.append([row.title, str(len(row.runs)), *cells, bold(spread_text(row.mean))])
         published = _PAPER[table.name].get(row.method)
         if published and table.setting.data == TABLE_DATA[table.name]:
             theirs = [published.get(columns.get(name, ""), EMPTY) for name in names]
             rows.append(["*in the paper*", "", *theirs, published["Avg"]])
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def _why_empty(table: ResultTable) -> list[str]:
     """Why cells are empty, or not what their name may suggest."""
     notes = [f"{row.title}: not run with these settings." for row in table.rows if not row.runs]
-    if table.name == "many":
-        known = len(table.data.sizes)
-        notes.append(
-            f"{known:,} tasks in one model, {len(table.tasks):,} of them judged. T10 and B10: the mean over the tenth "
-            "of these with the most and with the fewest training examples."
-        )
+    if table.is_of_many:
+        notes += notes_of_many(table, _PAPER[table.name])
     elif table.name == "auxiliary":
         notes.append(
             "A row whose title names a way to choose has a model for each task, trained with the tasks that were "
@@ -176,8 +189,8 @@ def _against_mtop(table: ResultTable) -> str:
             cells = [f"{EMPTY} ({'no run' if not row.runs else f'{other} has no run with these seeds'})", "", "", ""]
         else:
             cells = [_points(difference.mean), _interval(difference), str(difference.seeds), _outcomes(row)]
-        rows.append([row.title, *cells, _spread(row.dev_mean)])
-    return _markdown(head, rows)
+        rows.append([row.title, *cells, spread_text(row.dev_mean)])
+    return markdown(head, rows)
 
 
 def _outcomes(row: Row) -> str:
@@ -208,7 +221,8 @@ def _costs(table: ResultTable) -> str:
     measured = [row.speed for row in table.rows if row.speed is not None]
     speeds = {(speed.machine["gpu"] or speed.machine["cpu"], speed.precision) for speed in measured}
     notes = [f"\nDocuments/s, all labels of each: {machine}, {precision}.\n" for machine, precision in sorted(speeds)]
-    return _markdown(head, rows) + "".join(notes)
+    beside = costs_beside_one(table) if table.name == "many-reads" else ""
+    return markdown(head, rows) + "".join(notes) + beside
 
 
 def _selection_costs(table: ResultTable) -> str:
@@ -235,7 +249,7 @@ def _selection_costs(table: ResultTable) -> str:
         "\nAll tasks together. Choosing counts every training that it takes, also where its record was there. Steps of "
         "warm starts are not counted, their time is.\n"
     )
-    return _markdown(head, rows) + note
+    return markdown(head, rows) + note
 
 
 def _made_on(runs: Sequence[RunRecord]) -> str:
@@ -258,7 +272,7 @@ def _recipes() -> str:
         f"{chosen.title} `{json.dumps({**chosen.model, **chosen.train, **_soft_labels(chosen)})}`"
         for name, chosen in METHODS.items()
         if chosen.auxiliary is None
-        and name not in TABLE_METHODS["many"]
+        and chosen.judged is None
         and (not name.startswith("mtop-") or name in ("mtop-isolated", "mtop-taught"))
     )
     return "\n## Recipes\n" + _RECIPE.format(common=json.dumps(COMMON), own=own)
@@ -268,26 +282,9 @@ def _soft_labels(chosen: Method) -> dict[str, object]:
     return {} if chosen.unlabelled is None else {"unlabelled": dict(chosen.unlabelled)}
 
 
-def _spread(spread: Spread | None) -> str:
-    if spread is None:
-        return EMPTY
-    if spread.low == spread.high:
-        return f"{spread.median:.1f}"
-    return f"{spread.median:.1f} ({spread.low:.1f}, {spread.high:.1f})"
-
-
 def _points(value: float) -> str:
     return f"{100 * value:+.2f}"
 
 
 def _interval(difference: Difference) -> str:
     return f"{_points(difference.low)} to {_points(difference.high)}"
-
-
-def _bold(text: str) -> str:
-    return text if text == EMPTY else f"**{text}**"
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

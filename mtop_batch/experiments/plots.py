@@ -8,6 +8,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from mtop_batch.errors import ConfigError
+from mtop_batch.experiments.many_methods import MANY
 from mtop_batch.experiments.methods import MTOP
 from mtop_batch.experiments.records import Records
 from mtop_batch.experiments.summary import ResultTable, Row, tables
@@ -21,7 +22,10 @@ _TITLES = {
     "ablations": "Ablations",
     "prompt-lengths": "Lengths of prompts",
     "auxiliary": "Auxiliary tasks",
-    "many": "Many tasks",
+    "many": "How steps take many tasks",
+    "many-reads": "What many tasks read",
+    "many-numbers": "A hundred tasks and more",
+    "many-transfer": "A very large task after many",
 }
 _WIDTH, _HEIGHT, _DPI = 7.5, 4.2, 110
 
@@ -34,7 +38,7 @@ def results_plots(records: Records) -> Iterator[tuple[str, str, bytes]]:
     """
     seen: set[str] = set()
     for table in tables(records):
-        if table.name in seen:
+        if table.name in seen or table.name == "many-fewer":
             continue
         seen.add(table.name)
         shown = [row for row in table.rows if row.runs]
@@ -82,7 +86,7 @@ def _bars(rows: Sequence[Row]) -> Figure:
         [spread.median - spread.low for spread in spreads],
         [spread.high - spread.median for spread in spreads],
     ]
-    colors = [_COLORS[1] if row.method == MTOP else _COLORS[0] for row in rows]
+    colors = [_COLORS[1] if row.method in (MTOP, MANY) else _COLORS[0] for row in rows]
     axes.barh(places, values, xerr=errors, color=colors, capsize=3)
     axes.set_yticks(places, [row.title for row in rows])
     axes.invert_yaxis()

@@ -3,6 +3,7 @@
 <results>/<digest>.json          a run
 <results>/data-<digest>.json     the labels of a data set's test parts, once for all runs on it
 <results>/speed-<digest>.json    how fast a method labels
+<results>/encoders/<digest>.safetensors   the encoder of a run that others begin with
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class RunRecord:
 
     Args:
         spec: What was run.
-        dev: Task -> metric -> value on its evaluation examples, at the chosen weights.
+        dev: Task that is judged -> metric -> value on its evaluation examples, at the chosen weights.
         test: The same on its test examples.
         predictions: Task -> what the model says of each test example (`pack`).
         history: Evaluations, oldest first: step, epoch, mean, and each task's own metric; those of a task come together
@@ -143,6 +144,8 @@ class SpeedRecord:
         documents_per_s: The best of three times.
         precision: Of the model.
         machine: Where it ran.
+        one_task: How many times faster the same model is with the first task alone; None if that was not measured.
+        full: The same two for texts of `max_tokens` tokens, as "documents_per_s" and "one_task"; None as before.
     """
 
     digest: str
@@ -155,10 +158,12 @@ class SpeedRecord:
     documents_per_s: float
     precision: str
     machine: dict[str, Any]
+    one_task: float | None = None
+    full: dict[str, float] | None = None
 
     def to_json(self) -> bytes:
         """As a file."""
-        return _json(asdict(self))
+        return _json({key: value for key, value in asdict(self).items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -178,6 +183,11 @@ def run_uri(results: str, digest: str) -> str:
 def data_uri(results: str, digest: str) -> str:
     """Where the record of a data set lies."""
     return storage.join(results, f"data-{digest}.json")
+
+
+def encoder_uri(encoders: str, digest: str) -> str:
+    """Where the encoder that a run left lies."""
+    return storage.join(encoders, f"{digest}.safetensors")
 
 
 def speed_uri(results: str, digest: str) -> str:

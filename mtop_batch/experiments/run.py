@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from statistics import mean
 from typing import Any
 
 import numpy as np
+from safetensors.torch import load, save
 
+from mtop_batch import storage
+from mtop_batch.config.model import MTOPModelConfig
 from mtop_batch.config.sections import Config
 from mtop_batch.config.task import TaskConfig
 from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.errors import ConfigError
-from mtop_batch.experiments.auxiliary import Chosen, own_models
+from mtop_batch.experiments.auxiliary import Chosen, own_models, trainings
 from mtop_batch.experiments.data import Prepared, with_reader
-from mtop_batch.experiments.records import Compact, RunRecord, machine, pack, versions
+from mtop_batch.experiments.methods import BEGUN_WITH
+from mtop_batch.experiments.records import Compact, RunRecord, encoder_uri, machine, pack, versions
 from mtop_batch.experiments.specs import RunSpec
 from mtop_batch.model.kinds.base import MultiTaskModel
+from mtop_batch.selection.jobs import Job
+from mtop_batch.selection.prompt_groups import needs_trainings, with_like_groups
+from mtop_batch.selection.records import Record
 from mtop_batch.tasks import Task
 from mtop_batch.training.checkpoint import TaskMetrics
 from mtop_batch.training.evaluation.evaluate import task_metrics, task_predictions, with_eval_budget
@@ -40,6 +47,7 @@ def run_spec(
     worker: Worker | None = None,
     unfinished: Unfinished | None = None,
     kept: str | None = None,
+    encoders: str | None = None,
 ) -> RunRecord:
     """Train and test as a spec says.
 
@@ -47,17 +55,21 @@ def run_spec(
 
     Args:
         spec: What to run.
-        prepared: The data set, with the training examples that the spec wants.
-        tasks: Its tasks as in a configuration, in the same order.
+        prepared: The tasks that the spec learns, with the training examples that it wants, and the test examples of
+            those that it is judged on.
+        tasks: Those that it learns as in a configuration, in the same order.
         encoder: That of the spec.
         worker: This process, its device and precision; None for the CPU. Its event sink gets the events of training.
         unfinished: Where an interrupted run left what it had done; None to begin anew and keep nothing.
-        kept: Where the trainings lie that choosing auxiliary tasks takes; None to keep them no longer than the run.
+        kept: Where the trainings lie that choosing tasks takes; None to keep them no longer than the run.
+        encoders: Where the encoders lie that runs begin with, and where this one's is kept if others may; None to keep
+            none.
 
     Raises:
-        MtopError: The settings cannot work, or training diverged.
+        MtopError: The settings cannot work, training diverged, or the encoder to begin with is not there.
     """
     worker, unfinished = worker or Worker(), unfinished or Unfinished(None)
+    encoder = _first_encoder(spec, encoder, encoders)
     config = spec.config(tasks)
     check_readers(config)
     check_encoder(config, encoder.backbone)
@@ -66,6 +78,7 @@ def run_spec(
     clock = _Clock(unfinished)
     if spec.auxiliary is not None:
         return _with_auxiliary_tasks(spec, config, data, encoder, worker, unfinished, kept)
+    config, used = _with_groups(config, data, encoder, worker, unfinished, kept)
     clock.start("teachers")
     soft = _soft_labels(config, data, encoder, worker, unfinished)
     clock.start("warm_start")
@@ -74,19 +87,57 @@ def run_spec(
     trained = train_whole(model, config, data.train, worker, unfinished, soft=soft)
     clock.start("test")
     test, predictions = _test(model, data, worker)
+    if encoders is not None and spec.method in BEGUN_WITH:
+        storage.write_bytes(encoder_uri(encoders, spec.digest), save(model.backbone.state_dict()))
     return RunRecord(
         spec=spec,
-        dev=trained.dev,
+        dev=_some(trained.dev, test),
         test=test,
         predictions=predictions,
-        history=trained.history,
+        history=[{**entry, "tasks": _some(entry["tasks"], test)} for entry in trained.history],
         best_step=trained.best_step,
         num_steps=trained.num_steps,
         passes=model.passes(model.task_names),
         parameters=count_parameters(model),
-        seconds=clock.stop(),
+        seconds=clock.stop() | ({"selection": round(sum(one.seconds for one in used), 2)} if used else {}),
         **_made_by(worker),
+        selection_steps=sum(one.num_steps for one in used),
     )
+
+
+def _with_groups(
+    config: Config, data: Prepared, encoder: Encoder, worker: Worker, unfinished: Unfinished, kept: str | None
+) -> tuple[Config, list[Record]]:
+    """The configuration with tasks in prompt groups, and the trainings of tasks alone that this took."""
+    used = list[Record]()
+    if not needs_trainings(config):
+        return with_like_groups(config), used
+    jobs, records = trainings(config, data.train, encoder, worker, unfinished, kept)
+
+    def counting(wanted: Sequence[Job]) -> Sequence[Record]:
+        used.extend(found := records(wanted))
+        return found
+
+    return with_like_groups(config, jobs, counting), used
+
+
+def _some(by_task: Mapping[str, Any], judged: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in by_task.items() if name in judged}
+
+
+def _first_encoder(spec: RunSpec, encoder: Encoder, encoders: str | None) -> Encoder:
+    """The encoder that a run begins with: the pretrained one, or that which another run left."""
+    if spec.begins_with is None:
+        return encoder
+    uri = None if encoders is None else encoder_uri(encoders, spec.begins_with)
+    if uri is None or not storage.is_file(uri):
+        raise ConfigError(
+            f"{spec.method} begins with the encoder of run {spec.begins_with}, which is not at {uri or encoders}; do "
+            "that run first"
+        )
+    backbone = copy.deepcopy(encoder.backbone)
+    backbone.load_state_dict(load(storage.read_bytes(uri)))
+    return replace(encoder, backbone=backbone)
 
 
 def _made_by(worker: Worker) -> dict[str, Any]:
@@ -151,6 +202,10 @@ def untrained(config: Config, encoder: Encoder, data: Sequence[TaskData]) -> Mul
         key: "random" for key in ("prompt_init", "pooler_init") if key in type(section).model_fields
     }
     cold = config.model_copy(update={"model": section.model_copy(update=changes)})
+    if isinstance(section, MTOPModelConfig) and section.like_groups:  # which tasks a group has makes no difference
+        cold = cold.with_prompt_groups(
+            {task.name: f"g{n % section.like_groups[1]}" for n, task in enumerate(cold.task)}
+        )
     return first_model(cold, copy.deepcopy(encoder.backbone), encoder.tokenizer, data, lambda *_: {})
 
 
@@ -221,9 +276,9 @@ def _soft_labels(
 def _test(model: MultiTaskModel, data: Prepared, worker: Worker) -> tuple[dict[str, TaskMetrics], dict[str, Compact]]:
     """The metrics on the test examples, and what the model says of each."""
     metrics, packed = {}, {}
-    for item, examples in zip(data.train, data.test, strict=True):
-        name = item.task.name
-        metrics[name], packed[name] = _test_task(model, item.task, examples, worker)
+    tasks = {item.task.name: item.task for item in data.train}
+    for name, examples in data.test.items():
+        metrics[name], packed[name] = _test_task(model, tasks[name], examples, worker)
     return metrics, packed
 
 

@@ -11,11 +11,14 @@ from typing import Any
 from mtop_batch.config.load import validate
 from mtop_batch.config.sections import Config
 from mtop_batch.config.task import TaskConfig
-from mtop_batch.experiments.methods import COMMON, Method, method
+from mtop_batch.experiments.data import DataSet, tasks_of
+from mtop_batch.experiments.many_methods import JUDGED
+from mtop_batch.experiments.method import Method
+from mtop_batch.experiments.methods import COMMON, method
 from mtop_batch.tasks import Reader
 
 FORMAT = 1
-_OPTIONAL = ("unlabelled", "auxiliary", "reads")
+_OPTIONAL = ("unlabelled", "auxiliary", "reads", "learns", "begins_with")
 # They change how fast a run is or who is told of it, or are the seed, which stands by itself.
 _UNDECISIVE = ("num_workers", "max_failures", "precision", "seed", "tensorboard", "mlflow")
 
@@ -49,7 +52,7 @@ class RunSpec:
         method: Its name in `METHODS`.
         seed: Of everything random but the choice of training examples.
         data: Name of the data set.
-        data_digest: Of its tasks and examples.
+        data_digest: Of its tasks and examples, those that the run is judged on.
         examples: Most training examples of each task; None for all. The same ones for all seeds and methods.
         backbone: The pretrained encoder.
         max_tokens: Texts are cut to so many tokens.
@@ -59,6 +62,9 @@ class RunSpec:
             None for a method that does not learn from them.
         auxiliary: How each task gets a model of its own, as in `Method`; None where one model has all tasks.
         reads: What all tasks read; None for what the kind of model has them read.
+        learns: What it learns, where that are other tasks than it is judged on, or not as often as `epochs` says: the
+            number of "tasks", their "digest", and by what `epochs` is multiplied.
+        begins_with: Digest of the run that leaves the encoder; None for the pretrained one.
     """
 
     method: str
@@ -73,6 +79,8 @@ class RunSpec:
     unlabelled: dict[str, Any] | None = None
     auxiliary: dict[str, Any] | None = None
     reads: Reader | None = None
+    learns: dict[str, Any] | None = None
+    begins_with: str | None = None
 
     @property
     def digest(self) -> str:
@@ -83,18 +91,23 @@ class RunSpec:
         """The run as JSON-ready values."""
         return {key: value for key, value in asdict(self).items() if value or key not in _OPTIONAL}
 
+    @property
+    def epochs(self) -> float:
+        """Passes over the examples of the tasks that it learns."""
+        return float(self.train["epochs"]) * float((self.learns or {}).get("epochs", 1.0))
+
     def config(self, tasks: Sequence[TaskConfig], backbone: str | None = None) -> Config:
         """The configuration of the run.
 
         Args:
-            tasks: Those of the data set.
+            tasks: Those that it learns.
             backbone: Where the encoder lies on this machine, if not where its name says.
         """
         values = {
             "output": self.digest,
             "backbone": {"name": backbone or self.backbone, "max_tokens": self.max_tokens},
             "model": self.model,
-            "train": {**self.train, "seed": self.seed},
+            "train": {**self.train, "epochs": self.epochs, "seed": self.seed},
             "task": _read_by(tasks, self.reads),
         }
         if self.unlabelled:
@@ -102,40 +115,50 @@ class RunSpec:
         return validate(values, f"run {self.method}, seed {self.seed}")
 
 
-def make_spec(
-    name: str,
-    seed: int,
-    data: str,
-    data_digest: str,
-    tasks: Sequence[TaskConfig],
-    settings: RunSettings,
-    texts_digest: str = "",
-) -> RunSpec:
-    """The run of a method with a seed on a data set; `texts_digest` is that of the texts without labels.
+def make_spec(name: str, seed: int, data: DataSet, settings: RunSettings) -> RunSpec:
+    """The run of a method with a seed on a data set.
 
     Raises:
-        ConfigError: There is no such method, or a setting is not allowed.
+        ConfigError: There is no such method, a setting is not allowed, or the data set lacks the method's tasks.
     """
     chosen = method(name)
     train = {**COMMON, **chosen.train, **(settings.train or {})}
     if settings.epochs is not None:
         train["epochs"] = settings.epochs
-    config = _config(chosen, train, tasks, settings)
+    learned, judged = tasks_of(chosen, data)
+    config = _config(chosen, train, learned.configs, settings)
     values = config.train.model_dump(mode="json", exclude_unset=True)
+    texts = "" if data.unlabelled is None else data.unlabelled.digest
+    begins_with = chosen.begins_with and make_spec(chosen.begins_with, seed, data, settings).digest
     return RunSpec(
         method=name,
         seed=seed,
-        data=data,
-        data_digest=data_digest,
+        data=data.name,
+        data_digest=judged.digest,
         examples=settings.examples,
         backbone=settings.backbone,
         max_tokens=settings.max_tokens,
         model=config.model.model_dump(mode="json", exclude_unset=True),
         train={key: value for key, value in values.items() if key not in _UNDECISIVE},
-        unlabelled=None if chosen.unlabelled is None else {**chosen.unlabelled, "texts": texts_digest},
+        unlabelled=None if chosen.unlabelled is None else {**chosen.unlabelled, "texts": texts},
         auxiliary=None if chosen.auxiliary is None else dict(chosen.auxiliary),
         reads=chosen.reads,
+        learns=_learns(chosen, learned, judged, data, settings.examples),
+        begins_with=begins_with,
     )
+
+
+def _learns(
+    chosen: Method, learned: DataSet, judged: DataSet, data: DataSet, examples: int | None
+) -> dict[str, Any] | None:
+    """No set takes more steps than the tasks that are judged by most methods."""
+    if chosen.judged is None:
+        return None
+    most = data.share(JUDGED).num_examples(examples) or learned.num_examples(examples)
+    epochs = min(1.0, most / learned.num_examples(examples))
+    if learned.digest == judged.digest and epochs == 1:
+        return None
+    return {"tasks": len(learned.tasks), "digest": learned.digest, "epochs": round(epochs, 6)}
 
 
 def _config(chosen: Method, train: Mapping[str, Any], tasks: Sequence[TaskConfig], settings: RunSettings) -> Config:

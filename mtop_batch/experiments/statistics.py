@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -93,17 +94,23 @@ def differences(
     Returns:
         The difference of the means over tasks, and that of each task.
     """
-    rng = np.random.default_rng(seed)
     num_seeds = len(first[0].predictions)
-    seed_weights = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), draws) / num_seeds  # (W, S)
+    counts = _draw((num_seeds, *(len(own.labels) for own in first)), seed, draws)
+    seed_weights = counts[0] / num_seeds  # (W, S)
     values, samples = [], []
-    for own, other in zip(first, second, strict=True):
-        n = len(own.labels)
-        weights = rng.multinomial(n, np.full(n, 1 / n), draws).astype(np.float64)
+    for own, other, count in zip(first, second, counts[1:], strict=True):
+        weights = count.astype(np.float64)
         samples.append(((own.samples(weights) - other.samples(weights)) * seed_weights).sum(axis=1))
         values.append(float((own.value() - other.value()).mean()))
     by_task = [_difference(value, drawn, num_seeds) for value, drawn in zip(values, samples, strict=True)]
     return _difference(float(np.mean(values)), np.mean(samples, axis=0), num_seeds), by_task
+
+
+@lru_cache(maxsize=1)
+def _draw(sizes: tuple[int, ...], seed: int, draws: int) -> list[npt.NDArray[np.uint16]]:
+    """(W, n) Of each n, how often each of so many is drawn; kept, for all rows of a table have the same."""
+    rng = np.random.default_rng(seed)
+    return [rng.multinomial(n, np.full(n, 1 / n), draws).astype(np.uint16) for n in sizes]
 
 
 def _difference(value: float, drawn: Values, num_seeds: int) -> Difference:

@@ -24,8 +24,6 @@ from mtop_batch.experiments.specs import RunSpec
 from mtop_batch.experiments.statistics import Difference, TestOutputs, differences
 from mtop_batch.tasks import Metric, Task
 
-MOST_JUDGED = 100
-"""Tasks of a large set that its table is about: the first ones, whatever the size of the set."""
 # Table 3 judges these otherwise than Table 2.
 _TABLE_3_METRICS: Mapping[str, Metric] = {"mrpc": "accuracy", "qqp": "accuracy", "stsb": "pearson_spearman"}
 
@@ -110,6 +108,11 @@ class ResultTable:
     rows: Sequence[Row]
 
     @property
+    def is_of_many(self) -> bool:
+        """Whether its tasks are too many to have a column each."""
+        return TABLE_DATA[self.name] == "many"
+
+    @property
     def seeds(self) -> list[int]:
         """Those of any run."""
         return sorted({seed for row in self.rows for seed in row.runs})
@@ -151,8 +154,6 @@ def _table(name: TableName, setting: Setting, runs: Sequence[RunRecord], records
     data = records.data[setting.data_digest]
     metrics = _TABLE_3_METRICS if name == "ablations" else {}
     tasks = [replace(task, metric=metrics.get(task.name, task.metric)) for task in data.definitions()]
-    if name == "many":
-        tasks = tasks[:MOST_JUDGED]  # sets of more tasks begin with those of fewer
     by_method: dict[str, dict[int, RunRecord]] = {}
     for run in runs:
         by_method.setdefault(run.spec.method, {})[run.spec.seed] = run
@@ -171,7 +172,9 @@ def _table(name: TableName, setting: Setting, runs: Sequence[RunRecord], records
         ]
 
     rows = []
-    for method in TABLE_METHODS[name]:
+    # Each of the sets of fewer tasks has rows of its own.
+    methods = [method for method in TABLE_METHODS[name] if method in by_method or name != "many-fewer"]
+    for method in methods:
         found = dict(sorted(by_method.get(method, {}).items()))
         both = [seed for seed in found if seed in best]
         difference, by_task = None, list[Difference]()

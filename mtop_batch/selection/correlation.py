@@ -1,4 +1,5 @@
-"""Which tasks use the same heads: Kendall's rank correlation between matrices of importance, and groups by it.
+"""Which tasks use the same heads: Kendall's rank correlation between matrices of importance, and groups by it, or by
+any other similarity.
 
 Shapes: N tasks, R examples, L layers, H heads.
 """
@@ -53,7 +54,7 @@ def similar_first(correlations: Correlations) -> list[int]:
     return [int(index) for index in leaves_list(cluster_tree(correlations))]
 
 
-def correlation_groups(names: Sequence[str], correlations: Correlations, num_groups: int) -> Mapping[str, str]:
+def similarity_groups(names: Sequence[str], correlations: Correlations, num_groups: int) -> Mapping[str, str]:
     """Task -> group, at most so many groups: "c1" is the first task's, and so on in the order of the tasks."""
     if len(names) < 2:
         return dict.fromkeys(names, "c1")

@@ -70,7 +70,7 @@ class Jobs:
     """
 
     def __init__(self, config: Config, data: Mapping[str, TaskData], backbone: PreTrainedModel) -> None:
-        self.config = without_correlated_groups(config)
+        self.config = without_like_groups(config)
         self.data = data
         self._backbone = tensors_digest(backbone.state_dict().items())
         self._examples = {name: _examples_digest(item) for name, item in data.items()}
@@ -138,11 +138,11 @@ def together(config: Config, names: Sequence[str], rates: Mapping[str, float]) -
     return config.model_copy(update={"unlabelled": None}).with_tasks(tasks)
 
 
-def without_correlated_groups(config: Config) -> Config:
-    """The configuration with prompts of each task's own, where groups are to come from what a selection finds."""
+def without_like_groups(config: Config) -> Config:
+    """The configuration with prompts of each task's own, where groups are to be of tasks that are alike."""
     section = config.model
-    correlated = isinstance(section, MTOPModelConfig) and section.correlated_groups
-    return config.with_prompt_groups({}) if correlated else config
+    is_open = isinstance(section, MTOPModelConfig) and section.like_groups
+    return config.with_prompt_groups({}) if is_open else config
 
 
 def _described(task: TaskConfig) -> dict[str, Any]:

@@ -192,3 +192,18 @@ def test_of_a_thousand_tasks_a_text_and_a_table_show_those_at_the_ends(capsys: p
     reports = {name: LabelReport(scores, [], [], None, "") for name in names}
     print_label_reports(reports, {name: float(number) for number, name in enumerate(names)})
     assert len([line for line in capsys.readouterr().out.splitlines() if "task_00" in line]) == 10
+
+
+@pytest.mark.parametrize(("count", "lines"), [(1000, 10 * 6), (2, 2 * 150)])
+def test_of_many_tasks_the_labels_that_are_most_missed_are_shown(
+    count: int, lines: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = [LabelScores(f"label_{number:03}", 0.5, (number % 10) / 10, 0.5, 7, "") for number in range(150)]
+    report = LabelReport(scores, [], [], None, "")
+    names = [f"task_{number:03}" for number in range(count)]
+    print_label_reports(dict.fromkeys(names, report), {name: float(number) for number, name in enumerate(names)})
+    output = capsys.readouterr().out
+    assert len(output.splitlines()) == lines + 4
+    assert ("... 145 more" in output) == (count == 1000)
+    assert "label_010" in output  # of recall 0
+    assert ("label_011" in output) == (count == 2)

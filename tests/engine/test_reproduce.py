@@ -8,13 +8,16 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from mtop_batch.data.sets.many import build_many
 from mtop_batch.data.sets.nhc import TOPICS
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.reproduce import Reproduced, ReproduceOptions, reproduce
 from mtop_batch.errors import ConfigError
-from mtop_batch.experiments.methods import METHODS, TABLE_METHODS
+from mtop_batch.experiments.methods import METHODS, TABLE_METHODS, methods_of
 from mtop_batch.experiments.records import RunRecord
 from mtop_batch.experiments.specs import RunSettings
 from tests.conftest import WORDS, make_backbone, make_tokenizer
@@ -86,6 +89,71 @@ def test_the_table_of_auxiliary_tasks_is_tried_by_one_command(options: Reproduce
         assert f"| {METHODS[name].title} | 1 |" in page
     assert "| steps of choosing |" in page
     assert (tmp_path / "results" / "quick" / "auxiliary.png").exists()
+
+
+@pytest.fixture(scope="module")
+def many_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve tasks of six sites, and a large one."""
+    root = tmp_path_factory.mktemp("many")
+    rng = random.Random(0)
+    labels = [f"topic {number}" for number in range(6)]
+    texts = [f"{rng.choice(WORDS)} {rng.choice(WORDS)} {number}" for number in range(400)]
+    pq.write_table(pa.table({"text": texts, "label": [labels[n % 6] for n in range(400)]}), root / "topics.parquet")
+    source = str(root / "topics.parquet")
+    build_many({"topics": source}, str(root / "data"), sites=6, least=40, most=60, whole={"large": source})
+    return root / "data" / "tasks.toml"
+
+
+@pytest.fixture
+def many_options(options: ReproduceOptions, many_file: Path, tmp_path: Path) -> ReproduceOptions:
+    settings = replace(options.settings, train={**QUICK, "batch_size": 32})
+    return replace(
+        options, table="many", methods=(), settings=settings, tasks=str(many_file), results=str(tmp_path / "results")
+    )
+
+
+def test_a_plan_of_many_tasks_counts_examples_and_names_what_is_left_out(
+    many_options: ReproduceOptions, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = run(many_options, plan_only=True)
+    told = capsys.readouterr()
+    assert "left out many-1000: a method wants 1,000 tasks" in told.out + told.err
+    fewer = [name for name in methods_of("many") if name.startswith(("many-of-25", "many-of-50", "many-of-75"))]
+    left_out = {"many-500", "many-1000", "many-large-1000", *fewer}
+    assert len(plan.missing) == 2 * (len(methods_of("many")) - len(left_out))
+    assert plan.examples > 0
+    with pytest.raises(ConfigError, match="a method wants 500 tasks, and the data set 'many' has 12"):
+        run(replace(many_options, methods=("many-500",)), plan_only=True)
+
+
+@pytest.mark.slow
+def test_a_run_that_needs_the_encoder_of_another_has_that_done_first(many_options: ReproduceOptions) -> None:
+    wanted = replace(many_options, methods=("many-large-100",), seeds=(0,), speed=False)
+    first = run(wanted)
+    assert len(first.done) == 2  # that of "many" too
+    results = Path(wanted.results)
+    encoders = list((results / "encoders").iterdir())
+    assert len(encoders) == 1
+    dependent = next(digest for digest in first.done if digest != encoders[0].stem)
+    (results / f"{dependent}.json").unlink()
+    encoders[0].unlink()
+    assert set(run(wanted, plan_only=True).missing) == set(first.done)
+    assert set(run(wanted).done) == set(first.done)
+    encoders[0].unlink()
+    assert run(wanted).done == ()  # nothing needs it any more
+
+
+@pytest.mark.slow
+def test_all_tables_of_many_tasks_are_tried_by_one_command(many_options: ReproduceOptions) -> None:
+    done = run(replace(many_options, quick=True))
+    assert len(done.done) == len(methods_of("many"))
+    page = Path(done.page).read_text()
+    for name in ("many", "many-reads", "many-numbers", "many-transfer"):
+        for method in TABLE_METHODS[name]:  # type: ignore[index]
+            assert re.search(rf"\| {re.escape(METHODS[method].title)} \| [\d,]+ \| 1 \|", page), method
+    assert "times one task" in page
+    assert "| tasks | seeds | alpha 1, width 64 |" in page
+    assert not list(Path(many_options.results).glob("**/*.unfinished"))
 
 
 @pytest.mark.slow

@@ -163,7 +163,7 @@ def test_tasks_that_correlate_share_prompts(tmp_path: Path, backbone_dir: Path) 
     assert trained.task_names == list(TASKS)
     section = load_config(config).model
     assert isinstance(section, MTOPModelConfig)
-    assert section.correlated_groups == 2
+    assert section.like_groups == ("correlation", 2)
     assert api.train(config).was_there
     result = api.select_tasks(config, "sport", method="threshold")  # what training measured is not measured again
     assert len(result.reused) == 4

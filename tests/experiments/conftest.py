@@ -14,7 +14,17 @@ import pytest
 
 from mtop_batch.data.sets.task_files import TaskExamples, write_tasks
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.experiments.data import DataSet, Prepared, RawTask, prepare, read_data_set, with_unlabelled
+from mtop_batch.experiments.data import (
+    LARGE,
+    DataSet,
+    Prepared,
+    RawTask,
+    prepare,
+    read_data_set,
+    tasks_of,
+    with_unlabelled,
+)
+from mtop_batch.experiments.many_methods import JUDGED
 from mtop_batch.experiments.methods import METHODS
 from mtop_batch.experiments.records import DataRecord, Records, RunRecord, SpeedRecord, pack
 from mtop_batch.experiments.specs import RunSettings, RunSpec, make_spec
@@ -64,6 +74,18 @@ def data_set(tasks_file: Path) -> DataSet:
 
 
 @pytest.fixture(scope="session")
+def many_set(data_set: DataSet) -> DataSet:
+    """A dozen tasks of sites and a very large one, for a quick trial: methods of a hundred tasks are judged on ten."""
+    tasks = (*copies(data_set.tasks[0], 12), _named(data_set.tasks[1], LARGE))
+    return DataSet("many", tasks, "of many", scale=0.1)
+
+
+@pytest.fixture(scope="session")
+def prepared_many(many_set: DataSet) -> Prepared:
+    return prepare(many_set, TextTokenizer(make_tokenizer(), 16), None)
+
+
+@pytest.fixture(scope="session")
 def prepared(data_set: DataSet) -> Prepared:
     return prepare(data_set, TextTokenizer(make_tokenizer(), 16), None)
 
@@ -73,17 +95,23 @@ def encoder(backbone_dir: Path) -> Encoder:
     return Encoder(load_backbone(str(backbone_dir)), make_tokenizer())
 
 
+def chooses_tasks(name: str) -> bool:
+    """Whether the method learns other tasks of a set than the first hundred."""
+    chosen = METHODS.get(name)
+    return chosen is not None and (chosen.judged not in (None, JUDGED) or chosen.learns is not None)
+
+
 MakeSpec = Callable[..., RunSpec]
 
 
 @pytest.fixture
-def spec_of(data_set: DataSet) -> MakeSpec:
-    """`spec_of(method, seed=0, **train)`: a short run."""
+def spec_of(data_set: DataSet, many_set: DataSet) -> MakeSpec:
+    """`spec_of(method, seed=0, **train)`: a short run; of methods that choose among many tasks, on such a set."""
 
     def make(method: str, seed: int = 0, **train: Any) -> RunSpec:
         warm = {"warm_start": {"epochs": 1, "batch_size": 8, "learning_rate": 1e-2}} if "mtop" in method else {}
         settings = RunSettings("tiny", max_tokens=16, train={**QUICK, **warm, **train})
-        spec = make_spec(method, seed, data_set.name, data_set.digest, data_set.configs, settings)
+        spec = make_spec(method, seed, many_set if chooses_tasks(method) else data_set, settings)
         model = {**spec.model, "pooler_rank": 8} if "pooler_rank" in spec.model else spec.model  # it is a tiny encoder
         return replace(spec, model=model)
 
@@ -94,34 +122,40 @@ def spec_of(data_set: DataSet) -> MakeSpec:
 def made_up(data_set: DataSet) -> Callable[..., Records]:
     """`made_up({"mtop": 0.9, ...}, seeds)`: records of methods that are right so often.
 
-    With `copies`, of so many tasks of different sizes.
+    Those of many tasks are judged on twenty of different sizes, and may learn a few more and a large one.
     """
 
-    def make(rates: dict[str, float], seeds: int = 5, table_data: str = "news", copies: int = 1) -> Records:
-        tasks = data_set.tasks if copies == 1 else _copies(data_set.tasks[0], copies)
-        used = DataSet(table_data, tuple(tasks), data_set.digest)
-        data = DataRecord.of(used)
-        records = Records(data={data.digest: data})
+    def make(rates: dict[str, float], seeds: int = 5, table_data: str = "news") -> Records:
+        used = DataSet(table_data, data_set.tasks, data_set.digest)
+        if table_data == "many":
+            large = _named(data_set.tasks[1], LARGE)
+            used = replace(used, tasks=(*copies(data_set.tasks[0], 22), large), scale=0.2)
+        records = Records()
         for method, rate in rates.items():
+            _, judged = tasks_of(METHODS[method], used)
+            records.data[judged.digest] = DataRecord.of(judged)
             for seed in range(seeds):
-                spec = make_spec(method, seed, table_data, used.digest, used.configs, RunSettings("tiny"))
-                records.runs.append(_record(spec, used, rate, np.random.default_rng((seed, len(method)))))
+                spec = make_spec(method, seed, used, RunSettings("tiny"))
+                records.runs.append(_record(spec, judged, rate, np.random.default_rng((seed, len(method)))))
             records.speeds.append(_speed(spec, 100.0 * len(method)))
         return records
 
     return make
 
 
-def _copies(task: RawTask, count: int) -> list[RawTask]:
+def copies(task: RawTask, count: int) -> list[RawTask]:
     """The task under many names, each with one training example less than the one before."""
     found = []
     for number in range(count):
         train = replace(
             task.train, texts=task.train.texts[: -number or None], labels=task.train.labels[: -number or None]
         )
-        config = task.config.model_copy(update={"name": f"{task.config.name}_{number}"})
-        found.append(replace(task, config=config, train=train))
+        found.append(replace(_named(task, f"{task.config.name}_{number}"), train=train))
     return found
+
+
+def _named(task: RawTask, name: str) -> RawTask:
+    return replace(task, config=task.config.model_copy(update={"name": name}))
 
 
 def _record(spec: RunSpec, data: DataSet, rate: float, rng: np.random.Generator) -> RunRecord:

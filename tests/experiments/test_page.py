@@ -86,11 +86,11 @@ def test_ablations_have_a_table_where_one_was_run(made_up: MakeRecords) -> None:
 
 
 def test_many_tasks_are_told_by_their_mean_and_by_the_largest_and_smallest(made_up: MakeRecords) -> None:
-    records = made_up({"many": 0.9, "many-dypa": 0.6}, table_data="many", copies=20)
+    records = made_up({"many": 0.9, "many-uniform": 0.6}, table_data="many")
     (table,) = tables(records)
     rows = {row.method: row for row in table.rows}
     assert list(rows) == list(TABLE_METHODS["many"])
-    found = rows["many-dypa"]
+    found = rows["many-uniform"]
     assert found.tenths is not None
     largest, smallest = found.tenths
     names = [f"sport_{number}" for number in range(20)]
@@ -102,9 +102,50 @@ def test_many_tasks_are_told_by_their_mean_and_by_the_largest_and_smallest(made_
     assert found.difference is not None
     assert found.difference.outcome == "loss"
     page = results_page(records, "results", {})
-    assert "| method | seeds | mean | T10 | B10 | worst task | best task |" in page
+    assert "| method | tasks | seeds | mean | T10 | B10 | worst task | best task |" in page
     assert "| method | to Prompt groups, points |" in page
-    assert "20 tasks in one model, 20 of them judged." in page
+    assert "All are tested on the same 20 tasks." in page
+
+
+def test_many_tasks_stand_beside_the_numbers_of_their_paper(made_up: MakeRecords) -> None:
+    rates = {"many": 0.9, "many-alone": 0.95, "many-1000": 0.6, "many-and-large": 0.9}
+    records = made_up(rates, seeds=2, table_data="many")
+    numbers = next(table for table in tables(records) if table.name == "many-numbers")
+    assert [row.method for row in numbers.rows if row.runs] == ["many", "many-alone", "many-1000", "many-and-large"]
+    page = results_page(records, "results", {})
+    assert "| *in the paper* |  |  | 61.50 | 72.33 | 34.40 | – | – |" in page
+    assert (
+        "* By mean: Each task alone > Prompt groups > Prompt groups, 1,000 tasks, in the paper Prompt groups, 1,000"
+        in page
+    )
+    more = next(line for line in page.splitlines() if line.startswith("| Prompt groups, 1,000 tasks | 22 | 2 |"))
+    assert "**" in more
+
+
+def test_a_large_task_and_fewer_tasks_have_tables_of_their_own(made_up: MakeRecords) -> None:
+    after = {"many-large": 0.7, "many-large-1000": 0.9}
+    fewer = {f"many-of-{count}-{how}": 0.8 for count in (10, 25) for how in ("by-size", "falling", "dypa")}
+    records = made_up({**after, **fewer}, seeds=2, table_data="many")
+    found = [(table.name, len(table.tasks)) for table in tables(records)]
+    assert found[0] == ("many-transfer", 1)
+    assert sorted(found[1:]) == [("many-fewer", 2), ("many-fewer", 5)]
+    page = results_page(records, "results", {})
+    assert "| method | tasks | seeds | large |" in page
+    assert "| *in the paper* |  |  | 91.12 |" in page
+    assert "| method | to The pretrained encoder, points |" in page
+    assert page.count("## From ten tasks to a hundred") == 1
+    assert "| tasks | seeds | alpha 1, width 64 | alpha 1 to 0.1, width 64 | alpha 1 to 0.1, DyPA |" in page
+    assert page.index("\n| 2 | 2 |") < page.index("\n| 5 | 2 |")
+    assert "| *in the paper* |  | 60.90 | 67.46 | 69.97 |" in page
+
+
+def test_what_many_tasks_cost_is_told_beside_one(made_up: MakeRecords) -> None:
+    records = made_up({"many": 0.9, "many-dypa": 0.8}, seeds=2, table_data="many")
+    full = {"documents_per_s": 20.0, "one_task": 1.25}
+    timed = [replace(speed, documents_per_s=300.0, one_task=1.5, full=full) for speed in records.speeds]
+    page = results_page(replace(records, speeds=timed), "results", {})
+    assert "| Attention heads, DyPA | 300 | 1.50 | 20 | 1.25 |" in page
+    assert "times one task" not in results_page(records, "results", {})
 
 
 def test_what_is_no_record_is_refused(tmp_path: Path) -> None:

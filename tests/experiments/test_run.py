@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtop_batch.experiments.data import DataSet, Prepared
+from mtop_batch.errors import ConfigError
+from mtop_batch.experiments.data import LARGE, DataSet, Prepared, tasks_of
 from mtop_batch.experiments.methods import METHODS
-from mtop_batch.experiments.records import RunRecord, unpack
+from mtop_batch.experiments.records import RunRecord, SpeedRecord, unpack
 from mtop_batch.experiments.run import run_spec
 from mtop_batch.experiments.speed import measure_speed
 from mtop_batch.training.one_process import Encoder
@@ -36,7 +37,17 @@ PLAIN = [
     for name, chosen in METHODS.items()
     if not name.endswith(("prompts", "shared")) and not name.startswith("many") and chosen.auxiliary is None
 ]
-MANY_TASKS = ["many", "many-frozen", "many-in-a-row", "many-pooled", "many-attention", "many-dypa"]
+MANY_TASKS = [
+    "many",
+    "many-frozen",
+    "many-in-a-row",
+    "many-late-1",
+    "many-by-labels",
+    "many-by-correlation",
+    "many-pooled",
+    "many-attention",
+    "many-dypa",
+]
 
 
 @pytest.mark.parametrize("method", [*PLAIN, *MANY_TASKS, *CHOOSING])
@@ -46,8 +57,8 @@ def test_a_run_has_metrics_predictions_and_costs(
     before = encoder.backbone.state_dict()["embeddings.word_embeddings.weight"].clone()
     record = run(spec_of(method), prepared, data_set, encoder)
     assert encoder.backbone.state_dict()["embeddings.word_embeddings.weight"].equal(before)
-    for task, examples in zip(data_set.tasks, prepared.test, strict=True):
-        name = task.config.name
+    for task, (name, examples) in zip(data_set.tasks, prepared.test.items(), strict=True):
+        assert task.config.name == name
         predictions = unpack(record.predictions[name])
         assert len(predictions) == SIZES["test"]
         assert record.test[name]["num_examples"] == SIZES["test"]
@@ -59,7 +70,8 @@ def test_a_run_has_metrics_predictions_and_costs(
     assert record.parameters["total"] > record.parameters["per_task"] > 0
     assert max(round(entry["epoch"]) for entry in record.history) == 2
     assert set(record.chosen) == (set(record.dev) if method in CHOOSING else set())
-    assert (record.selection_steps > 0) == (method in CHOOSING[1:])
+    assert (record.selection_steps > 0) == (method in [*CHOOSING[1:], "many-by-correlation"])
+    assert ("selection" in record.seconds) == (method in [*CHOOSING, "many-by-correlation"])
     assert RunRecord.from_dict(json.loads(record.to_json())) == record
 
 
@@ -95,6 +107,40 @@ def test_a_killed_run_goes_on_from_its_checkpoint(
     assert replace(record, **same) == replace(undisturbed, **same)
     unfinished.discard()
     assert not list(tmp_path.iterdir())
+
+
+def run_many(spec: Any, data: DataSet, prepared: Prepared, encoder: Encoder, **options: Any) -> RunRecord:
+    learned, judged = tasks_of(METHODS[spec.method], data)
+    return run_spec(spec, prepared.of(learned.names, judged.names), learned.configs, encoder, **options)
+
+
+def test_more_tasks_are_learned_than_are_judged(
+    spec_of: MakeSpec, prepared_many: Prepared, many_set: DataSet, encoder: Encoder
+) -> None:
+    judged = many_set.share(METHODS["many"].judged).names
+    for name in ("many-1000", "many-and-large"):
+        record = run_many(spec_of(name, epochs=1), many_set, prepared_many, encoder)
+        assert list(record.predictions) == list(record.test) == list(record.dev) == judged
+        assert all(list(entry["tasks"]) == judged for entry in record.history)
+    assert LARGE not in judged
+
+
+def test_a_run_begins_with_the_encoder_that_another_left(
+    spec_of: MakeSpec, prepared_many: Prepared, many_set: DataSet, encoder: Encoder, tmp_path: Path
+) -> None:
+    first = spec_of("many-1000", epochs=1)
+    spec = replace(spec_of("many-large-1000", epochs=1), begins_with=first.digest)
+    encoders = str(tmp_path / "encoders")
+    with pytest.raises(ConfigError, match=f"begins with the encoder of run {first.digest}, .*; do that run first"):
+        run_many(spec, many_set, prepared_many, encoder, encoders=encoders)
+    run_many(first, many_set, prepared_many, encoder, encoders=encoders)
+    assert [path.stem for path in (tmp_path / "encoders").iterdir()] == [first.digest]
+    record = run_many(spec, many_set, prepared_many, encoder, encoders=encoders)
+    assert list(record.test) == [LARGE]
+    plain = run_many(spec_of("many-large", epochs=1), many_set, prepared_many, encoder, encoders=encoders)
+    assert plain.num_steps == record.num_steps
+    assert plain.dev != record.dev
+    assert len(list((tmp_path / "encoders").iterdir())) == 1
 
 
 def test_what_choosing_takes_is_shared_and_counted_alike(
@@ -136,3 +182,16 @@ def test_the_speed_does_not_need_a_trained_model(
     record = measure_speed(spec_of("mtop"), data_set, prepared, encoder, worker=Worker(), documents=20)
     assert record.documents == 20
     assert record.documents_per_s > 0
+    assert b"one_task" not in record.to_json()
+    assert SpeedRecord(**json.loads(record.to_json())) == record
+
+
+@pytest.mark.parametrize("method", ["many", "many-by-correlation"])
+def test_the_speed_of_many_tasks_is_told_beside_that_of_one(
+    method: str, spec_of: MakeSpec, prepared: Prepared, data_set: DataSet, encoder: Encoder
+) -> None:
+    record = measure_speed(spec_of(method), data_set, prepared, encoder, worker=Worker(), documents=20, beside_one=True)
+    assert record.one_task is not None
+    assert record.full is not None
+    assert min(record.one_task, *record.full.values()) > 0
+    assert SpeedRecord(**json.loads(record.to_json())) == record

@@ -13,19 +13,24 @@ from mtop_batch.config.load import load_config
 from mtop_batch.data.same_text import same_text_key
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.errors import ConfigError
-from mtop_batch.experiments.data import DataSet, first_rows, prepare, read_data_set, with_unlabelled
+from mtop_batch.experiments.data import DataSet, first_rows, prepare, read_data_set, tasks_of, with_unlabelled
+from mtop_batch.experiments.many_methods import JUDGED
+from mtop_batch.experiments.method import Share
 from mtop_batch.experiments.methods import METHODS, TABLE_METHODS, TABLES
+from mtop_batch.experiments.records import read_records
 from mtop_batch.experiments.specs import RunSettings, make_spec
 from tests.conftest import make_tokenizer
-from tests.experiments.conftest import MakeSpec
+from tests.experiments.conftest import MakeSpec, copies
 
 JOBS = Path(__file__).parents[2] / "jobs"
+RESULTS = JOBS.parent / "docs" / "results"
 
 
-def test_every_method_of_every_table_has_a_configuration(data_set: DataSet) -> None:
-    for name in METHODS:
-        spec = make_spec(name, 3, data_set.name, data_set.digest, data_set.configs, RunSettings("tiny"))
-        config = spec.config(data_set.configs, backbone="elsewhere")
+def test_every_method_of_every_table_has_a_configuration(data_set: DataSet, many_set: DataSet) -> None:
+    for name, chosen in METHODS.items():
+        data = data_set if chosen.judged is None else many_set
+        spec = make_spec(name, 3, data, RunSettings("tiny"))
+        config = spec.config(tasks_of(chosen, data)[0].configs, backbone="elsewhere")
         assert (config.train.seed, config.backbone.name) == (3, "elsewhere")
         assert config.model.kind == METHODS[name].model["kind"]
     assert {name for table in TABLES for name in TABLE_METHODS[table]} == set(METHODS)
@@ -36,7 +41,7 @@ def test_methods_are_the_shipped_configurations(name: str, data_set: DataSet, ta
     file = "nhc-cpu" if name == "mtop-isolated" else f"nhc-{name}"
     config = load_config(JOBS / f"{file}.toml", [f"tasks={tasks_file}"])
     settings = RunSettings(config.backbone.name)
-    spec = make_spec(name, 0, data_set.name, data_set.digest, data_set.configs, settings)
+    spec = make_spec(name, 0, data_set, settings)
     assert spec.config(data_set.configs).model_dump(include={"model", "train"}) == config.model_dump(
         include={"model", "train"}
     )
@@ -89,6 +94,56 @@ def test_fewer_examples_are_some_of_the_larger_draw(data_set: DataSet) -> None:
     for small, large in zip(few.train, more.train, strict=True):
         assert len(small.train) == 4
         assert small.train.labels.tolist() == large.train.labels[:4].tolist()
+
+
+def test_runs_that_are_there_keep_their_digests() -> None:
+    """Only what is said of a run names it, so what can be said besides changes nothing."""
+    found = {run.spec.digest for run in read_records(str(RESULTS)).runs}
+    assert found == {path.stem for path in RESULTS.glob("*.json") if "-" not in path.stem}
+    assert found
+
+
+def test_a_method_of_fewer_tasks_is_the_same_run_in_a_larger_set(data_set: DataSet) -> None:
+    """A set of a thousand tasks begins with those of a set of a hundred."""
+    tasks = copies(data_set.tasks[0], 130)
+    small, large = (DataSet("many", tuple(tasks[:count]), f"of {count}") for count in (100, 130))
+    small = replace(small, digest=large.share(JUDGED).digest)
+    settings = RunSettings("tiny")
+    for name in ("many", "many-dypa", "many-of-10-dypa"):
+        assert make_spec(name, 0, small, settings).digest == make_spec(name, 0, large, settings).digest
+
+
+def test_what_more_tasks_and_a_large_one_are(many_set: DataSet) -> None:
+    settings = RunSettings("tiny")
+    many, more, large, after = (
+        make_spec(name, 0, many_set, settings) for name in ("many", "many-1000", "many-large", "many-large-1000")
+    )
+    assert (many.learns, many.begins_with) == (None, None)
+    assert more.learns is not None
+    assert (more.data_digest, more.learns["tasks"]) == (many.data_digest, 12)
+    # As many steps as the tasks that are judged have.
+    judged, learned = many_set.share(JUDGED), many_set.share(Share(1000))
+    assert more.epochs == pytest.approx(many.epochs * judged.num_examples(None) / learned.num_examples(None), rel=1e-4)
+    assert more.config(learned.configs).train.epochs == more.epochs
+    assert after.begins_with == more.digest
+    assert large.data_digest == after.data_digest != many.data_digest
+    assert make_spec("many-large-1000", 1, many_set, settings).begins_with != more.digest
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "many-500",
+            "wants 500 tasks, and the data set 'news' has 3; make it again with `mtop build-many --sites 250`",
+        ),
+        ("many-of-10-dypa", "wants 10 tasks"),
+        ("many-large", "wants a very large task 'large'.*`mtop build-many --whole large=...`"),
+    ],
+)
+def test_tasks_that_a_set_lacks_are_refused(name: str, message: str, data_set: DataSet) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_spec(name, 0, data_set, RunSettings("tiny"))
 
 
 def test_unknown_methods_and_settings_are_refused(spec_of: MakeSpec) -> None:

@@ -10,10 +10,10 @@ from scipy.stats import kendalltau
 
 from mtop_batch.selection.correlation import (
     Correlations,
-    correlation_groups,
     example_correlations,
     kendall_tau,
     similar_first,
+    similarity_groups,
     task_correlations,
 )
 from mtop_batch.selection.gradts import above_threshold, best, can_be_learned, similar_rows, trial_sets
@@ -53,10 +53,10 @@ def test_tasks_that_correlate_stand_together_and_make_groups() -> None:
     correlations = four_tasks()
     assert {frozenset(similar_first(correlations)[:2])} <= {frozenset({0, 2}), frozenset({1, 3})}
     names = ["a", "b", "c", "d"]
-    assert correlation_groups(names, correlations, 2) == {"a": "c1", "b": "c2", "c": "c1", "d": "c2"}
-    assert set(correlation_groups(names, correlations, 1).values()) == {"c1"}
-    assert correlation_groups(names, correlations, 9) == {"a": "c1", "b": "c2", "c": "c3", "d": "c4"}
-    assert correlation_groups(["a"], np.eye(1), 3) == {"a": "c1"}
+    assert similarity_groups(names, correlations, 2) == {"a": "c1", "b": "c2", "c": "c1", "d": "c2"}
+    assert set(similarity_groups(names, correlations, 1).values()) == {"c1"}
+    assert similarity_groups(names, correlations, 9) == {"a": "c1", "b": "c2", "c": "c3", "d": "c4"}
+    assert similarity_groups(["a"], np.eye(1), 3) == {"a": "c1"}
 
 
 def test_selections_by_hand() -> None:

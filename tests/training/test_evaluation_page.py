@@ -93,6 +93,18 @@ def test_many_tasks_make_a_page_that_a_browser_can_show(count: int) -> None:
     assert len(page) < 4_000_000
 
 
+def test_of_very_many_tasks_the_worst_come_first() -> None:
+    item, items = evaluated(Task("topic")), {}
+    for number in range(150):
+        metrics = {**item.metrics, "accuracy": number / 150}
+        items[f"topic{number}"] = replace(item, task=Task(f"topic{number}"), metrics=metrics)
+    few, many = (evaluation_page("models/news", dict([*reversed(items.items())][:count])) for count in (90, 150))
+    assert many.index(">topic0<") < many.index(">topic149<")
+    assert many.index("topic0: accuracy") < many.index("topic99: accuracy")
+    assert "All tasks, the worst first" in many
+    assert few.index(">topic149<") < few.index(">topic60<")
+
+
 def test_forty_labels_are_a_table_by_number_and_more_are_those_most_confused() -> None:
     many = Task("section", labels=tuple(f"section {number}" for number in range(40)))
     text = check(page_of(evaluated(many, count=400))).text

@@ -8,7 +8,7 @@ from typing import Any
 
 from mtop_batch.families import EncoderPasses
 from mtop_batch.json_text import to_json
-from mtop_batch.lines import ends
+from mtop_batch.lines import ends, listed
 from mtop_batch.tasks import Task
 
 _MAX_LABELS = 20
@@ -153,14 +153,14 @@ def _families(passes: EncoderPasses) -> str:
     """Which tasks share layers of their own."""
     lines = [
         f"* `{family}`, LoRA in the last {layers} of {passes.num_layers} layers: "
-        + ", ".join(task for task, own in passes.family_of.items() if own == family)
+        + listed([task for task, own in passes.family_of.items() if own == family])
         for family, layers in passes.layers.items()
     ]
     return "\n\nFamilies of tasks:\n\n" + "\n".join(lines) if lines else ""
 
 
 def _count(number: float, noun: str, ending: str = "s") -> str:
-    return f"{number:g} {noun}{'' if number == 1 else ending}"
+    return f"{number:,g} {noun}{'' if number == 1 else ending}"
 
 
 def _number(value: float) -> str:
@@ -168,7 +168,7 @@ def _number(value: float) -> str:
 
 
 def _row(task: Task, metrics: Mapping[str, float]) -> str:
-    labels = ", ".join(task.labels) if task.labels else "a number"
+    labels = listed(task.labels) if task.labels else "a number"
     values = ", ".join(f"{metric} {_number(value)}" for metric, value in metrics.items()) or "not evaluated"
     cells = (task.name, task.kind, task.reads, labels, ", ".join(task.text), values)
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

@@ -38,14 +38,16 @@ def evaluation_page(bundle: str, evaluated: Mapping[str, EvaluatedTask]) -> str:
     detailed = set(worst_first[:_MAX_DETAILED])
     rows = 25 if len(detailed) <= _MAX_OPEN else 10 if len(detailed) <= 20 else 5
     left_out = len(evaluated) - len(detailed)
+    shown = {name: evaluated[name] for name in worst_first} if left_out else evaluated
     return html_page(
         f"evaluation of {bundle}",
         [
             "<h1>Evaluation</h1>",
             f"<p class=quiet>{escaped(bundle)}: {counted(len(evaluated), 'task')}, "
             f"{counted(examples, 'evaluation example')}, mean {_number(mean)}</p>",
-            _all_tasks(evaluated),
-            *(_task(item, rows, len(evaluated) <= _MAX_OPEN) for name, item in evaluated.items() if name in detailed),
+            f"<h2>All tasks{', the worst first' if left_out else ''}</h2>",
+            _all_tasks(shown),
+            *(_task(item, rows, len(evaluated) <= _MAX_OPEN) for name, item in shown.items() if name in detailed),
             f"<p class=quiet>Not shown in full: the {left_out:,} best tasks.</p>" if left_out else "",
         ],
     )
@@ -78,7 +80,7 @@ def _all_tasks(evaluated: Mapping[str, EvaluatedTask]) -> str:
         )
     head = ("task", "metric", "value", "", "examples", "calibration", "overlap", "contradictions", "suspects")
     table = html_table(head, rows, numbers=(2, 4, 5, 6, 7, 8))
-    return f"<h2>All tasks</h2><div class=wide>{table}</div>"
+    return f"<div class=wide>{table}</div>"
 
 
 def _task(item: EvaluatedTask, rows: int, is_open: bool) -> str:
