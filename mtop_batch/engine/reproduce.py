@@ -44,12 +44,12 @@ class ReproduceOptions:
     """What to reproduce.
 
     Args:
-        table: "news", "glue", "ablations", "prompt-lengths", "auxiliary" or "many".
+        table: One of `TABLES`.
         methods: Some of those of the table, or others; none for all of the table.
         seeds: Each method is run with each.
         settings: What all runs share.
-        on: The data set, "news", "glue" or "many"; None for the paper's.
-        tasks: Its `tasks.toml`; None for data/nhc, data/glue or data/many.
+        on: The data set, one of `DATA_FILES`; None for the table's.
+        tasks: Its `tasks.toml`; None for that of `DATA_FILES`.
         results: Directory of the records; the page is written beside it.
         quick: One seed, one epoch, a few examples: a trial of everything, whose numbers mean nothing. Its records lie
             in `<results>/quick`.
@@ -145,7 +145,8 @@ def run_remotely(spec: RunSpec, job: _Job) -> RunRecord:
     use_threads(job.processes, job.max_threads)
     data, prepared = ray.get([job.data, job.prepared])
     unfinished = Unfinished(_unfinished(job.results, spec))
-    kept = None if job.results is None else storage.join(job.results, "selection")
+    kept_in = "selection" if spec.prefinetune is None else "prefinetuned"
+    kept = None if job.results is None else storage.join(job.results, kept_in)
     encoder = Encoder(load_backbone(spec.backbone), load_tokenizer(spec.backbone))
     return run_spec(
         spec, prepared, data.configs, encoder, worker=single_worker("auto"), unfinished=unfinished, kept=kept
@@ -172,7 +173,7 @@ def _checked(options: ReproduceOptions) -> ReproduceOptions:
     return replace(
         options,
         seeds=options.seeds[:1],
-        settings=replace(options.settings, examples=None, epochs=1),
+        settings=replace(options.settings, examples=None, fraction=None, epochs=1),
         results=storage.join(options.results, "quick"),
     )
 
@@ -192,16 +193,23 @@ def _specs(options: ReproduceOptions, data: DataSet) -> list[RunSpec]:
     """All runs, seed by seed, so that a table with some seeds is there early."""
     texts = "" if data.unlabelled is None else data.unlabelled.digest
     return [
-        make_spec(name, seed, data.name, data.digest, data.configs, options.settings, texts)
+        make_spec(name, seed, data.name, data.digest, data.configs, options.settings, texts, data.sources_digest)
         for seed in dict.fromkeys(options.seeds)
         for name in _method_names(options)
     ]
 
 
 def _waves(specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
-    """The runs that may go side by side, wave after wave: those that choose tasks use what others have measured."""
+    """The runs that may go side by side, wave after wave.
+
+    Those that choose tasks use what others have measured, and what the first seed of a method is pre-finetuned to is
+    what the others begin with.
+    """
+    first_seeds: dict[str, int] = {}
 
     def wave_of(spec: RunSpec) -> int:
+        if spec.prefinetune is not None:
+            return int(spec.seed != first_seeds.setdefault(spec.method, spec.seed))
         method = (spec.auxiliary or {}).get("method", "")
         return _USE_OTHERS.index(method) + 1 if method in _USE_OTHERS else 0
 
@@ -222,7 +230,8 @@ def _run(
     progress.phase("read and tokenise the examples")
     tokenizer = load_tokenizer(settings.backbone)
     load_backbone(settings.backbone)  # what cannot be loaded is said before work starts
-    prepared = prepare(data, TextTokenizer(tokenizer, settings.max_tokens, keeps=KEPT_TEXTS), settings.examples)
+    text_tokenizer = TextTokenizer(tokenizer, settings.max_tokens, keeps=KEPT_TEXTS)
+    prepared = prepare(data, text_tokenizer, settings.examples, settings.fraction)
     with ray_session() as resources:
         shared = storage.is_remote(options.results) or resources.num_nodes == 1
         job = _Job(

@@ -10,10 +10,15 @@ from mtop_batch.errors import ConfigError
 from mtop_batch.selection.gradts import EXAMPLE_THRESHOLD, TASK_THRESHOLD
 from mtop_batch.tasks import Reader
 
-TableName = Literal["news", "glue", "ablations", "prompt-lengths", "auxiliary", "many"]
+TableName = Literal["news", "glue", "ablations", "prompt-lengths", "auxiliary", "many", "families"]
 TABLES: tuple[TableName, ...] = get_args(TableName)
-DataName = Literal["news", "glue", "many"]
-DATA_FILES: Mapping[DataName, str] = {"news": "data/nhc", "glue": "data/glue", "many": "data/many"}
+DataName = Literal["news", "glue", "many", "families"]
+DATA_FILES: Mapping[DataName, str] = {
+    "news": "data/nhc",
+    "glue": "data/glue",
+    "many": "data/many",
+    "families": "data/families",
+}
 """Where the `tasks.toml` of each data set lies unless another is given."""
 
 
@@ -27,8 +32,12 @@ class Method:
         train: What its `[train]` has besides `COMMON`.
         unlabelled: Its section `[unlabelled]`, but for the corpus; None if it learns from labelled examples only.
         auxiliary: How each task gets a model of its own, trained with tasks that help it: the "method" of
-            `selection.select`, or "alone" for none, and its options; None where one model has all tasks.
-        reads: What its tasks read; None for what the kind of model has them read.
+            `selection.select`, or "alone" for none, and its options; or "family", for one model of each family. None
+            where one model has all tasks.
+        reads: What its tasks on texts read; None for what the kind of model has them read.
+        families: What `[[family]]` says of each family but its name (`family_of`); None where tasks have no families.
+        prefinetune: How the encoder learns from source tasks before: a section `[train]`, and as "max_examples" most
+            examples of a source; None if it begins as pretrained.
     """
 
     title: str
@@ -37,6 +46,8 @@ class Method:
     unlabelled: Mapping[str, Any] | None = None
     auxiliary: Mapping[str, Any] | None = None
     reads: Reader | None = None
+    families: Mapping[str, Any] | None = None
+    prefinetune: Mapping[str, Any] | None = None
 
 
 COMMON: Mapping[str, Any] = {
@@ -139,6 +150,44 @@ _MANY_METHODS: Mapping[str, Method] = {
     "many-dypa": _many("Attention heads, DyPA", {**_BY_TEXT, "attention_width": "dypa"}, "attention"),
 }
 
+# Entities beside texts (task-primary LoRA): all methods have the same heads, so that they differ in what is shared.
+_FAMILIES_TRAIN = {
+    "epochs": 3,
+    "batch_size": 32,
+    "learning_rate": 2e-4,
+    "head_learning_rate": 1e-3,
+    "eval_examples": 2000,
+}
+_LORA = {"rank": 8, "alpha": 16.0, "layers": 2}
+_PREFINETUNE = {**COMMON, **_FAMILIES_TRAIN, "epochs": 1, "seed": 0, "max_examples": 10_000}
+del _PREFINETUNE["eval_examples"]
+FAMILIES = "families"
+ENTITIES, TEXTS = "entities", "texts"
+
+
+def family_of(kind: str) -> str:
+    """The family of a task of some kind, in experiments."""
+    return ENTITIES if kind == "token" else TEXTS
+
+
+def _shares(title: str, **options: Any) -> Method:
+    return Method(title, _BY_TEXT, _FAMILIES_TRAIN, reads="pooled", **options)
+
+
+_SHARING: Mapping[str, Method] = {
+    "families-naive": _shares("All tasks in one model"),
+    "families-each": _shares("A model for each family", auxiliary={"method": "family"}),
+    FAMILIES: _shares("Task-primary LoRA", families=_LORA),
+}
+_FAMILY_METHODS: Mapping[str, Method] = {
+    "families-alone": _shares("Each task alone", auxiliary={"method": "alone"}),
+    **_SHARING,
+    **{
+        f"{name}-prefinetuned": replace(base, title=f"{base.title}, pre-finetuned", prefinetune=_PREFINETUNE)
+        for name, base in _SHARING.items()
+    },
+}
+
 METHODS: Mapping[str, Method] = {
     "single-task": Method("Single task", {"kind": "single-task", "dropout": 0.1}),
     "mt-dnn": Method("MT-DNN", {"kind": "mt-dnn", "dropout": 0.1}),
@@ -165,6 +214,7 @@ METHODS: Mapping[str, Method] = {
     "mtop-alone": replace(_mtop("MTOP, each task alone"), auxiliary={"method": "alone"}),
     **_selections(MTOP, _mtop("MTOP")),
     **_MANY_METHODS,
+    **_FAMILY_METHODS,
 }
 """By the name that `--methods` takes. MTOP alone is the paper's: joint prompts, begun from single tasks."""
 
@@ -191,6 +241,7 @@ TABLE_METHODS: Mapping[TableName, tuple[str, ...]] = {
         *(f"mtop-{key}" for key in _SELECTIONS),
     ),
     "many": tuple(_MANY_METHODS),
+    "families": tuple(_FAMILY_METHODS),
 }
 """The rows of each table; those that learn from soft labels too stand on the news, of which there is more text."""
 
@@ -201,13 +252,14 @@ TABLE_DATA: Mapping[TableName, DataName] = {
     "prompt-lengths": "glue",
     "auxiliary": "glue",
     "many": "many",
+    "families": "families",
 }
 """What each table is made on unless another data set is asked for."""
 
 
 def reference(table: TableName) -> str:
     """The method that the others of a table are compared with."""
-    return MANY if table == "many" else MTOP
+    return {"many": MANY, "families": FAMILIES}.get(table, MTOP)
 
 
 def method(name: str) -> Method:

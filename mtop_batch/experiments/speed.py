@@ -45,7 +45,9 @@ def measure_speed(
     config = spec.config(data.configs)
     own = with_reader(prepared, data.configs, config.model.default_reader)
     predictor = Predictor(untrained(config, encoder, own.train), encoder.tokenizer, device=worker.device)
-    tokens = Tokens.concat([examples.tokens for examples in own.test])
+    # Where there are token tasks, their texts: of no others it is known where words begin.
+    with_words = [examples.tokens for examples in own.test if examples.tags is not None]
+    tokens = Tokens.concat(with_words or [examples.tokens for examples in own.test])
     tokens = tokens.take(np.resize(np.random.default_rng(0).permutation(len(tokens)), documents))
     predictor.predict_tokens(tokens.take(np.arange(min(len(tokens), 256))))
     seconds = []
