@@ -63,6 +63,8 @@ def beginning(
 ) -> Iterator[Beginning]:
     """Within the `with` block there is what a training of a run begins with.
 
+    That is the encoder as pretrained where no source task is of a family of the training.
+
     Args:
         spec: The run.
         config: Of the training, which may be one of several of the run, with some of its tasks.
@@ -72,10 +74,11 @@ def beginning(
         unfinished: Of the run; keeps what an interrupted pre-finetuning has done if `kept` is None.
         kept: Directory of what other runs may use too; None to keep it no longer than the run.
     """
-    if spec.prefinetune is None:
+    chosen = _sources(spec, config, data)
+    if not chosen:
         yield Beginning(config, encoder)
         return
-    own, sources = _of_families(spec, config, data)
+    own, sources = _of_families(spec, config, chosen)
     digest = _digest(spec, own)
     place = None if kept is None else storage.join(kept, digest)
     part = unfinished.part(digest) if place is None else Unfinished(f"{place}.unfinished")
@@ -91,21 +94,27 @@ def beginning(
         yield Beginning(begins, Encoder(load_backbone(name), encoder.tokenizer), seconds)
 
 
-def _of_families(spec: RunSpec, config: Config, data: Prepared) -> tuple[Config, list[TaskData]]:
-    """How to learn before a training, and the examples: of those families that the training's tasks are of."""
+def _sources(spec: RunSpec, config: Config, data: Prepared) -> list[Source]:
+    """The source tasks of those families that the training's tasks are of; regressions cannot be learned from."""
+    if spec.prefinetune is None:
+        return []
     by_name = {item.task.name: item.train for item in data.train}
     sources = data.sources or [Source(task, by_name[task.name]) for task in config.task]
     wanted = {family_of(task.kind) for task in config.task}
-    chosen = [
+    return [
         source for source in sources if family_of(source.config.kind) in wanted and source.config.kind != "regression"
     ]
+
+
+def _of_families(spec: RunSpec, config: Config, sources: list[Source]) -> tuple[Config, list[TaskData]]:
+    """How to learn from source tasks before a training, and the examples."""
     families = [family.model_dump() for family in config.family]
     tables = [
         {
             **source.config.model_dump(exclude={"reads", "class_weights", "rate"}),
             "family": family_of(source.config.kind) if families else None,
         }
-        for source in chosen
+        for source in sources
     ]
     prefinetune = dict(spec.prefinetune or {})
     del prefinetune["sources"]
@@ -119,7 +128,7 @@ def _of_families(spec: RunSpec, config: Config, data: Prepared) -> tuple[Config,
         "family": [family for family in families if family["name"] in named],
     }
     own = validate(values, "pre-finetuning")
-    examples = [source.examples.draw(most, own.train.seed) for source in chosen]
+    examples = [source.examples.draw(most, own.train.seed) for source in sources]
     return own, [TaskData(task, drawn) for task, drawn in zip(own.tasks(), examples, strict=True)]
 
 

@@ -203,6 +203,21 @@ def test_source_tasks_are_learned_in_place_of_the_tasks(
     assert record.spec.prefinetune == spec_of(data, "families-prefinetuned", fraction=0.5).prefinetune
 
 
+def test_a_family_without_sources_begins_as_pretrained(encoder: Encoder, tmp_path: Path) -> None:
+    tasks = write_families(tmp_path / "data")
+    before = write_families(tmp_path / "before", ("more",)).read_text()
+    (tmp_path / "data" / "sources.toml").write_text(before[: before.index("\n[[task]]", before.index("more"))])
+    data = read_for(["families-each-prefinetuned"], "families", str(tasks))
+    own = prepare(data, TextTokenizer(make_tokenizer(), 16), None)
+    record, plain = (
+        run(spec_of(data, method), own, data, encoder, kept=str(tmp_path / "kept"))
+        for method in ("families-each-prefinetuned", "families-each")
+    )
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+    assert record.test["names"] != plain.test["names"]
+    assert record.test["sport"] == plain.test["sport"]
+
+
 def test_sources_that_are_all_evaluated_on_are_refused(tasks_file: Path, tmp_path: Path) -> None:
     copy = tmp_path / "data"
     tasks = write_families(copy)
