@@ -212,8 +212,8 @@ def _with_weights(weights: MergedWeights) -> Iterator[None]:
             layer.weight = weight
         yield
     finally:
-        for layer, weight in own.items():
-            layer.weight = weight
+        for layer, before in own.items():
+            layer.weight = before
 
 
 def _add_of_family(family: FamilyLoRA, index: int, _: nn.Module, inputs: tuple[Tensor], outputs: Tensor) -> Tensor:
