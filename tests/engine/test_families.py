@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,12 @@ def with_tables(config: Any, tables: list[dict[str, Any]], families: list[dict[s
     tasks = tuple(type(config.task[0]).model_validate(table) for table in tables)
     own = tuple(FamilyConfig.model_validate(family) for family in families)
     return config.model_copy(update={"task": tasks, "family": own})
+
+
+def with_sources(config: Any, sources: Sequence[dict[str, Any]], families: Sequence[dict[str, Any]]) -> Any:
+    """The configuration with these in place of tasks."""
+    own = tuple(map(SourceConfig.model_validate, sources))
+    return with_tables(config, [], list(families)).model_copy(update={"source": own})
 
 
 @pytest.fixture(scope="module")
@@ -219,14 +226,13 @@ def test_texts_without_labels_teach_a_backbone(model: str, make_config: MakeConf
         pa.table({"title": titles * 5, "body": [f"{text} {n}" for n in "abcde" for text in TEXTS]}),
         tmp_path / "c.parquet",
     )
-    sources = [
-        SourceConfig(name="pairs", corpus=str(tmp_path / "c.parquet"), text=("title", "body"), family="texts"),
-        SourceConfig(name="found", corpus=str(tmp_path / "c.parquet"), text=("body",), teacher=model, family="names"),
-    ]
-    families = tuple(FamilyConfig(name=name, layers=1) for name in ("texts", "names"))
-    config = make_config(tmp_path / "a", train={"epochs": 30}).model_copy(
-        update={"task": (), "source": tuple(sources), "family": families}
+    corpus = str(tmp_path / "c.parquet")
+    sources = (
+        {"name": "pairs", "corpus": corpus, "text": ["title", "body"], "family": "texts"},
+        {"name": "found", "corpus": corpus, "text": ["body"], "teacher": model, "family": "names"},
     )
+    families = ({"name": "texts", "layers": 1}, {"name": "names", "layers": 1})
+    config = with_sources(make_config(tmp_path / "a", train={"epochs": 30}), sources, families)
 
     class Killed(BaseException):
         pass
@@ -243,7 +249,7 @@ def test_texts_without_labels_teach_a_backbone(model: str, make_config: MakeConf
             prefinetune(other, progress=progress, on_event=kill)
         assert not (tmp_path / "b").exists()
         prefinetune(other, progress=progress)
-        again = config.model_copy(update={"source": (sources[0],), "family": families[:1]})
+        again = with_sources(config, sources[:1], families[:1])
         with pytest.raises(ConfigError, match="holds the backbone of another configuration"):
             prefinetune(again, progress=progress)
     first, second = (read_families(str(tmp_path / name)) for name in "ab")

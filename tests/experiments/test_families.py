@@ -240,13 +240,14 @@ def test_a_fraction_is_the_same_share_of_every_task(data_set: DataSet) -> None:
         assert (len(few.train), len(more.train)) == (8, 12)
         assert few.train.labels.tolist() == more.train.labels[:8].tolist()
     assert spec_of(data_set, "families", fraction=0.5).digest != spec_of(data_set, "families").digest
-    for settings, message in (
-        ({"fraction": 0.0}, "--fraction 0 is no share"),
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"fraction": 0}, "--fraction 0 is no share"),
         ({"fraction": 1.5}, "--fraction 1.5 is no share"),
         ({"fraction": 0.5, "examples": 3}, "give one of them"),
-    ):
+    ]
+    for settings, message in wrong:
         with pytest.raises(ConfigError, match=message):
-            spec_of(data_set, "families", **settings)
+            RunSettings("tiny", **settings)
 
 
 def test_entities_change_the_digest_of_the_data(data_set: DataSet) -> None:

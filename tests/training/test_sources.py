@@ -96,7 +96,7 @@ def test_a_step_is_given_both_texts_of_each_of_its_pairs() -> None:
     rows = np.array([2, 0, 1])
     windows = examples.draw_windows(rows, 0, 1)
     shares = [windows[rank::2].ravel() for rank in (0, 1)]  # of two workers
-    assert [[examples.tokens.row(row).tolist() for row in share] for share in shares] == [
+    assert [[examples.tokens.row(int(row)).tolist() for row in share] for share in shares] == [
         [[4], [9], [3], [6, 7, 8]],
         [[1, 2], [5]],
     ]
@@ -171,7 +171,7 @@ def loss_of(model: PrefinetuningModel, data: TaskData, *, itself: bool = False) 
     tags = torch.from_numpy(data.train.targets(rows, rows))
     if not itself:
         return float(model(**inputs, task=data.task.name, labels=tags).loss)
-    said = model.teachers[data.task.name].logits(*(inputs[key] for key in ("input_ids", "attention_mask")), None)
+    said = model.teachers[data.task.name].logits(inputs["input_ids"], inputs["attention_mask"], None)
     return float(np.mean([distilled_loss(one, [one], tags).item() for one in said]))
 
 
@@ -223,10 +223,10 @@ def test_what_a_source_cannot_be_is_said_in_one_line(
 
 
 def test_teachers_that_cannot_teach_are_refused(pairs: dict[str, Any], tmp_path: Path) -> None:
-    source = SourceConfig(**{**pairs, "teacher": save_teacher(tmp_path / "topics", TASKS[0])})
+    source = SourceConfig.model_validate({**pairs, "teacher": save_teacher(tmp_path / "topics", TASKS[0])})
     with pytest.raises(ConfigError, match=r"has no token task; its tasks: sport; name another"):
         load_teacher(source, make_tokenizer(), 16)
-    source = SourceConfig(**{**pairs, "teacher": save_teacher(tmp_path / "names", NAMES)})
+    source = SourceConfig.model_validate({**pairs, "teacher": save_teacher(tmp_path / "names", NAMES)})
     other = make_tokenizer()
     other.add_tokens(["another"])
     with pytest.raises(ConfigError, match="has another vocabulary than the backbone"):
@@ -240,7 +240,8 @@ def test_teachers_that_cannot_teach_are_refused(pairs: dict[str, Any], tmp_path:
 )
 def test_a_corpus_without_pairs_is_refused(tmp_path: Path, title: list[Any], body: list[Any]) -> None:
     pq.write_table(pa.table({"title": title, "body": body}), tmp_path / "corpus.parquet")
-    source = SourceConfig(name="articles", corpus=str(tmp_path / "corpus.parquet"), text=("title", "body"))
+    values = {"name": "articles", "corpus": str(tmp_path / "corpus.parquet"), "text": ["title", "body"]}
+    source = SourceConfig.model_validate(values)
     with pytest.raises(DataError, match="fewer than two rows with a text in each of title, body"):
         read_source(source, None, TOKENIZER, 0)
 

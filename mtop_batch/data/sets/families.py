@@ -90,12 +90,9 @@ def token_task(name: str, location: str) -> TaskConfig:
     types = _types(files["train"], columns["label"])
     if not types:
         raise DataError(f"task {name!r}: {files['train']} has no entity; give sentences that have some")
-    table: dict[str, Any] = {"name": name, "kind": "token", "labels": types, "text": [columns["text"]]}
-    values = {
-        "output": "none",
-        "backbone": {"name": "none"},
-        "task": [{**table, "label": columns["label"], **files}],
-    }
+    table: dict[str, Any] = {"name": name, "kind": "token", "labels": types}
+    table |= {"text": [columns["text"]], "label": columns["label"], **files}
+    values = {"output": "none", "backbone": {"name": "none"}, "task": [table]}
     return validate(values, location).task[0]
 
 
