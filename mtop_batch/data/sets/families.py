@@ -86,7 +86,7 @@ def token_task(name: str, location: str) -> TaskConfig:
     if unknown := sorted(set(options) - set(_COLUMNS)):
         raise DataError(f"task {name!r}: {unknown[0]!r} is not an option of {location}; allowed: text, label")
     columns = {**_COLUMNS, **options}
-    files = {part: _file(name, place, part) for part in _FILES}
+    files = {str(part): _file(name, place, part) for part in _FILES}
     types = _types(files["train"], columns["label"])
     if not types:
         raise DataError(f"task {name!r}: {files['train']} has no entity; give sentences that have some")
