@@ -84,7 +84,7 @@ def prefinetune(
     Raises:
         MtopError: As `train`.
     """
-    loaded = _loaded(config, overrides)
+    loaded = _loaded(config, overrides, allows_sources=True)
     from mtop_batch.engine.monitoring.progress import Progress
     from mtop_batch.engine.prefinetune import prefinetune as run
 
@@ -438,7 +438,15 @@ def review(
     )
 
 
-def _loaded(config: str | Path | Config, overrides: Sequence[str], defaults: Mapping[str, Any] | None = None) -> Config:
+def _loaded(
+    config: str | Path | Config,
+    overrides: Sequence[str],
+    defaults: Mapping[str, Any] | None = None,
+    *,
+    allows_sources: bool = False,
+) -> Config:
     from mtop_batch.config.load import load_config
 
-    return load_config(config, overrides, defaults) if isinstance(config, str | Path) else config
+    if not isinstance(config, str | Path):
+        return config
+    return load_config(config, overrides, defaults, allows_sources=allows_sources)

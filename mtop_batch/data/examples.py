@@ -155,7 +155,7 @@ class LabelledTokens:
         return np.repeat(self._starts[rows], counts) + within
 
     def draw_windows(self, rows: npt.NDArray[np.integer], *seeds: int) -> npt.NDArray[np.integer]:
-        """One window of each of some examples, all of an example's alike; a pure function of the arguments."""
+        """(B,) One window of each of B examples, all of an example's alike; a pure function of the arguments."""
         if self.counts is None:
             return rows
         return self._starts[rows] + np.random.default_rng(seeds).integers(self.counts[rows])
@@ -167,7 +167,8 @@ class LabelledTokens:
         windows = self.windows(rows)
         tags = None if self.tags is None else self.tags[self.tokens.positions(windows)]
         vectors = tuple(of.take(rows) for of in self.vectors)
-        return LabelledTokens(self.tokens.take(windows), self.labels[rows], counts, entities, tags, vectors)
+        tokens, labels = self.tokens.take(windows), self.labels[rows]
+        return replace(self, tokens=tokens, labels=labels, counts=counts, entities=entities, tags=tags, vectors=vectors)
 
     def draw(self, most: int | None, *seeds: int) -> LabelledTokens:
         """At most so many, in random order, or all as they are; the first of a larger draw are those of a smaller."""
@@ -192,6 +193,34 @@ class LabelledTokens:
         padded = np.full(is_token.shape, NO_TAG)
         padded[is_token] = self.tags[self.tokens.positions(windows)]
         return padded
+
+
+@dataclass(frozen=True)
+class PairedTexts(LabelledTokens):
+    """Pairs of texts without labels: the two of a pair are its windows, and a step is given both."""
+
+    @classmethod
+    def of(cls, firsts: Tokens, seconds: Tokens) -> PairedTexts:
+        """R pairs.
+
+        Args:
+            firsts: The first text of each.
+            seconds: The second one.
+        """
+        count = len(firsts)
+        in_turn = np.arange(2 * count).reshape(2, count).T.ravel()
+        tokens = Tokens.concat([firsts, seconds]).take(in_turn)
+        return cls(tokens, np.zeros(count, np.int64), np.full(count, 2))
+
+    def draw_windows(self, rows: npt.NDArray[np.integer], *seeds: int) -> npt.NDArray[np.integer]:
+        """(B, 2) Both texts of each pair."""
+        del seeds
+        return self.windows(rows).reshape(-1, 2)
+
+    def targets(self, rows: npt.NDArray[np.integer], windows: npt.NDArray[np.integer]) -> Labels:
+        """(windows,) Which pair each text is of."""
+        del rows
+        return np.arange(len(windows)) // 2
 
 
 @contextmanager

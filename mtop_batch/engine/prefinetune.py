@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ from mtop_batch.engine.monitoring.events import Event, EventQueue
 from mtop_batch.engine.monitoring.monitor import TrainingMonitor
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.session import ray_session
-from mtop_batch.engine.train import check_config, check_workers, prepare, versions
+from mtop_batch.engine.train import Parts, check_config, check_workers, prepare, versions
 from mtop_batch.engine.training.phases import Phases
 from mtop_batch.engine.training.run_directory import RunDirectory, run_digest
 from mtop_batch.errors import ConfigError
+from mtop_batch.lines import counted
 from mtop_batch.model.prefinetuned import read_described, save_prefinetuned
 from mtop_batch.training.prefinetuning import check_sources, prefinetuning_model
+from mtop_batch.training.settings import TaskData
+from mtop_batch.training.sources import TokenTeacher, load_teacher, read_source
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ def prefinetune(
     there when all is done. If it holds what the same call has made, nothing is done.
 
     Args:
-        config: As `load_config` returns it; of its sections `[backbone]`, `[train]`, `[[family]]` and `[[task]]` count.
+        config: As `load_config` returns it; of its sections `[backbone]`, `[train]`, `[[family]]`, `[[task]]` and
+            `[[source]]` count.
         progress: Where to show how it gets on; it is entered already.
         on_event: Called with every event.
         overwrite: Replace what an earlier call has left at `output`.
@@ -74,9 +78,12 @@ def prefinetune(
     check_config(config)
     output = _local(config.output)
     parts = prepare(config, progress)
-    run = RunDirectory(config.output, run_digest(config, parts.data, "prefinetune"))
+    teachers, of_sources = _sources(config, parts, progress)
+    data = [*parts.data, *of_sources]
+    digests = "".join(f" {name}={teacher.digest}" for name, teacher in teachers.items())
+    run = RunDirectory(config.output, run_digest(config, data, f"prefinetune{digests}"))
     known = _known(output, overwrite)
-    names = tuple(task.name for task in config.task)
+    names = tuple(item.task.name for item in data)
     families = tuple(family.name for family in config.family)
     if known.get("run") == run.name and not overwrite:
         return PrefinetuneResult(
@@ -93,7 +100,7 @@ def prefinetune(
             progress.note(found)
         monitor = TrainingMonitor(run, progress, *([on_event] if on_event else []))
         monitor.record({"event": "run", "resources": str(resources), "versions": versions()})
-        model, sources = prefinetuning_model(config, parts.backbone, parts.data)
+        model, sources = prefinetuning_model(config, parts.backbone, data, teachers)
         phases = Phases(config, sources, resources, run, monitor, EventQueue(), evaluates=False)
         trained = phases.all_tasks(model)
     described = {"run": run.name, "num_steps": trained.num_steps, "tasks": names, "from": config.backbone.name}
@@ -106,6 +113,20 @@ def prefinetune(
     speed = monitor.examples_per_s(trained.phase)
     run.discard()
     return PrefinetuneResult(config.output, names, families, trained.num_steps, speed, time.monotonic() - started)
+
+
+def _sources(config: Config, parts: Parts, progress: Progress) -> tuple[dict[str, TokenTeacher], list[TaskData]]:
+    """Source -> its teacher, of those that have one; and the texts of all."""
+    teachers: dict[str, TokenTeacher] = {}
+    data = []
+    for source in config.source:
+        teacher = load_teacher(source, parts.tokenizer, config.backbone.max_tokens)
+        if teacher is not None:
+            teachers[source.name] = teacher
+        item = read_source(source, teacher, parts.text_tokenizer, config.train.seed)
+        data.append(replace(item, rate=source.rate))
+        progress.note(f"{source.name}: {counted(len(item.train), 'text' if teacher else 'pair')}")
+    return teachers, data
 
 
 def _local(output: str) -> Path:

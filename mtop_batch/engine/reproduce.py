@@ -67,8 +67,8 @@ class ReproduceOptions:
         methods: Some of those of the table, or others; none for all of the table.
         seeds: Each method is run with each.
         settings: What all runs share.
-        on: The data set, "news", "glue" or "many"; None for the paper's.
-        tasks: Its `tasks.toml`; None for data/nhc, data/glue or data/many.
+        on: The data set, one of `DATA_FILES`; None for the table's.
+        tasks: Its `tasks.toml`; None for that of `DATA_FILES`.
         results: Directory of the records; the page is written beside it.
         quick: One seed, one epoch, a few examples: a trial of everything, whose numbers mean nothing. Its records lie
             in `<results>/quick`.
@@ -128,7 +128,9 @@ def reproduce(options: ReproduceOptions, *, progress: Progress, plan_only: bool 
     known = [spec for spec in specs if spec not in missing]
     names = tuple(spec.digest for spec in known), tuple(spec.digest for spec in missing)
     if plan_only:
-        examples = [round(spec.epochs * _learned(spec, data).num_examples(spec.examples)) for spec in missing]
+        examples = [
+            round(spec.epochs * _learned(spec, data).num_examples(spec.examples, spec.fraction)) for spec in missing
+        ]
         for spec, number in zip(missing, examples, strict=True):
             progress.note(f"{spec.digest}: {_named(spec)}, {number:,} examples")
         return Reproduced("", (), *names, sum(examples))
@@ -168,7 +170,8 @@ def run_remotely(spec: RunSpec, job: _Job) -> RunRecord:
     use_threads(job.processes, job.max_threads)
     data, prepared = ray.get([job.data, job.prepared])
     learned, judged = tasks_of(method(spec.method), data)
-    kept, encoders = (job.results and storage.join(job.results, name) for name in ("selection", _ENCODERS))
+    of_several = "selection" if spec.prefinetune is None else "prefinetuned"
+    kept, encoders = (job.results and storage.join(job.results, name) for name in (of_several, _ENCODERS))
     return run_spec(
         spec,
         prepared.of(learned.names, judged.names),
@@ -210,7 +213,7 @@ def _checked(options: ReproduceOptions) -> ReproduceOptions:
     return replace(
         options,
         seeds=options.seeds[:1],
-        settings=replace(options.settings, examples=None, epochs=1),
+        settings=replace(options.settings, examples=None, fraction=None, epochs=1),
         results=storage.join(options.results, "quick"),
     )
 
@@ -261,11 +264,16 @@ def _missing(specs: Sequence[RunSpec], results: str) -> list[RunSpec]:
 
 
 def _waves(specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
-    """The runs that may go side by side, wave after wave: some use what others have measured, or begin with their
-    encoder.
+    """The runs that may go side by side, wave after wave.
+
+    Some use what others have measured, or begin with their encoder; and what the first seed of a method is
+    pre-finetuned to is what the others begin with.
     """
+    first_seeds: dict[str, int] = {}
 
     def wave_of(spec: RunSpec) -> int:
+        if spec.prefinetune is not None:
+            return int(spec.seed != first_seeds.setdefault(spec.method, spec.seed))
         chooses = (spec.auxiliary or {}).get("method", "")
         return _USE_OTHERS.index(chooses) + 1 if chooses in _USE_OTHERS else int(spec.begins_with is not None)
 
@@ -291,7 +299,7 @@ def _run(
     load_backbone(settings.backbone)  # what cannot be loaded is said before work starts
     wanted = {name for spec in (*missing, *untimed) for name in _learned(spec, data).names}
     text_tokenizer = TextTokenizer(tokenizer, settings.max_tokens, keeps=KEPT_TEXTS)
-    prepared = prepare(data, text_tokenizer, settings.examples, tasks=wanted)
+    prepared = prepare(data, text_tokenizer, settings.examples, settings.fraction, tasks=wanted)
     with ray_session() as resources:
         shared = storage.is_remote(options.results) or resources.num_nodes == 1
         job = _Job(

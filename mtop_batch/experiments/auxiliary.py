@@ -1,7 +1,8 @@
-"""A run whose method gives each task a model of its own, trained with tasks that were chosen to help it.
+"""A run whose method gives each task, or each family, a model of its own: of a task with tasks that help it.
 
 Every task is the primary one in turn: its auxiliary tasks are chosen, a model is trained on all of these, and the
-primary task is tested. The trainings that choosing takes are kept by their digests, for all runs of a directory.
+primary task is tested. The trainings that choosing takes are kept by their digests, for all runs of a directory. A
+model of a family is trained and tested on all tasks of the family.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ from typing import Any
 from mtop_batch.config.sections import Config
 from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.experiments.data import Prepared
+from mtop_batch.experiments.family_methods import family_of
+from mtop_batch.experiments.prefinetuned import beginning
+from mtop_batch.experiments.specs import RunSpec
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.selection.jobs import Job, Jobs, together
 from mtop_batch.selection.records import KeptRecords, Record, unfinished_of
 from mtop_batch.selection.run_job import run_job
 from mtop_batch.selection.select import Selection, SelectOptions, select
+from mtop_batch.tasks import Task
 from mtop_batch.training.checkpoint import TaskMetrics
-from mtop_batch.training.one_process import Encoder, begin, train_whole
+from mtop_batch.training.one_process import Encoder, Trained, begin, train_whole
 from mtop_batch.training.settings import TaskData, Worker
 from mtop_batch.training.unfinished import Unfinished
 
@@ -36,8 +41,8 @@ class Chosen:
         best_step: A sum over the models.
         num_steps: The same.
         selection_steps: Training steps that the choices take, where nothing is known yet.
-        selection_seconds: The same as time.
-        train_seconds: Of the models that were tested.
+        seconds: "selection", the same as time, and "train", of the models that were tested; "prefinetune" where they
+            begin with source tasks.
     """
 
     dev: dict[str, TaskMetrics] = field(default_factory=dict)
@@ -46,40 +51,59 @@ class Chosen:
     best_step: int = 0
     num_steps: int = 0
     selection_steps: int = 0
-    selection_seconds: float = 0.0
-    train_seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=lambda: {"selection": 0.0, "train": 0.0})
+
+    def add(self, trained: Trained, tested: Sequence[str]) -> None:
+        """Note what a model came to, and which tasks it is there for."""
+        self.dev |= {name: trained.dev[name] for name in tested}
+        self.history += [
+            {**entry, "tasks": {name: entry["tasks"][name] for name in tested}} for entry in trained.history
+        ]
+        self.best_step += trained.best_step
+        self.num_steps += trained.num_steps
+
+
+@dataclass(frozen=True)
+class OwnModel:
+    """A model, and the tasks that it is tested on with their test examples."""
+
+    model: MultiTaskModel
+    tested: Sequence[tuple[Task, LabelledTokens]]
 
 
 def own_models(
+    spec: RunSpec,
     config: Config,
-    auxiliary: dict[str, Any],
     data: Prepared,
     encoder: Encoder,
     worker: Worker,
     unfinished: Unfinished,
     kept: str | None,
     into: Chosen,
-) -> Iterator[tuple[TaskData, LabelledTokens, MultiTaskModel]]:
-    """Each task with its test examples and its own model, one after the other.
+) -> Iterator[OwnModel]:
+    """The model of each task, or of each family, one after the other.
 
     Args:
+        spec: Says what the models are of, and how to choose.
         config: With all tasks.
-        auxiliary: How to choose, as in `Method`.
         data: The data set.
         encoder: That of the configuration.
         worker: This process.
         unfinished: Keeps what an interrupted run has done.
-        kept: Directory of what choosing takes; None to keep it no longer than the run.
+        kept: Directory of what choosing and pre-finetuning take; None to keep it no longer than the run.
         into: Is told what the models came to.
 
     Raises:
         MtopError: The settings cannot work, or training diverged.
     """
+    if spec.auxiliary == {"method": "family"}:
+        yield from _models_of_families(spec, config, data, encoder, worker, unfinished, kept, into)
+        return
     by_name = {item.task.name: item for item in data.train}
     jobs, records = trainings(config, data.train, encoder, worker, unfinished, kept)
     for name, test in data.test.items():
         item = by_name[name]
-        selection = _choose(jobs, name, auxiliary, records)
+        selection = _choose(jobs, name, spec.auxiliary or {}, records)
         started = time.monotonic()
         rates = dict(zip((name, *selection.auxiliary), map(float, selection.ratio), strict=False))
         own = together(config, [name, *selection.auxiliary], rates)
@@ -87,15 +111,38 @@ def own_models(
         part = unfinished.part(name)
         model = begin(own, items, encoder, worker, part)
         trained = train_whole(model, own, items, worker, part)
-        into.dev[name] = trained.dev[name]
-        into.history += [{**entry, "tasks": {name: entry["tasks"][name]}} for entry in trained.history]
+        into.add(trained, [name])
         into.chosen[name] = list(selection.auxiliary)
-        into.best_step += trained.best_step
-        into.num_steps += trained.num_steps
         into.selection_steps += selection.num_steps
-        into.selection_seconds += selection.seconds
-        into.train_seconds += time.monotonic() - started
-        yield item, test, model
+        into.seconds["selection"] += selection.seconds
+        into.seconds["train"] += time.monotonic() - started
+        yield OwnModel(model, [(item.task, test)])
+
+
+def _models_of_families(
+    spec: RunSpec,
+    config: Config,
+    data: Prepared,
+    encoder: Encoder,
+    worker: Worker,
+    unfinished: Unfinished,
+    kept: str | None,
+    into: Chosen,
+) -> Iterator[OwnModel]:
+    """The same where each family has a model."""
+    for family in dict.fromkeys(family_of(task.kind) for task in config.task):
+        own = config.with_tasks([task for task in config.task if family_of(task.kind) == family])
+        items = [item for item in data.train if family_of(item.task.kind) == family]
+        part = unfinished.part(family)
+        with beginning(spec, own, data, encoder, worker, part, kept) as first:
+            started = time.monotonic()
+            model = begin(first.config, items, first.encoder, worker, part)
+        trained = train_whole(model, own, items, worker, part)
+        into.add(trained, [item.task.name for item in items])
+        into.seconds["train"] += time.monotonic() - started
+        if spec.prefinetune is not None:
+            into.seconds["prefinetune"] = into.seconds.get("prefinetune", 0.0) + first.seconds
+        yield OwnModel(model, [(item.task, data.test[item.task.name]) for item in items])
 
 
 def trainings(

@@ -8,8 +8,10 @@ import os
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, repeat
+from itertools import chain
 from typing import Any
+
+import numpy as np
 
 from mtop_batch import storage
 from mtop_batch.config.load import load_tasks
@@ -22,7 +24,8 @@ from mtop_batch.data.examples import (
     tokenise_examples,
     with_label_scale,
 )
-from mtop_batch.data.same_text import Pair
+from mtop_batch.data.same_text import same_text_key
+from mtop_batch.data.sets.families import SOURCES_FILE
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.data.unlabelled import UnlabelledTexts, choose_texts, read_texts
 from mtop_batch.errors import ConfigError, DataError
@@ -54,14 +57,28 @@ class RawTask:
 
 
 @dataclass(frozen=True)
+class RawSource:
+    """A source task and its training examples as texts."""
+
+    config: TaskConfig
+    train: RawExamples
+
+    @property
+    def parts(self) -> tuple[RawExamples, ...]:
+        """The training examples."""
+        return (self.train,)
+
+
+@dataclass(frozen=True)
 class DataSet:
     """Tasks with their examples.
 
     Args:
-        name: "news" or "glue".
+        name: One of `DATA_FILES`.
         tasks: In the order of the file.
         digest: Of all that the tasks and their examples are; where the files lie is no part of it.
         unlabelled: Texts to learn from without labels; None if they are not wanted.
+        sources: Tasks that an encoder learns from before; none where it learns from the tasks themselves.
         scale: What numbers of tasks that methods say are multiplied by, in a quick trial.
     """
 
@@ -69,8 +86,14 @@ class DataSet:
     tasks: tuple[RawTask, ...]
     digest: str
     unlabelled: UnlabelledTexts | None = None
+    sources: tuple[RawSource, ...] = ()
     scale: float = 1.0
     _shares: dict[Share, DataSet] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def sources_digest(self) -> str:
+        """Of the source tasks and their examples; empty where there are none."""
+        return _digest(self.sources) if self.sources else ""
 
     @property
     def configs(self) -> list[TaskConfig]:
@@ -82,9 +105,9 @@ class DataSet:
         """The tasks' names."""
         return [task.config.name for task in self.tasks]
 
-    def num_examples(self, most: int | None) -> int:
-        """Training examples of all tasks, at most so many of each."""
-        return sum(len(task.train) if most is None else min(most, len(task.train)) for task in self.tasks)
+    def num_examples(self, most: int | None, fraction: float | None = None) -> int:
+        """Training examples of all tasks: at most so many of each, or a share of them."""
+        return sum(_most(task, most, fraction) for task in self.tasks)
 
     def share(self, share: Share | None) -> DataSet:
         """Some of the tasks, as a data set of its own; None for all.
@@ -120,6 +143,14 @@ class DataSet:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A source task and its training examples as a model takes them."""
+
+    config: TaskConfig
+    examples: LabelledTokens
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A data set as a model takes it.
 
@@ -127,11 +158,13 @@ class Prepared:
         train: Training and evaluation examples of every task.
         test: Task -> its test examples, of those that are judged.
         unlabelled: Texts to learn from without labels.
+        sources: Source tasks and their training examples; none where these are the tasks themselves.
     """
 
     train: list[TaskData]
     test: Mapping[str, LabelledTokens]
     unlabelled: Tokens | None = None
+    sources: tuple[Source, ...] = ()
 
     def of(self, learned: Collection[str], judged: Collection[str]) -> Prepared:
         """The tasks with these names, and the test examples of some of them."""
@@ -146,21 +179,19 @@ def read_data_set(name: str, tasks_file: str) -> DataSet:
 
     Args:
         name: What the results call it.
-        tasks_file: The `tasks.toml` that `mtop build-nhc` or `mtop build-glue` wrote.
+        tasks_file: The `tasks.toml` that `mtop build-nhc` or another such command wrote.
 
     Raises:
         ConfigError: There is no such file, or it is none of tasks.
-        DataError: A task has no test part, or its examples cannot be used, or it is a token task.
+        DataError: A task has no test part, or its examples cannot be used.
     """
     tasks = []
     for config in load_tasks(tasks_file):
         if config.test is None:
             raise DataError(
                 f"{tasks_file}: task {config.name!r} has no test part; make the data again with `mtop build-nhc` or "
-                "`mtop build-glue`"
+                "another such command, or add test = PATH to the task"
             )
-        if config.kind == "token":
-            raise DataError(f"{tasks_file}: task {config.name!r} is a token task, which experiments do not compare")
         sources = ((config.train, True), (config.eval, False), (config.test, False))
         parts = [
             load_examples(config.definition(), source, config.label, training=training, label_by=config.label_by)
@@ -180,7 +211,8 @@ def read_for(
         name: What the results call the data set.
         tasks_file: As for `read_data_set`.
         corpus: Further texts for methods that learn from texts without labels; None for the directory `unlabelled`
-            beside `tasks_file`, if it is there.
+            beside `tasks_file`, if it is there. The source tasks of methods that begin with these are those of
+            `sources.toml` beside it, if that is there.
         rows: At most so many examples in each part, and texts; None for all.
 
     Raises:
@@ -188,13 +220,17 @@ def read_for(
         DataError: A task has no test part, its examples cannot be used, or the corpus does not exist.
     """
     data = read_data_set(name, tasks_file)
+    wanted = [method(each) for each in methods]
+    here = storage.absolute(os.path.dirname(tasks_file) or ".")
+    sources_file = storage.join(here, SOURCES_FILE)
+    if any(each.prefinetune for each in wanted) and storage.is_file(sources_file):
+        data = with_sources(data, sources_file)
     if rows is not None:
         data = first_rows(data, rows)
-    sections = [method(each).unlabelled for each in methods]
-    most = max((int(section["max_texts"]) for section in sections if section), default=0)
+    most = max((int(each.unlabelled["max_texts"]) for each in wanted if each.unlabelled), default=0)
     if not most:
         return data
-    beside = storage.join(storage.absolute(os.path.dirname(tasks_file) or "."), "unlabelled")
+    beside = storage.join(here, "unlabelled")
     found = corpus or (beside if storage.exists(beside) else None)
     return with_unlabelled(data, found, most if rows is None else rows)
 
@@ -226,13 +262,39 @@ def with_unlabelled(data: DataSet, corpus: str | None, max_texts: int) -> DataSe
         LabelTableError: The storage cannot be reached or refuses.
     """
     texts = choose_texts(
-        chain.from_iterable(_pairs(task.train) for task in data.tasks),
+        chain.from_iterable(task.train.pairs() for task in data.tasks),
         read_texts(corpus, data.tasks[0].config.text) if corpus else (),
-        chain.from_iterable(_pairs(part) for task in data.tasks for part in (task.eval, task.test)),
+        chain.from_iterable(part.pairs() for task in data.tasks for part in (task.eval, task.test)),
         max_texts=max_texts,
         seed=0,
     )
     return replace(data, unlabelled=texts)
+
+
+@few_warnings()
+def with_sources(data: DataSet, tasks_file: str) -> DataSet:
+    """The data set with source tasks, without the texts that a task of the data set is evaluated or tested on.
+
+    Args:
+        data: The data set.
+        tasks_file: Of the source tasks; only their training examples are read.
+
+    Raises:
+        ConfigError: There is no such file, or it is none of tasks.
+        DataError: The examples of a task cannot be used, or none is left.
+    """
+    left_out = {same_text_key(pair) for task in data.tasks for part in (task.eval, task.test) for pair in part.pairs()}
+    sources = []
+    for config in load_tasks(tasks_file):
+        train = load_examples(config.definition(), config.train, config.label, label_by=config.label_by)
+        kept = [row for row, pair in enumerate(train.pairs()) if same_text_key(pair) not in left_out]
+        if not kept:
+            raise DataError(
+                f"{tasks_file}: all training texts of {config.name!r} are in the evaluation or test part of a task; "
+                "give other source tasks"
+            )
+        sources.append(RawSource(config, train.take(np.array(kept))))
+    return replace(data, sources=tuple(sources))
 
 
 def first_rows(data: DataSet, most: int) -> DataSet:
@@ -241,13 +303,15 @@ def first_rows(data: DataSet, most: int) -> DataSet:
     It is for quick trials, so methods that say a number of tasks get a tenth of them.
     """
     tasks = tuple(RawTask(task.config, *(_first(part, most) for part in task.parts)) for task in data.tasks)
-    return DataSet(data.name, tasks, _digest(tasks), scale=_QUICK_SCALE)
+    sources = tuple(RawSource(source.config, _first(source.train, most)) for source in data.sources)
+    return DataSet(data.name, tasks, _digest(tasks), sources=sources, scale=_QUICK_SCALE)
 
 
 def prepare(
     data: DataSet,
     text_tokenizer: TextTokenizer,
     examples: int | None,
+    fraction: float | None = None,
     default_reader: Reader = "prompts",
     tasks: Collection[str] | None = None,
 ) -> Prepared:
@@ -257,6 +321,7 @@ def prepare(
         data: The data set.
         text_tokenizer: Of the backbone.
         examples: Most training examples of each task, drawn once for all seeds and methods; None for all.
+        fraction: The share of each task's, drawn in the same way; None for what `examples` says.
         default_reader: What a task of the kind of model reads that does not say.
         tasks: The names of those that are wanted; None for all.
     """
@@ -265,7 +330,7 @@ def prepare(
         if tasks is not None and task.config.name not in tasks:
             continue
         own, eval_, held_out = (tokenise_examples(part, text_tokenizer) for part in task.parts)
-        own = own.draw(examples, zlib.crc32(task.config.name.encode()))
+        own = own.draw(_most(task, examples, fraction), zlib.crc32(task.config.name.encode()))
         definition = task.config.definition(default_reader)
         weights = class_weights(definition, task.config.class_weights, own.labels)
         train.append(
@@ -274,28 +339,32 @@ def prepare(
         test[task.config.name] = held_out
     texts = data.unlabelled
     unlabelled = None if texts is None else text_tokenizer.encode(texts.texts, texts.seconds_or_none)
-    return Prepared(train, test, unlabelled)
+    sources = (Source(source.config, tokenise_examples(source.train, text_tokenizer)) for source in data.sources)
+    return Prepared(train, test, unlabelled, tuple(sources))
 
 
 def with_reader(prepared: Prepared, configs: Sequence[TaskConfig], default_reader: Reader) -> Prepared:
     """The same for another kind of model, without tokenising again."""
     train = [
-        replace(item, task=replace(item.task, reads=config.reads or default_reader))
+        replace(item, task=replace(item.task, reads=config.definition(default_reader).reads))
         for config, item in zip(configs, prepared.train, strict=True)
     ]
     return replace(prepared, train=train)
 
 
-def _pairs(examples: RawExamples) -> Iterable[Pair]:
-    return zip(examples.texts, examples.seconds or repeat(None), strict=False)
+def _most(task: RawTask, examples: int | None, fraction: float | None) -> int:
+    """How many training examples of a task are taken."""
+    known = len(task.train)
+    if fraction is not None:
+        return max(1, round(fraction * known))
+    return known if examples is None else min(examples, known)
 
 
 def _first(examples: RawExamples, most: int) -> RawExamples:
-    seconds = None if examples.seconds is None else examples.seconds[:most]
-    return replace(examples, texts=examples.texts[:most], seconds=seconds, labels=examples.labels[:most])
+    return examples.take(np.arange(min(most, len(examples))))
 
 
-def _digest(tasks: Sequence[RawTask]) -> str:
+def _digest(tasks: Sequence[RawTask | RawSource]) -> str:
     digest = hashlib.sha256()
     for task in tasks:
         config = task.config
@@ -306,4 +375,6 @@ def _digest(tasks: Sequence[RawTask]) -> str:
         for part in task.parts:
             digest.update(json.dumps([part.texts, part.seconds]).encode())
             digest.update(part.labels.tobytes())
+            if part.entities is not None:
+                digest.update(part.entities.values.tobytes() + part.entities.offsets.tobytes())
     return digest.hexdigest()[:16]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from mtop_batch.errors import ConfigError
+from mtop_batch.experiments.family_methods import FAMILIES, FAMILY_METHODS
 from mtop_batch.experiments.many_methods import FEWER, MANY, NUMBERS, READS, SCHEDULES, TRANSFER
 from mtop_batch.experiments.method import Method
 from mtop_batch.selection.gradts import EXAMPLE_THRESHOLD, TASK_THRESHOLD
@@ -17,6 +18,7 @@ TableName = Literal[
     "ablations",
     "prompt-lengths",
     "auxiliary",
+    "families",
     "many",
     "many-reads",
     "many-numbers",
@@ -24,25 +26,14 @@ TableName = Literal[
     "many-fewer",
 ]
 TABLES: tuple[TableName, ...] = get_args(TableName)
-DataName = Literal["news", "glue", "many"]
-DATA_FILES: Mapping[DataName, str] = {"news": "data/nhc", "glue": "data/glue", "many": "data/many"}
-"""Where the `tasks.toml` of each data set lies unless another is given."""
-
-
-COMMON: Mapping[str, Any] = {
-    "epochs": 2,
-    "batch_size": 16,
-    "learning_rate": 5e-5,
-    "weight_decay": 0.01,
-    "warmup_fraction": 0.1,
-    "max_grad_norm": 1.0,
-    "alpha": 1.0,
-    "freeze_word_embeddings": True,
+DataName = Literal["news", "glue", "many", "families"]
+DATA_FILES: Mapping[DataName, str] = {
+    "news": "data/nhc",
+    "glue": "data/glue",
+    "many": "data/many",
+    "families": "data/families",
 }
-"""What all methods have in `[train]`: as many labelled examples in as many steps, at the same rate of the backbone.
-
-All is said here, so that a change of a default leaves what a run is, and so its digest, alone.
-"""
+"""Where the `tasks.toml` of each data set lies unless another is given."""
 
 # What starts at random, or was learned with the backbone frozen, wants larger steps than a pretrained layer.
 _HEADS = {"head_learning_rate": 5e-4}
@@ -110,6 +101,7 @@ METHODS: Mapping[str, Method] = {
     "mtop-alone": replace(_mtop("MTOP, each task alone"), auxiliary={"method": "alone"}),
     **_selections(MTOP, _mtop("MTOP")),
     **_MANY_METHODS,
+    **FAMILY_METHODS,
 }
 """By the name that `--methods` takes. MTOP alone is the paper's: joint prompts, begun from single tasks."""
 
@@ -138,6 +130,7 @@ TABLE_METHODS: Mapping[TableName, tuple[str, ...]] = {
         MTOP,
         *(f"mtop-{key}" for key in _SELECTIONS),
     ),
+    "families": tuple(FAMILY_METHODS),
     "many": tuple(SCHEDULES),
     "many-reads": (MANY, *READS),
     "many-numbers": (MANY, *NUMBERS),
@@ -153,6 +146,7 @@ TABLE_DATA: Mapping[TableName, DataName] = {
     "prompt-lengths": "glue",
     "auxiliary": "glue",
     "many": "many",
+    "families": "families",
     "many-reads": "many",
     "many-numbers": "many",
     "many-transfer": "many",
@@ -165,7 +159,7 @@ def reference(table: TableName) -> str:
     """The method that the others of a table are compared with."""
     if table == "many-transfer":
         return "many-large"
-    return MANY if TABLE_DATA[table] == "many" else MTOP
+    return {"many": MANY, "families": FAMILIES}.get(TABLE_DATA[table], MTOP)
 
 
 def methods_of(table: TableName) -> tuple[str, ...]:

@@ -9,20 +9,25 @@ from statistics import mean, median
 
 from mtop_batch.data.sets.glue import GLUE_TASKS as GLUE_RECIPES
 from mtop_batch.experiments import paper
+from mtop_batch.experiments.family_methods import ENTITIES, TEXTS
 from mtop_batch.experiments.many_tables import costs_beside_one, fewer_tasks, notes_of_many, quality_of_many
 from mtop_batch.experiments.markdown import EMPTY, bold, markdown, spread_text
-from mtop_batch.experiments.method import Method
-from mtop_batch.experiments.methods import COMMON, METHODS, TABLE_DATA, TableName, reference
+from mtop_batch.experiments.method import COMMON, Method
+from mtop_batch.experiments.methods import METHODS, TABLE_DATA, TABLE_METHODS, TableName, reference
 from mtop_batch.experiments.records import Records, RunRecord
+from mtop_batch.experiments.specs import RunSpec
 from mtop_batch.experiments.statistics import Difference
 from mtop_batch.experiments.summary import ResultTable, Row, Setting, tables
+from mtop_batch.tasks import Task
 
+_FAMILIES = (ENTITIES, TEXTS)
 _TITLES: Mapping[TableName, str] = {
     "news": "News (the paper's Table 1)",
     "glue": "GLUE (the paper's Table 2)",
     "ablations": "Ablations (the paper's Table 3)",
     "prompt-lengths": "Lengths of prompts (the paper's Figure 2)",
     "auxiliary": "Auxiliary tasks (GradTS and AUTOSEM)",
+    "families": "Entities beside texts (task-primary LoRA)",
     "many": "A hundred tasks: how steps take them (large-scale multi-task learning, Table 1)",
     "many-reads": "A hundred tasks: what each reads (large-scale multi-task learning, Table 2)",
     "many-numbers": "A hundred tasks and more (large-scale multi-task learning, Table 3 and Figure 7)",
@@ -35,6 +40,7 @@ _PAPER: Mapping[TableName, Mapping[str, Mapping[str, str]]] = {
     "ablations": paper.TABLE_3,
     "prompt-lengths": {},
     "auxiliary": {},
+    "families": {},
     "many": paper.MANY,
     "many-reads": paper.MANY_READS,
     "many-numbers": paper.MANY_NUMBERS,
@@ -49,6 +55,7 @@ writes this page from the JSON files in `{results}/`, one for each run.
 ```sh
 mtop build-nhc --source News_Category_Dataset_v3.json --extra opinion=opinion.parquet   # data/nhc
 mtop build-glue --source glue                                                           # data/glue
+mtop build-families --entities conll2003=ner/conll2003 --texts data/nhc/tasks.toml      # data/families
 mtop reproduce news --examples 1000
 ```
 
@@ -56,7 +63,8 @@ Runs that have their file are not done again, and a run that was stopped goes on
 `build-nhc` is the [News Category Dataset](https://www.kaggle.com/datasets/rmisra/news-category-dataset) as JSON lines,
 or as Parquet with `category` and `headline`. The paper's eighth task, opinion, is not public: `--extra NAME=PATH` takes
 any labelled Parquet (`PATH?positive=A,B` makes two labels of many). `--source` of `build-glue` has
-`<task>/train.parquet` and `<task>/dev.parquet`.
+`<task>/train.parquet` and `<task>/dev.parquet`. `--entities NAME=DIR` of `build-families` has `train.parquet`,
+`dev.parquet` and `test.parquet` with lists of words, `tokens`, and of their tags, `tags`.
 
 How to read it:
 
@@ -123,19 +131,36 @@ def _fewer(tables_: Sequence[ResultTable]) -> str:
 
 
 def _heading(setting: Setting) -> str:
-    examples = f"at most {setting.examples:,} examples a task" if setting.examples else "all examples"
     changes = json.loads(setting.changes)
     changed = "; " + ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in changes.items()) if changes else ""
-    return f"\n### {setting.data}: {examples}, `{setting.backbone}`{changed}\n"
+    return f"\n### {setting.data}: {setting.examples_named}, `{setting.backbone}`{changed}\n"
+
+
+def _quality_of_families(table: ResultTable) -> str:
+    """The paper has no such table; each family has a mean of its own."""
+    names = [task.name for task in table.tasks]
+    head = ["method", "seeds", *map(_judged, table.tasks), *(f"mean, {family}" for family in _FAMILIES), "mean"]
+    rows = []
+    for row in table.rows:
+        cells = [spread_text(row.tasks.get(name)) for name in names]
+        means = [spread_text(row.families[family].spread if family in row.families else None) for family in _FAMILIES]
+        rows.append([row.title, str(len(row.runs)), *cells, *means, bold(spread_text(row.mean))])
+    return markdown(head, rows)
+
+
+def _judged(task: Task) -> str:
+    """A task, with its metric if that is not the usual one."""
+    return task.name if task.metric == "accuracy" else f"{task.name} ({task.metric})"
 
 
 def _quality(table: ResultTable) -> str:
     if table.is_of_many:
         return quality_of_many(table, _PAPER[table.name])
+    if table.name == "families":
+        return _quality_of_families(table)
     columns = paper.NEWS_TASKS if table.setting.data == "news" else paper.GLUE_TASKS
     names = [task.name for task in table.tasks]
-    judged = {task.name: "" if task.metric == "accuracy" else f" ({task.metric})" for task in table.tasks}
-    head = ["method", "seeds", *(f"{name}{metric}" for name, metric in judged.items()), "mean"]
+    head = ["method", "seeds", *map(_judged, table.tasks), "mean"]
     rows = []
     for row in table.rows:
         cells = [spread_text(row.tasks.get(name)) for name in names]
@@ -152,6 +177,8 @@ def _why_empty(table: ResultTable) -> list[str]:
     notes = [f"{row.title}: not run with these settings." for row in table.rows if not row.runs]
     if table.is_of_many:
         notes += notes_of_many(table, _PAPER[table.name])
+    elif table.name == "families":
+        notes += _notes_on_families(table)
     elif table.name == "auxiliary":
         notes.append(
             "A row whose title names a way to choose has a model for each task, trained with the tasks that were "
@@ -177,18 +204,53 @@ def _why_empty(table: ResultTable) -> list[str]:
     return ["\n", *(f"* {note}\n" for note in notes)] if notes else []
 
 
+def _notes_on_families(table: ResultTable) -> list[str]:
+    """What the rows are, and what they learn from."""
+    specs = [run.spec for row in table.rows for run in row.runs.values()]
+    lora, before = (next((value for value in of if value), None) for of in _settings_of_families(specs))
+    notes = [
+        "All models have the same heads: of texts a pooler and a layer at the first token, of entities a layer at each "
+        "word. *Task-primary LoRA* has LoRA of each family in the last layers of one encoder"
+        f"{f' (`{json.dumps(lora)}`)' if lora else ''}. F1 of entities is that of `seqeval`, strict; whoever draws a "
+        "test sentence for an interval draws all of its entities."
+    ]
+    if before:
+        said = {key: value for key, value in before.items() if key != "sources" and COMMON.get(key) != value}
+        what = (
+            "source tasks of their own" if before["sources"] else "the very training examples of the tasks, no others"
+        )
+        notes.append(
+            f"*Pre-finetuned*: the encoder learned before from {what}, from texts by supervised contrastive learning "
+            f"and from entities by their tags, in the same way as the row shares (`{json.dumps(said)}`). That is done "
+            "once for all seeds; its time counts in every run."
+        )
+    return notes
+
+
+def _settings_of_families(specs: Sequence[RunSpec]) -> tuple[list[dict[str, object] | None], ...]:
+    return [spec.families for spec in specs], [spec.prefinetune for spec in specs]
+
+
 def _against_mtop(table: ResultTable) -> str:
     other = METHODS[reference(table.name)].title
-    head = ["method", f"to {other}, points", "95 % interval", "seeds", "win / tie / loss", "on evaluation examples"]
+    families = _FAMILIES if table.name == "families" else ()
+    columns = [column for family in families for column in (f"{family}, points", "95 % interval")]
+    head = ["method", f"to {other}, points", "95 % interval", *columns, "seeds", "win / tie / loss"]
+    head.append("on evaluation examples")
     rows = []
     for row in table.rows:
         difference = row.difference
+        empty = [""] * (1 + len(columns))
         if row.method == reference(table.name):
-            cells = ["", "", str(len(row.runs)), ""]
+            cells = ["", *empty, str(len(row.runs)), ""]
         elif difference is None:
-            cells = [f"{EMPTY} ({'no run' if not row.runs else f'{other} has no run with these seeds'})", "", "", ""]
+            why = "no run" if not row.runs else f"{other} has no run with these seeds"
+            cells = [f"{EMPTY} ({why})", *empty, "", ""]
         else:
-            cells = [_points(difference.mean), _interval(difference), str(difference.seeds), _outcomes(row)]
+            own = [row.families[family].difference for family in families if family in row.families]
+            both = [part for part in (difference, *own) if part is not None]
+            cells = [text for part in both for text in (_points(part.mean), _interval(part))]
+            cells += [str(difference.seeds), _outcomes(row)]
         rows.append([row.title, *cells, spread_text(row.dev_mean)])
     return markdown(head, rows)
 
@@ -273,6 +335,7 @@ def _recipes() -> str:
         for name, chosen in METHODS.items()
         if chosen.auxiliary is None
         and chosen.judged is None
+        and name not in TABLE_METHODS["families"]
         and (not name.startswith("mtop-") or name in ("mtop-isolated", "mtop-taught"))
     )
     return "\n## Recipes\n" + _RECIPE.format(common=json.dumps(COMMON), own=own)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from mtop_batch.errors import ConfigError
+from mtop_batch.experiments.family_methods import ENTITIES, FAMILIES, TEXTS
 from mtop_batch.experiments.many_methods import MANY
 from mtop_batch.experiments.methods import MTOP
 from mtop_batch.experiments.records import Records
-from mtop_batch.experiments.summary import ResultTable, Row, tables
+from mtop_batch.experiments.summary import ResultTable, Row, Setting, Spread, tables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +23,7 @@ _TITLES = {
     "ablations": "Ablations",
     "prompt-lengths": "Lengths of prompts",
     "auxiliary": "Auxiliary tasks",
+    "families": "Entities beside texts",
     "many": "How steps take many tasks",
     "many-reads": "What many tasks read",
     "many-numbers": "A hundred tasks and more",
@@ -42,7 +44,7 @@ def results_plots(records: Records) -> Iterator[tuple[str, str, bytes]]:
             continue
         seen.add(table.name)
         shown = [row for row in table.rows if row.runs]
-        where = f"{table.setting.data}, {table.setting.examples or 'all'} examples a task"
+        where = f"{table.setting.data}, {_examples(table.setting)}"
         if table.name in ("news", "glue"):
             title = f"Learning curves: {where}"
             yield f"{table.name}-curves.png", title, _png(_curves(table, shown), title)
@@ -51,7 +53,14 @@ def results_plots(records: Records) -> Iterator[tuple[str, str, bytes]]:
                 yield f"{table.name}-speed.png", title, _png(_speed(shown), title)
         else:
             title = f"{_TITLES[table.name]}: {where}"
-            yield f"{table.name}.png", title, _png(_bars(shown), title)
+            figure = _family_bars(shown) if table.name == "families" else _bars(shown)
+            yield f"{table.name}.png", title, _png(figure, title)
+
+
+def _examples(setting: Setting) -> str:
+    if setting.fraction is not None:
+        return setting.examples_named
+    return f"{setting.examples or 'all'} examples a task"
 
 
 def _curves(table: ResultTable, rows: Sequence[Row]) -> Figure:
@@ -79,24 +88,40 @@ def _curves(table: ResultTable, rows: Sequence[Row]) -> Figure:
 def _bars(rows: Sequence[Row]) -> Figure:
     """The median of each row's mean over tasks, with the lowest and the highest seed."""
     figure, axes = _axes()
-    places = range(len(rows))
-    spreads = [row.mean for row in rows if row.mean is not None]
-    values = [spread.median for spread in spreads]
-    errors = [
-        [spread.median - spread.low for spread in spreads],
-        [spread.high - spread.median for spread in spreads],
-    ]
     colors = [_COLORS[1] if row.method in (MTOP, MANY) else _COLORS[0] for row in rows]
-    axes.barh(places, values, xerr=errors, color=colors, capsize=3)
-    axes.set_yticks(places, [row.title for row in rows])
-    axes.invert_yaxis()
-    low, high = min(spread.low for spread in spreads), max(spread.high for spread in spreads)
-    margin = max(0.5, (high - low) / 2)
-    axes.set(
-        xlim=(low - margin, high + margin / 2),
-        xlabel="mean over tasks, test examples, % (the axis does not begin at 0)",
-    )
+    _draw_bars(axes, {row.title: row.mean for row in rows if row.mean is not None}, colors)
+    axes.set(xlabel="mean over tasks, test examples, % (the axis does not begin at 0)")
     return figure
+
+
+def _family_bars(rows: Sequence[Row]) -> Figure:
+    """The same of the token tasks and of the tasks on texts, which have an axis each: they differ in size."""
+    figure, axes = _axes(2)
+    for axis, family in zip(axes, (ENTITIES, TEXTS), strict=True):
+        spreads = {row.title: row.families[family].spread for row in rows if family in row.families}
+        colors = [_COLORS[1] if row.method == FAMILIES else _COLORS[0] for row in rows if family in row.families]
+        _draw_bars(axis, spreads, colors)
+        axis.set(xlabel=f"mean over tasks, {family}, %")
+    axes[1].set_yticklabels([])
+    figure.supxlabel("test examples; the axes do not begin at 0", fontsize=8)
+    return figure
+
+
+def _draw_bars(axes: Axes, spreads: Mapping[str, Spread], colors: Sequence[str]) -> None:
+    """The median of each title's seeds, with the lowest and the highest."""
+    found = list(spreads.values())
+    errors = [
+        [spread.median - spread.low for spread in found],
+        [spread.high - spread.median for spread in found],
+    ]
+    places = range(len(found))
+    axes.barh(places, [spread.median for spread in found], xerr=errors, color=colors, capsize=3)
+    axes.set_yticks(places, list(spreads))
+    axes.invert_yaxis()
+    if found:
+        low, high = min(spread.low for spread in found), max(spread.high for spread in found)
+        margin = max(0.5, (high - low) / 2)
+        axes.set(xlim=(low - margin, high + margin / 2))
 
 
 def _speed(rows: Sequence[Row]) -> Figure:
@@ -115,15 +140,17 @@ def _speed(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _axes() -> tuple[Figure, Axes]:
+def _axes(columns: int = 1) -> tuple[Figure, Any]:
+    """A figure with its axes, of which there may be several side by side."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ConfigError("the plots need matplotlib; run `pip install 'mtop-batch[docs]'`") from None
     figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3)
+    axes = figure.subplots(ncols=columns)
+    for each in figure.axes:
+        each.spines[["top", "right"]].set_visible(False)
+        each.grid(alpha=0.3)
     return figure, axes
 
 
@@ -133,7 +160,10 @@ def _cycle() -> Iterator[str]:
 
 
 def _png(figure: Any, title: str) -> bytes:
-    figure.axes[0].set_title(title, fontsize=10)
+    if len(figure.axes) == 1:
+        figure.axes[0].set_title(title, fontsize=10)
+    else:
+        figure.suptitle(title, fontsize=10)
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=_DPI, metadata={"Software": None})
     return sink.getvalue()

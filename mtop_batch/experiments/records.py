@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -21,9 +22,12 @@ import numpy.typing as npt
 import torch
 
 from mtop_batch import storage
+from mtop_batch.data.entities.spans import Entities, num_right
+from mtop_batch.data.examples import RawExamples
 from mtop_batch.errors import DataError
 from mtop_batch.experiments.data import DataSet
 from mtop_batch.experiments.specs import RunSpec
+from mtop_batch.json_text import to_json
 from mtop_batch.tasks import Task
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "pyarrow", "ray")
@@ -33,7 +37,8 @@ _DECIMALS = 4
 Values = npt.NDArray[np.float64]
 Compact = str | list[float] | dict[str, Any]
 """Label ids as one digit each where there are few labels; otherwise numbers. Of a multi-label task the number of
-labels, and the ids that each example has, with blanks between."""
+labels, and the ids that each example has, with blanks between. Of what a token task finds, how many entities it finds
+in each example and how many of them are right; of what is given how many there are: that is all that F1 is made of."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,9 @@ class RunRecord:
         num_steps: Of the whole run.
         passes: Forward passes for all labels of a text.
         parameters: "total", "per_task" (the mean over tasks of what belongs to a task alone) and "backbone".
-        seconds: "teachers", "warm_start", "train", "test"; "selection" where auxiliary tasks were chosen: what that
-            takes where nothing is known yet, one training after the other.
+        seconds: "teachers", "warm_start", "train", "test"; "selection" where auxiliary tasks were chosen, and
+            "prefinetune" where the encoder learned from source tasks before: what that takes where nothing is known
+            yet, one training after the other.
         machine: Where it ran, and the precision of training.
         versions: Of what computes.
         finished: When, in UTC.
@@ -83,8 +89,9 @@ class RunRecord:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunRecord:
         """The record of a file's values."""
-        known = {key: value for key, value in values.items() if key not in ("digest", "spec")}
-        return cls(spec=RunSpec(**values["spec"]), **known)
+        known = {key: value for key, value in values.items() if key not in ("digest", "spec", "dev", "test")}
+        dev, test = (_with_undefined(values[part]) for part in ("dev", "test"))
+        return cls(spec=RunSpec(**values["spec"]), dev=dev, test=test, **known)
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ class DataRecord:
                 name: {"train": len(task.train), "eval": len(task.eval), "test": len(task.test)}
                 for name, task in zip(names, data.tasks, strict=True)
             },
-            {name: pack(task.test.labels) for name, task in zip(names, data.tasks, strict=True)},
+            {name: pack_labels(task.test) for name, task in zip(names, data.tasks, strict=True)},
         )
 
     def to_json(self) -> bytes:
@@ -238,10 +245,22 @@ def pack(values: npt.NDArray[Any]) -> Compact:
     return [round(float(value), _DECIMALS) for value in values]
 
 
+def pack_labels(examples: RawExamples) -> Compact:
+    """The labels of examples; of a token task how many entities each has."""
+    return pack(examples.labels if examples.entities is None else np.diff(examples.entities.offsets))
+
+
+def pack_entities(given: Entities, found: Entities) -> Compact:
+    """How many entities are found in each example, and how many of them are right."""
+    return {"found": pack(np.diff(found.offsets)), "right": pack(num_right(given, found))}
+
+
 def unpack(packed: Compact) -> Values:
-    """What `pack` was given, as floats."""
+    """What was packed, as floats; of what a token task finds (R, 2) how many entities, and how many right ones."""
     if isinstance(packed, str):
         return np.array([_DIGITS.index(digit) for digit in packed], dtype=np.float64)
+    if isinstance(packed, dict) and "found" in packed:
+        return np.column_stack([unpack(packed[key]) for key in ("found", "right")])
     if isinstance(packed, dict):
         has_label = np.zeros((len(packed["given"]), packed["num_labels"]))
         for row, ids in zip(has_label, packed["given"], strict=True):
@@ -262,6 +281,13 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES if name in installed}}
 
 
+def _with_undefined(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float]]:
+    """Metrics as they were before JSON, which has no NaN."""
+    return {
+        task: {name: math.nan if value is None else value for name, value in of.items()} for task, of in metrics.items()
+    }
+
+
 def _cpu_model() -> str:
     try:
         with open("/proc/cpuinfo") as file:
@@ -279,11 +305,11 @@ def _json(values: Mapping[str, Any]) -> bytes:
 def _lines(value: Any, depth: int) -> str:
     deep: Sequence[tuple[str, Any]] = []
     if depth < 2 and isinstance(value, Mapping) and value:
-        deep = [(f"{json.dumps(key)}: ", item) for key, item in value.items()]
+        deep = [(f"{to_json(key)}: ", item) for key, item in value.items()]
     elif depth < 2 and isinstance(value, list) and value and isinstance(value[0], Mapping):
         deep = [("", item) for item in value]
     if not deep:
-        return json.dumps(value)
+        return to_json(value)
     inner = ",\n".join(" " * (depth + 1) + key + _lines(item, depth + 1) for key, item in deep)
     first, last = ("{", "}") if isinstance(value, Mapping) else ("[", "]")
     return f"{first}\n{inner}\n{' ' * depth}{last}"

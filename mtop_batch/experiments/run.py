@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,9 +19,19 @@ from mtop_batch.config.task import TaskConfig
 from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.errors import ConfigError
 from mtop_batch.experiments.auxiliary import Chosen, own_models, trainings
+from mtop_batch.experiments.clock import Clock
 from mtop_batch.experiments.data import Prepared, with_reader
 from mtop_batch.experiments.methods import BEGUN_WITH
-from mtop_batch.experiments.records import Compact, RunRecord, encoder_uri, machine, pack, versions
+from mtop_batch.experiments.prefinetuned import beginning
+from mtop_batch.experiments.records import (
+    Compact,
+    RunRecord,
+    encoder_uri,
+    machine,
+    pack,
+    pack_entities,
+    versions,
+)
 from mtop_batch.experiments.specs import RunSpec
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.selection.jobs import Job
@@ -61,7 +70,8 @@ def run_spec(
         encoder: That of the spec.
         worker: This process, its device and precision; None for the CPU. Its event sink gets the events of training.
         unfinished: Where an interrupted run left what it had done; None to begin anew and keep nothing.
-        kept: Where the trainings lie that choosing tasks takes; None to keep them no longer than the run.
+        kept: Where that lies which several runs use: trainings that choosing auxiliary tasks takes, and pre-finetuned
+            encoders; None to keep it no longer than the run.
         encoders: Where the encoders lie that runs begin with, and where this one's is kept if others may; None to keep
             none.
 
@@ -75,14 +85,18 @@ def run_spec(
     check_encoder(config, encoder.backbone)
     data = with_reader(prepared, config.task, config.model.default_reader)
     data = replace(data, train=with_eval_budget(data.train, config.train.eval_examples, config.train.seed))
-    clock = _Clock(unfinished)
+    clock = Clock(unfinished)
     if spec.auxiliary is not None:
-        return _with_auxiliary_tasks(spec, config, data, encoder, worker, unfinished, kept)
+        return _with_own_models(spec, config, data, encoder, worker, unfinished, kept)
     config, used = _with_groups(config, data, encoder, worker, unfinished, kept)
     clock.start("teachers")
     soft = _soft_labels(config, data, encoder, worker, unfinished)
-    clock.start("warm_start")
-    model = begin(config, data.train, encoder, worker, unfinished, on_learned=lambda: clock.start("train"))
+    clock.start(None)
+    with beginning(spec, config, data, encoder, worker, unfinished, kept) as first:
+        clock.start("warm_start")
+        model = begin(
+            first.config, data.train, first.encoder, worker, unfinished, on_learned=lambda: clock.start("train")
+        )
     clock.start("train")
     trained = train_whole(model, config, data.train, worker, unfinished, soft=soft)
     clock.start("test")
@@ -99,7 +113,9 @@ def run_spec(
         num_steps=trained.num_steps,
         passes=model.passes(model.task_names),
         parameters=count_parameters(model),
-        seconds=clock.stop() | ({"selection": round(sum(one.seconds for one in used), 2)} if used else {}),
+        seconds=clock.stop()
+        | ({"selection": round(sum(one.seconds for one in used), 2)} if used else {})
+        | ({"prefinetune": first.seconds} if spec.prefinetune else {}),
         **_made_by(worker),
         selection_steps=sum(one.num_steps for one in used),
     )
@@ -149,7 +165,7 @@ def _made_by(worker: Worker) -> dict[str, Any]:
     }
 
 
-def _with_auxiliary_tasks(
+def _with_own_models(
     spec: RunSpec,
     config: Config,
     data: Prepared,
@@ -158,22 +174,16 @@ def _with_auxiliary_tasks(
     unfinished: Unfinished,
     kept: str | None,
 ) -> RunRecord:
-    """A run that gives each task a model of its own, with tasks that help it."""
+    """A run that gives each task a model of its own, with tasks that help it; or each family one."""
     came_to = Chosen()
-    test, predictions, parameters, passes = (
-        dict[str, TaskMetrics](),
-        dict[str, Compact](),
-        list[dict[str, float]](),
-        0.0,
-    )
-    auxiliary = spec.auxiliary or {}
-    models = own_models(config, auxiliary, data, encoder, worker, unfinished, kept, came_to)
-    for item, examples, model in models:
-        name = item.task.name
-        test[name], predictions[name] = _test_task(model, item.task, examples, worker)
-        parameters.append(count_parameters(model))
-        passes += model.passes([name])
-    seconds = {"selection": came_to.selection_seconds, "train": came_to.train_seconds}
+    test, predictions = dict[str, TaskMetrics](), dict[str, Compact]()
+    parameters, passes = list[dict[str, float]](), 0.0
+    for models in own_models(spec, config, data, encoder, worker, unfinished, kept, came_to):
+        for task, examples in models.tested:
+            test[task.name], predictions[task.name] = _test_task(models.model, task, examples, worker)
+        parameters.append(count_parameters(models.model))
+        passes += models.model.passes([task.name for task, _ in models.tested])
+    total = sum(counts["total"] for counts in parameters)
     return RunRecord(
         spec=spec,
         dev=came_to.dev,
@@ -183,12 +193,8 @@ def _with_auxiliary_tasks(
         best_step=came_to.best_step,
         num_steps=came_to.num_steps,
         passes=passes,
-        parameters={
-            "total": sum(counts["total"] for counts in parameters),
-            "backbone": parameters[0]["backbone"],
-            "per_task": mean(counts["total"] for counts in parameters),
-        },
-        seconds={key: round(value, 2) for key, value in seconds.items()},
+        parameters={"total": total, "backbone": parameters[0]["backbone"], "per_task": total / len(test)},
+        seconds={key: round(value, 2) for key, value in came_to.seconds.items()},
         **_made_by(worker),
         chosen=came_to.chosen,
         selection_steps=came_to.selection_steps,
@@ -217,37 +223,6 @@ def count_parameters(model: MultiTaskModel) -> dict[str, float]:
         "backbone": sum(parameter.numel() for parameter in model.backbone.parameters()),
         "per_task": mean(own),
     }
-
-
-class _Clock:
-    """Seconds of the parts of a run, those before an interruption too."""
-
-    def __init__(self, unfinished: Unfinished) -> None:
-        self._unfinished = unfinished
-        self._seconds = unfinished.seconds()
-        self._part: str | None = None
-        self._last = time.monotonic()
-        unfinished.on_kept = self._keep
-
-    def start(self, part: str) -> None:
-        """End the part that runs, and begin the next."""
-        self._count()
-        self._part = part
-
-    def stop(self) -> dict[str, float]:
-        """End the last part."""
-        self._count()
-        return {part: round(seconds, 2) for part, seconds in self._seconds.items()}
-
-    def _count(self) -> None:
-        now = time.monotonic()
-        if self._part is not None:
-            self._seconds[self._part] = self._seconds.get(self._part, 0.0) + now - self._last
-        self._last = now
-
-    def _keep(self) -> None:
-        self._count()
-        self._unfinished.keep_seconds(self._seconds)
 
 
 def _soft_labels(
@@ -286,6 +261,8 @@ def _test_task(
     model: MultiTaskModel, task: Task, examples: LabelledTokens, worker: Worker
 ) -> tuple[TaskMetrics, Compact]:
     predictions = task_predictions(model, examples, task, worker=worker)
+    metrics = task_metrics(task, predictions, examples)
+    if predictions.entities is not None and examples.entities is not None:
+        return metrics, pack_entities(examples.entities, predictions.entities)
     values = predictions.values
-    packed = pack(values if task.kind == "regression" else values.astype(np.int64))
-    return task_metrics(task, predictions, examples), packed
+    return metrics, pack(values if task.kind == "regression" else values.astype(np.int64))

@@ -11,14 +11,17 @@ from typing import Any
 from mtop_batch.config.load import validate
 from mtop_batch.config.sections import Config
 from mtop_batch.config.task import TaskConfig
+from mtop_batch.errors import ConfigError
 from mtop_batch.experiments.data import DataSet, tasks_of
+from mtop_batch.experiments.family_methods import family_of
 from mtop_batch.experiments.many_methods import JUDGED
-from mtop_batch.experiments.method import Method
-from mtop_batch.experiments.methods import COMMON, method
+from mtop_batch.experiments.method import COMMON, Method
+from mtop_batch.experiments.methods import method
 from mtop_batch.tasks import Reader
+from mtop_batch.training.start import check_readers
 
 FORMAT = 1
-_OPTIONAL = ("unlabelled", "auxiliary", "reads", "learns", "begins_with")
+_OPTIONAL = ("unlabelled", "auxiliary", "reads", "families", "prefinetune", "fraction", "learns", "begins_with")
 # They change how fast a run is or who is told of it, or are the seed, which stands by itself.
 _UNDECISIVE = ("num_workers", "max_failures", "precision", "seed", "tensorboard", "mlflow")
 
@@ -33,6 +36,10 @@ class RunSettings:
         examples: Most training examples of each task; None for all.
         epochs: Passes over the examples of all tasks; None for what the methods say.
         train: Other values of `[train]`, for all methods alike.
+        fraction: The share of each task's training examples that is learned from, in place of `examples`; None for all.
+
+    Raises:
+        ConfigError: Both are given, or the share is none.
     """
 
     backbone: str
@@ -40,6 +47,15 @@ class RunSettings:
     examples: int | None = None
     epochs: float | None = None
     train: Mapping[str, Any] | None = None
+    fraction: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.fraction is None:
+            return
+        if self.examples is not None:
+            raise ConfigError("--examples and --fraction both say how many examples; give one of them")
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"--fraction {self.fraction:g} is no share; give more than 0 and at most 1, such as 0.1")
 
 
 @dataclass(frozen=True)
@@ -61,7 +77,11 @@ class RunSpec:
         unlabelled: What is said in the section `[unlabelled]`, and with "texts" a digest of the texts without labels;
             None for a method that does not learn from them.
         auxiliary: How each task gets a model of its own, as in `Method`; None where one model has all tasks.
-        reads: What all tasks read; None for what the kind of model has them read.
+        reads: What all tasks on texts read; None for what the kind of model has them read.
+        families: What the section `[[family]]` of each family says but for its name; None for no families.
+        prefinetune: How the encoder learns from source tasks before, as in `Method`, and with "sources" a digest of
+            these, empty where they are the tasks themselves; None if it begins as pretrained.
+        fraction: The share of each task's training examples, in place of `examples`.
         learns: What it learns, where that are other tasks than it is judged on, or not as often as `epochs` says: the
             number of "tasks", their "digest", and by what `epochs` is multiplied.
         begins_with: Digest of the run that leaves the encoder; None for the pretrained one.
@@ -79,6 +99,9 @@ class RunSpec:
     unlabelled: dict[str, Any] | None = None
     auxiliary: dict[str, Any] | None = None
     reads: Reader | None = None
+    families: dict[str, Any] | None = None
+    prefinetune: dict[str, Any] | None = None
+    fraction: float | None = None
     learns: dict[str, Any] | None = None
     begins_with: str | None = None
 
@@ -108,7 +131,7 @@ class RunSpec:
             "backbone": {"name": backbone or self.backbone, "max_tokens": self.max_tokens},
             "model": self.model,
             "train": {**self.train, "epochs": self.epochs, "seed": self.seed},
-            "task": _read_by(tasks, self.reads),
+            **_tables(tasks, self.reads, self.families),
         }
         if self.unlabelled:
             values["unlabelled"] = {key: value for key, value in self.unlabelled.items() if key != "texts"}
@@ -119,7 +142,9 @@ def make_spec(name: str, seed: int, data: DataSet, settings: RunSettings) -> Run
     """The run of a method with a seed on a data set.
 
     Raises:
-        ConfigError: There is no such method, a setting is not allowed, or the data set lacks the method's tasks.
+        ConfigError: There is no such method, a setting is not allowed, or the data set lacks the method's tasks, or the
+            method cannot have such tasks.
+        TaskError: The last, too.
     """
     chosen = method(name)
     train = {**COMMON, **chosen.train, **(settings.train or {})}
@@ -127,6 +152,7 @@ def make_spec(name: str, seed: int, data: DataSet, settings: RunSettings) -> Run
         train["epochs"] = settings.epochs
     learned, judged = tasks_of(chosen, data)
     config = _config(chosen, train, learned.configs, settings)
+    check_readers(config)
     values = config.train.model_dump(mode="json", exclude_unset=True)
     texts = "" if data.unlabelled is None else data.unlabelled.digest
     begins_with = chosen.begins_with and make_spec(chosen.begins_with, seed, data, settings).digest
@@ -143,6 +169,9 @@ def make_spec(name: str, seed: int, data: DataSet, settings: RunSettings) -> Run
         unlabelled=None if chosen.unlabelled is None else {**chosen.unlabelled, "texts": texts},
         auxiliary=None if chosen.auxiliary is None else dict(chosen.auxiliary),
         reads=chosen.reads,
+        families=None if chosen.families is None else dict(chosen.families),
+        prefinetune=None if chosen.prefinetune is None else {**chosen.prefinetune, "sources": data.sources_digest},
+        fraction=settings.fraction,
         learns=_learns(chosen, learned, judged, data, settings.examples),
         begins_with=begins_with,
     )
@@ -167,15 +196,21 @@ def _config(chosen: Method, train: Mapping[str, Any], tasks: Sequence[TaskConfig
         "backbone": {"name": settings.backbone, "max_tokens": settings.max_tokens},
         "model": dict(chosen.model),
         "train": dict(train),
-        "task": _read_by(tasks, chosen.reads),
+        **_tables(tasks, chosen.reads, chosen.families),
     }
     return validate(values, f"method {chosen.title}")
 
 
-def _read_by(tasks: Sequence[TaskConfig], reads: Reader | None) -> list[dict[str, Any]]:
-    """The tasks as in a configuration, with what they read if a method says."""
-    own = {} if reads is None else {"reads": reads}
-    return [{**task.model_dump(), **own} for task in tasks]
+def _tables(tasks: Sequence[TaskConfig], reads: Reader | None, lora: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The tasks as in a configuration, with what they read if a method says, and with families if it has some."""
+    tables = []
+    for task in tasks:
+        own: dict[str, Any] = {} if reads is None or task.kind == "token" else {"reads": reads}
+        if lora is not None:
+            own["family"] = family_of(task.kind)
+        tables.append({**task.model_dump(), **own})
+    families = dict.fromkeys(table["family"] for table in tables if table["family"])
+    return {"task": tables, "family": [{"name": name, **(lora or {})} for name in families]}
 
 
 def _digest(values: Mapping[str, Any]) -> str:

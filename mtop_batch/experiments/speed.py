@@ -56,7 +56,9 @@ def measure_speed(
     """
     config = spec.config(data.configs)
     own = with_reader(prepared, data.configs, config.model.default_reader)
-    tokens = Tokens.concat([examples.tokens for examples in own.test.values()])
+    # Where there are token tasks, their texts: of no others it is known where words begin.
+    with_words = [examples.tokens for examples in own.test.values() if examples.tags is not None]
+    tokens = Tokens.concat(with_words or [examples.tokens for examples in own.test.values()])
     tokens = tokens.take(np.resize(np.random.default_rng(0).permutation(len(tokens)), documents))
     numbers = [len(own.train), 1] if beside_one else [len(own.train)]
     predictors = [_predictor(config, encoder, own, number, worker) for number in numbers]

@@ -4,6 +4,8 @@ The interval is that of a bootstrap in two levels: seeds are drawn again with re
 of each task, the same for both methods and all seeds. A draw of examples is a weight for each, so a metric of all draws
 is a few matrix products. Correlations by rank keep the ranks of the whole test set.
 
+Of a token task an example is a text: whoever draws it draws all of its entities, and what was found in it.
+
 Shapes: S seeds, n test examples of a task, W draws, C labels.
 """
 
@@ -33,8 +35,9 @@ class TestOutputs:
 
     Args:
         predictions: (S, n) Label ids, or values of a regression, in the order of the seeds; (S, n, C) 1 for the labels
-            that are given, else 0, of a multi-label task.
-        labels: (n,), or (n, C).
+            that are given, else 0, of a multi-label task; (S, n, 2) how many entities are found, and right, of a token
+            task.
+        labels: (n,), or (n, C); of a token task (n,) how many entities there are.
         metric: That judges them.
         num_labels: C; 1 for a regression.
     """
@@ -80,9 +83,35 @@ class Difference:
         return "win" if self.mean > 0 else "loss"
 
 
+@dataclass(frozen=True)
+class Differences:
+    """How much better a method is than another at each of some tasks.
+
+    Args:
+        values: The difference at each task.
+        samples: (W,) The same of each draw, of each task.
+        num_seeds: S
+    """
+
+    values: Sequence[float]
+    samples: Sequence[Values]
+    num_seeds: int
+
+    @property
+    def by_task(self) -> list[Difference]:
+        """That of each task."""
+        return [self.mean([place]) for place in range(len(self.values))]
+
+    def mean(self, places: Sequence[int] | None = None) -> Difference:
+        """That of the means over some of the tasks, by their places; None for all."""
+        places = range(len(self.values)) if places is None else places
+        value = float(np.mean([self.values[place] for place in places]))
+        return _difference(value, np.mean([self.samples[place] for place in places], axis=0), self.num_seeds)
+
+
 def differences(
     first: Sequence[TestOutputs], second: Sequence[TestOutputs], seed: int = 0, draws: int = DRAWS
-) -> tuple[Difference, list[Difference]]:
+) -> Differences:
     """How much better the first method is than the second.
 
     Args:
@@ -90,9 +119,6 @@ def differences(
         second: The same tasks and seeds.
         seed: Of the draws.
         draws: W.
-
-    Returns:
-        The difference of the means over tasks, and that of each task.
     """
     num_seeds = len(first[0].predictions)
     counts = _draw((num_seeds, *(len(own.labels) for own in first)), seed, draws)
@@ -102,8 +128,7 @@ def differences(
         weights = count.astype(np.float64)
         samples.append(((own.samples(weights) - other.samples(weights)) * seed_weights).sum(axis=1))
         values.append(float((own.value() - other.value()).mean()))
-    by_task = [_difference(value, drawn, num_seeds) for value, drawn in zip(values, samples, strict=True)]
-    return _difference(float(np.mean(values)), np.mean(samples, axis=0), num_seeds), by_task
+    return Differences(values, samples, num_seeds)
 
 
 @lru_cache(maxsize=1)
@@ -143,7 +168,8 @@ def _metric(name: Metric, predictions: Values, labels: Values, num_labels: int, 
             both = [_metric(part, predictions, labels, num_labels, weights) for part in _CORRELATIONS]
             return np.mean(both, axis=0)
         case "entity_f1":
-            raise ValueError("entities are no labels of texts; experiments have no token tasks")
+            found, right = (weights @ predictions).T
+            return _ratio(2 * right, weights @ labels + found)
 
 
 _CORRELATIONS: tuple[Metric, Metric] = ("pearson", "spearman")

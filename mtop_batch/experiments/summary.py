@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import mean, median
 
 import numpy as np
 import numpy.typing as npt
 
-from mtop_batch.experiments.methods import (
-    COMMON,
-    METHODS,
-    TABLE_DATA,
-    TABLE_METHODS,
-    TABLES,
-    TableName,
-    reference,
-)
+from mtop_batch.experiments.family_methods import ENTITIES, TEXTS, family_of
+from mtop_batch.experiments.method import COMMON
+from mtop_batch.experiments.methods import METHODS, TABLE_DATA, TABLE_METHODS, TABLES, TableName, reference
 from mtop_batch.experiments.records import DataRecord, Records, RunRecord, SpeedRecord, unpack
 from mtop_batch.experiments.specs import RunSpec
-from mtop_batch.experiments.statistics import Difference, TestOutputs, differences
+from mtop_batch.experiments.statistics import Difference, Differences, TestOutputs, differences
 from mtop_batch.tasks import Metric, Task
 
 # Table 3 judges these otherwise than Table 2.
@@ -39,12 +33,26 @@ class Setting:
     max_tokens: int
     changes: str
     """What all methods have in `[train]` otherwise than `COMMON`, as JSON."""
+    fraction: float | None = None
+
+    @property
+    def examples_named(self) -> str:
+        """How many training examples, for people."""
+        if self.fraction is not None:
+            return f"{100 * self.fraction:g} % of the examples of a task"
+        return f"at most {self.examples:,} examples a task" if self.examples else "all examples"
 
     @classmethod
     def of(cls, spec: RunSpec) -> Setting:
         """The setting of a run."""
         return cls(
-            spec.data, spec.data_digest, spec.examples, spec.backbone, spec.max_tokens, json.dumps(_changes(spec))
+            spec.data,
+            spec.data_digest,
+            spec.examples,
+            spec.backbone,
+            spec.max_tokens,
+            json.dumps(_changes(spec)),
+            spec.fraction,
         )
 
 
@@ -64,6 +72,19 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class FamilyMean:
+    """The mean of a method over the tasks of a family.
+
+    Args:
+        spread: Over the seeds.
+        difference: To what the table compares with, as in `Row`.
+    """
+
+    spread: Spread
+    difference: Difference | None
+
+
+@dataclass(frozen=True)
 class Row:
     """A method in a table.
 
@@ -79,6 +100,7 @@ class Row:
         speed: How fast it labels; None if that was not measured.
         tenths: The means over the tenth of the tasks with the most and with the fewest training examples ("T10" and
             "B10" of large-scale multi-task learning); None if it was not run, or there are fewer than ten tasks.
+        families: "entities" and "texts" -> the mean over the token tasks and over all others, of a table about these.
     """
 
     method: str
@@ -90,6 +112,7 @@ class Row:
     outcomes: Mapping[str, Difference]
     speed: SpeedRecord | None
     tenths: tuple[Spread, Spread] | None = None
+    families: Mapping[str, FamilyMean] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -145,9 +168,10 @@ def _belongs(name: TableName, setting: Setting, methods: set[str]) -> bool:
     return bool(methods & (own - others))
 
 
-def _order(table: ResultTable) -> tuple[int, float, str]:
-    examples = table.setting.examples
-    return TABLES.index(table.name), -(examples or float("inf")), repr(table.setting)
+def _order(table: ResultTable) -> tuple[int, float, float, str]:
+    setting = table.setting
+    size = -(setting.examples or float("inf")), -(setting.fraction or 1.0)
+    return TABLES.index(table.name), *size, repr(setting)
 
 
 def _table(name: TableName, setting: Setting, runs: Sequence[RunRecord], records: Records) -> ResultTable:
@@ -177,9 +201,9 @@ def _table(name: TableName, setting: Setting, runs: Sequence[RunRecord], records
     for method in methods:
         found = dict(sorted(by_method.get(method, {}).items()))
         both = [seed for seed in found if seed in best]
-        difference, by_task = None, list[Difference]()
+        compared = None
         if method != reference(name) and both:
-            difference, by_task = differences(outputs(found, both), outputs(best, both))
+            compared = differences(outputs(found, both), outputs(best, both))
         given = outputs(found, list(found)) if found else []
         values = {task.name: out.value() for task, out in zip(tasks, given, strict=False)}
         rows.append(
@@ -189,13 +213,32 @@ def _table(name: TableName, setting: Setting, runs: Sequence[RunRecord], records
                 tasks={task: Spread.of(of_seeds) for task, of_seeds in values.items()},
                 mean=Spread.of(np.mean(list(values.values()), axis=0)) if found else None,
                 dev_mean=Spread.of(_dev_mean(run, data.definitions()) for run in found.values()) if found else None,
-                difference=difference,
-                outcomes=dict(zip(values, by_task, strict=False)),
+                difference=None if compared is None else compared.mean(),
+                outcomes=dict(zip(values, compared.by_task, strict=True)) if compared else {},
                 speed=_speed(records.speeds, found),
                 tenths=_tenths(values, data) if len(values) >= 10 else None,
+                families=_families(tasks, values, compared) if name == "families" and values else {},
             )
         )
     return ResultTable(name, setting, data, tasks, rows)
+
+
+def _families(
+    tasks: Sequence[Task], values: Mapping[str, npt.NDArray[np.float64]], compared: Differences | None
+) -> dict[str, FamilyMean]:
+    """The means over the tasks of each family, over the seeds."""
+    places = {
+        family: [place for place, task in enumerate(tasks) if family_of(task.kind) == family]
+        for family in (ENTITIES, TEXTS)
+    }
+    return {
+        family: FamilyMean(
+            Spread.of(np.mean([values[tasks[place].name] for place in own], axis=0)),
+            None if compared is None else compared.mean(own),
+        )
+        for family, own in places.items()
+        if own
+    }
 
 
 def _tenths(values: Mapping[str, npt.NDArray[np.float64]], data: DataRecord) -> tuple[Spread, Spread]:

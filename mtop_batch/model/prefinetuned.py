@@ -23,7 +23,7 @@ from mtop_batch.json_text import to_json
 from mtop_batch.model.encoder.backbone import locate_backbone, quiet_transformers
 from mtop_batch.model.kinds.mtop import MTOPModel
 
-_FAMILIES, _LORA = "families.json", "families.safetensors"
+FAMILIES_FILE, _LORA = "families.json", "families.safetensors"
 
 Prefinetuned = Mapping[str, tuple[Family, Mapping[str, Tensor]]]
 """Each family by its name, and its LoRA."""
@@ -52,7 +52,7 @@ def save_prefinetuned(
     if tensors:
         save_file(tensors, directory / _LORA)
     values = {**described, "families": [asdict(family) for family in families]}
-    (directory / _FAMILIES).write_text(to_json(values, indent=1))
+    (directory / FAMILIES_FILE).write_text(to_json(values, indent=1))
 
 
 def read_described(directory: Path) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def read_described(directory: Path) -> dict[str, Any]:
         ConfigError: It cannot be read.
     """
     try:
-        found: dict[str, Any] = json.loads((directory / _FAMILIES).read_bytes())
+        found: dict[str, Any] = json.loads((directory / FAMILIES_FILE).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:

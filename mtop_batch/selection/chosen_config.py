@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ import pyarrow as pa
 from mtop_batch import storage
 from mtop_batch.config.sections import Config
 from mtop_batch.config.task import TaskConfig
+from mtop_batch.config.toml import pairs
 from mtop_batch.data.examples import load_train_and_eval
 from mtop_batch.data.sets.task_files import write_table
 from mtop_batch.data.sources import read_columns
@@ -82,8 +82,8 @@ def to_toml(config: Config, head: str) -> str:
     tables = {key: values.pop(key) for key in ("family", "task") if key in values}
     sections = {key: value for key, value in values.items() if isinstance(value, dict)}
     top = {key: value for key, value in values.items() if key not in sections}
-    parts = [f"# {head}\n{_pairs(top)}", *(f"\n[{key}]\n{_pairs(value)}" for key, value in sections.items())]
-    return "".join([*parts, *(f"\n[[{key}]]\n{_pairs(row)}" for key, rows in tables.items() for row in rows)])
+    parts = [f"# {head}\n{pairs(top)}", *(f"\n[{key}]\n{pairs(value)}" for key, value in sections.items())]
+    return "".join([*parts, *(f"\n[[{key}]]\n{pairs(row)}" for key, rows in tables.items() for row in rows)])
 
 
 def _rows_of(task: TaskConfig, rows: npt.NDArray[np.int64], text_tokenizer: TextTokenizer) -> pa.Table:
@@ -95,21 +95,3 @@ def _rows_of(task: TaskConfig, rows: npt.NDArray[np.int64], text_tokenizer: Text
     in_source = np.delete(np.arange(len(table)), [row for row, _ in raw.skipped])
     with_tokens = np.flatnonzero(text_tokenizer.encode(raw.texts, raw.seconds).lengths)
     return table.take(in_source[with_tokens[rows]])
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    return "".join(f"{key} = {_value(value)}\n" for key, value in values.items() if value is not None)
-
-
-def _value(value: Any) -> str:
-    """A value in TOML: as in JSON, but for tables."""
-    if isinstance(value, dict):
-        pairs = [f"{_key(key)} = {_value(item)}" for key, item in value.items() if item is not None]
-        return "{ " + ", ".join(pairs) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _key(key: str) -> str:
-    return json.dumps(key, ensure_ascii=False)

@@ -201,7 +201,7 @@ class _Run:
         examples = self.data[index].train
         # Drawn for the whole batch, so that it is the same by any number of workers. The tasks' examples have the
         # streams 1 to N, the places of tasks that were not drawn N + 1, and soft labels N + 2.
-        windows = examples.draw_windows(joint_rows, settings.seed, len(self.data) + 3, step)[own]
+        windows = examples.draw_windows(joint_rows, settings.seed, len(self.data) + 3, step)[own].ravel()
         labels = torch.from_numpy(examples.targets(rows, windows))
 
         _seed_dropout(settings.seed, step, worker.rank)

@@ -97,6 +97,7 @@ def train_whole(
     soft: SoftLabels | None = None,
     plan: Plan | None = None,
     training: str = "all",
+    evaluates: bool = True,
 ) -> Trained:
     """Train all tasks together, or each one's own model; the model ends with the chosen weights.
 
@@ -109,11 +110,12 @@ def train_whole(
         soft: As for `fit`, like the next.
         plan: See there.
         training: Names the checkpoint.
+        evaluates: Whether evaluations choose the weights; else they are the last ones.
 
     Raises:
         MtopError: As `fit`.
     """
-    settings = train_settings(config.train)
+    settings = train_settings(config.train, evaluate=evaluates)
 
     def trained(part: MultiTaskModel, items: Sequence[TaskData], training: str) -> Trained:
         with unfinished.checkpoints(training) as (checkpoint, save):

@@ -1,16 +1,19 @@
 """Pre-finetuning: an encoder learns from source tasks what later tasks begin with (Zhu et al., 2025).
 
-Tasks on texts teach it by supervised contrastive learning, and token tasks by the cross-entropy of their tags. Each
-step takes one task: with families it moves the shared encoder and the LoRA of the task's own family ("task-primary"),
-and without any the encoder alone. Heads are thrown away.
+Tasks on texts teach it by supervised contrastive learning, and token tasks by the cross-entropy of their tags. Texts
+without labels (`mtop_batch.training.sources`) are tasks too: of two texts that belong together each is the label of the
+other, and what a teacher says of words stands in place of tags. Each step takes one task: with families it moves the
+shared encoder and the LoRA of the task's own family ("task-primary"), and without any the encoder alone. Heads are
+thrown away.
 
 Shapes: B texts, T text positions, D hidden width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,11 +32,15 @@ from mtop_batch.model.parts.losses import contrastive_loss
 from mtop_batch.model.prefinetuned import load_prefinetuned, read_families
 from mtop_batch.tasks import Task
 from mtop_batch.training.settings import TaskData
+from mtop_batch.training.sources import TokenTeacher, distilled_loss
 from mtop_batch.training.start import freeze
 
 
 class PrefinetuningModel(MTOPModel):
     """An encoder with families of source tasks; only its losses are of use."""
+
+    teachers: Mapping[str, TokenTeacher] = MappingProxyType({})
+    """Of tasks that have one."""
 
     def forward(
         self,
@@ -46,7 +53,13 @@ class PrefinetuningModel(MTOPModel):
         **others: Any,
     ) -> TaskOutput:
         """The loss of a batch of one task; arguments as for `MultiTaskModel.forward`."""
-        if task is None or labels is None or input_ids is None or self.task(task).is_token:
+        if task is None or labels is None or input_ids is None:
+            return super().forward(input_ids, attention_mask, token_type_ids, task=task, labels=labels, **others)
+        if task in self.teachers:
+            said = self.teachers[task].logits(input_ids, attention_mask, token_type_ids)
+            logits = self.task_logits(task, self.text(input_ids, attention_mask, token_type_ids))
+            return TaskOutput(loss=distilled_loss(logits, said, labels))
+        if self.task(task).is_token:
             return super().forward(input_ids, attention_mask, token_type_ids, task=task, labels=labels, **others)
         with self._as_family(self.family_of(task)):
             _, at_text = encode(self.backbone, no_prompts(self.backbone), input_ids, attention_mask, token_type_ids)
@@ -72,7 +85,7 @@ def check_sources(config: Config) -> None:
     if not isinstance(config.model, MTOPModelConfig):
         raise ConfigError(f"model.kind = {config.model.kind!r}: mtop prefinetune trains an encoder; leave [model] out")
     if config.unlabelled is not None:
-        raise ConfigError("mtop prefinetune learns from labelled examples only; remove [unlabelled]")
+        raise ConfigError("mtop prefinetune does not learn from [unlabelled]; remove it, or write a [[source]]")
     for task in config.task:
         if task.kind == "regression":
             raise ConfigError(
@@ -84,14 +97,18 @@ def check_sources(config: Config) -> None:
 
 
 def prefinetuning_model(
-    config: Config, backbone: PreTrainedModel, data: Sequence[TaskData]
+    config: Config,
+    backbone: PreTrainedModel,
+    data: Sequence[TaskData],
+    teachers: Mapping[str, TokenTeacher] | None = None,
 ) -> tuple[PrefinetuningModel, list[TaskData]]:
     """What pre-finetuning begins with: the model, and its tasks, none of which has prompts.
 
     Args:
         config: Of the training.
         backbone: Becomes the model's.
-        data: Of every task, in the order of the configuration.
+        data: Of every task, in the order of the configuration, and of every source.
+        teachers: Source -> its teacher, of those that have one.
     """
     sources = [replace(item, task=_without_prompts(item.task)) for item in data]
     model = PrefinetuningModel.without_tasks(backbone, max_tokens=config.backbone.max_tokens, seed=config.train.seed)
@@ -99,6 +116,7 @@ def prefinetuning_model(
     tasks = [item.task for item in sources]
     model.add_tasks(tasks, families=config.families(), family_of=config.family_of(), seed=config.train.seed)
     load_prefinetuned(model, read_families(config.backbone.name))
+    model.teachers = dict(teachers or {})
     freeze(model, config.train)
     return model, sources
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
 
 from mtop_batch import Predictor, read_labels
-from mtop_batch.config.task import FamilyConfig
+from mtop_batch.config.task import FamilyConfig, SourceConfig
 from mtop_batch.engine.evaluate import evaluate_in_detail
 from mtop_batch.engine.labelling.label import LabelOptions, label_corpus
+from mtop_batch.engine.monitoring.events import Event
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.prefinetune import prefinetune
 from mtop_batch.engine.train import train
@@ -40,6 +44,12 @@ def with_tables(config: Any, tables: list[dict[str, Any]], families: list[dict[s
     tasks = tuple(type(config.task[0]).model_validate(table) for table in tables)
     own = tuple(FamilyConfig.model_validate(family) for family in families)
     return config.model_copy(update={"task": tasks, "family": own})
+
+
+def with_sources(config: Any, sources: Sequence[dict[str, Any]], families: Sequence[dict[str, Any]]) -> Any:
+    """The configuration with these in place of tasks."""
+    own = tuple(map(SourceConfig.model_validate, sources))
+    return with_tables(config, [], list(families)).model_copy(update={"source": own})
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +186,73 @@ def test_a_training_begins_with_a_pre_finetuned_backbone(
         with pytest.raises(ConfigError, match="name a local directory"):
             prefinetune(sources.model_copy(update={"output": "s3://bucket/b"}), progress=progress)
     assert not (tmp_path / "backbone.training").exists()
+
+
+@pytest.mark.slow
+def test_a_backbone_is_made_again_where_that_is_wanted(
+    make_config: MakeConfig, task_tables: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """`--overwrite` replaces what another configuration, or the same one, has made; and nothing else."""
+    output = tmp_path / "backbone"
+    tables = [{**task_tables[0], "family": "topics"}]
+    first = with_tables(make_config(output, train={"epochs": 1}), tables, [{"name": "topics", "layers": 1}])
+    plain = with_tables(make_config(output, train={"epochs": 1, "seed": 3}), [task_tables[0]], [])
+    with Progress(Console(quiet=True)) as progress:
+        prefinetune(first, progress=progress)
+        before = read_families(str(output))["topics"][1]
+        again = prefinetune(first, progress=progress, overwrite=True)
+        assert not again.was_there
+        assert all(torch.equal(value, before[name]) for name, value in read_families(str(output))["topics"][1].items())
+        with pytest.raises(ConfigError, match="holds the backbone of another configuration"):
+            prefinetune(plain, progress=progress)
+        assert prefinetune(plain, progress=progress, overwrite=True).families == ()
+        assert read_families(str(output)) == {}
+        assert not (output / "families.safetensors").exists()
+        assert prefinetune(plain, progress=progress).was_there
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "notes.txt").write_text("mine")
+        elsewhere = plain.model_copy(update={"output": str(tmp_path / "mine")})
+        with pytest.raises(ConfigError, match="so --overwrite does not replace it; name another directory"):
+            prefinetune(elsewhere, progress=progress, overwrite=True)
+        assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"backbone", "mine"}
+
+
+@pytest.mark.slow
+def test_texts_without_labels_teach_a_backbone(model: str, make_config: MakeConfig, tmp_path: Path) -> None:
+    """Pairs, and what a bundle finds; killed on the way, it ends as if nothing had been."""
+    titles = [text.split(" ")[0] for text in TEXTS]
+    pq.write_table(
+        pa.table({"title": titles * 5, "body": [f"{text} {n}" for n in "abcde" for text in TEXTS]}),
+        tmp_path / "c.parquet",
+    )
+    corpus = str(tmp_path / "c.parquet")
+    sources = (
+        {"name": "pairs", "corpus": corpus, "text": ["title", "body"], "family": "texts"},
+        {"name": "found", "corpus": corpus, "text": ["body"], "teacher": model, "family": "names"},
+    )
+    families = ({"name": "texts", "layers": 1}, {"name": "names", "layers": 1})
+    config = with_sources(make_config(tmp_path / "a", train={"epochs": 30}), sources, families)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(event: Event) -> None:
+        if event["event"] == "step":
+            raise Killed
+
+    with Progress(Console(quiet=True)) as progress:
+        result = prefinetune(config, progress=progress)
+        assert (result.tasks, result.families) == (("pairs", "found"), ("texts", "names"))
+        other = config.model_copy(update={"output": str(tmp_path / "b")})
+        with pytest.raises(Killed):
+            prefinetune(other, progress=progress, on_event=kill)
+        assert not (tmp_path / "b").exists()
+        prefinetune(other, progress=progress)
+        again = with_sources(config, sources[:1], families[:1])
+        with pytest.raises(ConfigError, match="holds the backbone of another configuration"):
+            prefinetune(again, progress=progress)
+    first, second = (read_families(str(tmp_path / name)) for name in "ab")
+    for family, (_, tensors) in first.items():
+        assert all(value.any() for value in tensors.values())
+        assert all(torch.equal(value, second[family][1][name]) for name, value in tensors.items())

@@ -23,6 +23,7 @@ from mtop_batch.experiments.specs import RunSettings
 from tests.conftest import WORDS, make_backbone, make_tokenizer
 from tests.documents import run_mtop
 from tests.experiments.conftest import QUICK, write_data_set
+from tests.experiments.test_families import words_and_tags, write_families
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -149,11 +150,36 @@ def test_all_tables_of_many_tasks_are_tried_by_one_command(many_options: Reprodu
     assert len(done.done) == len(methods_of("many"))
     page = Path(done.page).read_text()
     for name in ("many", "many-reads", "many-numbers", "many-transfer"):
-        for method in TABLE_METHODS[name]:  # type: ignore[index]
+        for method in TABLE_METHODS[name]:
             assert re.search(rf"\| {re.escape(METHODS[method].title)} \| [\d,]+ \| 1 \|", page), method
     assert "times one task" in page
     assert "| tasks | seeds | alpha 1, width 64 |" in page
     assert not list(Path(many_options.results).glob("**/*.unfinished"))
+
+
+@pytest.mark.slow
+def test_the_table_of_families_is_tried_by_one_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text_tasks = write_families(tmp_path / "texts", ())
+    for part, size in (("train", 24), ("dev", 12), ("test", 12)):
+        (tmp_path / "names").mkdir(exist_ok=True)
+        words = words_and_tags(part, size).rename_columns(["tokens", "tags"])
+        pq.write_table(words, tmp_path / "names" / f"{part}.parquet")
+    data, results = tmp_path / "families", tmp_path / "results"
+    entities = ["--entities", f"names={tmp_path / 'names'}"]
+    run_mtop(["build-families", *entities, "--texts", str(text_tasks), "--output", str(data)], capsys)
+    assert "24 train     12 eval     12 test" in capsys.readouterr().out
+    backbone = tmp_path / "backbone"
+    make_backbone(max_tokens=128).save_pretrained(backbone)
+    make_tokenizer().save_pretrained(backbone)
+    where = ["--backbone", str(backbone), "--tasks", str(data / "tasks.toml"), "--results", str(results)]
+    run_mtop(["reproduce", "families", "--quick", *where], capsys)
+    page = (results / "quick.md").read_text()
+    for name in TABLE_METHODS["families"]:
+        assert f"| {METHODS[name].title} | 1 |" in page
+    assert (results / "quick" / "families.png").exists()
+    assert len(list((results / "quick" / "prefinetuned").iterdir())) == 4
+    run_mtop(["reproduce", "families", "--quick", *where], capsys)
+    assert "0 runs done, 7 were there" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -55,19 +55,20 @@ def test_metrics_of_several_labels_are_those_of_training_too(metric: Metric) -> 
 
 
 def test_a_better_method_wins_and_the_interval_holds_the_difference(labels: np.ndarray) -> None:
-    difference, by_task = differences([outputs(1, 0.9, labels)] * 2, [outputs(2, 0.8, labels)] * 2)
+    found = differences([outputs(1, 0.9, labels)] * 2, [outputs(2, 0.8, labels)] * 2)
+    difference, by_task = found.mean(), found.by_task
     assert difference.low < 0.1 < difference.high
     assert difference.low < difference.mean < difference.high
     assert (difference.outcome, [part.outcome for part in by_task]) == ("win", ["win", "win"])
-    back, _ = differences([outputs(2, 0.8, labels)] * 2, [outputs(1, 0.9, labels)] * 2)
+    back = differences([outputs(2, 0.8, labels)] * 2, [outputs(1, 0.9, labels)] * 2).mean()
     assert back.mean == pytest.approx(-difference.mean)
     assert back.outcome == "loss"
 
 
 def test_equal_methods_tie_and_one_seed_tells_nothing(labels: np.ndarray) -> None:
-    same, _ = differences([outputs(1, 0.85, labels)], [outputs(2, 0.85, labels)])
+    same = differences([outputs(1, 0.85, labels)], [outputs(2, 0.85, labels)]).mean()
     assert same.outcome == "tie"
-    one, _ = differences([outputs(1, 0.95, labels, 1)], [outputs(2, 0.6, labels, 1)])
+    one = differences([outputs(1, 0.95, labels, 1)], [outputs(2, 0.6, labels, 1)]).mean()
     assert one.low > 0
     assert one.outcome == "tie"
 
@@ -77,14 +78,15 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     hits = 0
     for trial in range(100):
         labels = rng.integers(2, size=300).astype(float)
-        found, _ = differences([outputs(3 * trial, 0.8, labels)], [outputs(3 * trial + 1, 0.8, labels)], draws=300)
+        both = [outputs(3 * trial, 0.8, labels)], [outputs(3 * trial + 1, 0.8, labels)]
+        found = differences(*both, draws=300).mean()
         hits += found.low <= 0 <= found.high
     assert 88 <= hits <= 100
 
 
 def test_a_comparison_is_the_same_each_time(labels: np.ndarray) -> None:
     first, second = outputs(1, 0.9, labels), outputs(2, 0.8, labels)
-    assert differences([first], [second]) == differences([first], [second])
+    assert differences([first], [second]).by_task == differences([first], [second]).by_task
 
 
 def test_predictions_are_kept_in_little_space() -> None:

@@ -105,7 +105,18 @@ def count_entities(given: Entities, found: Entities, num_types: int) -> list[Ent
         found: Of the same rows.
         num_types: How many types there are.
     """
-    keys = [set(map(tuple, np.column_stack([of.rows(), of.values]).tolist())) for of in (given, found)]
+    keys = [_keys(of) for of in (given, found)]
     by_type = [Counter(key[-1] for key in of) for of in (*keys, keys[0] & keys[1])]
     total = EntityCounts(len(keys[0]), len(keys[1]), len(keys[0] & keys[1]))
     return [total, *(EntityCounts(*(of[index] for of in by_type)) for index in range(num_types))]
+
+
+def num_right(given: Entities, found: Entities) -> npt.NDArray[np.int64]:
+    """(R,) How many of the entities that are found in each row are right."""
+    right = sorted(_keys(given) & _keys(found))
+    return np.bincount(np.array([key[0] for key in right], np.int64), minlength=len(given))
+
+
+def _keys(entities: Entities) -> set[tuple[int, ...]]:
+    """Each entity with the row that it is in."""
+    return set(map(tuple, np.column_stack([entities.rows(), entities.values]).tolist()))

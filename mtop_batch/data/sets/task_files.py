@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mtop_batch import storage
+from mtop_batch.config.toml import pairs
 from mtop_batch.data.sets.parts import PARTS, Part, Shares
 from mtop_batch.errors import DataError
 from mtop_batch.tasks import Task
@@ -95,6 +95,4 @@ def _toml(output: str, item: TaskExamples) -> str:
         "label": "label",
         **{part: _path(output, task, part) for part in _parts(item)},
     }
-    # Strings and lists of them are written alike in JSON and TOML.
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()]
-    return "\n[[task]]\n" + "".join(lines)
+    return "\n[[task]]\n" + pairs(values)

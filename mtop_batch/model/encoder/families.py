@@ -32,7 +32,7 @@ from mtop_batch.model.encoder.encode import (
 )
 from mtop_batch.model.encoder.inputs import Text, encoder_layers, num_layers
 from mtop_batch.model.encoder.kv_cache import KeyValues, has_kv_cache, record_only, recording
-from mtop_batch.model.encoder.lora import FamilyLoRA, as_family
+from mtop_batch.model.encoder.lora import FamilyLoRA, MergedWeights, as_family
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Branch:
         passes: How these prompts go through the encoder.
         at_context: Whether the outputs at the context are wanted.
         at_text: Whether those at the text are.
+        merged: The family's weights with its LoRA in them, where nothing learns (`as_family`).
     """
 
     family: FamilyLoRA | None
@@ -54,6 +55,7 @@ class Branch:
     passes: Sequence[Pass]
     at_context: bool
     at_text: bool = True
+    merged: MergedWeights | None = None
 
     def first_layer(self, num_layers: int) -> int:
         """The lowest layer that is not the encoder's own; L for tasks of no family."""
@@ -115,7 +117,7 @@ def encode_branches(
         if not len(branch.prompts) and at_context is not None:
             return at_context
         kv_cache = kv_cache_of(key_values, text, len(context), batch)
-        with as_family(backbone, branch.family):
+        with as_family(backbone, branch.family, branch.merged):
             at_own = read_kv_cache(backbone, branch.prompts, kv_cache, branch.groups, branch.passes)
         if at_context is None:
             return nn.functional.pad(at_own, (0, 0, len(context), 0)), at_own[:, :0]
@@ -136,7 +138,7 @@ def encode_branches(
             found.append(read(branch, lower, at_context))
             continue
         start = branch.first_layer(layers)
-        with as_family(backbone, branch.family), _going_on(backbone, start, hidden[start]):
+        with as_family(backbone, branch.family, branch.merged), _going_on(backbone, start, hidden[start]):
             own_context, upper = _outputs(run, layers - start, branch)
         found.append(read(branch, [*lower[:start], *upper], own_context))
     return found

@@ -10,14 +10,14 @@ Shapes: B texts, N positions of all texts together, P prompts of a text, D hidde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.activations import FastGELUActivation, GELUActivation, GELUTanh, NewGELUActivation
@@ -27,7 +27,7 @@ from mtop_batch.model.encoder.encode import Pass, encode_with_kv_cache
 from mtop_batch.model.encoder.families import Branch
 from mtop_batch.model.encoder.inputs import Text, embed, has_bert_layers, inputs_of, prompts_of
 from mtop_batch.model.encoder.kv_cache import KeyValues, KVCache
-from mtop_batch.model.encoder.lora import FamilyLoRA, as_family, lora_layers
+from mtop_batch.model.encoder.lora import FamilyLoRA, MergedWeights, as_family
 from mtop_batch.model.encoder.masks import group_spans
 from mtop_batch.model.encoder.ragged import Ragged, varlen_attention
 from mtop_batch.model.kernels import has_kernels
@@ -43,13 +43,9 @@ class _Affine(NamedTuple):
     bias: Tensor
 
     @classmethod
-    def of(cls, *modules: Any, deltas: Mapping[nn.Module, Tensor] = MappingProxyType({})) -> _Affine:
-        """Of modules that read the same inputs: their outputs one behind the other; with LoRA in their weights."""
-        weights = [module.weight.detach() for module in modules]
-        weights = [
-            (weight.float() + deltas[module].float()).to(weight.dtype) if module in deltas else weight
-            for module, weight in zip(modules, weights, strict=True)
-        ]
+    def of(cls, *modules: Any, merged: MergedWeights = MappingProxyType({})) -> _Affine:
+        """Of modules that read the same inputs: their outputs one behind the other; some with LoRA in their weights."""
+        weights = [merged.get(module, module.weight).detach() for module in modules]
         if len(modules) == 1:
             return cls(weights[0], modules[0].bias.detach())
         return cls(torch.cat(weights), torch.cat([module.bias.detach() for module in modules]))
@@ -66,15 +62,15 @@ class _Layer(NamedTuple):
     down_norm: _Affine
 
     @classmethod
-    def of(cls, layer: Any, deltas: Mapping[nn.Module, Tensor] = MappingProxyType({})) -> _Layer:
-        """Of a layer of BERT, with what LoRA adds to its linear layers."""
+    def of(cls, layer: Any, merged: MergedWeights = MappingProxyType({})) -> _Layer:
+        """Of a layer of BERT, with LoRA in the weights of its linear layers."""
         attention = layer.attention.self
         return cls(
-            qkv=_Affine.of(attention.query, attention.key, attention.value, deltas=deltas),
-            out=_Affine.of(layer.attention.output.dense, deltas=deltas),
+            qkv=_Affine.of(attention.query, attention.key, attention.value, merged=merged),
+            out=_Affine.of(layer.attention.output.dense, merged=merged),
             out_norm=_Affine.of(layer.attention.output.LayerNorm),
-            up=_Affine.of(layer.intermediate.dense, deltas=deltas),
-            down=_Affine.of(layer.output.dense, deltas=deltas),
+            up=_Affine.of(layer.intermediate.dense, merged=merged),
+            down=_Affine.of(layer.output.dense, merged=merged),
             down_norm=_Affine.of(layer.output.LayerNorm),
         )
 
@@ -151,15 +147,11 @@ class FusedLayers:
         finish = partial(_finish, activation=activation, eps=eps)
         return cls(layers, attention.num_attention_heads, attention.scaling, finish)
 
-    @torch.no_grad()
-    def of_family(self, backbone: PreTrainedModel, family: FamilyLoRA) -> FusedLayers:
+    def of_family(self, backbone: PreTrainedModel, family: FamilyLoRA, merged: MergedWeights) -> FusedLayers:
         """The layers as a family has them: the lower ones are these, and LoRA is in the weights of the last ones."""
-        deltas: dict[nn.Module, Tensor] = dict(
-            zip(lora_layers(backbone, family.num_layers), family.deltas(), strict=True)
-        )
         encoder: Any = backbone.encoder
         start = len(self.layers) - family.num_layers
-        upper = (_Layer.of(layer, deltas) for layer in encoder.layer[start:])
+        upper = (_Layer.of(layer, merged) for layer in encoder.layer[start:])
         return replace(self, layers=(*self.layers[:start], *upper))
 
     def between(self, start: int, stop: int) -> FusedLayers:
@@ -300,7 +292,7 @@ def encode_branches_fused(
         if branch.at_text:
             outputs = batch.packing.unpack(outputs[None])
         prompts = branch.prompts, branch.groups, branch.passes
-        with as_family(backbone, branch.family):
+        with as_family(backbone, branch.family, branch.merged):
             at_own = list(_read(backbone, own, [*lower[:start], *upper], batch, *prompts))
         at_prompts = torch.cat([outputs[:, :num_in_context], *at_own], dim=1)
         found.append((at_prompts, outputs[:, num_in_context:]))

@@ -14,7 +14,7 @@ Shapes: B texts, P prompts of a task, n tasks, R rank, I and O inputs and output
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -155,13 +155,30 @@ def with_lora(backbone: PreTrainedModel, stacks: Sequence[LoRAStack]) -> Iterato
             hook.remove()
 
 
+MergedWeights = Mapping[nn.Linear, nn.Parameter]
+"""Linear layers of an encoder, and their weights with the LoRA of a family in them."""
+
+
+def merged_weights(backbone: PreTrainedModel, family: FamilyLoRA) -> MergedWeights:
+    """W + (alpha / R) B A of the layers that a family changes, in the type of W: copies, for inference."""
+    # They may have to outlive the inference mode in which they are asked for.
+    with torch.inference_mode(False), torch.no_grad():
+        return {
+            layer: nn.Parameter((layer.weight.float() + delta.float()).to(layer.weight.dtype), requires_grad=False)
+            for layer, delta in zip(lora_layers(backbone, family.num_layers), family.deltas(), strict=True)
+        }
+
+
 @contextmanager
-def as_family(backbone: PreTrainedModel, family: FamilyLoRA | None) -> Iterator[None]:
+def as_family(
+    backbone: PreTrainedModel, family: FamilyLoRA | None, merged: MergedWeights | None = None
+) -> Iterator[None]:
     """Within the `with` block a backbone is that of a family, at all positions that run in it.
 
     Args:
         backbone: The one whose layers the LoRA was made for.
         family: None leaves the backbone as it is.
+        merged: Its weights with the LoRA in them, where nothing learns; None to compute W x and B A x apart.
 
     Raises:
         ConfigError: The backbone runs its layers again for their gradients, when the block is over.
@@ -173,6 +190,10 @@ def as_family(backbone: PreTrainedModel, family: FamilyLoRA | None) -> Iterator[
         raise ConfigError(
             f"{type(backbone).__name__} has no KV cache, which families need: turn off gradient checkpointing"
         )
+    if merged is not None:
+        with _with_weights(merged):
+            yield
+        return
     layers = lora_layers(backbone, family.num_layers)
     hooks = [layer.register_forward_hook(partial(_add_of_family, family, index)) for index, layer in enumerate(layers)]
     try:
@@ -180,6 +201,19 @@ def as_family(backbone: PreTrainedModel, family: FamilyLoRA | None) -> Iterator[
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def _with_weights(weights: MergedWeights) -> Iterator[None]:
+    """Within the `with` block layers have other weights."""
+    own = {layer: layer.weight for layer in weights}
+    try:
+        for layer, weight in weights.items():
+            layer.weight = weight
+        yield
+    finally:
+        for layer, before in own.items():
+            layer.weight = before
 
 
 def _add_of_family(family: FamilyLoRA, index: int, _: nn.Module, inputs: tuple[Tensor], outputs: Tensor) -> Tensor:

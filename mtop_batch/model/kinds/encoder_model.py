@@ -18,8 +18,9 @@ from mtop_batch.model.encoder.encode import Pass, encode, ragged_batch
 from mtop_batch.model.encoder.families import Branch, encode_branches
 from mtop_batch.model.encoder.fused import FusedLayers, encode_branches_fused, encode_fused
 from mtop_batch.model.encoder.inputs import Text, embedding_size, word_embeddings
-from mtop_batch.model.encoder.lora import FamilyLoRA
+from mtop_batch.model.encoder.lora import FamilyLoRA, MergedWeights, lora_layers, merged_weights
 from mtop_batch.model.kinds.config import KindConfig
+from mtop_batch.model.parts.stacked_heads import num_versions
 from mtop_batch.model.parts.vector_inputs import PlacedVectors, ProjectedInputs
 from mtop_batch.tasks import VectorInput
 
@@ -47,6 +48,7 @@ class EncoderModel(PreTrainedModel):
             )
         self._fused: FusedLayers | None = None
         self._fused_families: dict[FamilyLoRA, FusedLayers] = {}
+        self._merged: dict[FamilyLoRA, tuple[tuple[Any, ...], MergedWeights]] = {}
         self.vector_inputs = [VectorInput(**spec) for spec in config.inputs]
         self._add_encoder(build_backbone(config.backbone_config) if backbone is None else backbone)
 
@@ -186,18 +188,36 @@ class EncoderModel(PreTrainedModel):
             return encode_branches(self.backbone, context, text, branches)
         for branch in branches:
             if branch.family is not None and branch.family not in self._fused_families:
-                self._fused_families[branch.family] = fused.of_family(self.backbone, branch.family)
+                merged = branch.merged or merged_weights(self.backbone, branch.family)
+                self._fused_families[branch.family] = fused.of_family(self.backbone, branch.family, merged)
         layers = [fused if branch.family is None else self._fused_families[branch.family] for branch in branches]
         return encode_branches_fused(self.backbone, layers, context, text, batch, branches)
 
+    def merged_weights(self, family: FamilyLoRA | None) -> MergedWeights | None:
+        """The weights of a family with its LoRA in them, kept while nothing of them changes.
+
+        None where there is no family, or something may learn: then its LoRA is computed apart.
+        """
+        if family is None or self.training or torch.is_grad_enabled():
+            return None
+        weights = [layer.weight for layer in lora_layers(self.backbone, family.num_layers)]
+        made_of = num_versions([*family.parameters(), *weights]), weights[0].dtype, weights[0].device
+        kept = self._merged.get(family)
+        if kept is None or kept[0] != made_of:
+            kept = self._merged[family] = made_of, merged_weights(self.backbone, family)
+        return kept[1]
+
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
-        self._fused, self._fused_families = None, {}  # the model moves to another device or type
+        self._forget_prepared()  # the model moves to another device or type
         return super()._apply(*args, **kwargs)
+
+    def _forget_prepared(self) -> None:
+        self._fused, self._fused_families, self._merged = None, {}, {}
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation; training forgets what inference had prepared."""
         if mode:
-            self._fused, self._fused_families = None, {}
+            self._forget_prepared()
         return super().train(mode)
 
     @property

@@ -248,7 +248,8 @@ class MTOPModel(MTOPSequence):
 
     def _as_family(self, family: str | None) -> AbstractContextManager[None]:
         """The context in which the backbone is that of a family."""
-        return as_family(self.backbone, self.family_lora(family))
+        lora = self.family_lora(family)
+        return as_family(self.backbone, lora, self.merged_weights(lora))
 
     def outputs(self, wanted: tuple[str, ...], text: Text, *, vectors: bool) -> Outputs:
         """Logits and document vectors by one pass of the encoder (`MultiTaskModel.outputs`); with families its last
@@ -295,9 +296,11 @@ class MTOPModel(MTOPSequence):
         branches = []
         for family, parts in families.items():
             wants_text = vectors and family is None
+            lora = self.family_lora(family)
             branches.append(
                 Branch(
-                    family=self.family_lora(family),
+                    family=lora,
+                    merged=self.merged_weights(lora),
                     prompts=parts.prompts[num_in_context:],
                     groups=parts.groups[num_in_context:],
                     passes=parts.passes,

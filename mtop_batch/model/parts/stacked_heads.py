@@ -241,7 +241,7 @@ class InferenceParts:
         return same and self.versions == num_versions(self.parameters)
 
 
-def num_versions(parameters: Sequence[nn.Parameter]) -> int:
+def num_versions(parameters: Sequence[Tensor]) -> int:
     """How often the parameters have been written to."""
     return sum(parameter._version for parameter in parameters)
 
