@@ -42,13 +42,13 @@ def make_tokenizer() -> BertTokenizer:
     return BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)})
 
 
-def make_backbone(seed: int = 0, max_tokens: int = 64) -> ElectraModel:
-    """A random two-layer ELECTRA encoder, 32 wide, whose input embeddings are 16 wide; dropout off."""
+def make_backbone(seed: int = 0, max_tokens: int = 64, width: int = 32) -> ElectraModel:
+    """A random two-layer ELECTRA encoder, whose input embeddings are 16 wide; dropout off."""
     torch.manual_seed(seed)
     config = ElectraConfig(
         vocab_size=len(make_tokenizer()),
         embedding_size=16,
-        hidden_size=32,
+        hidden_size=width,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,

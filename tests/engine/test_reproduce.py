@@ -107,7 +107,10 @@ def many_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def many_options(options: ReproduceOptions, many_file: Path, tmp_path: Path) -> ReproduceOptions:
-    settings = replace(options.settings, train={**QUICK, "batch_size": 32})
+    backbone = tmp_path / "backbone"
+    make_backbone(width=128).save_pretrained(backbone)  # wider than the poolers' rank
+    make_tokenizer().save_pretrained(backbone)
+    settings = replace(options.settings, backbone=str(backbone), train={**QUICK, "batch_size": 32})
     return replace(
         options, table="many", methods=(), settings=settings, tasks=str(many_file), results=str(tmp_path / "results")
     )
