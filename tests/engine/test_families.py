@@ -232,7 +232,7 @@ def test_texts_without_labels_teach_a_backbone(model: str, make_config: MakeConf
         {"name": "found", "corpus": corpus, "text": ["body"], "teacher": model, "family": "names"},
     )
     families = ({"name": "texts", "layers": 1}, {"name": "names", "layers": 1})
-    config = with_sources(make_config(tmp_path / "a", train={"epochs": 30}), sources, families)
+    config = with_sources(make_config(tmp_path / "a", train={"epochs": 10}), sources, families)
 
     class Killed(BaseException):
         pass
