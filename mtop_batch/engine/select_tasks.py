@@ -102,8 +102,6 @@ def select_tasks(
     """
     if isinstance(config.model, SingleTaskModelConfig):
         raise ConfigError("model.kind = 'single-task' trains no tasks together; name the kind that is to be helped")
-    if entities := [task.name for task in config.task if task.kind == "token"]:
-        raise ConfigError(f"task {entities[0]!r} is a token task, which `mtop select-tasks` cannot weigh; leave it out")
     check_primary(primary, [task.name for task in config.task])
     check_pictures()
     check_readers(config)

@@ -171,5 +171,4 @@ def _of(selection: Selection, item: TaskData, rate: float | None) -> TaskData:
     item = replace(item, rate=rate)
     if item.task.name not in selection.rows:
         return item
-    rows = selection.rows[item.task.name]
-    return replace(item, train=LabelledTokens(item.train.tokens.take(rows), item.train.labels[rows]))
+    return replace(item, train=item.train.take(selection.rows[item.task.name]))

@@ -93,5 +93,5 @@ def _rows_of(task: TaskConfig, rows: npt.NDArray[np.int64], text_tokenizer: Text
     parts = [part for place in places for part in read_columns(place, [*task.text, task.label])]
     table = pa.concat_tables([part.table for part in parts], promote_options="permissive")
     in_source = np.delete(np.arange(len(table)), [row for row, _ in raw.skipped])
-    with_tokens = np.flatnonzero(text_tokenizer.encode(raw.texts, raw.seconds).lengths)
+    with_tokens = np.flatnonzero(text_tokenizer.encode(raw.texts, raw.seconds, words=raw.task.is_token).lengths)
     return table.take(in_source[with_tokens[rows]])

@@ -62,6 +62,6 @@ def can_be_learned(task: Task, examples: LabelledTokens, rows: npt.NDArray[np.in
     """Whether these examples are some, and have every label that all examples have: a head needs them."""
     if not len(rows):
         return False
-    if task.is_multi_label:
+    if task.is_multi_label or task.is_token:
         return bool((examples.labels[rows].any(axis=0) >= examples.labels.any(axis=0)).all())
     return task.kind == "regression" or len(np.unique(examples.labels[rows])) == len(np.unique(examples.labels))

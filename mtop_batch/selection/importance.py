@@ -38,7 +38,7 @@ def head_gradients(
     Args:
         model: Was trained on the task; its weights are left without gradients and in evaluation mode.
         task: One of its tasks.
-        examples: R of the task.
+        examples: R of the task, of one window each.
         worker: This process; None for a single one on the CPU.
         max_batch_tokens: Positions of a batch, padding included.
 
@@ -52,11 +52,12 @@ def head_gradients(
     model.to(worker.device).eval().requires_grad_(False)  # type: ignore[arg-type]  # transformers wraps it
     encoder = model.encoder_of(task)
     order, found = [], []
-    for rows in length_sorted_batches(examples.tokens.lengths, max_batch_tokens):
-        labels = worker.to_device(torch.from_numpy(examples.labels[rows]))
+    for rows in length_sorted_batches(examples.window_lengths, max_batch_tokens):
+        labels = worker.to_device(torch.from_numpy(examples.targets(rows, rows)))
         with torch.enable_grad(), head_masks(encoder) as masks:
             with worker.autocast():
-                mean = model(**pad_batch(examples.tokens, rows, worker.device), task=task, labels=labels).loss
+                inputs = pad_batch(examples.tokens, rows, worker.device, examples.vectors_of(rows))
+                mean = model(**inputs, task=task, labels=labels).loss
             found.append(masks.gradients(mean * len(rows)).abs().cpu())
         order.append(rows)
     gradients: FloatArray = torch.cat(found).numpy()[np.argsort(np.concatenate(order))]

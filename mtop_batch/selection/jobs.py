@@ -158,6 +158,7 @@ def _examples_digest(data: TaskData) -> str:
     digest = hashlib.sha256()
     for examples in (data.train, data.evaluation_examples()):
         tokens = examples.tokens
-        for array in (tokens.values, tokens.offsets, tokens.first_lengths, examples.labels):
+        tags = () if examples.tags is None else (examples.tags,)
+        for array in (tokens.values, tokens.offsets, tokens.first_lengths, examples.labels, *tags):
             digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:20]

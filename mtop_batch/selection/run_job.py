@@ -84,6 +84,6 @@ def _read_by(job: Job, data: Mapping[str, TaskData]) -> list[TaskData]:
     """The examples of the job's tasks, as its kind of model reads them."""
     default = job.config.model.default_reader
     return [
-        replace(item := data[task.name], task=replace(item.task, reads=task.reads or default), rate=task.rate)
+        replace(item := data[task.name], task=replace(item.task, reads=task.definition(default).reads), rate=task.rate)
         for task in job.config.task
     ]

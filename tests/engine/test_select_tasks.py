@@ -33,6 +33,9 @@ TASKS: dict[str, dict[str, Any]] = {
     "count": {"kind": "regression"},
     "themes": {"kind": "multi-label", "labels": ["sport", "long"]},
 }
+ENTITIES: dict[str, dict[str, Any]] = {
+    "names": {"kind": "token", "labels": ["TEAM"], "text": ["tokens"], "label": "tags"},
+}
 
 
 def write_config(root: Path, backbone: Path, names: list[str], **sections: dict[str, Any]) -> Path:
@@ -47,7 +50,11 @@ def write_config(root: Path, backbone: Path, names: list[str], **sections: dict[
     for name, section in values.items():
         lines += [f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in section.items())]
     for name in names:
-        lines += ["[[task]]", f'name = "{name}"', *(f"{key} = {_toml(value)}" for key, value in TASKS[name].items())]
+        lines += [
+            "[[task]]",
+            f'name = "{name}"',
+            *(f"{key} = {_toml(value)}" for key, value in {**TASKS, **ENTITIES}[name].items()),
+        ]
         for part, size in (("train", 24), ("eval", 12)):
             path = root / f"{name}-{part}.parquet"
             pq.write_table(_examples(name, part, size), path)
@@ -71,6 +78,10 @@ def _examples(name: str, part: str, size: int) -> pa.Table:
         texts.append(" ".join([*rng.choices(WORDS[15:], k=4), *(rng.choices(SPORT, k=2) if has else [])]))
         themes = [theme for theme, given in (("sport", has), ("long", number % 3)) if given]
         labels.append({"sport": has, "count": 1.5 * has, "themes": themes}.get(name, "yes" if has else "no"))
+    if name in ENTITIES:
+        words = [None if text is None else text.split() for text in texts]
+        tags = [None if row is None else ["B-TEAM" if word in SPORT else "O" for word in row] for row in words]
+        return pa.table({"tokens": words, "tags": tags})
     return pa.table({"text": texts, "label": pa.array(labels)})
 
 
@@ -112,6 +123,20 @@ def test_chosen_examples_are_rows_of_the_tasks_own_data(config: Path, tmp_path: 
         assert chosen.equals(whole.take(rows + 2))  # the first two rows have no text
     assert kept["twin"] == f"{tmp_path}/twin-train.parquet"
     api.train(new, ["train.epochs=0.5"])
+
+
+@pytest.mark.slow
+def test_entities_help_and_are_helped(tmp_path: Path, backbone_dir: Path) -> None:
+    model = {"kind": "mtop", "prompt_init": "random", "pooler_init": "random"}
+    config = write_config(tmp_path, backbone_dir, ["sport", "names"], model=model)
+    new = tmp_path / "new.toml"
+    result = api.select_tasks(config, "sport", method="fine-grained", threshold=-1.0, output=str(new))
+    assert set(result.selection.rows) <= {"names"}
+    for name, rows in result.selection.rows.items():
+        chosen = pq.read_table(f"{tmp_path}/new-examples/{name}.parquet")
+        assert chosen.equals(pq.read_table(tmp_path / f"{name}-train.parquet").take(rows + 2))
+    api.train(new, ["train.epochs=0.5"])
+    assert api.select_tasks(config, "names", method="threshold", threshold=-1.0).selection.auxiliary == ("sport",)
 
 
 def test_a_ratio_becomes_rates(config: Path, tmp_path: Path) -> None:

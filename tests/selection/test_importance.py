@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
 from transformers import ElectraConfig, ElectraModel
 
 from mtop_batch.data.batches import pad_batch
-from mtop_batch.data.examples import LabelledTokens
+from mtop_batch.data.examples import LabelledTokens, load_examples, tokenise_examples
+from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.errors import ConfigError
 from mtop_batch.model.encoder.head_masks import head_masks
 from mtop_batch.model.kinds.mt_dnn import MTDNNModel
+from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.selection.importance import head_gradients, importance, normalised
+from mtop_batch.tasks import Task
 from mtop_batch.training.settings import TaskData
 from tests.conftest import make_backbone, make_tokenizer
 from tests.selection.conftest import KINDS, make_task_data
@@ -92,6 +99,22 @@ def test_batches_and_their_order_make_no_difference(name: str) -> None:
     turned = LabelledTokens(data.train.tokens.take(order), data.train.labels[order])
     np.testing.assert_allclose(head_gradients(model, name, turned), whole[order], rtol=1e-3, atol=1e-7)
     assert (whole > 0).any()
+
+
+def test_sentences_of_a_token_task_count_alike_in_any_batch(tmp_path: Path) -> None:
+    words = ["match goal team player cup", "bank", "team market goal", "profit shares economy team"]
+    rows = [sentence.split() for sentence in words]
+    tags = [["B-TEAM" if word == "team" else "O" for word in row] for row in rows]
+    pq.write_table(pa.table({"tokens": rows, "tags": tags}), tmp_path / "names.parquet")
+    task = Task("names", "token", ("TEAM",), ("tokens",))
+    raw = load_examples(task, str(tmp_path / "names.parquet"), "tags")
+    examples = tokenise_examples(raw, TextTokenizer(make_tokenizer(), 16))
+    model = MTOPModel.from_backbone(make_backbone(), [task], max_tokens=16)
+    whole = head_gradients(model, "names", examples)
+    np.testing.assert_allclose(
+        head_gradients(model, "names", examples, max_batch_tokens=1), whole, rtol=1e-3, atol=1e-7
+    )
+    assert (whole.sum(axis=(1, 2)) > 0).all()
 
 
 def test_masks_change_nothing_and_are_gone_afterwards() -> None:
