@@ -125,10 +125,15 @@ class Jobs:
 
 
 def alone(config: Config, name: str) -> Config:
-    """How a task trains alone before its heads are measured: an encoder, a pooler and a head of its own."""
-    section = MODEL_SECTIONS["mt-dnn"].model_validate({"kind": "mt-dnn"})
+    """How a task trains alone before its heads are measured: an encoder, a pooler and a head of its own; of a token
+    task an encoder and a head, which MTOP has for these.
+    """
     free = {"reads": None, "prompt_group": None, "family": None, "rate": None}
     tasks = [task.model_copy(update=free) for task in config.task if task.name == name]
+    reads_words = any(task.kind == "token" for task in tasks)
+    section = MODEL_SECTIONS["mtop" if reads_words else "mt-dnn"].model_validate(
+        {"kind": "mtop", "prompt_init": "random", "pooler_init": "random"} if reads_words else {"kind": "mt-dnn"}
+    )
     return config.model_copy(update={"model": section, "unlabelled": None}).with_tasks(tasks)
 
 
