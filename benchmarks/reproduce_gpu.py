@@ -33,12 +33,14 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 from mtop_batch import storage
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.experiments.data import DataSet, Prepared, prepare, read_for, tasks_of
-from mtop_batch.experiments.methods import TABLE_METHODS, TABLES, method
-from mtop_batch.experiments.records import DataRecord, data_uri, run_uri, speed_uri
-from mtop_batch.experiments.run import run_spec
-from mtop_batch.experiments.specs import RunSettings, RunSpec, make_spec
-from mtop_batch.experiments.speed import measure_speed, speed_digest
+from mtop_batch.experiments.methods.tables import TABLE_METHODS, TABLES, method
+from mtop_batch.experiments.runs.data_set import DataSet, tasks_of
+from mtop_batch.experiments.runs.prepared import Prepared, prepare
+from mtop_batch.experiments.runs.read import read_for
+from mtop_batch.experiments.runs.records import DataRecord, data_uri, run_uri, speed_uri
+from mtop_batch.experiments.runs.run import run_spec
+from mtop_batch.experiments.runs.specs import RunSettings, RunSpec, make_spec
+from mtop_batch.experiments.runs.speed import measure_speed, speed_digest
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
 from mtop_batch.precision import resolve_precision
 from mtop_batch.training.one_process import Encoder

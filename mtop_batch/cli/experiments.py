@@ -73,7 +73,7 @@ def build_many(
 ) -> None:
     """Make hundreds of tasks: two for each of many sites that sort the same texts their own way."""
     from mtop_batch.data.sets.many import build_many as build
-    from mtop_batch.experiments.size_plots import write_size_plots
+    from mtop_batch.experiments.page.size_plots import write_size_plots
 
     if least > most:
         raise ConfigError(f"--least {least:,} is more than --most {most:,}")
@@ -159,6 +159,12 @@ def reproduce(
     tasks: Annotated[
         str | None, typer.Option(help="Its tasks.toml. Default: that of data/nhc, or of data/ and the set's name.")
     ] = None,
+    primaries: Annotated[
+        str | None,
+        typer.Option(
+            help="Judge the methods on these tasks only; the others are there to help. Default: all.", metavar="a,b"
+        ),
+    ] = None,
     unlabelled: Annotated[
         str | None,
         typer.Option(
@@ -182,7 +188,7 @@ def reproduce(
     """Run the paper's experiments, as far as they have not been run, and write the page of results."""
     place = json_place(json_out)
     if page:
-        from mtop_batch.experiments.write import write_results
+        from mtop_batch.experiments.page.write import write_results
 
         typer.echo(f"wrote {write_results(results)}")
         return
@@ -190,7 +196,7 @@ def reproduce(
     from mtop_batch.engine.monitoring.progress import Progress
     from mtop_batch.engine.reproduce import ReproduceOptions
     from mtop_batch.engine.reproduce import reproduce as run
-    from mtop_batch.experiments.specs import RunSettings
+    from mtop_batch.experiments.runs.specs import RunSettings
 
     options = ReproduceOptions(
         table=table,  # type: ignore[arg-type]  # checked there
@@ -209,6 +215,7 @@ def reproduce(
         quick=quick,
         speed=speed,
         unlabelled=unlabelled,
+        primaries=tuple(comma_separated(primaries, "--primaries")),
     )
     with Progress() as progress:
         done = run(options, progress=progress, plan_only=plan)

@@ -21,8 +21,7 @@ from mtop_batch.engine.side_by_side import processes_per_node, side_by_side
 from mtop_batch.engine.training.single_tasks import max_threads, ray_options
 from mtop_batch.engine.training.workers import use_threads
 from mtop_batch.errors import ConfigError
-from mtop_batch.experiments.data import DataSet, Prepared, prepare, read_for, tasks_of
-from mtop_batch.experiments.methods import (
+from mtop_batch.experiments.methods.tables import (
     DATA_FILES,
     TABLE_DATA,
     TABLE_METHODS,
@@ -32,7 +31,11 @@ from mtop_batch.experiments.methods import (
     method,
     methods_of,
 )
-from mtop_batch.experiments.records import (
+from mtop_batch.experiments.page.write import write_results
+from mtop_batch.experiments.runs.data_set import DataSet, tasks_of
+from mtop_batch.experiments.runs.prepared import Prepared, prepare
+from mtop_batch.experiments.runs.read import read_for
+from mtop_batch.experiments.runs.records import (
     DataRecord,
     RunRecord,
     SpeedRecord,
@@ -41,10 +44,9 @@ from mtop_batch.experiments.records import (
     run_uri,
     speed_uri,
 )
-from mtop_batch.experiments.run import run_spec
-from mtop_batch.experiments.specs import RunSettings, RunSpec, make_spec
-from mtop_batch.experiments.speed import measure_speed, speed_digest
-from mtop_batch.experiments.write import write_results
+from mtop_batch.experiments.runs.run import run_spec
+from mtop_batch.experiments.runs.specs import RunSettings, RunSpec, make_spec
+from mtop_batch.experiments.runs.speed import measure_speed, speed_digest
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
 from mtop_batch.training.one_process import Encoder
 from mtop_batch.training.settings import single_worker
@@ -75,6 +77,7 @@ class ReproduceOptions:
         speed: Also time the methods that have not been timed.
         unlabelled: Corpus of further texts for methods that learn from texts without labels; None for the directory
             `unlabelled` beside the tasks, if it is there.
+        primaries: The tasks that methods are judged on, the others being there to help them; none for all.
     """
 
     table: TableName
@@ -87,6 +90,7 @@ class ReproduceOptions:
     quick: bool = False
     speed: bool = True
     unlabelled: str | None = None
+    primaries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -222,7 +226,8 @@ def _read(options: ReproduceOptions) -> DataSet:
     name = cast(DataName, options.on or TABLE_DATA[options.table])
     tasks = options.tasks or f"{DATA_FILES[name]}/tasks.toml"
     rows = _QUICK_ROWS if options.quick else None
-    return read_for(_method_names(options), name, tasks, options.unlabelled, rows)
+    data = read_for(_method_names(options), name, tasks, options.unlabelled, rows)
+    return data.with_primaries(options.primaries)
 
 
 def _method_names(options: ReproduceOptions) -> Sequence[str]:

@@ -15,7 +15,7 @@ from mtop_batch.config.load import load_config
 from mtop_batch.data.sets.many import LEAST_LABELS, build_many, label_vectors
 from mtop_batch.data.sets.parts import PARTS
 from mtop_batch.errors import DataError, TaskError
-from mtop_batch.experiments.size_plots import write_size_plots
+from mtop_batch.experiments.page.size_plots import write_size_plots
 
 LABELS = [f"label {number}" for number in range(12)]
 

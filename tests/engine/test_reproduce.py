@@ -17,9 +17,9 @@ from mtop_batch.data.sets.nhc import TOPICS
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.reproduce import Reproduced, ReproduceOptions, reproduce
 from mtop_batch.errors import ConfigError
-from mtop_batch.experiments.methods import METHODS, TABLE_METHODS, methods_of
-from mtop_batch.experiments.records import RunRecord
-from mtop_batch.experiments.specs import RunSettings
+from mtop_batch.experiments.methods.tables import METHODS, TABLE_METHODS, methods_of
+from mtop_batch.experiments.runs.records import RunRecord
+from mtop_batch.experiments.runs.specs import RunSettings
 from tests.conftest import WORDS, make_backbone, make_tokenizer
 from tests.documents import run_mtop
 from tests.experiments.conftest import QUICK, write_data_set

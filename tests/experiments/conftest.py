@@ -14,21 +14,14 @@ import pytest
 
 from mtop_batch.data.sets.task_files import TaskExamples, write_tasks
 from mtop_batch.data.tokens import TextTokenizer
-from mtop_batch.experiments.data import (
-    LARGE,
-    DataSet,
-    Prepared,
-    RawTask,
-    prepare,
-    read_data_set,
-    tasks_of,
-    with_unlabelled,
-)
-from mtop_batch.experiments.many_methods import JUDGED
-from mtop_batch.experiments.methods import METHODS
-from mtop_batch.experiments.records import DataRecord, Records, RunRecord, SpeedRecord, pack
-from mtop_batch.experiments.specs import RunSettings, RunSpec, make_spec
-from mtop_batch.experiments.speed import speed_digest
+from mtop_batch.experiments.methods.many import JUDGED
+from mtop_batch.experiments.methods.tables import METHODS
+from mtop_batch.experiments.runs.data_set import LARGE, DataSet, RawTask, tasks_of
+from mtop_batch.experiments.runs.prepared import Prepared, prepare
+from mtop_batch.experiments.runs.read import read_data_set, with_unlabelled
+from mtop_batch.experiments.runs.records import DataRecord, Records, RunRecord, SpeedRecord, pack
+from mtop_batch.experiments.runs.specs import RunSettings, RunSpec, make_spec
+from mtop_batch.experiments.runs.speed import speed_digest
 from mtop_batch.model.encoder.backbone import load_backbone
 from mtop_batch.tasks import Task
 from mtop_batch.training.one_process import Encoder

@@ -18,16 +18,18 @@ from mtop_batch.data.entities.spans import Entities
 from mtop_batch.data.sets.task_files import TaskExamples, write_tasks
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.errors import ConfigError, DataError, TaskError
-from mtop_batch.experiments.data import DataSet, Prepared, prepare, read_data_set, read_for
-from mtop_batch.experiments.methods import METHODS, TABLE_METHODS
-from mtop_batch.experiments.page import results_page
-from mtop_batch.experiments.plots import results_plots
-from mtop_batch.experiments.records import DataRecord, Records, RunRecord, pack_entities, unpack
-from mtop_batch.experiments.run import run_spec
-from mtop_batch.experiments.specs import RunSettings, RunSpec, make_spec
-from mtop_batch.experiments.speed import measure_speed
-from mtop_batch.experiments.statistics import TestOutputs, differences
-from mtop_batch.experiments.summary import tables
+from mtop_batch.experiments.methods.tables import METHODS, TABLE_METHODS
+from mtop_batch.experiments.page.page import results_page
+from mtop_batch.experiments.page.plots import results_plots
+from mtop_batch.experiments.page.statistics import TestOutputs, differences
+from mtop_batch.experiments.page.summary import tables
+from mtop_batch.experiments.runs.data_set import DataSet, digest_of
+from mtop_batch.experiments.runs.prepared import Prepared, prepare
+from mtop_batch.experiments.runs.read import read_data_set, read_for
+from mtop_batch.experiments.runs.records import DataRecord, Records, RunRecord, pack_entities, unpack
+from mtop_batch.experiments.runs.run import run_spec
+from mtop_batch.experiments.runs.specs import RunSettings, RunSpec, make_spec
+from mtop_batch.experiments.runs.speed import measure_speed
 from mtop_batch.tasks import Task
 from mtop_batch.training.one_process import Encoder
 from mtop_batch.training.settings import Event, Worker
@@ -255,10 +257,8 @@ def test_entities_change_the_digest_of_the_data(data_set: DataSet) -> None:
     task = data_set.tasks[0]
     assert task.train.entities is not None
     moved = Entities.from_rows([[(0, 0, 3, 0)] for _ in range(len(task.train))])
-    from mtop_batch.experiments.data import _digest
-
     other = replace(task, train=replace(task.train, entities=moved))
-    assert _digest([other]) != _digest([task])
+    assert digest_of([other]) != digest_of([task])
 
 
 def test_f1_of_drawn_texts_is_that_of_their_entities() -> None:

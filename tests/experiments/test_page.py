@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from mtop_batch.errors import DataError
-from mtop_batch.experiments.methods import TABLE_METHODS
-from mtop_batch.experiments.page import results_page
-from mtop_batch.experiments.records import Records, read_records
-from mtop_batch.experiments.summary import tables
-from mtop_batch.experiments.write import write_results
+from mtop_batch.experiments.methods.tables import TABLE_METHODS
+from mtop_batch.experiments.page.page import results_page
+from mtop_batch.experiments.page.summary import tables
+from mtop_batch.experiments.page.write import write_results
+from mtop_batch.experiments.runs.records import Records, read_records
 from tests.experiments.conftest import write_records
 
 MakeRecords = Callable[..., Records]
@@ -77,6 +77,17 @@ def test_other_settings_make_another_table(made_up: MakeRecords) -> None:
     assert page.count("\n### news: all examples") == 2
     assert "`epochs = 9`" in page
     assert "### news: at most 10 examples a task" in page
+
+
+def test_other_tasks_to_help_the_same_ones_make_another_table(made_up: MakeRecords) -> None:
+    records = made_up({"mtop": 0.9, "mt-dnn": 0.8})
+    runs = list(records.runs)
+    for number in (5, 8):
+        among = {"number": number, "digest": f"of {number}"}
+        runs += [replace(run, spec=replace(run.spec, among=among)) for run in records.runs]
+    page = results_page(Records(runs, records.data, records.speeds), "results", {})
+    assert page.count("\n### news: all examples, `tiny`") == 3
+    assert page.count(", judged on 3 of 5 tasks\n") == page.count(", judged on 3 of 8 tasks\n") == 1
 
 
 def test_ablations_have_a_table_where_one_was_run(made_up: MakeRecords) -> None:

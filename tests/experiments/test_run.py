@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 
 from mtop_batch.errors import ConfigError
-from mtop_batch.experiments.data import LARGE, DataSet, Prepared, tasks_of
-from mtop_batch.experiments.methods import METHODS
-from mtop_batch.experiments.records import RunRecord, SpeedRecord, unpack
-from mtop_batch.experiments.run import run_spec
-from mtop_batch.experiments.speed import measure_speed
+from mtop_batch.experiments.methods.tables import METHODS
+from mtop_batch.experiments.runs.data_set import LARGE, DataSet, tasks_of
+from mtop_batch.experiments.runs.prepared import Prepared
+from mtop_batch.experiments.runs.records import RunRecord, SpeedRecord, unpack
+from mtop_batch.experiments.runs.run import run_spec
+from mtop_batch.experiments.runs.specs import RunSettings, make_spec
+from mtop_batch.experiments.runs.speed import measure_speed
 from mtop_batch.training.one_process import Encoder
 from mtop_batch.training.settings import Event, Worker
 from mtop_batch.training.unfinished import Unfinished
-from tests.experiments.conftest import SIZES, MakeSpec
+from tests.experiments.conftest import QUICK, SIZES, MakeSpec
 
 
 class Killed(Exception):
@@ -123,6 +125,16 @@ def test_more_tasks_are_learned_than_are_judged(
         assert list(record.predictions) == list(record.test) == list(record.dev) == judged
         assert all(list(entry["tasks"]) == judged for entry in record.history)
     assert LARGE not in judged
+
+
+@pytest.mark.parametrize("name", ["single-task", "mt-dnn", "mt-dnn-threshold"])
+def test_only_primary_tasks_are_tested(name: str, prepared: Prepared, data_set: DataSet, encoder: Encoder) -> None:
+    primary = data_set.with_primaries(["business"])
+    spec = make_spec(name, 0, primary, RunSettings("tiny", max_tokens=16, train=QUICK))
+    record = run_many(spec, primary, prepared, encoder)
+    assert list(record.test) == list(record.predictions) == list(record.dev) == ["business"]
+    assert all(list(entry["tasks"]) == ["business"] for entry in record.history)
+    assert list(record.chosen or {}) == (["business"] if name == "mt-dnn-threshold" else [])
 
 
 def test_a_run_begins_with_the_encoder_that_another_left(

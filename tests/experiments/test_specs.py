@@ -13,12 +13,14 @@ from mtop_batch.config.load import load_config
 from mtop_batch.data.same_text import same_text_key
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.errors import ConfigError
-from mtop_batch.experiments.data import DataSet, first_rows, prepare, read_data_set, tasks_of, with_unlabelled
-from mtop_batch.experiments.many_methods import JUDGED
-from mtop_batch.experiments.method import Share
-from mtop_batch.experiments.methods import METHODS, TABLE_METHODS, TABLES
-from mtop_batch.experiments.records import read_records
-from mtop_batch.experiments.specs import RunSettings, make_spec
+from mtop_batch.experiments.methods.many import JUDGED
+from mtop_batch.experiments.methods.method import Share
+from mtop_batch.experiments.methods.tables import METHODS, TABLE_METHODS, TABLES
+from mtop_batch.experiments.runs.data_set import DataSet, first_rows, tasks_of
+from mtop_batch.experiments.runs.prepared import prepare
+from mtop_batch.experiments.runs.read import read_data_set, with_unlabelled
+from mtop_batch.experiments.runs.records import read_records
+from mtop_batch.experiments.runs.specs import RunSettings, make_spec
 from tests.conftest import make_tokenizer
 from tests.experiments.conftest import MakeSpec, copies
 
@@ -128,6 +130,33 @@ def test_what_more_tasks_and_a_large_one_are(many_set: DataSet) -> None:
     assert after.begins_with == more.digest
     assert large.data_digest == after.data_digest != many.data_digest
     assert make_spec("many-large-1000", 1, many_set, settings).begins_with != more.digest
+
+
+def test_others_help_the_primary_tasks_and_only_these_are_judged(data_set: DataSet) -> None:
+    primary = data_set.with_primaries(["business"])
+    for name, learned in {
+        "single-task": 1,
+        "mtop-alone": 1,
+        "mt-dnn": 3,
+        "mtop-threshold": 3,
+        "families-each": 3,
+    }.items():
+        of = tasks_of(METHODS[name], primary)
+        assert [len(one.tasks) for one in of] == [learned, 1], name
+    settings = RunSettings("tiny")
+    fewer = DataSet("news", data_set.tasks[1:], "fewer").with_primaries(["business"])
+    all_judged, some_judged, among_fewer = (
+        make_spec("mt-dnn", 0, data, settings) for data in (data_set, primary, fewer)
+    )
+    assert all_judged.among is None
+    assert some_judged.among == {"number": 3, "digest": data_set.digest}
+    assert some_judged.data_digest == among_fewer.data_digest != all_judged.data_digest
+    assert len({spec.digest for spec in (all_judged, some_judged, among_fewer)}) == 3
+
+
+def test_a_primary_task_that_is_not_there_is_refused(data_set: DataSet) -> None:
+    with pytest.raises(ConfigError, match=r"--primaries 'busines' is not a task of .*'news'; did you mean 'business'"):
+        data_set.with_primaries(["busines"])
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mtop_batch.experiments.records import pack, unpack
-from mtop_batch.experiments.statistics import TestOutputs, differences
+from mtop_batch.experiments.page.statistics import TestOutputs, differences
+from mtop_batch.experiments.runs.records import pack, unpack
 from mtop_batch.tasks import METRICS, Metric
 from mtop_batch.training.evaluation.metrics import compute_metric
 

@@ -18,12 +18,12 @@ from mtop_batch.config.sections import Config
 from mtop_batch.config.task import TaskConfig
 from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.errors import ConfigError
-from mtop_batch.experiments.auxiliary import Chosen, own_models, trainings
-from mtop_batch.experiments.clock import Clock
-from mtop_batch.experiments.data import Prepared, with_reader
-from mtop_batch.experiments.methods import BEGUN_WITH
-from mtop_batch.experiments.prefinetuned import beginning
-from mtop_batch.experiments.records import (
+from mtop_batch.experiments.methods.tables import BEGUN_WITH
+from mtop_batch.experiments.runs.auxiliary import Chosen, own_models, trainings
+from mtop_batch.experiments.runs.clock import Clock
+from mtop_batch.experiments.runs.prefinetuned import beginning
+from mtop_batch.experiments.runs.prepared import Prepared, with_reader
+from mtop_batch.experiments.runs.records import (
     Compact,
     RunRecord,
     encoder_uri,
@@ -32,7 +32,8 @@ from mtop_batch.experiments.records import (
     pack_entities,
     versions,
 )
-from mtop_batch.experiments.specs import RunSpec
+from mtop_batch.experiments.runs.specs import RunSpec
+from mtop_batch.experiments.runs.started import StartedRun
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.selection.jobs import Job
 from mtop_batch.selection.prompt_groups import needs_trainings, with_like_groups
@@ -85,14 +86,16 @@ def run_spec(
     check_encoder(config, encoder.backbone)
     data = with_reader(prepared, config.task, config.model.default_reader)
     data = replace(data, train=with_eval_budget(data.train, config.train.eval_examples, config.train.seed))
-    clock = Clock(unfinished)
+    run = StartedRun(spec, config, data, encoder, worker, unfinished, kept)
     if spec.auxiliary is not None:
-        return _with_own_models(spec, config, data, encoder, worker, unfinished, kept)
-    config, used = _with_groups(config, data, encoder, worker, unfinished, kept)
+        return _with_own_models(run)
+    clock = Clock(unfinished)
+    config, used = _with_groups(run)
+    run = replace(run, config=config)
     clock.start("teachers")
-    soft = _soft_labels(config, data, encoder, worker, unfinished)
+    soft = _soft_labels(run)
     clock.start(None)
-    with beginning(spec, config, data, encoder, worker, unfinished, kept) as first:
+    with beginning(run) as first:
         clock.start("warm_start")
         model = begin(
             first.config, data.train, first.encoder, worker, unfinished, on_learned=lambda: clock.start("train")
@@ -121,20 +124,18 @@ def run_spec(
     )
 
 
-def _with_groups(
-    config: Config, data: Prepared, encoder: Encoder, worker: Worker, unfinished: Unfinished, kept: str | None
-) -> tuple[Config, list[Record]]:
+def _with_groups(run: StartedRun) -> tuple[Config, list[Record]]:
     """The configuration with tasks in prompt groups, and the trainings of tasks alone that this took."""
     used = list[Record]()
-    if not needs_trainings(config):
-        return with_like_groups(config), used
-    jobs, records = trainings(config, data.train, encoder, worker, unfinished, kept)
+    if not needs_trainings(run.config):
+        return with_like_groups(run.config), used
+    jobs, records = trainings(run)
 
     def counting(wanted: Sequence[Job]) -> Sequence[Record]:
         used.extend(found := records(wanted))
         return found
 
-    return with_like_groups(config, jobs, counting), used
+    return with_like_groups(run.config, jobs, counting), used
 
 
 def _some(by_task: Mapping[str, Any], judged: Collection[str]) -> dict[str, Any]:
@@ -165,27 +166,19 @@ def _made_by(worker: Worker) -> dict[str, Any]:
     }
 
 
-def _with_own_models(
-    spec: RunSpec,
-    config: Config,
-    data: Prepared,
-    encoder: Encoder,
-    worker: Worker,
-    unfinished: Unfinished,
-    kept: str | None,
-) -> RunRecord:
+def _with_own_models(run: StartedRun) -> RunRecord:
     """A run that gives each task a model of its own, with tasks that help it; or each family one."""
     came_to = Chosen()
     test, predictions = dict[str, TaskMetrics](), dict[str, Compact]()
     parameters, passes = list[dict[str, float]](), 0.0
-    for models in own_models(spec, config, data, encoder, worker, unfinished, kept, came_to):
+    for models in own_models(run, came_to):
         for task, examples in models.tested:
-            test[task.name], predictions[task.name] = _test_task(models.model, task, examples, worker)
+            test[task.name], predictions[task.name] = _test_task(models.model, task, examples, run.worker)
         parameters.append(count_parameters(models.model))
         passes += models.model.passes([task.name for task, _ in models.tested])
     total = sum(counts["total"] for counts in parameters)
     return RunRecord(
-        spec=spec,
+        spec=run.spec,
         dev=came_to.dev,
         test=test,
         predictions=predictions,
@@ -195,7 +188,7 @@ def _with_own_models(
         passes=passes,
         parameters={"total": total, "backbone": parameters[0]["backbone"], "per_task": total / len(test)},
         seconds={key: round(value, 2) for key, value in came_to.seconds.items()},
-        **_made_by(worker),
+        **_made_by(run.worker),
         chosen=came_to.chosen,
         selection_steps=came_to.selection_steps,
     )
@@ -225,27 +218,25 @@ def count_parameters(model: MultiTaskModel) -> dict[str, float]:
     }
 
 
-def _soft_labels(
-    config: Config, data: Prepared, encoder: Encoder, worker: Worker, unfinished: Unfinished
-) -> SoftLabels | None:
+def _soft_labels(run: StartedRun) -> SoftLabels | None:
     """What teachers, trained here, say of the texts without labels."""
-    section = config.unlabelled
+    section, texts = run.config.unlabelled, run.data.unlabelled
     if section is None:
         return None
-    if data.unlabelled is None:
+    if texts is None:
         raise ConfigError("this method learns from texts without labels, and the data set was read without any")
     said = []
     for number in range(int(section.teachers)):  # type: ignore[arg-type]  # experiments train their own
-        kept = unfinished.soft_labels(number)
-        if kept is None:
-            own = config.teacher(number)
-            examples = with_reader(data, own.task, own.model.default_reader)
-            teacher = begin(own, examples.train, encoder, worker, Unfinished(None))
-            train_whole(teacher, own, examples.train, worker, unfinished, training=f"teacher-{number}")
-            kept = label_softly(teacher, data.unlabelled, [item.task for item in examples.train], worker=worker)
-            unfinished.keep_soft_labels(number, kept)
-        said.append(kept)
-    return SoftLabels(data.unlabelled, mean_labels(said), section.batch_size, section.weight)
+        labels = run.unfinished.soft_labels(number)
+        if labels is None:
+            own = run.config.teacher(number)
+            examples = with_reader(run.data, own.task, own.model.default_reader).train
+            teacher = begin(own, examples, run.encoder, run.worker, Unfinished(None))
+            train_whole(teacher, own, examples, run.worker, run.unfinished, training=f"teacher-{number}")
+            labels = label_softly(teacher, texts, [item.task for item in examples], worker=run.worker)
+            run.unfinished.keep_soft_labels(number, labels)
+        said.append(labels)
+    return SoftLabels(texts, mean_labels(said), section.batch_size, section.weight)
 
 
 def _test(model: MultiTaskModel, data: Prepared, worker: Worker) -> tuple[dict[str, TaskMetrics], dict[str, Compact]]:

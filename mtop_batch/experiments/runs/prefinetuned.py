@@ -15,22 +15,23 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mtop_batch import storage
 from mtop_batch.config.load import validate
 from mtop_batch.config.sections import Config
-from mtop_batch.experiments.clock import Clock
-from mtop_batch.experiments.data import Prepared, Source
-from mtop_batch.experiments.family_methods import family_of
-from mtop_batch.experiments.specs import RunSpec
+from mtop_batch.experiments.methods.families import family_of
+from mtop_batch.experiments.runs.clock import Clock
+from mtop_batch.experiments.runs.prepared import Source
+from mtop_batch.experiments.runs.specs import RunSpec
+from mtop_batch.experiments.runs.started import StartedRun
 from mtop_batch.model.encoder.backbone import load_backbone
 from mtop_batch.model.prefinetuned import FAMILIES_FILE, read_described, save_prefinetuned
 from mtop_batch.training.one_process import Encoder, train_whole
 from mtop_batch.training.prefinetuning import prefinetuning_model
-from mtop_batch.training.settings import TaskData, Worker
+from mtop_batch.training.settings import TaskData
 from mtop_batch.training.unfinished import Unfinished
 
 FORMAT = 1
@@ -52,63 +53,46 @@ class Beginning:
 
 
 @contextmanager
-def beginning(
-    spec: RunSpec,
-    config: Config,
-    data: Prepared,
-    encoder: Encoder,
-    worker: Worker,
-    unfinished: Unfinished,
-    kept: str | None,
-) -> Iterator[Beginning]:
+def beginning(run: StartedRun) -> Iterator[Beginning]:
     """Within the `with` block there is what a training of a run begins with.
 
     That is the encoder as pretrained where no source task is of a family of the training.
-
-    Args:
-        spec: The run.
-        config: Of the training, which may be one of several of the run, with some of its tasks.
-        data: The data set.
-        encoder: As pretrained.
-        worker: This process.
-        unfinished: Of the run; keeps what an interrupted pre-finetuning has done if `kept` is None.
-        kept: Directory of what other runs may use too; None to keep it no longer than the run.
     """
-    chosen = _sources(spec, config, data)
-    if not chosen:
-        yield Beginning(config, encoder)
+    sources = _sources(run)
+    if not sources:
+        yield Beginning(run.config, run.encoder)
         return
-    own, sources = _of_families(spec, config, chosen)
-    digest = _digest(spec, own)
-    place = None if kept is None else storage.join(kept, digest)
-    part = unfinished.part(digest) if place is None else Unfinished(f"{place}.unfinished")
+    own, examples = _of_families(run, sources)
+    digest = _digest(run.spec, own)
+    place = None if run.kept is None else storage.join(run.kept, digest)
+    unfinished = run.unfinished.part(digest) if place is None else Unfinished(f"{place}.unfinished")
     with tempfile.TemporaryDirectory(prefix="mtop_prefinetuned-") as name:
         directory = Path(name)
         if place is None or not _read(place, directory):
-            _prefinetune(own, sources, encoder, worker, part, directory)
+            _prefinetune(replace(run, config=own, unfinished=unfinished), examples, directory)
             if place is not None:
                 _write(directory, place)
-            part.discard()
-        begins = config.model_copy(update={"backbone": config.backbone.model_copy(update={"name": name})})
+            unfinished.discard()
+        begins = run.config.model_copy(update={"backbone": run.config.backbone.model_copy(update={"name": name})})
         seconds = float(read_described(directory)["seconds"])
-        yield Beginning(begins, Encoder(load_backbone(name), encoder.tokenizer), seconds)
+        yield Beginning(begins, Encoder(load_backbone(name), run.encoder.tokenizer), seconds)
 
 
-def _sources(spec: RunSpec, config: Config, data: Prepared) -> list[Source]:
+def _sources(run: StartedRun) -> list[Source]:
     """The source tasks of those families that the training's tasks are of; regressions cannot be learned from."""
-    if spec.prefinetune is None:
+    if run.spec.prefinetune is None:
         return []
-    by_name = {item.task.name: item.train for item in data.train}
-    sources = data.sources or [Source(task, by_name[task.name]) for task in config.task]
-    wanted = {family_of(task.kind) for task in config.task}
+    examples = run.examples
+    sources = run.data.sources or [Source(task, examples[task.name].train) for task in run.config.task]
+    wanted = {family_of(task.kind) for task in run.config.task}
     return [
         source for source in sources if family_of(source.config.kind) in wanted and source.config.kind != "regression"
     ]
 
 
-def _of_families(spec: RunSpec, config: Config, sources: list[Source]) -> tuple[Config, list[TaskData]]:
+def _of_families(run: StartedRun, sources: list[Source]) -> tuple[Config, list[TaskData]]:
     """How to learn from source tasks before a training, and the examples."""
-    families = [family.model_dump() for family in config.family]
+    families = [family.model_dump() for family in run.config.family]
     tables = [
         {
             **source.config.model_dump(exclude={"reads", "class_weights", "rate"}),
@@ -116,13 +100,13 @@ def _of_families(spec: RunSpec, config: Config, sources: list[Source]) -> tuple[
         }
         for source in sources
     ]
-    prefinetune = dict(spec.prefinetune or {})
+    prefinetune = dict(run.spec.prefinetune or {})
     del prefinetune["sources"]
     most = prefinetune.pop("max_examples")
     named = {table["family"] for table in tables}
     values = {
         "output": "none",
-        "backbone": config.backbone.model_dump(),
+        "backbone": run.config.backbone.model_dump(),
         "train": prefinetune,
         "task": tables,
         "family": [family for family in families if family["name"] in named],
@@ -148,15 +132,13 @@ def _digest(spec: RunSpec, own: Config) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _prefinetune(
-    config: Config, data: list[TaskData], encoder: Encoder, worker: Worker, unfinished: Unfinished, directory: Path
-) -> None:
-    clock = Clock(unfinished)
+def _prefinetune(run: StartedRun, examples: list[TaskData], directory: Path) -> None:
+    clock = Clock(run.unfinished)
     clock.start("prefinetune")
-    model, sources = prefinetuning_model(config, copy.deepcopy(encoder.backbone), data)
-    trained = train_whole(model, config, sources, worker, unfinished, evaluates=False)
+    model, sources = prefinetuning_model(run.config, copy.deepcopy(run.encoder.backbone), examples)
+    trained = train_whole(model, run.config, sources, run.worker, run.unfinished, evaluates=False)
     seconds = clock.stop()["prefinetune"]
-    save_prefinetuned(directory, model, encoder.tokenizer, {"num_steps": trained.num_steps, "seconds": seconds})
+    save_prefinetuned(directory, model, run.encoder.tokenizer, {"num_steps": trained.num_steps, "seconds": seconds})
 
 
 def _read(place: str, directory: Path) -> bool:

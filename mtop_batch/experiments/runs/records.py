@@ -25,8 +25,8 @@ from mtop_batch import storage
 from mtop_batch.data.entities.spans import Entities, num_right
 from mtop_batch.data.examples import RawExamples
 from mtop_batch.errors import DataError
-from mtop_batch.experiments.data import DataSet
-from mtop_batch.experiments.specs import RunSpec
+from mtop_batch.experiments.runs.data_set import DataSet
+from mtop_batch.experiments.runs.specs import RunSpec
 from mtop_batch.json_text import to_json
 from mtop_batch.tasks import Task
 

@@ -12,12 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mtop_batch.config.sections import Config
 from mtop_batch.data.examples import LabelledTokens
-from mtop_batch.experiments.data import Prepared
-from mtop_batch.experiments.family_methods import family_of
-from mtop_batch.experiments.prefinetuned import beginning
-from mtop_batch.experiments.specs import RunSpec
+from mtop_batch.experiments.methods.families import family_of
+from mtop_batch.experiments.runs.prefinetuned import beginning
+from mtop_batch.experiments.runs.started import StartedRun
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.selection.jobs import Job, Jobs, together
 from mtop_batch.selection.records import KeptRecords, Record, unfinished_of
@@ -25,9 +23,8 @@ from mtop_batch.selection.run_job import run_job
 from mtop_batch.selection.select import Selection, SelectOptions, select
 from mtop_batch.tasks import Task
 from mtop_batch.training.checkpoint import TaskMetrics
-from mtop_batch.training.one_process import Encoder, Trained, begin, train_whole
-from mtop_batch.training.settings import TaskData, Worker
-from mtop_batch.training.unfinished import Unfinished
+from mtop_batch.training.one_process import Trained, begin, train_whole
+from mtop_batch.training.settings import TaskData
 
 
 @dataclass
@@ -71,93 +68,65 @@ class OwnModel:
     tested: Sequence[tuple[Task, LabelledTokens]]
 
 
-def own_models(
-    spec: RunSpec,
-    config: Config,
-    data: Prepared,
-    encoder: Encoder,
-    worker: Worker,
-    unfinished: Unfinished,
-    kept: str | None,
-    into: Chosen,
-) -> Iterator[OwnModel]:
+def own_models(run: StartedRun, into: Chosen) -> Iterator[OwnModel]:
     """The model of each task, or of each family, one after the other.
 
     Args:
-        spec: Says what the models are of, and how to choose.
-        config: With all tasks.
-        data: The data set.
-        encoder: That of the configuration.
-        worker: This process.
-        unfinished: Keeps what an interrupted run has done.
-        kept: Directory of what choosing and pre-finetuning take; None to keep it no longer than the run.
+        run: Its spec says what the models are of, and how to choose.
         into: Is told what the models came to.
 
     Raises:
         MtopError: The settings cannot work, or training diverged.
     """
-    if spec.auxiliary == {"method": "family"}:
-        yield from _models_of_families(spec, config, data, encoder, worker, unfinished, kept, into)
+    if run.spec.auxiliary == {"method": "family"}:
+        yield from _models_of_families(run, into)
         return
-    by_name = {item.task.name: item for item in data.train}
-    jobs, records = trainings(config, data.train, encoder, worker, unfinished, kept)
-    for name, test in data.test.items():
-        item = by_name[name]
-        selection = _choose(jobs, name, spec.auxiliary or {}, records)
+    examples = run.examples
+    jobs, records = trainings(run)
+    for name, test in run.data.test.items():
+        selection = _choose(jobs, name, run.spec.auxiliary or {}, records)
         started = time.monotonic()
         rates = dict(zip((name, *selection.auxiliary), map(float, selection.ratio), strict=False))
-        own = together(config, [name, *selection.auxiliary], rates)
-        items = [_of(selection, by_name[task.name], task.rate) for task in own.task]
-        part = unfinished.part(name)
-        model = begin(own, items, encoder, worker, part)
-        trained = train_whole(model, own, items, worker, part)
+        own = together(run.config, [name, *selection.auxiliary], rates)
+        items = [_of(selection, examples[task.name], task.rate) for task in own.task]
+        unfinished = run.unfinished.part(name)
+        model = begin(own, items, run.encoder, run.worker, unfinished)
+        trained = train_whole(model, own, items, run.worker, unfinished)
         into.add(trained, [name])
         into.chosen[name] = list(selection.auxiliary)
         into.selection_steps += selection.num_steps
         into.seconds["selection"] += selection.seconds
         into.seconds["train"] += time.monotonic() - started
-        yield OwnModel(model, [(item.task, test)])
+        yield OwnModel(model, [(examples[name].task, test)])
 
 
-def _models_of_families(
-    spec: RunSpec,
-    config: Config,
-    data: Prepared,
-    encoder: Encoder,
-    worker: Worker,
-    unfinished: Unfinished,
-    kept: str | None,
-    into: Chosen,
-) -> Iterator[OwnModel]:
+def _models_of_families(run: StartedRun, into: Chosen) -> Iterator[OwnModel]:
     """The same where each family has a model."""
-    for family in dict.fromkeys(family_of(task.kind) for task in config.task):
-        own = config.with_tasks([task for task in config.task if family_of(task.kind) == family])
-        items = [item for item in data.train if family_of(item.task.kind) == family]
-        part = unfinished.part(family)
-        with beginning(spec, own, data, encoder, worker, part, kept) as first:
+    for family in dict.fromkeys(family_of(task.kind) for task in run.config.task):
+        part = run.part(family, [task for task in run.config.task if family_of(task.kind) == family])
+        items = part.data.train
+        with beginning(part) as first:
             started = time.monotonic()
-            model = begin(first.config, items, first.encoder, worker, part)
-        trained = train_whole(model, own, items, worker, part)
+            model = begin(first.config, items, first.encoder, part.worker, part.unfinished)
+        trained = train_whole(model, part.config, items, part.worker, part.unfinished)
         into.add(trained, [item.task.name for item in items])
         into.seconds["train"] += time.monotonic() - started
-        if spec.prefinetune is not None:
+        if run.spec.prefinetune is not None:
             into.seconds["prefinetune"] = into.seconds.get("prefinetune", 0.0) + first.seconds
-        yield OwnModel(model, [(item.task, data.test[item.task.name]) for item in items])
+        yield OwnModel(model, [(item.task, part.data.test[item.task.name]) for item in items])
 
 
-def trainings(
-    config: Config, data: Sequence[TaskData], encoder: Encoder, worker: Worker, unfinished: Unfinished, kept: str | None
-) -> tuple[Jobs, KeptRecords]:
-    """The trainings that a selection may ask for, and what runs them here, one after the other; see `own_models`."""
-    by_name = {item.task.name: item for item in data}
+def trainings(run: StartedRun) -> tuple[Jobs, KeptRecords]:
+    """The trainings that a selection may ask for, and what runs them here, one after the other."""
+    examples = run.examples
 
     def execute(missing: Sequence[Job]) -> Iterator[tuple[Job, Record]]:
         for job in missing:
-            part = unfinished_of(kept, job) if kept else unfinished.part(job.digest)
-            yield job, run_job(job, by_name, encoder, worker=worker, unfinished=part)
-            part.discard()
+            unfinished = unfinished_of(run.kept, job) if run.kept else run.unfinished.part(job.digest)
+            yield job, run_job(job, examples, run.encoder, worker=run.worker, unfinished=unfinished)
+            unfinished.discard()
 
-    return Jobs(config, by_name, encoder.backbone), KeptRecords(kept, execute)
+    return Jobs(run.config, examples, run.encoder.backbone), KeptRecords(run.kept, execute)
 
 
 def _choose(jobs: Jobs, primary: str, auxiliary: dict[str, Any], records: KeptRecords) -> Selection:

@@ -8,16 +8,16 @@ from dataclasses import replace
 from statistics import mean, median
 
 from mtop_batch.data.sets.glue import GLUE_TASKS as GLUE_RECIPES
-from mtop_batch.experiments import paper
-from mtop_batch.experiments.family_methods import ENTITIES, TEXTS
-from mtop_batch.experiments.many_tables import costs_beside_one, fewer_tasks, notes_of_many, quality_of_many
-from mtop_batch.experiments.markdown import EMPTY, bold, markdown, spread_text
-from mtop_batch.experiments.method import COMMON, Method
-from mtop_batch.experiments.methods import METHODS, TABLE_DATA, TABLE_METHODS, TableName, reference
-from mtop_batch.experiments.records import Records, RunRecord
-from mtop_batch.experiments.specs import RunSpec
-from mtop_batch.experiments.statistics import Difference
-from mtop_batch.experiments.summary import ResultTable, Row, Setting, tables
+from mtop_batch.experiments.methods.families import ENTITIES, TEXTS
+from mtop_batch.experiments.methods.method import COMMON, Method
+from mtop_batch.experiments.methods.tables import METHODS, TABLE_DATA, TABLE_METHODS, TableName, reference
+from mtop_batch.experiments.page import paper
+from mtop_batch.experiments.page.many_tables import costs_beside_one, fewer_tasks, notes_of_many, quality_of_many
+from mtop_batch.experiments.page.markdown import EMPTY, bold, markdown, spread_text
+from mtop_batch.experiments.page.statistics import Difference
+from mtop_batch.experiments.page.summary import ResultTable, Row, Setting, tables
+from mtop_batch.experiments.runs.records import Records, RunRecord
+from mtop_batch.experiments.runs.specs import RunSpec
 from mtop_batch.tasks import Task
 
 _FAMILIES = (ENTITIES, TEXTS)
@@ -109,7 +109,7 @@ def results_page(records: Records, results: str, images: Mapping[str, str]) -> s
 def _section(table: ResultTable) -> str:
     return "".join(
         [
-            _heading(table.setting),
+            _heading(table.setting, len(table.tasks)),
             "\n" + _quality(table),
             *_why_empty(table),
             "\n" + _against_mtop(table),
@@ -126,14 +126,15 @@ def _fewer(tables_: Sequence[ResultTable]) -> str:
     for setting in sorted(settings, key=repr):
         same = [table for table in tables_ if replace(table.setting, data_digest="") == setting]
         runs = [run for table in same for row in table.rows for run in row.runs.values()]
-        parts += [_heading(setting), "\n" + fewer_tasks(same, paper.MANY_FEWER), "\n" + _made_on(runs)]
+        parts += [_heading(setting, 0), "\n" + fewer_tasks(same, paper.MANY_FEWER), "\n" + _made_on(runs)]
     return "".join(parts)
 
 
-def _heading(setting: Setting) -> str:
+def _heading(setting: Setting, num_tasks: int) -> str:
     changes = json.loads(setting.changes)
+    judged = f", judged on {num_tasks:,} of {setting.num_among:,} tasks" if setting.among else ""
     changed = "; " + ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in changes.items()) if changes else ""
-    return f"\n### {setting.data}: {setting.examples_named}, `{setting.backbone}`{changed}\n"
+    return f"\n### {setting.data}: {setting.examples_named}, `{setting.backbone}`{judged}{changed}\n"
 
 
 def _quality_of_families(table: ResultTable) -> str:

@@ -10,12 +10,12 @@ from statistics import mean, median
 import numpy as np
 import numpy.typing as npt
 
-from mtop_batch.experiments.family_methods import ENTITIES, TEXTS, family_of
-from mtop_batch.experiments.method import COMMON
-from mtop_batch.experiments.methods import METHODS, TABLE_DATA, TABLE_METHODS, TABLES, TableName, reference
-from mtop_batch.experiments.records import DataRecord, Records, RunRecord, SpeedRecord, unpack
-from mtop_batch.experiments.specs import RunSpec
-from mtop_batch.experiments.statistics import Difference, Differences, TestOutputs, differences
+from mtop_batch.experiments.methods.families import ENTITIES, TEXTS, family_of
+from mtop_batch.experiments.methods.method import COMMON
+from mtop_batch.experiments.methods.tables import METHODS, TABLE_DATA, TABLE_METHODS, TABLES, TableName, reference
+from mtop_batch.experiments.page.statistics import Difference, Differences, TestOutputs, differences
+from mtop_batch.experiments.runs.records import DataRecord, Records, RunRecord, SpeedRecord, unpack
+from mtop_batch.experiments.runs.specs import RunSpec
 from mtop_batch.tasks import Metric, Task
 
 # Table 3 judges these otherwise than Table 2.
@@ -34,6 +34,9 @@ class Setting:
     changes: str
     """What all methods have in `[train]` otherwise than `COMMON`, as JSON."""
     fraction: float | None = None
+    among: str = ""
+    """Digest of the tasks that may help those that all methods are judged on; empty where these are all."""
+    num_among: int = 0
 
     @property
     def examples_named(self) -> str:
@@ -53,6 +56,7 @@ class Setting:
             spec.max_tokens,
             json.dumps(_changes(spec)),
             spec.fraction,
+            **({"among": spec.among["digest"], "num_among": spec.among["number"]} if spec.among else {}),
         )
 
 

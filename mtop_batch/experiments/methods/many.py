@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mtop_batch.experiments.method import Method, Share
+from mtop_batch.experiments.methods.method import Method, Share
 from mtop_batch.tasks import Reader
 
 MANY = "many"

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from mtop_batch.errors import ConfigError
-from mtop_batch.experiments.family_methods import FAMILIES, FAMILY_METHODS
-from mtop_batch.experiments.many_methods import FEWER, MANY, NUMBERS, READS, SCHEDULES, TRANSFER
-from mtop_batch.experiments.method import Method
+from mtop_batch.experiments.methods.families import FAMILIES, FAMILY_METHODS
+from mtop_batch.experiments.methods.many import FEWER, MANY, NUMBERS, READS, SCHEDULES, TRANSFER
+from mtop_batch.experiments.methods.method import Method
 from mtop_batch.selection.gradts import EXAMPLE_THRESHOLD, TASK_THRESHOLD
 
 TableName = Literal[

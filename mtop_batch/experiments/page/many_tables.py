@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from mtop_batch.experiments.many_methods import FEWER_TITLES
-from mtop_batch.experiments.markdown import EMPTY, bold, markdown, spread_text
-from mtop_batch.experiments.summary import ResultTable, Row, Spread
+from mtop_batch.experiments.methods.many import FEWER_TITLES
+from mtop_batch.experiments.page.markdown import EMPTY, bold, markdown, spread_text
+from mtop_batch.experiments.page.summary import ResultTable, Row, Spread
 
 Published = Mapping[str, Mapping[str, str]]
 

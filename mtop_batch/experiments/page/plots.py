@@ -8,11 +8,11 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from mtop_batch.errors import ConfigError
-from mtop_batch.experiments.family_methods import ENTITIES, FAMILIES, TEXTS
-from mtop_batch.experiments.many_methods import MANY
-from mtop_batch.experiments.methods import MTOP
-from mtop_batch.experiments.records import Records
-from mtop_batch.experiments.summary import ResultTable, Row, Setting, Spread, tables
+from mtop_batch.experiments.methods.families import ENTITIES, FAMILIES, TEXTS
+from mtop_batch.experiments.methods.many import MANY
+from mtop_batch.experiments.methods.tables import MTOP
+from mtop_batch.experiments.page.summary import ResultTable, Row, Setting, Spread, tables
+from mtop_batch.experiments.runs.records import Records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

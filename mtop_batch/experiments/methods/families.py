@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mtop_batch.experiments.method import COMMON, Method
+from mtop_batch.experiments.methods.method import COMMON, Method
 
 FAMILIES = "families"
 """The method that the others are compared with."""

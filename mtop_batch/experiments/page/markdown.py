@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mtop_batch.experiments.summary import Spread
+from mtop_batch.experiments.page.summary import Spread
 
 EMPTY = "–"
 

@@ -12,16 +12,26 @@ from mtop_batch.config.load import validate
 from mtop_batch.config.sections import Config
 from mtop_batch.config.task import TaskConfig
 from mtop_batch.errors import ConfigError
-from mtop_batch.experiments.data import DataSet, tasks_of
-from mtop_batch.experiments.family_methods import family_of
-from mtop_batch.experiments.many_methods import JUDGED
-from mtop_batch.experiments.method import COMMON, Method
-from mtop_batch.experiments.methods import method
+from mtop_batch.experiments.methods.families import family_of
+from mtop_batch.experiments.methods.many import JUDGED
+from mtop_batch.experiments.methods.method import COMMON, Method
+from mtop_batch.experiments.methods.tables import method
+from mtop_batch.experiments.runs.data_set import DataSet, tasks_of
 from mtop_batch.tasks import Reader
 from mtop_batch.training.start import check_readers
 
 FORMAT = 1
-_OPTIONAL = ("unlabelled", "auxiliary", "reads", "families", "prefinetune", "fraction", "learns", "begins_with")
+_OPTIONAL = (
+    "unlabelled",
+    "auxiliary",
+    "reads",
+    "families",
+    "prefinetune",
+    "fraction",
+    "learns",
+    "begins_with",
+    "among",
+)
 # They change how fast a run is or who is told of it, or are the seed, which stands by itself.
 _UNDECISIVE = ("num_workers", "max_failures", "precision", "seed", "tensorboard", "mlflow")
 
@@ -85,6 +95,8 @@ class RunSpec:
         learns: What it learns, where that are other tasks than it is judged on, or not as often as `epochs` says: the
             number of "tasks", their "digest", and by what `epochs` is multiplied.
         begins_with: Digest of the run that leaves the encoder; None for the pretrained one.
+        among: The "number" of tasks of the data set, and its "digest", where it is judged on primary tasks only; None
+            where it is judged on all.
     """
 
     method: str
@@ -104,6 +116,7 @@ class RunSpec:
     fraction: float | None = None
     learns: dict[str, Any] | None = None
     begins_with: str | None = None
+    among: dict[str, Any] | None = None
 
     @property
     def digest(self) -> str:
@@ -174,6 +187,7 @@ def make_spec(name: str, seed: int, data: DataSet, settings: RunSettings) -> Run
         fraction=settings.fraction,
         learns=_learns(chosen, learned, judged, data, settings.examples),
         begins_with=begins_with,
+        among={"number": len(data.tasks), "digest": data.digest} if data.primaries else None,
     )
 
 

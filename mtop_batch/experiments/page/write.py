@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from mtop_batch import storage
-from mtop_batch.experiments.page import results_page
-from mtop_batch.experiments.plots import results_plots
-from mtop_batch.experiments.records import read_records
+from mtop_batch.experiments.page.page import results_page
+from mtop_batch.experiments.page.plots import results_plots
+from mtop_batch.experiments.runs.records import read_records
 
 
 def write_results(results: str) -> str:

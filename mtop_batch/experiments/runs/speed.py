@@ -12,10 +12,11 @@ import numpy as np
 
 from mtop_batch.config.sections import Config
 from mtop_batch.data.tokens import Tokens
-from mtop_batch.experiments.data import DataSet, Prepared, with_reader
-from mtop_batch.experiments.records import SpeedRecord, machine
-from mtop_batch.experiments.run import untrained
-from mtop_batch.experiments.specs import RunSpec
+from mtop_batch.experiments.runs.data_set import DataSet
+from mtop_batch.experiments.runs.prepared import Prepared, with_reader
+from mtop_batch.experiments.runs.records import SpeedRecord, machine
+from mtop_batch.experiments.runs.run import untrained
+from mtop_batch.experiments.runs.specs import RunSpec
 from mtop_batch.labelling.run.predictor import Predictor
 from mtop_batch.precision import resolve_precision
 from mtop_batch.training.one_process import Encoder
@@ -27,6 +28,7 @@ _REPEATS = 3
 def speed_digest(spec: RunSpec) -> str:
     """Names the record of a method's speed: the same for all seeds and ways of training."""
     values = [spec.method, spec.model, spec.data_digest, spec.backbone, spec.max_tokens]
+    values += [spec.among] if spec.among else []
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -57,6 +57,11 @@ class Method:
     learns: Share | None = None
     begins_with: str | None = None
 
+    @property
+    def alone(self) -> bool:
+        """Whether no task learns from another."""
+        return self.model["kind"] == "single-task" or (self.auxiliary or {}).get("method") == "alone"
+
 
 COMMON: Mapping[str, Any] = {
     "epochs": 2,
