@@ -125,7 +125,7 @@ def _sources(config: Config, parts: Parts, progress: Progress) -> tuple[dict[str
             teachers[source.name] = teacher
         item = read_source(source, teacher, parts.text_tokenizer, config.train.seed)
         data.append(replace(item, rate=source.rate))
-        progress.note(f"{source.name}: {counted(len(item.train), 'text' if teacher else 'pair')}")
+        progress.advance(1, f"{source.name}: {counted(len(item.train), 'text' if teacher else 'pair')}")
     return teachers, data
 
 

@@ -22,6 +22,7 @@ from mtop_batch.engine.training.single_tasks import max_threads, ray_options
 from mtop_batch.engine.training.workers import use_threads
 from mtop_batch.errors import ConfigError
 from mtop_batch.experiments.methods.tables import (
+    BUILT_BY,
     DATA_FILES,
     TABLE_DATA,
     TABLE_METHODS,
@@ -225,6 +226,11 @@ def _checked(options: ReproduceOptions) -> ReproduceOptions:
 def _read(options: ReproduceOptions) -> DataSet:
     name = cast(DataName, options.on or TABLE_DATA[options.table])
     tasks = options.tasks or f"{DATA_FILES[name]}/tasks.toml"
+    if options.tasks is None and not storage.is_file(storage.absolute(tasks)):
+        raise ConfigError(
+            f"there is no {tasks}, where the data set {name!r} is expected; make it with `{BUILT_BY[name]}`, or say "
+            "where it lies with --tasks"
+        )
     rows = _QUICK_ROWS if options.quick else None
     data = read_for(_method_names(options), name, tasks, options.unlabelled, rows)
     return data.with_primaries(options.primaries)

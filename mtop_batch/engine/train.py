@@ -215,7 +215,7 @@ def prepare(config: Config, progress: Progress) -> Parts:
     Raises:
         MtopError: They do not.
     """
-    progress.phase("read and tokenise the examples", len(config.task), "tasks")
+    progress.phase("read and tokenise the examples", len(config.task) + len(config.source), "tasks")
     tokenizer = load_tokenizer(config.backbone.name)
     backbone = load_backbone(config.backbone.name)
     check_fit(config.backbone.name, tokenizer, backbone)

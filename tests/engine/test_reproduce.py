@@ -7,6 +7,7 @@ import random
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ from mtop_batch.data.sets.nhc import TOPICS
 from mtop_batch.engine.monitoring.progress import Progress
 from mtop_batch.engine.reproduce import Reproduced, ReproduceOptions, reproduce
 from mtop_batch.errors import ConfigError
-from mtop_batch.experiments.methods.tables import METHODS, TABLE_METHODS, methods_of
+from mtop_batch.experiments.methods.tables import BUILT_BY, DATA_FILES, METHODS, TABLE_METHODS, DataName, methods_of
 from mtop_batch.experiments.runs.records import RunRecord
 from mtop_batch.experiments.runs.specs import RunSettings
 from tests.conftest import WORDS, make_backbone, make_tokenizer
@@ -215,6 +216,7 @@ def test_the_whole_news_table_is_tried_by_one_command(tmp_path: Path, capsys: py
         ({"on": "imdb"}, "--on 'imdb' is not a data set; allowed: news, glue"),
         ({"seeds": ()}, "--seeds .* cannot be used"),
         ({"tasks": "nowhere.toml"}, "there is no configuration file 'nowhere.toml'"),
+        ({"primaries": ("tennis",)}, "--primaries 'tennis' is not a task of the data set"),
     ],
 )
 def test_what_cannot_work_is_refused_before_work_starts(
@@ -222,3 +224,12 @@ def test_what_cannot_work_is_refused_before_work_starts(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         run(replace(options, **change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", get_args(DataName))
+def test_a_data_set_that_is_not_there_names_the_command_that_makes_it(
+    name: DataName, options: ReproduceOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"there is no {DATA_FILES[name]}/tasks\.toml.*`{BUILT_BY[name]}`.*--tasks"):
+        run(replace(options, on=name, tasks=None))

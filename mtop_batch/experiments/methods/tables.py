@@ -34,6 +34,13 @@ DATA_FILES: Mapping[DataName, str] = {
     "families": "data/families",
 }
 """Where the `tasks.toml` of each data set lies unless another is given."""
+BUILT_BY: Mapping[DataName, str] = {
+    "news": "mtop build-nhc",
+    "glue": "mtop build-glue",
+    "many": "mtop build-many",
+    "families": "mtop build-families",
+}
+"""The command that makes each."""
 
 # What starts at random, or was learned with the backbone frozen, wants larger steps than a pretrained layer.
 _HEADS = {"head_learning_rate": 5e-4}
