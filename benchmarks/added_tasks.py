@@ -34,7 +34,8 @@ from results_file import write_result
 from torch import Tensor
 
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
-from mtop_batch.data.examples import LabelledTokens, load_examples, tokenise_examples
+from mtop_batch.data.examples import load_examples, tokenise_examples
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.model.bundle.bundle import load_bundle, save_bundle
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer

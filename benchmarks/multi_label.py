@@ -43,7 +43,8 @@ from mtop_batch import api
 from mtop_batch.config.load import load_config
 from mtop_batch.config.sections import Config
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
-from mtop_batch.data.examples import LabelledTokens, load_examples, tokenise_examples
+from mtop_batch.data.examples import load_examples, tokenise_examples
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.decisions.decide import given_labels
 from mtop_batch.model.bundle.bundle import load_bundle

@@ -45,7 +45,8 @@ from results_file import write_result
 from mtop_batch.config.load import load_config
 from mtop_batch.config.sections import Config
 from mtop_batch.config.task import TaskConfig
-from mtop_batch.data.examples import LabelledTokens, load_examples, tokenise_examples
+from mtop_batch.data.examples import load_examples, tokenise_examples
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.engine.add_tasks import add_tasks
 from mtop_batch.engine.labelling.label import LabelOptions, label_corpus

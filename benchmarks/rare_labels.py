@@ -25,8 +25,10 @@ import numpy as np
 import torch
 from results_file import write_result
 
-from mtop_batch.data.examples import LabelledTokens, RawExamples, load_examples, tokenise_examples
+from mtop_batch.data.examples import load_examples, tokenise_examples
 from mtop_batch.data.label_values import Labels
+from mtop_batch.data.labelled_tokens import LabelledTokens
+from mtop_batch.data.raw_examples import RawExamples
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
 from mtop_batch.model.kinds.mt_dnn import MTDNNModel

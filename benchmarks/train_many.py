@@ -25,7 +25,8 @@ import numpy as np
 from results_file import write_result
 
 from mtop_batch.config.load import load_tasks
-from mtop_batch.data.examples import LabelledTokens, load_examples, tokenise_examples
+from mtop_batch.data.examples import load_examples, tokenise_examples
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.data.tokens import KEPT_TEXTS, TextTokenizer, Tokens
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
 from mtop_batch.model.kinds.mtop import MTOPModel

@@ -34,7 +34,7 @@ import time
 import numpy as np
 from results_file import write_result
 
-from mtop_batch.data.examples import LabelledTokens
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.engine.monitoring.memory import KEEP_FREED_MEMORY
 from mtop_batch.model.kinds.config import PromptAttention
 

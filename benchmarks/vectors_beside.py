@@ -23,8 +23,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from results_file import write_result
 
-from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.data.input_vectors import InputVectors
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
 from mtop_batch.model.kinds.mtop import MTOPModel

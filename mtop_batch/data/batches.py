@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mtop_batch.data.examples import LabelledTokens
 from mtop_batch.data.input_vectors import InputVectors
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.data.tokens import Tokens
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mtop_batch.data.examples import RawExamples
+from mtop_batch.data.raw_examples import RawExamples
 from mtop_batch.data.same_text import Pair, same_text_key
 
 

@@ -12,13 +12,9 @@ from pydantic import ValidationError
 from mtop_batch import storage
 from mtop_batch.config.sections import BackboneConfig, Config
 from mtop_batch.config.task import TaskConfig
-from mtop_batch.data.examples import (
-    LabelledTokens,
-    RawExamples,
-    few_warnings,
-    load_examples,
-    tokenise_with_texts,
-)
+from mtop_batch.data.examples import few_warnings, load_examples, tokenise_with_texts
+from mtop_batch.data.labelled_tokens import LabelledTokens
+from mtop_batch.data.raw_examples import RawExamples
 from mtop_batch.data.repeats import find_repeats
 from mtop_batch.data.tokens import KEPT_TEXTS, TextTokenizer
 from mtop_batch.engine.definitions import task_definition

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from mtop_batch.data.examples import LabelledTokens
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.selection.correlation import example_correlations
 from mtop_batch.selection.importance import FloatArray
 from mtop_batch.tasks import Task

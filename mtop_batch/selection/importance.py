@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from mtop_batch.data.batches import length_sorted_batches, pad_batch
-from mtop_batch.data.examples import LabelledTokens
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.model.encoder.head_masks import head_masks
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.training.settings import Worker

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtop_batch.data.batches import length_sorted_batches, pad_examples
-from mtop_batch.data.examples import LabelledTokens
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.model.encoder.inputs import hidden_size
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.model.kinds.mtop import MTOPModel

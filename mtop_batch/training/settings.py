@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mtop_batch.config.train import AlphaDecay
-from mtop_batch.data.examples import LabelledTokens
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.errors import ConfigError, DataError
 from mtop_batch.precision import Precision, PrecisionChoice, resolve_precision
 from mtop_batch.tasks import LabelBy, Task

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mtop_batch.config.task import SourceConfig
 from mtop_batch.data.entities.spans import Entities
-from mtop_batch.data.examples import LabelledTokens, PairedTexts
+from mtop_batch.data.labelled_tokens import LabelledTokens, PairedTexts
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.data.unlabelled import UnlabelledTexts, choose_texts, read_texts
 from mtop_batch.errors import ConfigError, DataError

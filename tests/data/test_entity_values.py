@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import BertTokenizer
 
-from mtop_batch.data.examples import RawExamples, load_examples, load_train_and_eval, tokenise_examples
+from mtop_batch.data.examples import load_examples, load_train_and_eval, tokenise_examples
+from mtop_batch.data.raw_examples import RawExamples
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.errors import DataError
 from mtop_batch.tasks import NO_TAG, Task

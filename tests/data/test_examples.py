@@ -14,13 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import BertTokenizer
 
-from mtop_batch.data.examples import (
-    few_warnings,
-    load_examples,
-    load_train_and_eval,
-    token_counts,
-    tokenise_examples,
-)
+from mtop_batch.data.examples import few_warnings, load_examples, load_train_and_eval, token_counts, tokenise_examples
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import DataError
 from mtop_batch.tasks import LabelBy, Task

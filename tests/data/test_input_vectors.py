@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtop_batch.data.batches import pad_batch
-from mtop_batch.data.examples import LabelledTokens, load_examples, tokenise_examples
+from mtop_batch.data.examples import load_examples, tokenise_examples
 from mtop_batch.data.input_vectors import InputVectors, given_vectors, read_vectors
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import DataError
 from mtop_batch.tasks import Task, VectorInput

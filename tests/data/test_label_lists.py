@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtop_batch.data.examples import RawExamples, load_examples, load_train_and_eval, tokenise_examples
+from mtop_batch.data.examples import load_examples, load_train_and_eval, tokenise_examples
+from mtop_batch.data.raw_examples import RawExamples
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.errors import DataError
 from mtop_batch.tasks import LabelBy, Task

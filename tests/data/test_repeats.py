@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mtop_batch.data.examples import RawExamples
 from mtop_batch.data.label_values import Labels
+from mtop_batch.data.raw_examples import RawExamples
 from mtop_batch.data.repeats import RepeatedText, find_repeats
 from mtop_batch.data.same_text import same_text_key
 from mtop_batch.tasks import Task

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mtop_batch.config.sections import Config
-from mtop_batch.data.examples import LabelledTokens
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.data.tokens import Tokens
 from mtop_batch.engine.training.run_directory import RunDirectory, run_digest
 from mtop_batch.tasks import Task

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizer, ElectraModel
 
-from mtop_batch.data.examples import LabelledTokens, RawExamples, tokenise_examples
+from mtop_batch.data.examples import tokenise_examples
+from mtop_batch.data.labelled_tokens import LabelledTokens
+from mtop_batch.data.raw_examples import RawExamples
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.labelling.run import predictor as predictor_module
 from mtop_batch.labelling.run.predictor import Predictor

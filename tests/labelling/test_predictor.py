@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizer, ElectraModel
 
-from mtop_batch.data.examples import LabelledTokens
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.errors import BundleError, ConfigError, DataError, TaskError
 from mtop_batch.labelling.run import predictor as predictor_module

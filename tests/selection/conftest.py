@@ -11,7 +11,8 @@ import pytest
 
 from mtop_batch.config.load import validate
 from mtop_batch.config.sections import Config
-from mtop_batch.data.examples import LabelledTokens, with_label_scale
+from mtop_batch.data.examples import with_label_scale
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.selection.jobs import Jobs
 from mtop_batch.tasks import Task

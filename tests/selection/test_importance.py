@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import ElectraConfig, ElectraModel
 
 from mtop_batch.data.batches import pad_batch
-from mtop_batch.data.examples import LabelledTokens, load_examples, tokenise_examples
+from mtop_batch.data.examples import load_examples, tokenise_examples
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.errors import ConfigError
 from mtop_batch.model.encoder.head_masks import head_masks

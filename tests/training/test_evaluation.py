@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mtop_batch.data.batches import pad_batch
-from mtop_batch.data.examples import LabelledTokens, with_label_scale
+from mtop_batch.data.examples import with_label_scale
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.data.tokens import Tokens
 from mtop_batch.errors import DataError
 from mtop_batch.tasks import Task

@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
-from mtop_batch.data.examples import LabelledTokens
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task

@@ -16,7 +16,7 @@ from mtop_batch.config.load import load_config, validate
 from mtop_batch.config.sections import Config
 from mtop_batch.config.task import SourceConfig
 from mtop_batch.data.batches import pad_batch
-from mtop_batch.data.examples import PairedTexts
+from mtop_batch.data.labelled_tokens import PairedTexts
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.errors import BundleError, ConfigError, DataError, MtopError
 from mtop_batch.model.bundle.bundle import save_bundle

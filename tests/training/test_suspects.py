@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mtop_batch.data.examples import RawExamples
+from mtop_batch.data.raw_examples import RawExamples
 from mtop_batch.errors import DataError
 from mtop_batch.tasks import Task
 from mtop_batch.training.evaluation.label_report import ERROR_COLUMNS

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from mtop_batch.data.batches import pad_batch
 from mtop_batch.data.entities.spans import Entities
-from mtop_batch.data.examples import LabelledTokens, RawExamples, tokenise_examples
+from mtop_batch.data.examples import tokenise_examples
+from mtop_batch.data.labelled_tokens import LabelledTokens
+from mtop_batch.data.raw_examples import RawExamples
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.model.encoder.inputs import Text
 from mtop_batch.model.parts.losses import task_loss

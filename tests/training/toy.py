@@ -13,7 +13,7 @@ from transformers import ElectraModel
 
 from mtop_batch.data.entities.spans import Entities
 from mtop_batch.data.entities.tags import find_entities, tags_of_words
-from mtop_batch.data.examples import LabelledTokens
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.data.tokens import Tokens
 from mtop_batch.model.kinds.config import PromptAttention
 from mtop_batch.model.kinds.mtop import MTOPModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mtop_batch.config.sections import Config
-from mtop_batch.data.examples import LabelledTokens
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.decisions.rules import with_rules
 from mtop_batch.errors import TaskError
 from mtop_batch.model.bundle.files import read_decisions

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from mtop_batch import storage
 from mtop_batch.config.sections import Config
-from mtop_batch.data.examples import LabelledTokens
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.data.tokens import Tokens
 from mtop_batch.engine.monitoring.events import Event
 from mtop_batch.engine.outputs import interrupted_runs

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from mtop_batch.config.sections import Config
 from mtop_batch.config.train import UnlabelledConfig
-from mtop_batch.data.examples import RawExamples, load_examples, load_train_and_eval
+from mtop_batch.data.examples import load_examples, load_train_and_eval
+from mtop_batch.data.raw_examples import RawExamples
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.data.unlabelled import UnlabelledTexts, choose_texts, read_texts
 from mtop_batch.engine.monitoring.events import EventQueue

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mtop_batch.data.examples import LabelledTokens
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.experiments.methods.families import family_of
 from mtop_batch.experiments.runs.prefinetuned import beginning
 from mtop_batch.experiments.runs.started import StartedRun

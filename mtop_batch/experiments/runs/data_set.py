@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 
 from mtop_batch.config.task import TaskConfig
-from mtop_batch.data.examples import (
-    RawExamples,
-)
+from mtop_batch.data.raw_examples import RawExamples
 from mtop_batch.data.unlabelled import UnlabelledTexts
 from mtop_batch.errors import ConfigError
 from mtop_batch.experiments.methods.many import JUDGED

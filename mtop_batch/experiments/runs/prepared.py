@@ -7,11 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mtop_batch.config.task import TaskConfig
-from mtop_batch.data.examples import (
-    LabelledTokens,
-    tokenise_examples,
-    with_label_scale,
-)
+from mtop_batch.data.examples import tokenise_examples, with_label_scale
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.data.tokens import TextTokenizer, Tokens
 from mtop_batch.experiments.runs.data_set import DataSet
 from mtop_batch.tasks import Reader

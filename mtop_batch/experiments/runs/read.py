@@ -11,10 +11,7 @@ import numpy as np
 
 from mtop_batch import storage
 from mtop_batch.config.load import load_tasks
-from mtop_batch.data.examples import (
-    few_warnings,
-    load_examples,
-)
+from mtop_batch.data.examples import few_warnings, load_examples
 from mtop_batch.data.same_text import same_text_key
 from mtop_batch.data.sets.families import SOURCES_FILE
 from mtop_batch.data.unlabelled import choose_texts, read_texts

@@ -23,7 +23,7 @@ import torch
 
 from mtop_batch import storage
 from mtop_batch.data.entities.spans import Entities, num_right
-from mtop_batch.data.examples import RawExamples
+from mtop_batch.data.raw_examples import RawExamples
 from mtop_batch.errors import DataError
 from mtop_batch.experiments.runs.data_set import DataSet
 from mtop_batch.experiments.runs.specs import RunSpec

@@ -16,7 +16,7 @@ from mtop_batch import storage
 from mtop_batch.config.model import MTOPModelConfig
 from mtop_batch.config.sections import Config
 from mtop_batch.config.task import TaskConfig
-from mtop_batch.data.examples import LabelledTokens
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.errors import ConfigError
 from mtop_batch.experiments.methods.tables import BEGUN_WITH
 from mtop_batch.experiments.runs.auxiliary import Chosen, own_models, trainings

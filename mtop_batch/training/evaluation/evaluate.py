@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 from mtop_batch.data.batches import length_sorted_batches
 from mtop_batch.data.entities.spans import Entities, count_entities
 from mtop_batch.data.entities.tags import find_entities
-from mtop_batch.data.examples import LabelledTokens
+from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.decisions.decide import calibrate, given_labels
 from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.tasks import METRICS, Metric, Task

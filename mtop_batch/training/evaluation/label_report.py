@@ -13,7 +13,7 @@ import pyarrow as pa
 import sklearn.metrics
 
 from mtop_batch.data.entities.spans import Entities, count_entities
-from mtop_batch.data.examples import entity_names
+from mtop_batch.data.raw_examples import entity_names
 from mtop_batch.tasks import Metric, Task
 from mtop_batch.training.calibration.temperature import ScoreBin, calibration_error, score_bins
 from mtop_batch.training.evaluation.evaluate import TaskPredictions

@@ -19,7 +19,7 @@ import pyarrow as pa
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from mtop_batch.data.examples import RawExamples
+from mtop_batch.data.raw_examples import RawExamples
 from mtop_batch.data.same_text import same_text_key
 from mtop_batch.errors import DataError
 from mtop_batch.training.evaluation.label_report import ERROR_COLUMNS
