@@ -131,7 +131,7 @@ def reproduce(
         str,
         typer.Argument(
             help="news, glue, ablations, prompt-lengths, auxiliary, families, or many; of that also a part by itself: "
-            "many-reads, many-numbers, many-transfer, many-fewer."
+            "many-alpha, many-reads, many-numbers, many-transfer, many-fewer."
         ),
     ],
     methods: Annotated[

@@ -153,7 +153,7 @@ def test_all_tables_of_many_tasks_are_tried_by_one_command(many_options: Reprodu
     done = run(replace(many_options, quick=True))
     assert len(done.done) == len(methods_of("many"))
     page = Path(done.page).read_text()
-    for name in ("many", "many-reads", "many-numbers", "many-transfer"):
+    for name in ("many", "many-alpha", "many-reads", "many-numbers", "many-transfer"):
         for method in TABLE_METHODS[name]:
             assert re.search(rf"\| {re.escape(METHODS[method].title)} \| [\d,]+ \| 1 \|", page), method
     assert "times one task" in page

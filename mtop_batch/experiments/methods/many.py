@@ -77,6 +77,13 @@ SCHEDULES: Mapping[str, Method] = {
 }
 """How steps take tasks, and at which rate they learn."""
 
+ALPHAS: Mapping[str, Method] = {
+    f"many-{decay}-to-{end}": _many(f"alpha 1 to {end:g}, {decay}", alpha_end=end, alpha_decay=decay)
+    for decay in ("linear", "exponential", "cosine", "demon")
+    for end in (0.5, 0.0)
+}
+"""Where alpha ends; those that end at 0.1 are among `SCHEDULES`."""
+
 READS: Mapping[str, Method] = {
     "many-prompts": _many("Prompts of each task's own", _PROMPTS),
     "many-late-2": _many("The same in the last two layers", {**_PROMPTS, "prompt_layers": 2}),

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from mtop_batch.errors import ConfigError
 from mtop_batch.experiments.methods.families import FAMILIES, FAMILY_METHODS
-from mtop_batch.experiments.methods.many import FEWER, MANY, NUMBERS, READS, SCHEDULES, TRANSFER
+from mtop_batch.experiments.methods.many import ALPHAS, FEWER, MANY, NUMBERS, READS, SCHEDULES, TRANSFER
 from mtop_batch.experiments.methods.method import Method
 from mtop_batch.selection.gradts import EXAMPLE_THRESHOLD, TASK_THRESHOLD
 
@@ -20,6 +20,7 @@ TableName = Literal[
     "auxiliary",
     "families",
     "many",
+    "many-alpha",
     "many-reads",
     "many-numbers",
     "many-transfer",
@@ -80,7 +81,7 @@ def _selections(name: str, base: Method) -> dict[str, Method]:
     }
 
 
-_MANY_METHODS: Mapping[str, Method] = {**SCHEDULES, **READS, **NUMBERS, **TRANSFER, **FEWER}
+_MANY_METHODS: Mapping[str, Method] = {**SCHEDULES, **ALPHAS, **READS, **NUMBERS, **TRANSFER, **FEWER}
 
 METHODS: Mapping[str, Method] = {
     "single-task": Method("Single task", {"kind": "single-task", "dropout": 0.1}),
@@ -139,6 +140,7 @@ TABLE_METHODS: Mapping[TableName, tuple[str, ...]] = {
     ),
     "families": tuple(FAMILY_METHODS),
     "many": tuple(SCHEDULES),
+    "many-alpha": (MANY, "many-linear", "many-cosine", "many-demon", *ALPHAS),
     "many-reads": (MANY, *READS),
     "many-numbers": (MANY, *NUMBERS),
     "many-transfer": tuple(TRANSFER),
@@ -154,6 +156,7 @@ TABLE_DATA: Mapping[TableName, DataName] = {
     "auxiliary": "glue",
     "many": "many",
     "families": "families",
+    "many-alpha": "many",
     "many-reads": "many",
     "many-numbers": "many",
     "many-transfer": "many",

@@ -93,6 +93,20 @@ MANY = _rows(
     },
 )
 """Their Table 1: alpha from 1 to 0.1."""
+MANY_ALPHA = MANY | _rows(
+    MANY_COLUMNS,
+    {
+        "many-linear-to-0.5": "74.66 73.56 50.05",
+        "many-linear-to-0.0": "75.31 72.49 52.98",
+        "many-exponential-to-0.5": "74.79 73.33 51.69",
+        "many-exponential-to-0.0": "74.86 69.85 52.38",
+        "many-cosine-to-0.5": "74.63 73.71 52.25",
+        "many-cosine-to-0.0": "74.47 73.28 51.20",
+        "many-demon-to-0.5": "73.20 73.82 47.46",
+        "many-demon-to-0.0": "74.31 73.84 52.92",
+    },
+)
+"""Their Table 1."""
 MANY_READS = _rows(
     MANY_COLUMNS,
     {"many-attention": "72.95 66.39 55.07", "many-dypa": "74.33 69.83 54.39"},

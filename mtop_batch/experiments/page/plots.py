@@ -25,6 +25,7 @@ _TITLES = {
     "auxiliary": "Auxiliary tasks",
     "families": "Entities beside texts",
     "many": "How steps take many tasks",
+    "many-alpha": "Where alpha ends",
     "many-reads": "What many tasks read",
     "many-numbers": "A hundred tasks and more",
     "many-transfer": "A very large task after many",
