@@ -2,8 +2,8 @@
 
 * `mtop`           one model with one multi-label task; no single-task phase, so that its budget is that of the next
 * `mtop-warm`      the same with the single-task phase, the default of `mtop train`
-* `transformers`   `AutoModelForSequenceClassification` of the same backbone, for multi-label classification; as many
-                   steps at the same rate, with the same schedule and batch size
+* `transformers`   `AutoModelForSequenceClassification.from_pretrained` of the same backbone, its pooler included, for
+                   multi-label classification; as many steps at the same rate, with the same schedule and batch size
 * `scikit-learn`   TF-IDF (words and pairs of words), and a logistic regression for each label
 
     python benchmarks/multi_label.py prepare --output data/multi-label [--goemotions DIR] [--reuters FILE]
@@ -24,7 +24,6 @@ many examples of each part, for all methods alike.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -48,7 +47,7 @@ from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.decisions.decide import given_labels
 from mtop_batch.model.bundle.bundle import load_bundle
-from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
+from mtop_batch.model.encoder.backbone import load_tokenizer, locate_backbone
 from mtop_batch.tasks import METRICS, Task
 from mtop_batch.training.evaluation.evaluate import task_predictions
 from mtop_batch.training.evaluation.metrics import compute_metric
@@ -163,12 +162,12 @@ def by_transformers(config: Config, test: str) -> Scores:
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(train.seed)
-    backbone = load_backbone(config.backbone.name)
-    settings = copy.deepcopy(backbone.config)
-    settings.num_labels, settings.problem_type = len(task.labels), "multi_label_classification"
-    model = AutoModelForSequenceClassification.from_config(settings).to(device)  # type: ignore[no-untyped-call]
-    missing = model.base_model.load_state_dict(backbone.state_dict(), strict=False)
-    assert not missing.unexpected_keys
+    model = AutoModelForSequenceClassification.from_pretrained(
+        locate_backbone(config.backbone.name),
+        num_labels=len(task.labels),
+        problem_type="multi_label_classification",
+        dtype=torch.float32,
+    ).to(device)
     if train.freeze_word_embeddings:
         model.get_input_embeddings().weight.requires_grad_(False)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
