@@ -45,6 +45,8 @@ TASKS = [
     Task("politics", text=("title", "body")),
     Task("mood", labels=("bad", "neutral", "good"), text=("title", "body")),
     Task("length", kind="regression", labels=(), text=("title", "body")),
+    Task("emotions", kind="multi-label", labels=("joy", "fear", "anger"), text=("title", "body")),
+    Task("names", kind="token", labels=("PER", "LOC"), text=("title", "body")),
 ]
 UNIT_ROWS = 50
 # A dead node is noticed within seconds, not half a minute; the rest of Ray is as users have it.
