@@ -49,6 +49,7 @@ from mtop_batch.experiments.runs.run import run_spec
 from mtop_batch.experiments.runs.specs import RunSettings, RunSpec, make_spec
 from mtop_batch.experiments.runs.speed import measure_speed, speed_digest
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
+from mtop_batch.precision import PrecisionChoice
 from mtop_batch.training.one_process import Encoder
 from mtop_batch.training.settings import single_worker
 from mtop_batch.training.unfinished import Unfinished
@@ -157,6 +158,7 @@ class _Job:
         results: Directory of the records, for what is unfinished; None to keep nothing there.
         processes: How many share a node.
         max_threads: None for as many as there are cores.
+        precision: Of training; speeds are measured in the one that `mtop label` chooses.
     """
 
     data: ray.ObjectRef[DataSet]
@@ -164,6 +166,7 @@ class _Job:
     results: str | None
     processes: int
     max_threads: int | None
+    precision: PrecisionChoice
 
 
 def run_remotely(spec: RunSpec, job: _Job) -> RunRecord:
@@ -182,7 +185,7 @@ def run_remotely(spec: RunSpec, job: _Job) -> RunRecord:
         prepared.of(learned.names, judged.names),
         learned.configs,
         Encoder(load_backbone(spec.backbone), load_tokenizer(spec.backbone)),
-        worker=single_worker("auto"),
+        worker=single_worker(job.precision),
         unfinished=Unfinished(_unfinished(job.results, spec)),
         kept=kept,
         encoders=encoders,
@@ -319,6 +322,7 @@ def _run(
             results=storage.absolute(options.results) if shared else None,
             processes=processes_per_node(len(missing), resources),
             max_threads=max_threads(),
+            precision=(settings.train or {}).get("precision", "auto"),
         )
         progress.phase("run", len(missing), "runs")
         ray_task_options = ray_options(len(missing), resources, _MAX_FAILURES)

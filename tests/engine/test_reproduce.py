@@ -82,6 +82,15 @@ def test_a_quick_trial_keeps_apart(options: ReproduceOptions) -> None:
     assert "Rows with fewer than five seeds" in Path(done.page).read_text()
 
 
+def test_a_run_trains_in_the_wanted_precision(options: ReproduceOptions, tmp_path: Path) -> None:
+    settings = replace(options.settings, train={**QUICK, "precision": "bf16"})
+    wanted = replace(options, quick=True, methods=("mt-dnn",), speed=False, settings=settings)
+    done = run(replace(wanted, results=str(tmp_path)))
+    record = json.loads((tmp_path / "quick" / f"{done.done[0]}.json").read_bytes())
+    assert record["machine"]["precision"] == "bf16"
+    assert "precision" not in record["spec"]["train"]
+
+
 @pytest.mark.slow
 def test_the_table_of_auxiliary_tasks_is_tried_by_one_command(options: ReproduceOptions, tmp_path: Path) -> None:
     wanted = replace(options, table="auxiliary", methods=(), on="news", results=str(tmp_path / "results"), quick=True)
