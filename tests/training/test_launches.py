@@ -49,8 +49,8 @@ def operations_of_a_step(attention: PromptAttention) -> list[str]:
 
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    bound = "mtop_batch.model.encoder.encode._is_bound_by_launches"
-    return lambda: monkeypatch.setattr(bound, lambda backbone: backbone.training)
+    monkeypatch.setattr("mtop_batch.model.encoder.encode._FEW_POSITIONS", 0)
+    return lambda: monkeypatch.setattr("mtop_batch.model.encoder.encode._launches_kernels", lambda _: True)
 
 
 @pytest.mark.parametrize("attention", ["joint", "isolated"])

@@ -53,6 +53,10 @@ from mtop_batch.model.encoder.masks import (
 from mtop_batch.model.encoder.packing import Packing
 from mtop_batch.model.encoder.ragged import Ragged
 
+# On a CPU prompts that go through MiniLM with 16 headlines save a tenth of a step in fp32 and a sixth in bf16; from
+# twice as many positions on it takes longer than a pass of their own, behind one of the text that ends early.
+_FEW_POSITIONS = 640
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -117,7 +121,8 @@ def encode(
             f"{type(backbone).__name__} has no KV cache, which LoRA and late prompts need: turn off gradient "
             "checkpointing, or set add_tasks.lora_rank = 0 and model.prompt_layers = 0"
         )
-    if not has_kv_cache(backbone) or (_is_bound_by_launches(backbone) and not needs_cache):
+    num_positions = input_ids.numel() + len(input_ids) * len(prompts)
+    if not has_kv_cache(backbone) or (_is_bound_by_launches(backbone, num_positions) and not needs_cache):
         return encode_at_once(backbone, prompts, text, group_ids(tuple(groups), input_ids.device))
     own, own_groups = prompts[num_in_context:], groups[num_in_context:]
     if not at_context:
@@ -264,17 +269,24 @@ def ragged_batch(backbone: PreTrainedModel, text: Text, num_prompts: int) -> Rag
     return Ragged.of(Packing.of_size(with_prompts(mask, num_prompts), text.num_tokens + batch_size * num_prompts))
 
 
-def _is_bound_by_launches(backbone: PreTrainedModel) -> bool:
-    """Whether the number of operations counts, not their size: in training on a GPU.
+def _is_bound_by_launches(backbone: PreTrainedModel, num_positions: int) -> bool:
+    """Whether the number of operations counts, not their size: in training on a GPU, or at few positions.
 
-    There a step of a usual batch takes as long as the host takes to launch its kernels. So text and prompts go through
-    the encoder together, under a mask that keeps them apart, and with their padding.
+    On a GPU a step of a usual batch takes as long as the host takes to launch its kernels. So text and prompts go
+    through the encoder together, under a mask that keeps them apart. On a CPU there is little to compute for the text
+    of an encoder that does not train: it has no gradient, unless the prompts are beside it.
     """
-    return backbone.training and backbone.device.type == "cuda"
+    if not backbone.training or _launches_kernels(backbone):
+        return backbone.training
+    return num_positions <= _FEW_POSITIONS and any(weight.requires_grad for weight in backbone.parameters())
+
+
+def _launches_kernels(backbone: PreTrainedModel) -> bool:
+    return backbone.device.type == "cuda"
 
 
 def _leaves_out_padding(backbone: PreTrainedModel) -> bool:
-    return backbone.training and has_kv_cache(backbone) and not _is_bound_by_launches(backbone)
+    return backbone.training and has_kv_cache(backbone) and not _launches_kernels(backbone)
 
 
 def encode_at_once(

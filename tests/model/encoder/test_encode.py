@@ -150,16 +150,19 @@ def test_padding_and_batch_mates_do_not_change_a_row(encoder: PreTrainedModel, g
 
 
 @pytest.mark.parametrize("groups", [None, [0, 1, 1]])
-@pytest.mark.parametrize(("at_context", "on_gpu"), [(True, False), (False, False), (True, True)])
-def test_training_computes_the_same_without_padding_on_a_cpu_and_in_one_pass_on_a_gpu(
+@pytest.mark.parametrize(
+    ("at_context", "on_gpu", "few"), [(True, False, 0), (False, False, 0), (True, True, 0), (True, False, 46)]
+)
+def test_training_computes_the_same_without_padding_on_a_cpu_and_in_one_pass_on_a_gpu_or_at_few_positions(
     encoder: PreTrainedModel,
     groups: list[int] | None,
     at_context: bool,
     on_gpu: bool,
+    few: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bound = "mtop_batch.model.encoder.encode._is_bound_by_launches"
-    monkeypatch.setattr(bound, lambda backbone: backbone.training and on_gpu)
+    monkeypatch.setattr("mtop_batch.model.encoder.encode._launches_kernels", lambda _: on_gpu)
+    monkeypatch.setattr("mtop_batch.model.encoder.encode._FEW_POSITIONS", few)
     mask, types = (torch.arange(20) < torch.tensor([[20], [6]])).long(), torch.zeros(2, 20, dtype=torch.long)
     rows: list[int] = []
 
@@ -183,7 +186,8 @@ def test_training_computes_the_same_without_padding_on_a_cpu_and_in_one_pass_on_
     if on_gpu:
         assert rows[0] == 2 * (3 + 20)
     else:
-        assert rows[0] == 26 + (6 if groups is None else 2)  # the real positions of both texts
+        # The real positions of both texts, with the prompts that go with them.
+        assert rows[0] == 26 + (6 if groups is None or few else 2)
     torch.testing.assert_close(packed, padded, atol=1e-4, rtol=1e-4)
 
 
