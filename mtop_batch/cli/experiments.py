@@ -150,7 +150,7 @@ def reproduce(
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", help="Another value of \\[train], for all methods; may be repeated.", metavar="KEY=VALUE"
+            "--set", help="Another value of \\[train], for all methods; may be repeated.", metavar="train.KEY=VALUE"
         ),
     ] = None,
     on: Annotated[
@@ -206,7 +206,7 @@ def reproduce(
             backbone,
             examples=examples,
             epochs=epochs,
-            train=dict(parse_value(item) for item in set_ or ()),
+            train=dict(parse_value(item.removeprefix("train.")) for item in set_ or ()),
             fraction=fraction,
         ),
         on=on,

@@ -23,7 +23,7 @@ from mtop_batch.experiments.runs.records import RunRecord
 from mtop_batch.experiments.runs.specs import RunSettings
 from tests.conftest import WORDS, make_backbone, make_tokenizer
 from tests.documents import run_mtop
-from tests.experiments.conftest import QUICK, write_data_set
+from tests.experiments.conftest import QUICK, SIZES, write_data_set
 from tests.experiments.test_families import words_and_tags, write_families
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -80,6 +80,18 @@ def test_a_quick_trial_keeps_apart(options: ReproduceOptions) -> None:
     assert len(done.done) == 1
     assert done.page == f"{options.results}/quick.md"
     assert "Rows with fewer than five seeds" in Path(done.page).read_text()
+
+
+@pytest.mark.parametrize("key", ["epochs", "train.epochs"])
+def test_values_of_train_are_given_as_in_other_commands(
+    key: str, options: ReproduceOptions, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--methods", "mt-dnn", "--seeds", "0", "--backbone", options.settings.backbone, "--plan"]
+    where = ["--tasks", str(options.tasks), "--results", options.results]
+    for epochs in (1, 3):
+        run_mtop(["reproduce", "news", *arguments, *where, "--set", f"{key}={epochs}"], capsys)
+        said = capsys.readouterr().out
+        assert f"1 runs are missing, which train on {3 * SIZES['train'] * epochs} examples" in said
 
 
 def test_a_run_trains_in_the_wanted_precision(options: ReproduceOptions, tmp_path: Path) -> None:
