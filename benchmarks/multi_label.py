@@ -158,7 +158,7 @@ def by_transformers(config: Config, test: str) -> Scores:
     tokenizer = TextTokenizer(load_tokenizer(config.backbone.name), config.backbone.max_tokens)
     learned, evaluation, tested = (
         tokenise_examples(load_examples(task, path, "labels", training=False), tokenizer)
-        for path in (config.task[0].train, config.task[0].eval, test)
+        for path in (config.task[0].train, config.task[0].evaluation, test)
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(train.seed)
@@ -218,7 +218,7 @@ def by_scikit_learn(config: Config, test: str) -> Scores:
     task = config.tasks()[0]
     learned, evaluation, tested = (
         load_examples(task, path, "labels", training=False)
-        for path in (config.task[0].train, config.task[0].eval, test)
+        for path in (config.task[0].train, config.task[0].evaluation, test)
     )
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
     features = vectorizer.fit_transform(learned.texts)

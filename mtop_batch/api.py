@@ -84,7 +84,7 @@ def prefinetune(
     Raises:
         MtopError: As `train`.
     """
-    loaded = _loaded(config, overrides, allows_sources=True)
+    loaded = _loaded(config, overrides, prefinetunes=True)
     from mtop_batch.engine.monitoring.progress import Progress
     from mtop_batch.engine.prefinetune import prefinetune as run
 
@@ -443,10 +443,10 @@ def _loaded(
     overrides: Sequence[str],
     defaults: Mapping[str, Any] | None = None,
     *,
-    allows_sources: bool = False,
+    prefinetunes: bool = False,
 ) -> Config:
     from mtop_batch.config.load import load_config
 
     if not isinstance(config, str | Path):
         return config
-    return load_config(config, overrides, defaults, allows_sources=allows_sources)
+    return load_config(config, overrides, defaults, prefinetunes=prefinetunes)

@@ -205,6 +205,11 @@ def test_every_mistake_has_a_line_and_nothing_else_has(write: Callable[..., Path
         "task[politics].metric",
         "task[politics].eval",
     ]
+    twice = CONFIG + CONFIG[CONFIG.index("[[task]]") :].replace("politics", "law")
+    with pytest.raises(ConfigError) as refusal:
+        load_config(write(twice.replace('eval = "eval.parquet"', 'metric = "good"', 1).replace("eval =", "#")))
+    assert [line.split()[-1] for line in str(refusal.value).splitlines()[1:]] == ["it", "it"]
+    assert "task[politics].eval is missing; add it\n  task[law].eval is missing; add it" in str(refusal.value)
     with pytest.raises(ConfigError, match="there is no task; add at least one"):
         load_config(write("task = []\n" + CONFIG[: CONFIG.index("[[task]]")]))
     tasks_file = write("[task]\n" + CONFIG.partition("[[task]]")[2], "tasks.toml")

@@ -31,7 +31,7 @@ def load_config(
     overrides: Sequence[str] = (),
     defaults: Mapping[str, Any] | None = None,
     *,
-    allows_sources: bool = False,
+    prefinetunes: bool = False,
 ) -> Config:
     """Read, complete and check a configuration.
 
@@ -40,7 +40,8 @@ def load_config(
             that file.
         overrides: `section.key=value` strings; the value is read as TOML, or else as a plain string.
         defaults: Values of keys and sections that the file may leave out.
-        allows_sources: Whether there may be `[[source]]` tables.
+        prefinetunes: It is for `mtop prefinetune`, which learns from `[[source]]` tables too and evaluates nothing, so
+            that tasks need no `eval`.
 
     Raises:
         ConfigError: The file is missing or not TOML, a key is unknown, or a value is outside what is allowed.
@@ -49,21 +50,25 @@ def load_config(
     for override in overrides:
         _apply_override(values, override)
     source = _inline_tasks(values, path)
-    config = validate({**(defaults or {}), **values}, source)
-    if config.source and not allows_sources:
+    config = validate({**(defaults or {}), **values}, source, evaluates=not prefinetunes)
+    if config.source and not prefinetunes:
         raise ConfigError(f"{source}: only mtop prefinetune learns from [[source]] tables; remove them")
     return config
 
 
-def load_tasks(path: str | Path) -> tuple[TaskConfig, ...]:
+def load_tasks(path: str | Path, *, evaluates: bool = True) -> tuple[TaskConfig, ...]:
     """Read and check a file of `[[task]]` tables, as a configuration's `tasks` names one.
+
+    Args:
+        path: A TOML file, local or on object storage.
+        evaluates: Whether every task must have `eval`.
 
     Raises:
         ConfigError: As `load_config`.
     """
     values = {"output": "none", "backbone": {"name": "none"}, "tasks": str(path)}
     _inline_tasks(values, path)
-    return validate(values, str(path)).task
+    return validate(values, str(path), evaluates=evaluates).task
 
 
 def load_gate(path: str | Path | None, given: Mapping[str, Any]) -> GateConfig:
@@ -165,23 +170,39 @@ def _inline_tasks(values: dict[str, Any], path: str | Path) -> str:
     return f"{path} with {tasks_file}"
 
 
-def validate(values: Mapping[str, Any], source: str) -> Config:
+def validate(values: Mapping[str, Any], source: str, *, evaluates: bool = True) -> Config:
     """Check the values of a configuration.
 
     Args:
         values: By key, sections as mappings.
         source: What an error calls it.
+        evaluates: Whether every task must have `eval`.
 
     Raises:
         ConfigError: A key is unknown, or a value is outside what is allowed.
     """
+    missing = _without_eval(values) if evaluates else []
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
     except TaskError as error:
         raise ConfigError(f"{source}: {error}") from None
     except ValidationError as error:
-        lines = [_explain(dict(detail), values) for detail in error.errors()]
+        lines = [_explain(dict(detail), values) for detail in (*error.errors(), *missing)]
         raise ConfigError(f"{source}: " + "\n  ".join(lines)) from None
+    if missing:
+        raise ConfigError(f"{source}: " + "\n  ".join(_explain(detail, values) for detail in missing))
+    return config
+
+
+def _without_eval(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What is wrong with tasks that have no evaluation examples, as pydantic says it."""
+    tables = values.get("task")
+    places = enumerate(tables) if isinstance(tables, list | tuple) else ()
+    return [
+        {"type": "missing", "loc": ("task", place, "eval")}
+        for place, table in places
+        if isinstance(table, Mapping) and table.get("eval") is None
+    ]
 
 
 def _explain(detail: dict[str, Any], values: Mapping[str, Any]) -> str:

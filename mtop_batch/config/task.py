@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from mtop_batch.config.section import Address, GivenAddress, Section
-from mtop_batch.errors import TaskError
+from mtop_batch.errors import ConfigError, TaskError
 from mtop_batch.families import Family
 from mtop_batch.lines import listed
 from mtop_batch.storage import check_address
@@ -118,8 +118,8 @@ class TaskConfig(Section):
     train: str | tuple[str, ...]
     """Parquet file or directory (local or object storage), CSV file, or `hub:<data set>?config=...&split=...`; or a
     list of several of these."""
-    eval: GivenAddress
-    """Evaluation examples, as for `train`: they choose the checkpoint."""
+    eval: GivenAddress | None = None
+    """Evaluation examples, as for `train`: they choose the checkpoint. Required, but by `mtop prefinetune`."""
     test: GivenAddress | None = None
     """Test examples, as for `train`: no training looks at them, `mtop reproduce` reports them."""
 
@@ -172,6 +172,17 @@ class TaskConfig(Section):
         if self.class_weights is not None and not task.has_labels_of_texts:
             raise TaskError(f"task {self.name!r}: a {task.kind} task has no labels to weigh; remove class_weights")
         return self
+
+    @property
+    def evaluation(self) -> str:
+        """Where the evaluation examples are.
+
+        Raises:
+            ConfigError: There are none.
+        """
+        if self.eval is None:
+            raise ConfigError(f"task {self.name!r} has no evaluation examples; add eval = PATH")
+        return self.eval
 
     def definition(self, default_reader: Reader = "prompts") -> Task:
         """The part of the task that decides its output.

@@ -90,7 +90,7 @@ def calibrate_bundle(
         source = sources[name]
         label_by = source.label_by or recorded.get(name)
         raw = load_examples(
-            task, source.eval, source.label, training=False, label_by=label_by, inputs=model.vector_inputs
+            task, source.evaluation, source.label, training=False, label_by=label_by, inputs=model.vector_inputs
         )
         examples[name] = tokenise_examples(raw, tokenizer)
         progress.advance(1, f"{name}: {counted(len(examples[name].labels), 'example')}")

@@ -98,7 +98,7 @@ def evaluate_in_detail(
         source = sources[name]
         label_by = source.label_by or recorded.get(name)  # numbers mean here what they meant in training
         raw = load_examples(
-            task, source.eval, source.label, training=False, label_by=label_by, inputs=model.vector_inputs
+            task, source.evaluation, source.label, training=False, label_by=label_by, inputs=model.vector_inputs
         )
         examples, raw = tokenise_with_texts(raw, text_tokenizer)
         found = task_predictions(model, examples, task, worker=worker)

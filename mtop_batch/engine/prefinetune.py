@@ -77,7 +77,7 @@ def prefinetune(
     check_sources(config)
     check_config(config)
     output = _local(config.output)
-    parts = prepare(config, progress)
+    parts = prepare(config, progress, evaluates=False)
     teachers, of_sources = _sources(config, parts, progress)
     data = [*parts.data, *of_sources]
     digests = "".join(f" {name}={teacher.digest}" for name, teacher in teachers.items())

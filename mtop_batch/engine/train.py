@@ -21,7 +21,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mtop_batch import storage
 from mtop_batch.config.sections import Config
 from mtop_batch.config.task import TaskConfig
-from mtop_batch.data.examples import few_warnings, load_train_and_eval, tokenise_examples, with_label_scale
+from mtop_batch.data.examples import (
+    few_warnings,
+    load_examples,
+    load_train_and_eval,
+    tokenise_examples,
+    with_label_scale,
+)
 from mtop_batch.data.tokens import KEPT_TEXTS, TextTokenizer
 from mtop_batch.engine.monitoring.events import Event, EventQueue
 from mtop_batch.engine.monitoring.monitor import TrainingMonitor
@@ -209,8 +215,8 @@ def check_config(config: Config) -> None:
 
 
 @few_warnings()
-def prepare(config: Config, progress: Progress) -> Parts:
-    """Load encoder and examples, and check that they fit.
+def prepare(config: Config, progress: Progress, *, evaluates: bool = True) -> Parts:
+    """Load encoder and examples, those of evaluations only where there are some, and check that they fit.
 
     Raises:
         MtopError: They do not.
@@ -224,14 +230,19 @@ def prepare(config: Config, progress: Progress) -> Parts:
     data = []
     for task in config.task:
         definition = task.definition(config.model.default_reader)
-        data.append(load_task(task, definition, text_tokenizer, config.model.vector_inputs))
+        data.append(load_task(task, definition, text_tokenizer, config.model.vector_inputs, evaluates=evaluates))
         progress.advance(1, f"{task.name}: {counted(len(data[-1].train), 'example')}")
     data = with_eval_budget(data, config.train.eval_examples, config.train.seed)
     return Parts(tokenizer, text_tokenizer, backbone, data)
 
 
 def load_task(
-    config: TaskConfig, task: Task, text_tokenizer: TextTokenizer, inputs: Sequence[VectorInput] = ()
+    config: TaskConfig,
+    task: Task,
+    text_tokenizer: TextTokenizer,
+    inputs: Sequence[VectorInput] = (),
+    *,
+    evaluates: bool = True,
 ) -> TaskData:
     """The examples of a task, tokenised.
 
@@ -240,12 +251,19 @@ def load_task(
         task: Its definition.
         text_tokenizer: Of the model.
         inputs: What the model reads beside texts.
+        evaluates: Whether evaluation examples are read too.
 
     Raises:
+        ConfigError: It names no evaluation examples.
         DataError, LabelTableError: As `load_train_and_eval`.
     """
-    raw_train, raw_eval = load_train_and_eval(task, config.train, config.eval, config.label, config.label_by, inputs)
-    train, eval_ = (tokenise_examples(raw, text_tokenizer) for raw in (raw_train, raw_eval))
+    label, label_by = config.label, config.label_by
+    if evaluates:
+        raw_train, raw_eval = load_train_and_eval(task, config.train, config.evaluation, label, label_by, inputs)
+        eval_ = tokenise_examples(raw_eval, text_tokenizer)
+    else:
+        raw_train, eval_ = load_examples(task, config.train, label, label_by=label_by, inputs=inputs), None
+    train = tokenise_examples(raw_train, text_tokenizer)
     weights = class_weights(task, config.class_weights, train.labels)
     return TaskData(with_label_scale(task, train), train, eval_, raw_train.label_by, weights, config.rate)
 

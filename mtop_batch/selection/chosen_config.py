@@ -88,7 +88,7 @@ def to_toml(config: Config, head: str) -> str:
 
 def _rows_of(task: TaskConfig, rows: npt.NDArray[np.int64], text_tokenizer: TextTokenizer) -> pa.Table:
     """The rows of the task's source behind so many of its examples."""
-    raw, _ = load_train_and_eval(task.definition(), task.train, task.eval, task.label, task.label_by)
+    raw, _ = load_train_and_eval(task.definition(), task.train, task.evaluation, task.label, task.label_by)
     places = (task.train,) if isinstance(task.train, str) else task.train
     parts = [part for place in places for part in read_columns(place, [*task.text, task.label])]
     table = pa.concat_tables([part.table for part in parts], promote_options="permissive")

@@ -58,9 +58,12 @@ def test_token_tasks_and_files_of_tasks_become_one_set(tmp_path: Path) -> None:
 def test_source_tasks_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
     names, texts = str(write_entities(tmp_path / "names")), write_texts(tmp_path / "texts", "sport")
     build_families({"more": names}, [], str(tmp_path / "before"))
+    before = tmp_path / "before" / "tasks.toml"
+    before.write_text("\n".join(line for line in before.read_text().splitlines() if not line.startswith("eval")))
     output = tmp_path / "families"
-    build_families({"names": names}, [texts], str(output), sources=[str(tmp_path / "before" / "tasks.toml")])
-    assert [task.name for task in load_tasks(output / "sources.toml")] == ["more"]
+    build_families({"names": names}, [texts], str(output), sources=[str(before)])
+    learned_before = load_tasks(output / "sources.toml", evaluates=False)
+    assert [(task.name, task.eval) for task in learned_before] == [("more", None)]
     assert [task.name for task in load_tasks(output / "tasks.toml")] == ["names", "sport"]
 
 

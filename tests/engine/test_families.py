@@ -166,10 +166,13 @@ def test_a_training_begins_with_a_pre_finetuned_backbone(
 ) -> None:
     tables = [{**names, "family": "entities"}, {**task_tables[0], "family": "topics"}]
     families = [{"name": "entities", "layers": 1}, {"name": "topics", "layers": 1}]
-    sources = with_tables(make_config(tmp_path / "backbone", train={"epochs": 1}), tables, families)
+    learned = [{key: value for key, value in table.items() if key != "eval"} for table in tables]
+    sources = with_tables(make_config(tmp_path / "backbone", train={"epochs": 1}), learned, families)
     with Progress(Console(quiet=True)) as progress:
         result = prefinetune(sources, progress=progress)
         assert (result.families, result.was_there) == (("entities", "topics"), False)
+        with pytest.raises(ConfigError, match="has no evaluation examples; add eval = PATH"):
+            train(sources.model_copy(update={"output": str(tmp_path / "model")}), progress=progress)
         assert prefinetune(sources, progress=progress).was_there
         other = sources.model_copy(update={"train": sources.train.model_copy(update={"seed": 3})})
         with pytest.raises(ConfigError, match="holds the backbone of another configuration"):

@@ -246,11 +246,24 @@ def test_a_corpus_without_pairs_is_refused(tmp_path: Path, title: list[Any], bod
         read_source(source, None, TOKENIZER, 0)
 
 
+def test_only_pre_finetuning_does_without_evaluation_examples(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(
+        'output = "o"\n[backbone]\nname = "b"\n[[task]]\nname = "a"\nlabels = ["x", "y"]\ntrain = "t.parquet"\n'
+    )
+    task = load_config(path, prefinetunes=True).task[0]
+    assert task.eval is None
+    with pytest.raises(ConfigError, match=r"task\[a\]\.eval is missing; add it"):
+        load_config(path)
+    with pytest.raises(ConfigError, match=r"task 'a' has no evaluation examples; add eval = PATH"):
+        _ = task.evaluation
+
+
 def test_only_pre_finetuning_takes_sources(tmp_path: Path, corpus: str) -> None:
     path = tmp_path / "config.toml"
     path.write_text(
         f'output = "o"\n[backbone]\nname = "b"\n[[source]]\nname = "a"\ncorpus = "{corpus}"\ntext = ["title", "body"]\n'
     )
-    assert load_config(path, allows_sources=True).source[0].name == "a"
+    assert load_config(path, prefinetunes=True).source[0].name == "a"
     with pytest.raises(ConfigError, match=r"only mtop prefinetune learns from \[\[source\]\] tables; remove them"):
         load_config(path)

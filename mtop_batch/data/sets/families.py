@@ -9,7 +9,7 @@ in `sources.toml` beside it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -61,12 +61,12 @@ def build_families(
         LabelTableError: The storage cannot be reached or refuses.
     """
     found = [token_task(name, location) for name, location in entities.items()]
-    found += _chosen(_read(texts), tasks)
+    found += _chosen([task for file in texts for task in load_tasks(file)], tasks)
     if not found:
         raise DataError("no task is given; name at least one directory of a token task, or a file of tasks")
     check_task_names(task.name for task in found)
     counts = {task.name: _counts(task) for task in found}
-    learned_before = _read(sources)
+    learned_before = [task for file in sources for task in load_tasks(file, evaluates=False)]
     check_task_names(task.name for task in learned_before)
     if learned_before:
         _write(output, SOURCES_FILE, learned_before)
@@ -116,10 +116,6 @@ def _types(file: str, column: str) -> list[str]:
     return sorted({tag[2:] for tag in found if tag != _OUTSIDE and len(tag) > 2})
 
 
-def _read(files: Iterable[str]) -> list[TaskConfig]:
-    return [task for file in files for task in load_tasks(file)]
-
-
 def _chosen(tasks: Sequence[TaskConfig], names: Collection[str]) -> list[TaskConfig]:
     known = [task.name for task in tasks]
     for name in names:
@@ -132,7 +128,7 @@ def _counts(task: TaskConfig) -> dict[Part, int]:
     """The number of examples in each part of a task, all of which can be used."""
     if task.test is None:
         raise DataError(f"task {task.name!r} has no test part, which results are about; add test = PATH to it")
-    parts: dict[Part, Any] = {"train": task.train, "eval": task.eval, "test": task.test}
+    parts: dict[Part, Any] = {"train": task.train, "eval": task.evaluation, "test": task.test}
     return {
         part: len(load_examples(task.definition(), where, task.label, training=part == "train", label_by=task.label_by))
         for part, where in parts.items()

@@ -106,7 +106,7 @@ def read_unlabelled(config: Config, tokenizer: PreTrainedTokenizerBase, progress
     progress.phase("read and tokenise the unlabelled texts", unit="texts")
     columns = section.text or config.task[0].text
     examples = [
-        load_train_and_eval(task, own.train, own.eval, own.label, own.label_by)
+        load_train_and_eval(task, own.train, own.evaluation, own.label, own.label_by)
         for own, task in zip(config.task, config.tasks(), strict=True)
     ]
     texts = choose_texts(

@@ -111,7 +111,7 @@ def _of_families(run: StartedRun, sources: list[Source]) -> tuple[Config, list[T
         "task": tables,
         "family": [family for family in families if family["name"] in named],
     }
-    own = validate(values, "pre-finetuning")
+    own = validate(values, "pre-finetuning", evaluates=False)
     examples = [source.examples.draw(most, own.train.seed) for source in sources]
     return own, [TaskData(task, drawn) for task, drawn in zip(own.tasks(), examples, strict=True)]
 

@@ -39,7 +39,7 @@ def read_data_set(name: str, tasks_file: str) -> DataSet:
                 f"{tasks_file}: task {config.name!r} has no test part; make the data again with `mtop build-nhc` or "
                 "another such command, or add test = PATH to the task"
             )
-        sources = ((config.train, True), (config.eval, False), (config.test, False))
+        sources = ((config.train, True), (config.evaluation, False), (config.test, False))
         parts = [
             load_examples(config.definition(), source, config.label, training=training, label_by=config.label_by)
             for source, training in sources
@@ -120,7 +120,7 @@ def with_sources(data: DataSet, tasks_file: str) -> DataSet:
     """
     left_out = {same_text_key(pair) for task in data.tasks for part in (task.eval, task.test) for pair in part.pairs()}
     sources = []
-    for config in load_tasks(tasks_file):
+    for config in load_tasks(tasks_file, evaluates=False):
         train = load_examples(config.definition(), config.train, config.label, label_by=config.label_by)
         kept = [row for row, pair in enumerate(train.pairs()) if same_text_key(pair) not in left_out]
         if not kept:
