@@ -7,8 +7,11 @@ Trains on random headlines (eight tasks, batch 16, about 20 tokens) and measures
 * `kept`       the same, and freed memory is kept (what `mtop train` does)
 * `frozen`     the same, with the word embeddings as pretrained (`train.freeze_word_embeddings`)
 * `isolated`   the same, with isolated prompts: a step has the prompts of its own task only
+* `two_passes` the same, prompts always after the text, never in one pass with it
+* `bf16`       `isolated` with `train.precision = "bf16"`, for CPUs that multiply tiles (AMX)
 * `trainer`    a plain `transformers.Trainer` on a model for one task, as it comes: what one would run task after task
-               (if `accelerate` is installed, which it needs)
+               (if `accelerate` is installed, which it needs); on a CPU in fp32
+* `trainer_bf16`   the same with `bf16=True`
 * `one_worker`   `isolated` on one thread
 * `two_workers`  `isolated` on two workers with a thread each that share every batch
 
@@ -37,10 +40,12 @@ from results_file import write_result
 from mtop_batch.data.labelled_tokens import LabelledTokens
 from mtop_batch.engine.monitoring.memory import KEEP_FREED_MEMORY
 from mtop_batch.model.kinds.config import PromptAttention
+from mtop_batch.precision import Precision
 
 WORKERS = {"one_worker": 1, "two_workers": 2}
-VARIANTS = ("plain", "fused", "kept", "frozen", "isolated", "trainer", *WORKERS)
-ISOLATED = ("isolated", *WORKERS)
+TRAINERS = ("trainer", "trainer_bf16")
+ISOLATED = ("isolated", "two_passes", "bf16", *WORKERS)
+VARIANTS = ("plain", "fused", "kept", "frozen", *ISOLATED, *TRAINERS)
 KEEPING = ("kept", "frozen", *ISOLATED)
 NUM_TASKS, EXAMPLES = 8, 512
 
@@ -50,9 +55,9 @@ def measure(variant: str, backbone_name: str, steps: int, rank: int, batch_size:
     import torch
 
     from mtop_batch.data.tokens import Tokens
+    from mtop_batch.model.encoder import encode
     from mtop_batch.model.encoder.backbone import load_backbone
     from mtop_batch.model.kinds.mtop import MTOPModel
-    from mtop_batch.precision import Precision
     from mtop_batch.tasks import Task
     from mtop_batch.training import loop
     from mtop_batch.training.optimizer import freeze_word_embeddings, make_optimizer
@@ -79,11 +84,13 @@ def measure(variant: str, backbone_name: str, steps: int, rank: int, batch_size:
         return LabelledTokens(Tokens.from_rows([row.tolist() for row in rows]), rng.integers(0, 2, EXAMPLES))
 
     data = [TaskData(task, examples()) for task in tasks]
-    if variant == "trainer":
-        train_plainly(backbone_name, data[0].train, 5, batch_size)
-        return train_plainly(backbone_name, data[0].train, steps, batch_size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision: Precision = "bf16" if device.type == "cuda" else "fp32"
+    precision: Precision = "bf16" if device.type == "cuda" or variant.endswith("bf16") else "fp32"
+    if variant in TRAINERS:
+        train_plainly(backbone_name, data[0].train, 5, batch_size, precision)
+        return train_plainly(backbone_name, data[0].train, steps, batch_size, precision)
+    if variant == "two_passes":
+        vars(encode)["_FEW_POSITIONS"] = 0
     worker = Worker(rank, WORKERS.get(variant, 1), device, precision)
     if variant in WORKERS:
         torch.set_num_threads(1)
@@ -101,9 +108,10 @@ def measure(variant: str, backbone_name: str, steps: int, rank: int, batch_size:
     return run(steps)
 
 
-def train_plainly(backbone_name: str, examples: LabelledTokens, steps: int, batch_size: int) -> float:
+def train_plainly(
+    backbone_name: str, examples: LabelledTokens, steps: int, batch_size: int, precision: Precision
+) -> float:
     """Examples per second of a `transformers.Trainer`."""
-    import torch
     from transformers import (
         AutoModelForSequenceClassification,
         DataCollatorWithPadding,
@@ -123,7 +131,7 @@ def train_plainly(backbone_name: str, examples: LabelledTokens, steps: int, batc
         arguments = TrainingArguments(
             directory,
             per_device_train_batch_size=batch_size,
-            bf16=torch.cuda.is_available(),
+            bf16=precision == "bf16",
             max_steps=steps,
             save_strategy="no",
             report_to=[],
@@ -154,7 +162,7 @@ def main() -> None:
         size = arguments.batch_size, arguments.tokens
         print(json.dumps(measure(arguments.variant, arguments.backbone, arguments.steps, arguments.rank, *size)))
         return
-    variants = [name for name in arguments.only if name != "trainer" or importlib.util.find_spec("accelerate")]
+    variants = [name for name in arguments.only if name not in TRAINERS or importlib.util.find_spec("accelerate")]
     rates: dict[str, list[float]] = {variant: [] for variant in variants}
     for round_ in range(arguments.rounds):
         for variant in variants[:: -1 if round_ % 2 else 1]:
