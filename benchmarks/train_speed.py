@@ -112,6 +112,7 @@ def train_plainly(
     backbone_name: str, examples: LabelledTokens, steps: int, batch_size: int, precision: Precision
 ) -> float:
     """Examples per second of a `transformers.Trainer`."""
+    import torch
     from transformers import (
         AutoModelForSequenceClassification,
         DataCollatorWithPadding,
@@ -131,6 +132,7 @@ def train_plainly(
         arguments = TrainingArguments(
             directory,
             per_device_train_batch_size=batch_size,
+            use_cpu=not torch.cuda.is_available(),
             bf16=precision == "bf16",
             max_steps=steps,
             save_strategy="no",
