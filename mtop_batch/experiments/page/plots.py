@@ -128,6 +128,8 @@ def _draw_bars(axes: Axes, spreads: Mapping[str, Spread], colors: Sequence[str])
 def _speed(rows: Sequence[Row]) -> Figure:
     """Quality against documents a second."""
     figure, axes = _axes()
+    from matplotlib.ticker import LogFormatter
+
     for row, color in zip(rows, _cycle(), strict=False):
         if row.speed is None or row.mean is None:
             continue
@@ -136,7 +138,10 @@ def _speed(rows: Sequence[Row]) -> Figure:
         axes.errorbar(
             row.speed.documents_per_s, spread.median, yerr=error, fmt="o", color=color, capsize=3, label=row.title
         )
-    axes.set(xscale="log", xlabel="documents/s, all labels of each", ylabel="mean over tasks, test examples, %")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(LogFormatter())
+    axes.xaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+    axes.set(xlabel="documents/s, all labels of each", ylabel="mean over tasks, test examples, %")
     figure.legend(loc="outside right center", fontsize=8, frameon=False)
     return figure
 
