@@ -53,8 +53,8 @@ from mtop_batch.model.encoder.masks import (
 from mtop_batch.model.encoder.packing import Packing
 from mtop_batch.model.encoder.ragged import Ragged
 
-# On a CPU prompts that go through MiniLM with 16 headlines save a tenth of a step in fp32 and a sixth in bf16; from
-# twice as many positions on it takes longer than a pass of their own, behind one of the text that ends early.
+# On a CPU the passes of MiniLM over 16 headlines take 0.9 of the time in fp32 and 0.8 in bf16 if the prompts are among
+# them; from twice as many positions on they take longer than two passes, of which that of the text ends early.
 _FEW_POSITIONS = 640
 
 
