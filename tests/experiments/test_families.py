@@ -23,7 +23,7 @@ from mtop_batch.experiments.page.page import results_page
 from mtop_batch.experiments.page.plots import results_plots
 from mtop_batch.experiments.page.statistics import TestOutputs, differences
 from mtop_batch.experiments.page.summary import tables
-from mtop_batch.experiments.runs.data_set import DataSet, digest_of
+from mtop_batch.experiments.runs.data_set import DataSet, digest_of, tasks_of
 from mtop_batch.experiments.runs.prepared import Prepared, prepare
 from mtop_batch.experiments.runs.read import read_data_set, read_for
 from mtop_batch.experiments.runs.records import DataRecord, Records, RunRecord, pack_entities, unpack
@@ -204,6 +204,17 @@ def test_source_tasks_are_learned_in_place_of_the_tasks(
     assert record.test != run(spec_of(data_set, "families-prefinetuned"), prepared, data_set, encoder).test
     # The source tasks are the same for any number of examples of the tasks.
     assert record.spec.prefinetune == spec_of(data, "families-prefinetuned", fraction=0.5).prefinetune
+
+
+@pytest.mark.parametrize("primaries", [("sport",), ("names", "business")])
+@pytest.mark.parametrize("name", TABLE_METHODS["families"])
+def test_only_primary_tasks_are_judged(
+    name: str, primaries: tuple[str, ...], data_set: DataSet, prepared: Prepared, encoder: Encoder
+) -> None:
+    some = data_set.with_primaries(primaries)
+    spec, (learned, judged) = spec_of(some, name), tasks_of(METHODS[name], some)
+    record = run_spec(spec, prepared.of(learned.names, judged.names), learned.configs, encoder)
+    assert set(record.test) == set(record.predictions) == set(record.dev) == set(primaries)
 
 
 def test_a_family_without_sources_begins_as_pretrained(encoder: Encoder, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Every task is the primary one in turn: its auxiliary tasks are chosen, a model is trained on all of these, and the
 primary task is tested. The trainings that choosing takes are kept by their digests, for all runs of a directory. A
-model of a family is trained and tested on all tasks of the family.
+model of a family is trained on all tasks of the family.
 """
 
 from __future__ import annotations
@@ -102,18 +102,19 @@ def own_models(run: StartedRun, into: Chosen) -> Iterator[OwnModel]:
 
 def _models_of_families(run: StartedRun, into: Chosen) -> Iterator[OwnModel]:
     """The same where each family has a model."""
-    for family in dict.fromkeys(family_of(task.kind) for task in run.config.task):
+    judged = (task.kind for task in run.config.task if task.name in run.data.test)
+    for family in dict.fromkeys(map(family_of, judged)):
         part = run.part(family, [task for task in run.config.task if family_of(task.kind) == family])
         items = part.data.train
         with beginning(part) as first:
             started = time.monotonic()
             model = begin(first.config, items, first.encoder, part.worker, part.unfinished)
         trained = train_whole(model, part.config, items, part.worker, part.unfinished)
-        into.add(trained, [item.task.name for item in items])
+        into.add(trained, list(part.data.test))
         into.seconds["train"] += time.monotonic() - started
         if run.spec.prefinetune is not None:
             into.seconds["prefinetune"] = into.seconds.get("prefinetune", 0.0) + first.seconds
-        yield OwnModel(model, [(item.task, part.data.test[item.task.name]) for item in items])
+        yield OwnModel(model, [(part.examples[name].task, test) for name, test in part.data.test.items()])
 
 
 def trainings(run: StartedRun) -> tuple[Jobs, KeptRecords]:

@@ -129,6 +129,8 @@ def _digest(spec: RunSpec, own: Config) -> str:
     }
     if not prefinetune["sources"]:
         values["examples"] = [spec.data_digest, spec.examples, spec.fraction]
+        if spec.among:
+            values["among"] = spec.among["digest"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
