@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mtop_batch.experiments.page.summary import Spread
+from mtop_batch.tasks import Task
 
 EMPTY = "–"
 
@@ -27,3 +28,8 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def judged_by(task: Task) -> str:
+    """A task, with its metric if that is not the usual one."""
+    return task.name if task.metric == "accuracy" else f"{task.name} ({task.metric})"

@@ -8,19 +8,16 @@ from dataclasses import replace
 from statistics import mean, median
 
 from mtop_batch.data.sets.glue import GLUE_TASKS as GLUE_RECIPES
-from mtop_batch.experiments.methods.families import ENTITIES, TEXTS
 from mtop_batch.experiments.methods.method import COMMON, Method
 from mtop_batch.experiments.methods.tables import METHODS, TABLE_DATA, TABLE_METHODS, TableName, reference
 from mtop_batch.experiments.page import paper
+from mtop_batch.experiments.page.family_tables import FAMILY_NAMES, notes_on_families, quality_of_families
 from mtop_batch.experiments.page.many_tables import costs_beside_one, fewer_tasks, notes_of_many, quality_of_many
-from mtop_batch.experiments.page.markdown import EMPTY, bold, markdown, spread_text
+from mtop_batch.experiments.page.markdown import EMPTY, bold, judged_by, markdown, spread_text
 from mtop_batch.experiments.page.statistics import Difference
 from mtop_batch.experiments.page.summary import ResultTable, Row, Setting, tables
 from mtop_batch.experiments.runs.records import Records, RunRecord
-from mtop_batch.experiments.runs.specs import RunSpec
-from mtop_batch.tasks import Task
 
-_FAMILIES = (ENTITIES, TEXTS)
 _TITLES: Mapping[TableName, str] = {
     "news": "News (the paper's Table 1)",
     "glue": "GLUE (the paper's Table 2)",
@@ -139,31 +136,14 @@ def _heading(setting: Setting, num_tasks: int) -> str:
     return f"\n### {setting.data}: {setting.examples_named}, `{setting.backbone}`{judged}{changed}\n"
 
 
-def _quality_of_families(table: ResultTable) -> str:
-    """The paper has no such table; each family has a mean of its own."""
-    names = [task.name for task in table.tasks]
-    head = ["method", "seeds", *map(_judged, table.tasks), *(f"mean, {family}" for family in _FAMILIES), "mean"]
-    rows = []
-    for row in table.rows:
-        cells = [spread_text(row.tasks.get(name)) for name in names]
-        means = [spread_text(row.families[family].spread if family in row.families else None) for family in _FAMILIES]
-        rows.append([row.title, str(len(row.runs)), *cells, *means, bold(spread_text(row.mean))])
-    return markdown(head, rows)
-
-
-def _judged(task: Task) -> str:
-    """A task, with its metric if that is not the usual one."""
-    return task.name if task.metric == "accuracy" else f"{task.name} ({task.metric})"
-
-
 def _quality(table: ResultTable) -> str:
     if table.is_of_many:
         return quality_of_many(table, _PAPER[table.name])
     if table.name == "families":
-        return _quality_of_families(table)
+        return quality_of_families(table)
     columns = paper.NEWS_TASKS if table.setting.data == "news" else paper.GLUE_TASKS
     names = [task.name for task in table.tasks]
-    head = ["method", "seeds", *map(_judged, table.tasks), "mean"]
+    head = ["method", "seeds", *map(judged_by, table.tasks), "mean"]
     rows = []
     for row in table.rows:
         cells = [spread_text(row.tasks.get(name)) for name in names]
@@ -181,7 +161,7 @@ def _why_empty(table: ResultTable) -> list[str]:
     if table.is_of_many:
         notes += notes_of_many(table, _PAPER[table.name])
     elif table.name == "families":
-        notes += _notes_on_families(table)
+        notes += notes_on_families(table)
     elif table.name == "auxiliary":
         notes.append(
             "A row whose title names a way to choose has a model for each task, trained with the tasks that were "
@@ -207,36 +187,9 @@ def _why_empty(table: ResultTable) -> list[str]:
     return ["\n", *(f"* {note}\n" for note in notes)] if notes else []
 
 
-def _notes_on_families(table: ResultTable) -> list[str]:
-    """What the rows are, and what they learn from."""
-    specs = [run.spec for row in table.rows for run in row.runs.values()]
-    lora, before = (next((value for value in of if value), None) for of in _settings_of_families(specs))
-    notes = [
-        "All models have the same heads: of texts a pooler and a layer at the first token, of entities a layer at each "
-        "word. *Task-primary LoRA* has LoRA of each family in the last layers of one encoder"
-        f"{f' (`{json.dumps(lora)}`)' if lora else ''}. F1 of entities is that of `seqeval`, strict; whoever draws a "
-        "test sentence for an interval draws all of its entities."
-    ]
-    if before:
-        said = {key: value for key, value in before.items() if key != "sources" and COMMON.get(key) != value}
-        what = (
-            "source tasks of their own" if before["sources"] else "the very training examples of the tasks, no others"
-        )
-        notes.append(
-            f"*Pre-finetuned*: the encoder learned before from {what}, from texts by supervised contrastive learning "
-            f"and from entities by their tags, in the same way as the row shares (`{json.dumps(said)}`). That is done "
-            "once for all seeds; its time counts in every run."
-        )
-    return notes
-
-
-def _settings_of_families(specs: Sequence[RunSpec]) -> tuple[list[dict[str, object] | None], ...]:
-    return [spec.families for spec in specs], [spec.prefinetune for spec in specs]
-
-
 def _against_mtop(table: ResultTable) -> str:
     other = METHODS[reference(table.name)].title
-    families = _FAMILIES if table.name == "families" else ()
+    families = FAMILY_NAMES if table.name == "families" else ()
     columns = [column for family in families for column in (f"{family}, points", "95 % interval")]
     head = ["method", f"to {other}, points", "95 % interval", *columns, "seeds", "win / tie / loss"]
     head.append("on evaluation examples")
