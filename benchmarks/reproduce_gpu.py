@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -42,7 +43,7 @@ from mtop_batch.experiments.runs.run import run_spec
 from mtop_batch.experiments.runs.specs import RunSettings, RunSpec, make_spec
 from mtop_batch.experiments.runs.speed import measure_speed, speed_digest
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
-from mtop_batch.precision import resolve_precision
+from mtop_batch.precision import PrecisionChoice, resolve_precision
 from mtop_batch.training.one_process import Encoder
 from mtop_batch.training.settings import Worker
 
@@ -59,13 +60,14 @@ class Bench:
     encoder: Encoder
     results: str
     device: str
+    precision: PrecisionChoice
     threads: int
     ends: float
 
     def worker(self) -> Worker:
         has_gpu = torch.cuda.is_available()  # asked in this process only: the one that forks must not touch the GPU
         device = torch.device(("cuda" if has_gpu else "cpu") if self.device == "auto" else self.device)
-        return Worker(device=device, precision=resolve_precision("auto", device, autocast=True))
+        return Worker(device=device, precision=resolve_precision(self.precision, device, autocast=True))
 
     def run(self, spec: RunSpec) -> str:
         """A line about how a run went."""
@@ -169,6 +171,7 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="Of each process.")
     parser.add_argument("--stop-after", type=float, default=1e9, metavar="SECONDS")
     parser.add_argument("--device", default="auto", help="cuda, cpu, or auto.")
+    parser.add_argument("--precision", default="auto", choices=get_args(PrecisionChoice))
     parser.add_argument("--plan", action="store_true")
     parser.add_argument("--speed", action="store_true")
     return parser.parse_args(argv)
@@ -199,6 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         encoder=Encoder(load_backbone(arguments.backbone), tokenizer),
         results=arguments.results,
         device=arguments.device,
+        precision=arguments.precision,
         threads=arguments.threads,
         ends=started + arguments.stop_after,
     )
