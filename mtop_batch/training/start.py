@@ -110,6 +110,7 @@ def first_model(
             warm=warm,
             token_counts=counts,
             special_ids=special_ids,
+            cls_id=tokenizer.cls_token_id,
             seed=config.train.seed,
         )
         load_prefinetuned(model, read_families(config.backbone.name))

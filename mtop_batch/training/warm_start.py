@@ -16,8 +16,8 @@ from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.model.kinds.p_tuning import PromptedModel
 from mtop_batch.model.parts.prompts import common_tokens, token_prompts
 
-PromptInit = Literal["random", "token", "single-task"]
-PoolerInit = Literal["random", "single-task"]
+PromptInit = Literal["random", "token", "cls", "single-task"]
+PoolerInit = Literal["random", "identity", "single-task"]
 
 
 def initialise(
@@ -28,6 +28,7 @@ def initialise(
     warm: Mapping[str, Mapping[str, Tensor]] | None = None,
     token_counts: npt.NDArray[np.int64] | None = None,
     special_ids: tuple[int, ...] = (),
+    cls_id: int | None = None,
     seed: int = 0,
 ) -> None:
     """Begin the prompts and the poolers of every task in the chosen ways, each on its own (section 6.1).
@@ -38,13 +39,19 @@ def initialise(
     prompt group begin as the mean of what its tasks learned alone, from the same random start. Tasks without prompts
     begin at random.
 
+    "cls" and "identity" are not the paper's: a prompt that stands where [CLS] does and begins as its embedding reads of
+    the text about what the pretrained encoder has learned to read there, and a pooler that begins as the identity hands
+    on what was read. Prompts that begin elsewhere must learn to read first, and a random pooler hides what they do.
+
     Args:
         model: Its tasks' parameters are changed in place.
-        prompt_init: "random", "token" (embeddings of frequent tokens) or "single-task".
-        pooler_init: "random" or "single-task".
+        prompt_init: "random", "token" (embeddings of frequent tokens), "cls" (that of the token of that name, and a
+            little at random, so that prompts differ) or "single-task".
+        pooler_init: "random", "identity" (with a head at random) or "single-task".
         warm: The tensors of each task that `train_single_task` learned; needed for "single-task".
         token_counts: (V,) how often each token occurs in the training data; needed for "token".
-        special_ids: Tokens that never become prompts.
+        special_ids: Tokens that never become prompts but by "cls".
+        cls_id: Of the tokenizer's [CLS]; needed for "cls".
         seed: Of the token draws.
 
     Raises:
@@ -58,6 +65,7 @@ def initialise(
     if prompt_init == "token" and token_counts is None:
         raise ConfigError('model.prompt_init = "token" needs the token counts of the training data; pass token_counts')
     generator = torch.Generator().manual_seed(seed)
+    cls = model.word_embeddings.weight.detach()[_checked_cls(cls_id)] if prompt_init == "cls" else None
     for name in filter(model.reads_prompts, model.task_names):
         tensors: dict[str, Tensor] = {}
         sharing = model.tasks_sharing(name)
@@ -65,8 +73,12 @@ def initialise(
             tensors["prompts"] = torch.stack([warm[task]["prompts"] for task in sharing]).mean(dim=0)
         elif name == sharing[0] and token_counts is not None and prompt_init == "token":
             tensors["prompts"] = _token_prompts(model, name, token_counts, special_ids, generator)
+        elif name == sharing[0] and cls is not None:
+            tensors["prompts"] = model.prompts(name).detach() + cls
         if pooler_init == "single-task":
             tensors |= {key: value for key, value in warm[name].items() if key != "prompts"}
+        elif pooler_init == "identity":
+            tensors |= _identity(model.task_tensors(name))
         model.load_task(name, tensors)
 
 
@@ -101,6 +113,29 @@ def _token_prompts(
     num_prompts = len(model.prompts(name))
     counts = torch.from_numpy(token_counts)
     return token_prompts(model.word_embeddings.weight, counts, num_prompts, generator, special_ids=special_ids)
+
+
+def _checked_cls(cls_id: int | None) -> int:
+    if cls_id is None:
+        raise ConfigError(
+            'model.prompt_init = "cls" needs a tokenizer with a [CLS] token, which the backbone has not; allowed: '
+            '"random", "token", "single-task"'
+        )
+    return cls_id
+
+
+def _identity(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The kernels of a pooler that hands on what it is given; one of a low rank, as much of it as it can.
+
+    Its R rows are orthonormal and drawn with it, so W projects onto a plane of R dimensions.
+    """
+    full, down = tensors.get("pooler.weight"), tensors.get("pooler.down.weight")
+    if full is not None:
+        return {"pooler.weight": torch.eye(len(full))}
+    if down is None:
+        return {}
+    rows = torch.linalg.qr(down.T.float()).Q.T  # (R, D)
+    return {"pooler.down.weight": rows, "pooler.up.weight": rows.T.contiguous()}
 
 
 def _check_warm(model: MTOPModel, warm: Mapping[str, Mapping[str, Tensor]]) -> None:

@@ -330,8 +330,8 @@ def test_each_family_has_a_mean_and_a_difference(records: Records) -> None:
         assert found.families[family].spread.median == pytest.approx(np.median(of_seeds))
         assert rows["families"].families[family].difference is None
     both = [found.families[family].difference for family in names]
-    assert found.difference is not None
-    assert found.difference.mean == pytest.approx(np.mean([each.mean for each in both if each is not None]))
+    (compared,) = found.comparisons.values()
+    assert compared.difference.mean == pytest.approx(np.mean([each.mean for each in both if each is not None]))
     assert not rows["families-alone"].families
 
 

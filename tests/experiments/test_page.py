@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from mtop_batch.errors import DataError
-from mtop_batch.experiments.methods.tables import TABLE_METHODS
+from mtop_batch.experiments.methods.tables import METHODS, OURS, TABLE_METHODS
 from mtop_batch.experiments.page.page import results_page
+from mtop_batch.experiments.page.plots import results_plots
 from mtop_batch.experiments.page.summary import tables
 from mtop_batch.experiments.page.write import write_results
 from mtop_batch.experiments.runs.records import Records, read_records
@@ -51,10 +52,28 @@ def test_rows_are_medians_over_seeds_with_the_difference_to_mtop(made_up: MakeRe
     assert mtop.mean is not None
     assert rival.mean is not None
     assert mtop.mean.low <= mtop.mean.median <= mtop.mean.high
-    assert mtop.difference is None
-    assert rival.difference is not None
-    assert rival.difference.outcome == "loss"
-    assert rival.difference.seeds == 5
+    assert not mtop.comparisons
+    (compared,) = rival.comparisons.values()
+    assert compared.difference.outcome == "loss"
+    assert compared.difference.seeds == 5
+
+
+def test_methods_are_compared_with_our_recipe_too(made_up: MakeRecords) -> None:
+    page = results_page(made_up({"mtop": 0.95, "mt-dnn": 0.6, OURS: 0.9}), "results", {})
+    title = METHODS[OURS].title
+    assert page.count("| method | to MTOP, points |") == page.count(f"| method | to {title}, points |") == 1
+    assert page.count("| on evaluation examples |") == 1
+    alone = results_page(made_up({"mt-dnn": 0.6, OURS: 0.9}), "results", {})
+    assert "| method | to MTOP, points |" not in alone
+    assert f"| method | to {title}, points |" in alone
+
+
+def test_plots_are_of_the_settings_with_most_methods(made_up: MakeRecords) -> None:
+    records = made_up({"mtop": 0.9, "mt-dnn": 0.8})
+    (larger, *_) = made_up({"mtop": 0.9}).runs
+    fewer = [replace(run, spec=replace(run.spec, examples=10)) for run in records.runs]
+    titles = [title for _, title, _ in results_plots(Records([larger, *fewer], records.data, records.speeds))]
+    assert titles[0] == "Learning curves: news, 10 examples a task"
 
 
 def test_empty_cells_say_why(made_up: MakeRecords) -> None:
@@ -109,9 +128,9 @@ def test_many_tasks_are_told_by_their_mean_and_by_the_largest_and_smallest(made_
     for tenth, of in ((largest, names[:2]), (smallest, names[-2:])):
         assert min(found.tasks[name].low for name in of) <= tenth.low
         assert max(found.tasks[name].high for name in of) >= tenth.high
-    assert rows["many"].difference is None
-    assert found.difference is not None
-    assert found.difference.outcome == "loss"
+    assert not rows["many"].comparisons
+    (compared,) = found.comparisons.values()
+    assert compared.difference.outcome == "loss"
     page = results_page(records, "results", {})
     assert "| method | tasks | seeds | mean | T10 | B10 | worst task | best task |" in page
     assert "| method | to Prompt groups, points |" in page

@@ -87,6 +87,35 @@ def test_prompts_can_begin_as_frequent_tokens() -> None:
             assert (prompt == allowed).all(dim=1).any()
 
 
+def test_prompts_can_begin_as_the_embedding_of_cls_and_poolers_as_the_identity() -> None:
+    model, fresh = make_model(), make_model()
+    initialise(model, prompt_init="cls", pooler_init="identity", cls_id=7)
+    for name in model.task_names:
+        own, drawn = model.task_tensors(name), fresh.task_tensors(name)
+        torch.testing.assert_close(own["prompts"], model.word_embeddings.weight[7] + drawn["prompts"])
+        assert not torch.equal(own["prompts"][0], own["prompts"][1])
+        assert torch.equal(own["pooler.weight"], torch.eye(32))
+        assert not own["pooler.bias"].any()
+        assert torch.equal(own["head.weight"], drawn["head.weight"])
+
+
+def test_poolers_of_a_low_rank_begin_as_a_projection() -> None:
+    model = make_model(pooler_rank=3)
+    initialise(model, prompt_init="random", pooler_init="identity")
+    tensors = model.task_tensors("sport")
+    kernel = tensors["pooler.up.weight"] @ tensors["pooler.down.weight"]
+    torch.testing.assert_close(kernel @ kernel, kernel, atol=1e-5, rtol=0)
+    assert torch.linalg.matrix_rank(kernel) == 3
+
+
+def test_a_group_begins_as_cls_once() -> None:
+    grouped, own = make_model(prompt_groups={"sport": "a", "mood": "a"}), make_model()
+    for model in (grouped, own):
+        initialise(model, prompt_init="cls", pooler_init="random", cls_id=7)
+    noise = grouped.prompts("mood") - grouped.word_embeddings.weight[7]
+    assert noise.abs().max() <= 0.04 + 1e-6
+
+
 def test_prompts_of_a_group_begin_as_the_mean_of_its_tasks(warm: dict[str, dict[str, Tensor]]) -> None:
     model = make_model(prompt_groups={"sport": "a", "mood": "a"})
     initialise(model, prompt_init="single-task", pooler_init="single-task", warm=warm)
@@ -117,6 +146,8 @@ def test_what_an_initialisation_needs_must_be_given(warm: dict[str, dict[str, Te
         initialise(make_model(), prompt_init="random", pooler_init="single-task", warm={"sport": warm["sport"]})
     with pytest.raises(ConfigError, match="needs the token counts of the training data"):
         initialise(make_model(), prompt_init="token", pooler_init="random")
+    with pytest.raises(ConfigError, match=r"needs a tokenizer with a \[CLS\] token"):
+        initialise(make_model(), prompt_init="cls", pooler_init="random")
 
 
 def test_a_warm_start_of_another_shape_is_refused(warm: dict[str, dict[str, Tensor]]) -> None:

@@ -59,6 +59,12 @@ _PROMPTED = {"dropout": 0.1, "prompt_init": "token"}
 # One teacher, trained first, labels 32 texts beside the 16 examples of a step.
 _TAUGHT = {"teachers": 1, "teacher_kind": "mt-dnn", "batch_size": 32, "weight": 3.0, "max_texts": 100_000}
 MTOP = "mtop"
+OURS = "mtop-cls"
+OURS_TAUGHT = "mtop-cls-taught"
+
+
+# Prompts begin as [CLS] and poolers hand on what these read, so nothing has to be learned alone first.
+_CLS = {**_PAPER, "prompt_attention": "isolated", "prompt_init": "cls", "pooler_init": "identity"}
 
 
 def _mtop(title: str, **model: Any) -> Method:
@@ -103,6 +109,8 @@ METHODS: Mapping[str, Method] = {
     "mtop-taught": Method(
         "MTOP, soft labels", {**_PAPER, "prompt_attention": "isolated"}, {**_HEADS, **_WARM}, unlabelled=_TAUGHT
     ),
+    OURS: Method("MTOP, begun at [CLS]", _CLS, _HEADS),
+    OURS_TAUGHT: Method("MTOP, begun at [CLS], soft labels", _CLS, _HEADS, unlabelled=_TAUGHT),
     **{f"mtop-{n}-prompts": _mtop(f"{n} prompts a task", prompts_per_task=n) for n in (1, 4, 8)},
     **{f"mtop-{n}-shared": _mtop(f"2 prompts a task, {n} shared", shared_prompts=n) for n in (1, 2, 4)},
     **_selections("mt-dnn", Method("MT-DNN", {"kind": "mt-dnn", "dropout": 0.1})),
@@ -116,9 +124,9 @@ METHODS: Mapping[str, Method] = {
 BEGUN_WITH = frozenset(chosen.begins_with for chosen in METHODS.values() if chosen.begins_with)
 """The methods whose encoders others begin with."""
 
-_MAIN = ("single-task", "mt-dnn", "p-tuning", "p-tuning-v2", "ca-mtl", MTOP, "mtop-isolated")
+_MAIN = ("single-task", "mt-dnn", "p-tuning", "p-tuning-v2", "ca-mtl", MTOP, "mtop-isolated", OURS)
 TABLE_METHODS: Mapping[TableName, tuple[str, ...]] = {
-    "news": (*_MAIN, "mt-dnn-taught", "mtop-taught"),
+    "news": (*_MAIN, "mt-dnn-taught", "mtop-taught", OURS_TAUGHT),
     "glue": _MAIN,
     "ablations": ("mt-dnn", "mtop-rd-rd", "mtop-tk-rd", "mtop-st-rd", "mtop-rd-st", "mtop-no-stop", MTOP),
     "prompt-lengths": (
@@ -165,11 +173,13 @@ TABLE_DATA: Mapping[TableName, DataName] = {
 """What each table is made on unless another data set is asked for."""
 
 
-def reference(table: TableName) -> str:
-    """The method that the others of a table are compared with."""
+def references(table: TableName) -> tuple[str, ...]:
+    """The methods that the others of a table are compared with, the paper's first."""
     if table == "many-transfer":
-        return "many-large"
-    return {"many": MANY, "families": FAMILIES}.get(TABLE_DATA[table], MTOP)
+        return ("many-large",)
+    if table in ("news", "glue"):
+        return (MTOP, OURS_TAUGHT, OURS) if table == "news" else (MTOP, OURS)
+    return ({"many": MANY, "families": FAMILIES}.get(TABLE_DATA[table], MTOP),)
 
 
 def methods_of(table: TableName) -> tuple[str, ...]:

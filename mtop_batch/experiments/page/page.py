@@ -9,13 +9,13 @@ from statistics import mean, median
 
 from mtop_batch.data.sets.glue import GLUE_TASKS as GLUE_RECIPES
 from mtop_batch.experiments.methods.method import COMMON, Method
-from mtop_batch.experiments.methods.tables import METHODS, TABLE_DATA, TABLE_METHODS, TableName, reference
+from mtop_batch.experiments.methods.tables import METHODS, OURS, OURS_TAUGHT, TABLE_DATA, TABLE_METHODS, TableName
 from mtop_batch.experiments.page import paper
 from mtop_batch.experiments.page.family_tables import FAMILY_NAMES, notes_on_families, quality_of_families
 from mtop_batch.experiments.page.many_tables import costs_beside_one, fewer_tasks, notes_of_many, quality_of_many
 from mtop_batch.experiments.page.markdown import EMPTY, bold, judged_by, markdown, spread_text
 from mtop_batch.experiments.page.statistics import Difference
-from mtop_batch.experiments.page.summary import ResultTable, Row, Setting, tables
+from mtop_batch.experiments.page.summary import Comparison, ResultTable, Setting, tables
 from mtop_batch.experiments.runs.records import Records, RunRecord
 
 _TITLES: Mapping[TableName, str] = {
@@ -70,7 +70,7 @@ How to read it:
 * A cell is the median over seeds on **test** examples, in per cent, with the lowest and highest seed in brackets. No
   training looks at them. The weights are those with the best mean on evaluation examples.
 * *To MTOP* is the mean difference to MTOP, paired by seed and by test example, with its 95 % interval: a bootstrap over
-  seeds and examples. An interval with zero in it shows no difference.
+  seeds and examples. An interval with zero in it shows no difference. *To* other methods is the same.
 * *Win / tie / loss* counts the tasks whose own interval is clear of zero, or not.
 * The paper's rows are its authors' numbers, with a larger encoder and other examples.
 """
@@ -111,7 +111,7 @@ def _section(table: ResultTable) -> str:
             _heading(table.setting, len(table.tasks)),
             "\n" + _quality(table),
             *_why_empty(table),
-            "\n" + _against_mtop(table),
+            *("\n" + _against(table, other) for other in table.compared_with),
             "\n" + (_selection_costs(table) if table.name == "auxiliary" else _costs(table)),
             "\n" + _made_on([run for row in table.rows for run in row.runs.values()]),
         ]
@@ -187,32 +187,34 @@ def _why_empty(table: ResultTable) -> list[str]:
     return ["\n", *(f"* {note}\n" for note in notes)] if notes else []
 
 
-def _against_mtop(table: ResultTable) -> str:
-    other = METHODS[reference(table.name)].title
+def _against(table: ResultTable, other: str) -> str:
+    """How much better the methods are than another; beside the first of these, what they are on evaluation examples."""
+    title = METHODS[other].title
+    on_evaluation = other == table.compared_with[0]
     families = FAMILY_NAMES if table.name == "families" else ()
     columns = [column for family in families for column in (f"{family}, points", "95 % interval")]
-    head = ["method", f"to {other}, points", "95 % interval", *columns, "seeds", "win / tie / loss"]
-    head.append("on evaluation examples")
+    head = ["method", f"to {title}, points", "95 % interval", *columns, "seeds", "win / tie / loss"]
+    head += ["on evaluation examples"] if on_evaluation else []
     rows = []
     for row in table.rows:
-        difference = row.difference
+        compared = row.comparisons.get(other)
         empty = [""] * (1 + len(columns))
-        if row.method == reference(table.name):
+        if row.method == other:
             cells = ["", *empty, str(len(row.runs)), ""]
-        elif difference is None:
-            why = "no run" if not row.runs else f"{other} has no run with these seeds"
+        elif compared is None:
+            why = "no run" if not row.runs else f"{title} has no run with these seeds"
             cells = [f"{EMPTY} ({why})", *empty, "", ""]
         else:
             own = [row.families[family].difference for family in families if family in row.families]
-            both = [part for part in (difference, *own) if part is not None]
+            both = [part for part in (compared.difference, *own) if part is not None]
             cells = [text for part in both for text in (_points(part.mean), _interval(part))]
-            cells += [str(difference.seeds), _outcomes(row)]
-        rows.append([row.title, *cells, spread_text(row.dev_mean)])
+            cells += [str(compared.difference.seeds), _outcomes(compared)]
+        rows.append([row.title, *cells, *([spread_text(row.dev_mean)] if on_evaluation else [])])
     return markdown(head, rows)
 
 
-def _outcomes(row: Row) -> str:
-    counts = [sum(part.outcome == kind for part in row.outcomes.values()) for kind in ("win", "tie", "loss")]
+def _outcomes(compared: Comparison) -> str:
+    counts = [sum(part.outcome == kind for part in compared.by_task.values()) for kind in ("win", "tie", "loss")]
     return " / ".join(map(str, counts))
 
 
@@ -292,7 +294,7 @@ def _recipes() -> str:
         if chosen.auxiliary is None
         and chosen.judged is None
         and name not in TABLE_METHODS["families"]
-        and (not name.startswith("mtop-") or name in ("mtop-isolated", "mtop-taught"))
+        and (not name.startswith("mtop-") or name in ("mtop-isolated", "mtop-taught", OURS, OURS_TAUGHT))
     )
     return "\n## Recipes\n" + _RECIPE.format(common=json.dumps(COMMON), own=own)
 

@@ -34,17 +34,17 @@ _WIDTH, _HEIGHT, _DPI = 7.5, 4.2, 110
 
 
 def results_plots(records: Records) -> Iterator[tuple[str, str, bytes]]:
-    """File name, title and content of each plot, of the first table of each kind.
+    """File name, title and content of each plot, of the table of each kind with the most methods.
 
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    seen: set[str] = set()
+    fullest: dict[str, tuple[ResultTable, list[Row]]] = {}
     for table in tables(records):
-        if table.name in seen or table.name == "many-fewer":
-            continue
-        seen.add(table.name)
         shown = [row for row in table.rows if row.runs]
+        if table.name != "many-fewer" and len(shown) > len(fullest.get(table.name, (None, ()))[1]):
+            fullest[table.name] = table, shown
+    for table, shown in fullest.values():
         where = f"{table.setting.data}, {_examples(table.setting)}"
         if table.name in ("news", "glue"):
             title = f"Learning curves: {where}"

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from mtop_batch.experiments.methods.families import ENTITIES, TEXTS, family_of
 from mtop_batch.experiments.methods.method import COMMON
-from mtop_batch.experiments.methods.tables import METHODS, TABLE_DATA, TABLE_METHODS, TABLES, TableName, reference
+from mtop_batch.experiments.methods.tables import METHODS, TABLE_DATA, TABLE_METHODS, TABLES, TableName, references
 from mtop_batch.experiments.page.statistics import Difference, Differences, TestOutputs, differences
 from mtop_batch.experiments.runs.records import DataRecord, Records, RunRecord, SpeedRecord, unpack
 from mtop_batch.experiments.runs.specs import RunSpec
@@ -89,6 +89,19 @@ class FamilyMean:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """How much better a method is than another, over the seeds that both have.
+
+    Args:
+        difference: Of the means over the tasks.
+        by_task: Task -> the same, of each task.
+    """
+
+    difference: Difference
+    by_task: Mapping[str, Difference]
+
+
+@dataclass(frozen=True)
 class Row:
     """A method in a table.
 
@@ -98,9 +111,8 @@ class Row:
         tasks: Task -> test metric over the seeds.
         mean: The mean over tasks, over the seeds.
         dev_mean: The same on evaluation examples, at the chosen weights.
-        difference: To MTOP, or what the table compares with, over the seeds that both have: how much better this method
-            is. None for that itself, and where there is nothing to compare.
-        outcomes: Task -> the same, of each task.
+        comparisons: With each method that the table compares with (`ResultTable.compared_with`), by its name; none with
+            itself, or where they have no seed in common.
         speed: How fast it labels; None if that was not measured.
         tenths: The means over the tenth of the tasks with the most and with the fewest training examples ("T10" and
             "B10" of large-scale multi-task learning); None if it was not run, or there are fewer than ten tasks.
@@ -112,8 +124,7 @@ class Row:
     tasks: Mapping[str, Spread]
     mean: Spread | None
     dev_mean: Spread | None
-    difference: Difference | None
-    outcomes: Mapping[str, Difference]
+    comparisons: Mapping[str, Comparison]
     speed: SpeedRecord | None
     tenths: tuple[Spread, Spread] | None = None
     families: Mapping[str, FamilyMean] = field(default_factory=dict)
@@ -133,6 +144,13 @@ class ResultTable:
     data: DataRecord
     tasks: Sequence[Task]
     rows: Sequence[Row]
+
+    @property
+    def compared_with(self) -> list[str]:
+        """The methods that it compares with, as far as they were run; the first that it would, if none was."""
+        run = {row.method for row in self.rows if row.runs}
+        wanted = references(self.name)
+        return [method for method in wanted if method in run] or [wanted[0]]
 
     @property
     def is_of_many(self) -> bool:
@@ -186,7 +204,6 @@ def _table(name: TableName, setting: Setting, runs: Sequence[RunRecord], records
     for run in runs:
         by_method.setdefault(run.spec.method, {})[run.spec.seed] = run
     labels = {name: unpack(packed) for name, packed in data.labels.items()}
-    best = by_method.get(reference(name), {})
 
     def outputs(found: Mapping[int, RunRecord], seeds: Sequence[int]) -> list[TestOutputs]:
         return [
@@ -199,15 +216,17 @@ def _table(name: TableName, setting: Setting, runs: Sequence[RunRecord], records
             for task in tasks
         ]
 
+    def compared(method: str, with_method: str) -> Differences | None:
+        own, other = by_method.get(method, {}), by_method.get(with_method, {})
+        both = sorted(own.keys() & other.keys())
+        return differences(outputs(own, both), outputs(other, both)) if both and method != with_method else None
+
     rows = []
     # Each of the sets of fewer tasks has rows of its own.
     methods = [method for method in TABLE_METHODS[name] if method in by_method or name != "many-fewer"]
     for method in methods:
         found = dict(sorted(by_method.get(method, {}).items()))
-        both = [seed for seed in found if seed in best]
-        compared = None
-        if method != reference(name) and both:
-            compared = differences(outputs(found, both), outputs(best, both))
+        all_compared = {other: compared(method, other) for other in references(name)}
         given = outputs(found, list(found)) if found else []
         values = {task.name: out.value() for task, out in zip(tasks, given, strict=False)}
         rows.append(
@@ -217,11 +236,16 @@ def _table(name: TableName, setting: Setting, runs: Sequence[RunRecord], records
                 tasks={task: Spread.of(of_seeds) for task, of_seeds in values.items()},
                 mean=Spread.of(np.mean(list(values.values()), axis=0)) if found else None,
                 dev_mean=Spread.of(_dev_mean(run, data.definitions()) for run in found.values()) if found else None,
-                difference=None if compared is None else compared.mean(),
-                outcomes=dict(zip(values, compared.by_task, strict=True)) if compared else {},
+                comparisons={
+                    other: Comparison(one.mean(), dict(zip(values, one.by_task, strict=True)))
+                    for other, one in all_compared.items()
+                    if one is not None
+                },
                 speed=_speed(records.speeds, found),
                 tenths=_tenths(values, data) if len(values) >= 10 else None,
-                families=_families(tasks, values, compared) if name == "families" and values else {},
+                families=_families(tasks, values, all_compared[references(name)[0]])
+                if name == "families" and values
+                else {},
             )
         )
     return ResultTable(name, setting, data, tasks, rows)
