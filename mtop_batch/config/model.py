@@ -79,12 +79,12 @@ class MTOPModelConfig(ModelConfig):
     thirds of the encoder's, by how many training examples the task has beside the others."""
     attention_heads: int = Field(2, ge=1, le=64)
     """Of such tasks; a given width is a multiple of it."""
-    prompt_init: Literal["random", "token", "cls", "single-task"] = "single-task"
-    """What prompts start as: random, embeddings of frequent tokens, that of [CLS], or what the single-task phase
-    learned."""
-    pooler_init: Literal["random", "identity", "single-task"] = "single-task"
-    """What poolers start as: "identity" hands on what the prompts read; heads are random then. "single-task": what
-    poolers and heads learned in that phase."""
+    prompt_init: Literal["random", "token", "cls", "single-task"] = "cls"
+    """What prompts start as: random, embeddings of frequent tokens, that of [CLS], or, as in the paper, what the
+    single-task phase learned."""
+    pooler_init: Literal["random", "identity", "single-task"] = "identity"
+    """What poolers start as: "identity" hands on what the prompts read; heads are random then. "single-task", as in the
+    paper: what poolers and heads learned in that phase."""
     stop_gradient: bool = True
     """A step on one task leaves the other tasks' prompts alone."""
     prompt_layers: int = Field(0, ge=0)

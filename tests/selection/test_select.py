@@ -193,7 +193,8 @@ def test_what_decides_a_training_changes_its_digest(change: dict[str, Any], same
 
 
 def test_what_a_task_learns_alone_is_learned_once(encoder: Encoder, tmp_path: Path) -> None:
-    jobs = make_jobs(["sport", "twin", "count"], {"kind": "mtop"}, size=16, epochs=1, warm_start={"epochs": 1})
+    model = {"kind": "mtop", "prompt_init": "single-task", "pooler_init": "single-task"}
+    jobs = make_jobs(["sport", "twin", "count"], model, size=16, epochs=1, warm_start={"epochs": 1})
     starts: list[int] = []
     worker = Worker(event_sink=lambda event: starts.append(event["num_tasks"]) if event["event"] == "start" else None)
     records = [
