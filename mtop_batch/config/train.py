@@ -179,6 +179,8 @@ class AddTasksConfig(OptimizerConfig):
     """Highest learning rate."""
     prompts_per_task: int = Field(2, ge=1, le=64)
     """Soft prompt tokens of each new task."""
+    pooler_init: Literal["random", "identity"] = "identity"
+    """What poolers start as: "identity" hands on what the prompts read."""
     lora_rank: int = Field(8, ge=0, le=64)
     """Rank of the LoRA of each new task, on every linear layer of the backbone at the task's own prompts only; 0 for
     none."""

@@ -130,6 +130,7 @@ def add_tasks(
     new_task: dict[str, Any] = {
         "prompts_per_task": settings.prompts_per_task,
         "lora_rank": settings.lora_rank,
+        "pooler_init": settings.pooler_init,
         "seed": settings.seed,
     }
     tasks = SingleTasks(

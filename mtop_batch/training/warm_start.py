@@ -14,6 +14,7 @@ from mtop_batch.errors import ConfigError
 from mtop_batch.lines import listed
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.model.kinds.p_tuning import PromptedModel
+from mtop_batch.model.parts.heads import identity_pooler
 from mtop_batch.model.parts.prompts import common_tokens, token_prompts
 
 PromptInit = Literal["random", "token", "cls", "single-task"]
@@ -37,11 +38,11 @@ def initialise(
     pooler layers)" and does not say what becomes of the heads; a head fits the pooler that it was trained with and
     no other. "random" leaves what `MTOPModel.from_backbone` drew. Shared prompts are random always. The prompts of a
     prompt group begin as the mean of what its tasks learned alone, from the same random start. Tasks without prompts
-    begin at random.
+    begin at random, but for their poolers where they have any.
 
-    "cls" and "identity" are not the paper's: a prompt that stands where [CLS] does and begins as its embedding reads of
-    the text about what the pretrained encoder has learned to read there, and a pooler that begins as the identity hands
-    on what was read. Prompts that begin elsewhere must learn to read first, and a random pooler hides what they do.
+    "cls" and "identity" are not the paper's: a prompt that begins as [CLS] reads of the text about what the pretrained
+    encoder has learned to read there, and a pooler that begins as the identity hands it on, where a random one hides
+    it. In encoders that add embeddings of positions, the first position makes a random prompt read like [CLS] too.
 
     Args:
         model: Its tasks' parameters are changed in place.
@@ -66,6 +67,9 @@ def initialise(
         raise ConfigError('model.prompt_init = "token" needs the token counts of the training data; pass token_counts')
     generator = torch.Generator().manual_seed(seed)
     cls = model.word_embeddings.weight.detach()[_checked_cls(cls_id)] if prompt_init == "cls" else None
+    if pooler_init == "identity":
+        for name in model.task_names:
+            model.load_task(name, identity_pooler(model.task_tensors(name)))
     for name in filter(model.reads_prompts, model.task_names):
         tensors: dict[str, Tensor] = {}
         sharing = model.tasks_sharing(name)
@@ -77,8 +81,6 @@ def initialise(
             tensors["prompts"] = model.prompts(name).detach() + cls
         if pooler_init == "single-task":
             tensors |= {key: value for key, value in warm[name].items() if key != "prompts"}
-        elif pooler_init == "identity":
-            tensors |= _identity(model.task_tensors(name))
         model.load_task(name, tensors)
 
 
@@ -122,20 +124,6 @@ def _checked_cls(cls_id: int | None) -> int:
             '"random", "token", "single-task"'
         )
     return cls_id
-
-
-def _identity(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The kernels of a pooler that hands on what it is given; one of a low rank, as much of it as it can.
-
-    Its R rows are orthonormal and drawn with it, so W projects onto a plane of R dimensions.
-    """
-    full, down = tensors.get("pooler.weight"), tensors.get("pooler.down.weight")
-    if full is not None:
-        return {"pooler.weight": torch.eye(len(full))}
-    if down is None:
-        return {}
-    rows = torch.linalg.qr(down.T.float()).Q.T  # (R, D)
-    return {"pooler.down.weight": rows, "pooler.up.weight": rows.T.contiguous()}
 
 
 def _check_warm(model: MTOPModel, warm: Mapping[str, Mapping[str, Tensor]]) -> None:

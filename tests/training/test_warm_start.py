@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from mtop_batch.errors import ConfigError, TaskError
 from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.tasks import Task
 from mtop_batch.training.evaluation.evaluate import evaluate
 from mtop_batch.training.settings import TaskData, TrainSettings
 from mtop_batch.training.single_task import train_single_task
@@ -106,6 +107,24 @@ def test_poolers_of_a_low_rank_begin_as_a_projection() -> None:
     kernel = tensors["pooler.up.weight"] @ tensors["pooler.down.weight"]
     torch.testing.assert_close(kernel @ kernel, kernel, atol=1e-5, rtol=0)
     assert torch.linalg.matrix_rank(kernel) == 3
+
+
+def test_an_added_task_can_begin_with_the_identity() -> None:
+    model, drawn = make_model(), make_model()
+    new = Task("weather")
+    model.add_tasks([new], pooler_init="identity")
+    drawn.add_tasks([new])
+    expected = {**drawn.task_tensors("weather"), "pooler.weight": torch.eye(32)}
+    torch.testing.assert_close(model.task_tensors("weather"), expected, rtol=0, atol=0)
+
+
+def test_tasks_without_prompts_hand_on_what_they_read_too() -> None:
+    model = make_model()
+    model.add_tasks([Task("weather", reads="pooled"), Task("length", reads="attention")])
+    before = model.task_tensors("length")
+    initialise(model, prompt_init="cls", pooler_init="identity", cls_id=7)
+    assert torch.equal(model.task_tensors("weather")["pooler.weight"], torch.eye(32))
+    torch.testing.assert_close(model.task_tensors("length"), before, rtol=0, atol=0)
 
 
 def test_a_group_begins_as_cls_once() -> None:

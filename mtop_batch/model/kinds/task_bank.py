@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from mtop_batch.model.encoder.lora import FamilyLoRA, LoRA, lora_layers
 from mtop_batch.model.kinds.base import MultiTaskModel, generator_of, module_key
 from mtop_batch.model.kinds.config import MTOPConfig
 from mtop_batch.model.parts.document_vectors import Probe
-from mtop_batch.model.parts.heads import Prompts, TaskModule
+from mtop_batch.model.parts.heads import Prompts, TaskModule, identity_pooler
 from mtop_batch.model.parts.prompts import TaskPrompts
 from mtop_batch.model.parts.text_heads import AttentionHead, least_width
 from mtop_batch.model.parts.token_heads import TokenHead
@@ -73,6 +73,7 @@ class MTOPParameters(MultiTaskModel):
         attention_heads: int = 2,
         families: Sequence[Family] = (),
         family_of: Mapping[str, str] | None = None,
+        pooler_init: Literal["random", "identity"] = "random",
         seed: int = 0,
         replace: bool = False,
     ) -> None:
@@ -92,6 +93,7 @@ class MTOPParameters(MultiTaskModel):
             attention_heads: Of such tasks.
             families: New ones; their LoRA starts so that it changes nothing.
             family_of: Task -> family, a new one or one that is there, of the tasks that have one.
+            pooler_init: "identity": poolers begin by handing on what is read, and are not drawn.
             seed: Of the random draws.
             replace: A task of the same name makes room as in `drop_tasks`, and the new one takes its place.
 
@@ -123,6 +125,9 @@ class MTOPParameters(MultiTaskModel):
         self._append_tasks(
             tasks, prompts_per_task, isolated, added, seed, lora_rank, prompt_groups or {}, attention, family_of
         )
+        if pooler_init == "identity":
+            for task in tasks:
+                self.load_task(task.name, identity_pooler(self.task_tensors(task.name)))
         places = {name: index for index, name in enumerate(order)}
         self.config.tasks.sort(key=lambda entry: places.get(entry["task"]["name"], len(places)))
 

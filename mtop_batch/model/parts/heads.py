@@ -6,6 +6,8 @@ embeddings (D but for backbones with factorised embeddings), C outputs of a task
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -106,6 +108,27 @@ class TaskModule(nn.Module):
                 draw_linear(layer, generator)
         if self.lora is not None:
             self.lora.initialise(generator)
+
+
+def identity_pooler(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The kernels of a task's pooler that hands on what it is given; one of a low rank, as much of it as it can.
+
+    Of a low rank R the rows are orthonormal and taken from those that were drawn, so that W projects onto a plane of R
+    dimensions.
+
+    Args:
+        tensors: The parameters of a task, by their names in its module.
+
+    Returns:
+        Those of its pooler; none if it has no pooler.
+    """
+    full, down = tensors.get("pooler.weight"), tensors.get("pooler.down.weight")
+    if full is not None:
+        return {"pooler.weight": torch.eye(len(full))}
+    if down is None:
+        return {}
+    rows = torch.linalg.qr(down.T.float()).Q.T  # (R, D)
+    return {"pooler.down.weight": rows, "pooler.up.weight": rows.T.contiguous()}
 
 
 @torch.no_grad()
