@@ -63,7 +63,7 @@ OURS = "mtop-cls"
 OURS_TAUGHT = "mtop-cls-taught"
 
 
-# Prompts begin as [CLS] and poolers hand on what these read, so nothing has to be learned alone first.
+# Isolated prompts begin as [CLS] and poolers hand on what these read, so nothing has to be learned alone first.
 _CLS = {**_PAPER, "prompt_attention": "isolated", "prompt_init": "cls", "pooler_init": "identity"}
 
 
@@ -109,8 +109,8 @@ METHODS: Mapping[str, Method] = {
     "mtop-taught": Method(
         "MTOP, soft labels", {**_PAPER, "prompt_attention": "isolated"}, {**_HEADS, **_WARM}, unlabelled=_TAUGHT
     ),
-    OURS: Method("MTOP, begun at [CLS]", _CLS, _HEADS),
-    OURS_TAUGHT: Method("MTOP, begun at [CLS], soft labels", _CLS, _HEADS, unlabelled=_TAUGHT),
+    OURS: Method("MTOP, our recipe", _CLS, _HEADS),
+    OURS_TAUGHT: Method("MTOP, our recipe, soft labels", _CLS, _HEADS, unlabelled=_TAUGHT),
     **{f"mtop-{n}-prompts": _mtop(f"{n} prompts a task", prompts_per_task=n) for n in (1, 4, 8)},
     **{f"mtop-{n}-shared": _mtop(f"2 prompts a task, {n} shared", shared_prompts=n) for n in (1, 2, 4)},
     **_selections("mt-dnn", Method("MT-DNN", {"kind": "mt-dnn", "dropout": 0.1})),
