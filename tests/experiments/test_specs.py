@@ -15,7 +15,7 @@ from mtop_batch.data.tokens import TextTokenizer
 from mtop_batch.errors import ConfigError
 from mtop_batch.experiments.methods.many import JUDGED
 from mtop_batch.experiments.methods.method import Share
-from mtop_batch.experiments.methods.tables import METHODS, TABLE_METHODS, TABLES
+from mtop_batch.experiments.methods.tables import METHODS, OURS, TABLE_METHODS, TABLES
 from mtop_batch.experiments.runs.data_set import DataSet, first_rows, tasks_of
 from mtop_batch.experiments.runs.prepared import prepare
 from mtop_batch.experiments.runs.read import read_data_set, with_unlabelled
@@ -38,9 +38,9 @@ def test_every_method_of_every_table_has_a_configuration(data_set: DataSet, many
     assert {name for table in TABLES for name in TABLE_METHODS[table]} == set(METHODS)
 
 
-@pytest.mark.parametrize("name", ["single-task", "mt-dnn", "p-tuning", "p-tuning-v2", "ca-mtl", "mtop-isolated"])
+@pytest.mark.parametrize("name", ["single-task", "mt-dnn", "p-tuning", "p-tuning-v2", "ca-mtl", OURS])
 def test_methods_are_the_shipped_configurations(name: str, data_set: DataSet, tasks_file: Path) -> None:
-    file = "nhc-cpu" if name == "mtop-isolated" else f"nhc-{name}"
+    file = "nhc-cpu" if name == OURS else f"nhc-{name}"
     config = load_config(JOBS / f"{file}.toml", [f"tasks={tasks_file}"])
     settings = RunSettings(config.backbone.name)
     spec = make_spec(name, 0, data_set, settings)
