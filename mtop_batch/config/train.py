@@ -82,7 +82,8 @@ class TrainConfig(OptimizerConfig):
     learning_rate: float = Field(1e-5, gt=0, lt=1)
     """Highest learning rate of the backbone."""
     head_learning_rate: float | None = Field(None, gt=0, lt=1)
-    """Learning rate of prompts, poolers and heads; the same as `learning_rate` if not given."""
+    """Learning rate of prompts, poolers and heads. If not given, the same as `learning_rate`; ten times it, up to 1e-3,
+    of `mtop` models whose heads begin at random (`pooler_init`)."""
     alpha: float = Field(1.0, ge=0, le=1)
     """Task i is drawn at a rate proportional to (its number of examples) ** alpha: 1 proportional, 0 uniform."""
     alpha_end: float | None = Field(None, ge=0, le=1)

@@ -24,7 +24,7 @@ from mtop_batch.training.sampling import Plan
 from mtop_batch.training.settings import TaskData, Worker
 from mtop_batch.training.single_task import train_single_task
 from mtop_batch.training.soft_labels import SoftLabels
-from mtop_batch.training.start import first_model, train_settings, warm_start_settings
+from mtop_batch.training.start import all_tasks_settings, first_model, warm_start_settings
 from mtop_batch.training.unfinished import Unfinished
 
 
@@ -115,7 +115,7 @@ def train_whole(
     Raises:
         MtopError: As `fit`.
     """
-    settings = train_settings(config.train, evaluate=evaluates)
+    settings = all_tasks_settings(config, evaluate=evaluates)
 
     def trained(part: MultiTaskModel, items: Sequence[TaskData], training: str) -> Trained:
         with unfinished.checkpoints(training) as (checkpoint, save):

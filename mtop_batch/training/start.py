@@ -32,6 +32,7 @@ from mtop_batch.training.schedules import RateSchedule
 from mtop_batch.training.settings import TaskData, TrainSettings
 from mtop_batch.training.warm_start import initialise, start_from_tokens
 
+_MAX_NEW_HEAD_RATE = 1e-3
 LearnAlone = Callable[[MTOPModel, Mapping[str, Any]], Mapping[str, Mapping[str, Tensor]]]
 """Given a model without tasks, and the arguments of `MTOPModel.add_tasks`, the tensors that each task learns alone."""
 
@@ -142,6 +143,15 @@ def warm_start_settings(train: TrainConfig) -> TrainSettings:
         "patience": None,
     }
     return train_settings(train, **changes)
+
+
+def all_tasks_settings(config: Config, *, evaluate: bool) -> TrainSettings:
+    """How all tasks train together: new heads of an `mtop` model need larger steps than its encoder."""
+    train, model = config.train, config.model
+    rate = train.head_learning_rate
+    if rate is None and isinstance(model, MTOPModelConfig) and model.pooler_init != "single-task":
+        rate = max(train.learning_rate, min(10 * train.learning_rate, _MAX_NEW_HEAD_RATE))
+    return train_settings(train, head_learning_rate=rate, evaluate=evaluate)
 
 
 def train_settings(section: OptimizerConfig, **changes: Any) -> TrainSettings:

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mtop_batch.config.sections import Config
 from mtop_batch.errors import ConfigError, TaskError
 from mtop_batch.model.kinds.mtop import MTOPModel
 from mtop_batch.tasks import Task
 from mtop_batch.training.evaluation.evaluate import evaluate
 from mtop_batch.training.settings import TaskData, TrainSettings
 from mtop_batch.training.single_task import train_single_task
+from mtop_batch.training.start import all_tasks_settings
 from mtop_batch.training.warm_start import initialise
 from tests.training.toy import TASKS, make_data, make_encoder, make_model, make_settings
 
@@ -167,6 +169,26 @@ def test_what_an_initialisation_needs_must_be_given(warm: dict[str, dict[str, Te
         initialise(make_model(), prompt_init="token", pooler_init="random")
     with pytest.raises(ConfigError, match=r"needs a tokenizer with a \[CLS\] token"):
         initialise(make_model(), prompt_init="cls", pooler_init="random")
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "expected"),
+    [
+        ({}, {"learning_rate": 1e-5}, 1e-4),
+        ({}, {"learning_rate": 5e-4}, 1e-3),
+        ({}, {"learning_rate": 2e-3}, 2e-3),
+        ({}, {"learning_rate": 1e-5, "head_learning_rate": 3e-5}, 3e-5),
+        ({"pooler_init": "single-task"}, {"learning_rate": 1e-5}, None),
+        ({"kind": "mt-dnn"}, {"learning_rate": 1e-5}, None),
+    ],
+)
+def test_heads_that_begin_at_random_have_a_higher_rate_of_their_own(
+    model: dict[str, Any], train: dict[str, Any], expected: float | None
+) -> None:
+    task = {"name": "sport", "labels": ["no", "yes"], "train": "a.parquet", "eval": "b.parquet"}
+    values = {"output": "o", "backbone": {"name": "b"}, "model": model, "train": train, "task": [task]}
+    settings = all_tasks_settings(Config.model_validate(values), evaluate=True)
+    assert settings.head_learning_rate == (None if expected is None else pytest.approx(expected))
 
 
 def test_a_warm_start_of_another_shape_is_refused(warm: dict[str, dict[str, Tensor]]) -> None:

@@ -47,7 +47,7 @@ from mtop_batch.training.checkpoint import TaskMetrics, read_final_weights
 from mtop_batch.training.loop import FitResult
 from mtop_batch.training.settings import TaskData
 from mtop_batch.training.soft_labels import SoftLabels
-from mtop_batch.training.start import train_settings, warm_start_settings
+from mtop_batch.training.start import all_tasks_settings, train_settings, warm_start_settings
 
 T = TypeVar("T")
 
@@ -169,7 +169,7 @@ class Phases:
         """How the run went, and the weights that it chose."""
         train = self.config.train
         job = MultiTaskJob(
-            settings=train_settings(train, evaluate=self.evaluates),
+            settings=all_tasks_settings(self.config, evaluate=self.evaluates),
             precision=train.precision,
             model=ray.put(model),
             data=[ray.put(item) for item in self.data],
