@@ -80,8 +80,8 @@ class MTOPModelConfig(ModelConfig):
     attention_heads: int = Field(2, ge=1, le=64)
     """Of such tasks; a given width is a multiple of it."""
     prompt_init: Literal["random", "token", "cls", "single-task"] = "cls"
-    """What prompts start as: random, embeddings of frequent tokens, that of [CLS], or, as in the paper, what the
-    single-task phase learned."""
+    """What prompts start as: random, embeddings of frequent tokens, that of [CLS] (random if there is none), or, as in
+    the paper, what the single-task phase learned."""
     pooler_init: Literal["random", "identity", "single-task"] = "identity"
     """What poolers start as: "identity" hands on what the prompts read; heads are random then. "single-task", as in the
     paper: what poolers and heads learned in that phase."""

@@ -52,7 +52,7 @@ def initialise(
         warm: The tensors of each task that `train_single_task` learned; needed for "single-task".
         token_counts: (V,) how often each token occurs in the training data; needed for "token".
         special_ids: Tokens that never become prompts but by "cls".
-        cls_id: Of the tokenizer's [CLS]; needed for "cls".
+        cls_id: Of the tokenizer's [CLS]; None where it has none, and "cls" is as "random".
         seed: Of the token draws.
 
     Raises:
@@ -66,7 +66,9 @@ def initialise(
     if prompt_init == "token" and token_counts is None:
         raise ConfigError('model.prompt_init = "token" needs the token counts of the training data; pass token_counts')
     generator = torch.Generator().manual_seed(seed)
-    cls = model.word_embeddings.weight.detach()[_checked_cls(cls_id)] if prompt_init == "cls" else None
+    cls = None
+    if prompt_init == "cls" and cls_id is not None:
+        cls = model.word_embeddings.weight.detach()[cls_id]
     if pooler_init == "identity":
         for name in model.task_names:
             model.load_task(name, identity_pooler(model.task_tensors(name)))
@@ -115,15 +117,6 @@ def _token_prompts(
     num_prompts = len(model.prompts(name))
     counts = torch.from_numpy(token_counts)
     return token_prompts(model.word_embeddings.weight, counts, num_prompts, generator, special_ids=special_ids)
-
-
-def _checked_cls(cls_id: int | None) -> int:
-    if cls_id is None:
-        raise ConfigError(
-            'model.prompt_init = "cls" needs a tokenizer with a [CLS] token, which the backbone has not; allowed: '
-            '"random", "token", "single-task"'
-        )
-    return cls_id
 
 
 def _check_warm(model: MTOPModel, warm: Mapping[str, Mapping[str, Tensor]]) -> None:

@@ -102,6 +102,12 @@ def test_prompts_can_begin_as_the_embedding_of_cls_and_poolers_as_the_identity()
         assert torch.equal(own["head.weight"], drawn["head.weight"])
 
 
+def test_prompts_begin_at_random_where_the_tokenizer_has_no_cls() -> None:
+    model, fresh = make_model(), make_model()
+    initialise(model, prompt_init="cls", pooler_init="random")
+    assert torch.equal(model.prompts("sport"), fresh.prompts("sport"))
+
+
 def test_poolers_of_a_low_rank_begin_as_a_projection() -> None:
     model = make_model(pooler_rank=3)
     initialise(model, prompt_init="random", pooler_init="identity")
@@ -167,8 +173,6 @@ def test_what_an_initialisation_needs_must_be_given(warm: dict[str, dict[str, Te
         initialise(make_model(), prompt_init="random", pooler_init="single-task", warm={"sport": warm["sport"]})
     with pytest.raises(ConfigError, match="needs the token counts of the training data"):
         initialise(make_model(), prompt_init="token", pooler_init="random")
-    with pytest.raises(ConfigError, match=r"needs a tokenizer with a \[CLS\] token"):
-        initialise(make_model(), prompt_init="cls", pooler_init="random")
 
 
 @pytest.mark.parametrize(
