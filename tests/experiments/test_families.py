@@ -21,7 +21,7 @@ from mtop_batch.errors import ConfigError, DataError, TaskError
 from mtop_batch.experiments.methods.tables import METHODS, TABLE_METHODS
 from mtop_batch.experiments.page.page import results_page
 from mtop_batch.experiments.page.plots import results_plots
-from mtop_batch.experiments.page.statistics import TestOutputs, differences
+from mtop_batch.experiments.page.statistics import Drawn, TestOutputs, differences
 from mtop_batch.experiments.page.summary import tables
 from mtop_batch.experiments.runs.data_set import DataSet, digest_of, tasks_of
 from mtop_batch.experiments.runs.prepared import Prepared, prepare
@@ -289,7 +289,7 @@ def test_f1_of_drawn_texts_is_that_of_their_entities() -> None:
     expected = count_entities(given.take(rows), found.take(rows), 2)[0].f1
     assert outputs.samples(weights)[0] == pytest.approx([expected])
     perfect = replace(outputs, predictions=unpack(pack_entities(given, given))[None])
-    assert differences([perfect], [outputs]).mean().low > 0
+    assert differences(Drawn.of([perfect]), Drawn.of([outputs])).mean().low > 0
 
 
 def test_the_speed_is_measured_on_texts_whose_words_are_known(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mtop_batch.experiments.page.statistics import TestOutputs, differences
+from mtop_batch.experiments.page.statistics import DRAWS, Differences, Drawn, TestOutputs, differences
 from mtop_batch.experiments.runs.records import pack, unpack
 from mtop_batch.tasks import METRICS, Metric
 from mtop_batch.training.evaluation.metrics import compute_metric
@@ -16,6 +16,10 @@ def outputs(seed: int, rate: float, labels: np.ndarray, num_seeds: int = 5) -> T
     rng = np.random.default_rng(seed)
     right = rng.random((num_seeds, len(labels))) < rate
     return TestOutputs(np.where(right, labels, 1 - labels), labels, "accuracy", 2)
+
+
+def compared(first: list[TestOutputs], second: list[TestOutputs], draws: int = DRAWS) -> Differences:
+    return differences(Drawn.of(first, draws=draws), Drawn.of(second, draws=draws))
 
 
 @pytest.fixture
@@ -55,20 +59,20 @@ def test_metrics_of_several_labels_are_those_of_training_too(metric: Metric) -> 
 
 
 def test_a_better_method_wins_and_the_interval_holds_the_difference(labels: np.ndarray) -> None:
-    found = differences([outputs(1, 0.9, labels)] * 2, [outputs(2, 0.8, labels)] * 2)
+    found = compared([outputs(1, 0.9, labels)] * 2, [outputs(2, 0.8, labels)] * 2)
     difference, by_task = found.mean(), found.by_task
     assert difference.low < 0.1 < difference.high
     assert difference.low < difference.mean < difference.high
     assert (difference.outcome, [part.outcome for part in by_task]) == ("win", ["win", "win"])
-    back = differences([outputs(2, 0.8, labels)] * 2, [outputs(1, 0.9, labels)] * 2).mean()
+    back = compared([outputs(2, 0.8, labels)] * 2, [outputs(1, 0.9, labels)] * 2).mean()
     assert back.mean == pytest.approx(-difference.mean)
     assert back.outcome == "loss"
 
 
 def test_equal_methods_tie_and_one_seed_tells_nothing(labels: np.ndarray) -> None:
-    same = differences([outputs(1, 0.85, labels)], [outputs(2, 0.85, labels)]).mean()
+    same = compared([outputs(1, 0.85, labels)], [outputs(2, 0.85, labels)]).mean()
     assert same.outcome == "tie"
-    one = differences([outputs(1, 0.95, labels, 1)], [outputs(2, 0.6, labels, 1)]).mean()
+    one = compared([outputs(1, 0.95, labels, 1)], [outputs(2, 0.6, labels, 1)]).mean()
     assert one.low > 0
     assert one.outcome == "tie"
 
@@ -79,14 +83,14 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     for trial in range(100):
         labels = rng.integers(2, size=300).astype(float)
         both = [outputs(3 * trial, 0.8, labels)], [outputs(3 * trial + 1, 0.8, labels)]
-        found = differences(*both, draws=300).mean()
+        found = compared(*both, draws=300).mean()
         hits += found.low <= 0 <= found.high
     assert 88 <= hits <= 100
 
 
 def test_a_comparison_is_the_same_each_time(labels: np.ndarray) -> None:
     first, second = outputs(1, 0.9, labels), outputs(2, 0.8, labels)
-    assert differences([first], [second]).by_task == differences([first], [second]).by_task
+    assert compared([first], [second]).by_task == compared([first], [second]).by_task
 
 
 def test_predictions_are_kept_in_little_space() -> None:

@@ -109,26 +109,43 @@ class Differences:
         return _difference(value, np.mean([self.samples[place] for place in places], axis=0), self.num_seeds)
 
 
-def differences(
-    first: Sequence[TestOutputs], second: Sequence[TestOutputs], seed: int = 0, draws: int = DRAWS
-) -> Differences:
-    """How much better the first method is than the second.
+@dataclass(frozen=True)
+class Drawn:
+    """The metrics of a method under each draw; what is drawn is the same for all methods with as many seeds.
 
     Args:
-        first: Of each task; all have the same S seeds.
-        second: The same tasks and seeds.
-        seed: Of the draws.
-        draws: W.
+        values: (S,) The metric of each task and seed, of all examples.
+        samples: (W, S) Those of each draw of examples.
+        seed_weights: (W, S) The share of each seed in each draw.
     """
-    num_seeds = len(first[0].predictions)
-    counts = _draw((num_seeds, *(len(own.labels) for own in first)), seed, draws)
-    seed_weights = counts[0] / num_seeds  # (W, S)
-    values, samples = [], []
-    for own, other, count in zip(first, second, counts[1:], strict=True):
-        weights = count.astype(np.float64)
-        samples.append(((own.samples(weights) - other.samples(weights)) * seed_weights).sum(axis=1))
-        values.append(float((own.value() - other.value()).mean()))
-    return Differences(values, samples, num_seeds)
+
+    values: Sequence[Values]
+    samples: Sequence[Values]
+    seed_weights: Values
+
+    @classmethod
+    def of(cls, outputs: Sequence[TestOutputs], seed: int = 0, draws: int = DRAWS) -> Drawn:
+        """Draw.
+
+        Args:
+            outputs: Of each task; all have the same S seeds.
+            seed: Of the draws.
+            draws: W.
+        """
+        num_seeds = len(outputs[0].predictions)
+        counts = _draw((num_seeds, *(len(own.labels) for own in outputs)), seed, draws)
+        samples = [own.samples(count.astype(np.float64)) for own, count in zip(outputs, counts[1:], strict=True)]
+        return cls([own.value() for own in outputs], samples, counts[0] / num_seeds)
+
+
+def differences(first: Drawn, second: Drawn) -> Differences:
+    """How much better the first method is than the second, of the same tasks, seeds and draws."""
+    samples = [
+        ((own - other) * first.seed_weights).sum(axis=1)
+        for own, other in zip(first.samples, second.samples, strict=True)
+    ]
+    values = [float((own - other).mean()) for own, other in zip(first.values, second.values, strict=True)]
+    return Differences(values, samples, len(first.values[0]))
 
 
 @lru_cache(maxsize=1)

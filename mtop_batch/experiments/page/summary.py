@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from statistics import mean, median
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from mtop_batch.experiments.methods.families import ENTITIES, TEXTS, family_of
 from mtop_batch.experiments.methods.method import COMMON
 from mtop_batch.experiments.methods.tables import METHODS, TABLE_DATA, TABLE_METHODS, TABLES, TableName, references
-from mtop_batch.experiments.page.statistics import Difference, Differences, TestOutputs, differences
+from mtop_batch.experiments.page.statistics import Difference, Differences, Drawn, TestOutputs, differences
 from mtop_batch.experiments.runs.records import DataRecord, Records, RunRecord, SpeedRecord, unpack
 from mtop_batch.experiments.runs.specs import RunSpec
 from mtop_batch.tasks import Metric, Task
@@ -216,10 +217,16 @@ def _table(name: TableName, setting: Setting, runs: Sequence[RunRecord], records
             for task in tasks
         ]
 
+    @cache
+    def drawn(method: str, seeds: tuple[int, ...]) -> Drawn:
+        return Drawn.of(outputs(by_method[method], seeds))
+
     def compared(method: str, with_method: str) -> Differences | None:
         own, other = by_method.get(method, {}), by_method.get(with_method, {})
         both = sorted(own.keys() & other.keys())
-        return differences(outputs(own, both), outputs(other, both)) if both and method != with_method else None
+        if not both or method == with_method:
+            return None
+        return differences(drawn(method, tuple(both)), drawn(with_method, tuple(both)))
 
     rows = []
     # Each of the sets of fewer tasks has rows of its own.
