@@ -18,7 +18,7 @@ from mtop_batch.lines import listed
 from mtop_batch.model.bundle.fingerprints import tensors_digest
 from mtop_batch.training.settings import TaskData
 
-FORMAT = 1
+FORMAT = 2
 JobKind = Literal["measure", "train", "explore"]
 # They change how fast a training is or who is told of it.
 _UNDECISIVE = {"num_workers", "max_failures", "tensorboard", "mlflow"}
