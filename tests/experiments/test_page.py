@@ -76,9 +76,10 @@ def test_plots_are_of_the_settings_with_most_methods(made_up: MakeRecords) -> No
     assert titles[0] == "Learning curves: news, 10 examples a task"
 
 
-def test_empty_cells_say_why(made_up: MakeRecords) -> None:
+def test_what_is_missing_is_said(made_up: MakeRecords) -> None:
     page = results_page(made_up({"mt-dnn": 0.8}, seeds=2), "results", {})
-    assert "* MTOP: not run with these settings." in page
+    assert "* Not run with these settings: Single task; P-Tuning; P-Tuning v2; CA-MTL; MTOP; " in page
+    assert "| MTOP |" not in page
     assert "MTOP has no run with these seeds" in page
     assert "* Rows with fewer than five seeds support no claim." in page
     glue = results_page(made_up({"mtop": 0.8}, table_data="glue"), "results", {})

@@ -61,6 +61,8 @@ _TAUGHT = {"teachers": 1, "teacher_kind": "mt-dnn", "batch_size": 32, "weight": 
 MTOP = "mtop"
 OURS = "mtop-cls"
 OURS_TAUGHT = "mtop-cls-taught"
+LATE_LAYERS: Mapping[int, str] = {1: "layer", 2: "two layers", 3: "three layers"}
+"""In how many of the last layers late prompts are, in numbers and in words; not part of the paper."""
 
 
 # Isolated prompts begin as [CLS] and poolers hand on what these read, so nothing has to be learned alone first.
@@ -111,6 +113,12 @@ METHODS: Mapping[str, Method] = {
     ),
     OURS: Method("MTOP, our recipe", _CLS, _HEADS),
     OURS_TAUGHT: Method("MTOP, our recipe, soft labels", _CLS, _HEADS, unlabelled=_TAUGHT),
+    **{
+        f"{OURS}-late-{number}": Method(
+            f"MTOP, our recipe, prompts in the last {layers}", {**_CLS, "prompt_layers": number}, _HEADS
+        )
+        for number, layers in LATE_LAYERS.items()
+    },
     **{f"mtop-{n}-prompts": _mtop(f"{n} prompts a task", prompts_per_task=n) for n in (1, 4, 8)},
     **{f"mtop-{n}-shared": _mtop(f"2 prompts a task, {n} shared", shared_prompts=n) for n in (1, 2, 4)},
     **_selections("mt-dnn", Method("MT-DNN", {"kind": "mt-dnn", "dropout": 0.1})),
@@ -137,6 +145,8 @@ TABLE_METHODS: Mapping[TableName, tuple[str, ...]] = {
         "mtop-1-shared",
         "mtop-2-shared",
         "mtop-4-shared",
+        OURS,
+        *(f"{OURS}-late-{number}" for number in LATE_LAYERS),
     ),
     "auxiliary": (
         "single-task",
@@ -179,7 +189,7 @@ def references(table: TableName) -> tuple[str, ...]:
         return ("many-large",)
     if table == "news":
         return MTOP, OURS, OURS_TAUGHT, "mtop-taught"
-    if table == "glue":
+    if table in ("glue", "prompt-lengths"):
         return MTOP, OURS
     return ({"many": MANY, "families": FAMILIES}.get(TABLE_DATA[table], MTOP),)
 

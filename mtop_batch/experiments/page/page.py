@@ -22,7 +22,7 @@ _TITLES: Mapping[TableName, str] = {
     "news": "News (the paper's Table 1)",
     "glue": "GLUE (the paper's Table 2)",
     "ablations": "Ablations (the paper's Table 3)",
-    "prompt-lengths": "Lengths of prompts (the paper's Figure 2)",
+    "prompt-lengths": "Lengths of prompts (the paper's Figure 2), and layers that have some",
     "auxiliary": "Auxiliary tasks (GradTS and AUTOSEM)",
     "families": "Entities beside texts (task-primary LoRA)",
     "many": "A hundred tasks: how steps take them (large-scale multi-task learning, Table 1)",
@@ -110,7 +110,7 @@ def _section(table: ResultTable) -> str:
         [
             _heading(table.setting, len(table.tasks)),
             "\n" + _quality(table),
-            *_why_empty(table),
+            *_notes(table),
             *("\n" + _against(table, other) for other in table.compared_with),
             "\n" + (_selection_costs(table) if table.name == "auxiliary" else _costs(table)),
             "\n" + _made_on([run for row in table.rows for run in row.runs.values()]),
@@ -155,9 +155,9 @@ def _quality(table: ResultTable) -> str:
     return markdown(head, rows)
 
 
-def _why_empty(table: ResultTable) -> list[str]:
-    """Why cells are empty, or not what their name may suggest."""
-    notes = [f"{row.title}: not run with these settings." for row in table.rows if not row.runs]
+def _notes(table: ResultTable) -> list[str]:
+    """Which rows are missing, and why cells are empty, or not what their name may suggest."""
+    notes = [f"Not run with these settings: {'; '.join(table.not_run)}."] if table.not_run else []
     if table.is_of_many:
         notes += notes_of_many(table, _PAPER[table.name])
     elif table.name == "families":
@@ -181,8 +181,7 @@ def _why_empty(table: ResultTable) -> list[str]:
             if name in names and recipe.note
         ]
         notes.append("The test labels of GLUE are not public: its development sets are the test examples here.")
-    counts = {len(row.runs) for row in table.rows if row.runs}
-    if counts and min(counts) < 5:
+    if min(len(row.runs) for row in table.rows) < 5:
         notes.append("Rows with fewer than five seeds support no claim.")
     return ["\n", *(f"* {note}\n" for note in notes)] if notes else []
 
@@ -202,8 +201,7 @@ def _against(table: ResultTable, other: str) -> str:
         if row.method == other:
             cells = ["", *empty, str(len(row.runs)), ""]
         elif compared is None:
-            why = "no run" if not row.runs else f"{title} has no run with these seeds"
-            cells = [f"{EMPTY} ({why})", *empty, "", ""]
+            cells = [f"{EMPTY} ({title} has no run with these seeds)", *empty, "", ""]
         else:
             own = [row.families[family].difference for family in families if family in row.families]
             both = [part for part in (compared.difference, *own) if part is not None]
@@ -222,8 +220,6 @@ def _costs(table: ResultTable) -> str:
     head = ["method", "forward passes", "documents/s", "parameters of a task", "all parameters", "training, s"]
     rows = []
     for row in table.rows:
-        if not row.runs:
-            continue
         runs = list(row.runs.values())
         run = runs[0]
         documents_per_s = f"{row.speed.documents_per_s:,.0f}" if row.speed else f"{EMPTY} (not measured)"
@@ -251,8 +247,6 @@ def _selection_costs(table: ResultTable) -> str:
     rows = []
     for row in table.rows:
         runs = list(row.runs.values())
-        if not runs:
-            continue
         chosen = [mean(len(names) for names in run.chosen.values()) for run in runs if run.chosen]
         training = [sum(run.seconds.get(key, 0.0) for key in ("warm_start", "train")) for run in runs]
         rows.append(

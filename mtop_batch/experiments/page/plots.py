@@ -39,22 +39,22 @@ def results_plots(records: Records) -> Iterator[tuple[str, str, bytes]]:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    fullest: dict[str, tuple[ResultTable, list[Row]]] = {}
+    fullest: dict[str, ResultTable] = {}
     for table in tables(records):
-        shown = [row for row in table.rows if row.runs]
-        if table.name != "many-fewer" and len(shown) > len(fullest.get(table.name, (None, ()))[1]):
-            fullest[table.name] = table, shown
-    for table, shown in fullest.values():
+        if table.name not in fullest or len(table.rows) > len(fullest[table.name].rows):
+            fullest[table.name] = table
+    fullest.pop("many-fewer", None)
+    for table in fullest.values():
         where = f"{table.setting.data}, {_examples(table.setting)}"
         if table.name in ("news", "glue"):
             title = f"Learning curves: {where}"
-            yield f"{table.name}-curves.png", title, _png(_curves(table, shown), title)
-            if sum(row.speed is not None for row in shown) > 1:
+            yield f"{table.name}-curves.png", title, _png(_curves(table), title)
+            if sum(row.speed is not None for row in table.rows) > 1:
                 title = f"Accuracy and speed: {where}"
-                yield f"{table.name}-speed.png", title, _png(_speed(shown), title)
+                yield f"{table.name}-speed.png", title, _png(_speed(table.rows), title)
         else:
             title = f"{_TITLES[table.name]}: {where}"
-            figure = _family_bars(shown) if table.name == "families" else _bars(shown)
+            figure = _family_bars(table.rows) if table.name == "families" else _bars(table.rows)
             yield f"{table.name}.png", title, _png(figure, title)
 
 
@@ -64,11 +64,11 @@ def _examples(setting: Setting) -> str:
     return f"{setting.examples or 'all'} examples a task"
 
 
-def _curves(table: ResultTable, rows: Sequence[Row]) -> Figure:
+def _curves(table: ResultTable) -> Figure:
     """The mean over tasks and seeds on evaluation examples, after each epoch."""
     figure, axes = _axes()
     ticks: set[float] = set()
-    for row, color in zip(rows, _cycle(), strict=False):
+    for row, color in zip(table.rows, _cycle(), strict=False):
         points: dict[float, list[float]] = {}
         for run in row.runs.values():
             by_epoch: dict[float, dict[str, float]] = {}
@@ -90,7 +90,7 @@ def _bars(rows: Sequence[Row]) -> Figure:
     """The median of each row's mean over tasks, with the lowest and the highest seed."""
     figure, axes = _axes()
     colors = [_COLORS[1] if row.method in (MTOP, MANY) else _COLORS[0] for row in rows]
-    _draw_bars(axes, {row.title: row.mean for row in rows if row.mean is not None}, colors)
+    _draw_bars(axes, {row.title: row.mean for row in rows}, colors)
     axes.set(xlabel="mean over tasks, test examples, % (the axis does not begin at 0)")
     return figure
 
@@ -131,7 +131,7 @@ def _speed(rows: Sequence[Row]) -> Figure:
     from matplotlib.ticker import LogFormatter
 
     for row, color in zip(rows, _cycle(), strict=False):
-        if row.speed is None or row.mean is None:
+        if row.speed is None:
             continue
         spread = row.mean
         error = [[spread.median - spread.low], [spread.high - spread.median]]

@@ -108,7 +108,7 @@ class Row:
 
     Args:
         method: Its name.
-        runs: By seed; none if it was not run.
+        runs: By seed, at least one.
         tasks: Task -> test metric over the seeds.
         mean: The mean over tasks, over the seeds.
         dev_mean: The same on evaluation examples, at the chosen weights.
@@ -123,8 +123,8 @@ class Row:
     method: str
     runs: Mapping[int, RunRecord]
     tasks: Mapping[str, Spread]
-    mean: Spread | None
-    dev_mean: Spread | None
+    mean: Spread
+    dev_mean: Spread
     comparisons: Mapping[str, Comparison]
     speed: SpeedRecord | None
     tenths: tuple[Spread, Spread] | None = None
@@ -138,7 +138,7 @@ class Row:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """A table of the results."""
+    """A table of the results, with a row for each of its methods that was run."""
 
     name: TableName
     setting: Setting
@@ -149,9 +149,15 @@ class ResultTable:
     @property
     def compared_with(self) -> list[str]:
         """The methods that it compares with, as far as they were run; the first that it would, if none was."""
-        run = {row.method for row in self.rows if row.runs}
+        run = {row.method for row in self.rows}
         wanted = references(self.name)
         return [method for method in wanted if method in run] or [wanted[0]]
+
+    @property
+    def not_run(self) -> list[str]:
+        """The titles of its methods that were not run."""
+        run = {row.method for row in self.rows}
+        return [METHODS[method].title for method in TABLE_METHODS[self.name] if method not in run]
 
     @property
     def is_of_many(self) -> bool:
@@ -229,20 +235,18 @@ def _table(name: TableName, setting: Setting, runs: Sequence[RunRecord], records
         return differences(drawn(method, tuple(both)), drawn(with_method, tuple(both)))
 
     rows = []
-    # Each of the sets of fewer tasks has rows of its own.
-    methods = [method for method in TABLE_METHODS[name] if method in by_method or name != "many-fewer"]
-    for method in methods:
-        found = dict(sorted(by_method.get(method, {}).items()))
+    for method in [method for method in TABLE_METHODS[name] if method in by_method]:
+        found = dict(sorted(by_method[method].items()))
         all_compared = {other: compared(method, other) for other in references(name)}
-        given = outputs(found, list(found)) if found else []
-        values = {task.name: out.value() for task, out in zip(tasks, given, strict=False)}
+        given = outputs(found, list(found))
+        values = {task.name: out.value() for task, out in zip(tasks, given, strict=True)}
         rows.append(
             Row(
                 method=method,
                 runs=found,
                 tasks={task: Spread.of(of_seeds) for task, of_seeds in values.items()},
-                mean=Spread.of(np.mean(list(values.values()), axis=0)) if found else None,
-                dev_mean=Spread.of(_dev_mean(run, data.definitions()) for run in found.values()) if found else None,
+                mean=Spread.of(np.mean(list(values.values()), axis=0)),
+                dev_mean=Spread.of(_dev_mean(run, data.definitions()) for run in found.values()),
                 comparisons={
                     other: Comparison(one.mean(), dict(zip(values, one.by_task, strict=True)))
                     for other, one in all_compared.items()
@@ -250,9 +254,7 @@ def _table(name: TableName, setting: Setting, runs: Sequence[RunRecord], records
                 },
                 speed=_speed(records.speeds, found),
                 tenths=_tenths(values, data) if len(values) >= 10 else None,
-                families=_families(tasks, values, all_compared[references(name)[0]])
-                if name == "families" and values
-                else {},
+                families=_families(tasks, values, all_compared[references(name)[0]]) if name == "families" else {},
             )
         )
     return ResultTable(name, setting, data, tasks, rows)
@@ -293,8 +295,6 @@ def _dev_mean(run: RunRecord, tasks: Sequence[Task]) -> float:
 
 def _speed(speeds: Sequence[SpeedRecord], runs: Mapping[int, RunRecord]) -> SpeedRecord | None:
     """The fastest that was measured: machines may differ, and the page says which."""
-    if not runs:
-        return None
     spec = next(iter(runs.values())).spec
     same = [
         speed
