@@ -33,7 +33,7 @@ import torch
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 from mtop_batch import storage
-from mtop_batch.data.tokens import TextTokenizer
+from mtop_batch.data.tokens import KEPT_TEXTS, TextTokenizer
 from mtop_batch.experiments.methods.tables import TABLE_METHODS, TABLES, method
 from mtop_batch.experiments.runs.data_set import DataSet, tasks_of
 from mtop_batch.experiments.runs.prepared import Prepared, prepare
@@ -42,6 +42,7 @@ from mtop_batch.experiments.runs.records import DataRecord, data_uri, run_uri, s
 from mtop_batch.experiments.runs.run import run_spec
 from mtop_batch.experiments.runs.specs import RunSettings, RunSpec, make_spec
 from mtop_batch.experiments.runs.speed import measure_speed, speed_digest
+from mtop_batch.experiments.runs.waves import waves
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
 from mtop_batch.precision import PrecisionChoice, resolve_precision
 from mtop_batch.training.one_process import Encoder
@@ -83,7 +84,7 @@ class Bench:
                 learned.configs,
                 self.encoder,
                 worker=self.worker(),
-                kept=storage.join(self.results, "selection"),
+                kept=storage.join(self.results, "selection" if spec.prefinetune is None else "prefinetuned"),
                 encoders=storage.join(self.results, "encoders"),
             )
         except Exception:
@@ -114,6 +115,7 @@ def wanted(arguments: argparse.Namespace, data: DataSet) -> list[RunSpec]:
         examples=arguments.examples,
         epochs=arguments.epochs,
         train=json.loads(arguments.train),
+        fraction=arguments.fraction,
     )
     order = dict.fromkeys((name, seed) for methods in tables(arguments) for seed in arguments.seeds for name in methods)
     return [make_spec(name, seed, data, settings) for name, seed in order]
@@ -141,16 +143,17 @@ def run_side_by_side(bench: Bench, specs: Sequence[RunSpec], processes: int) -> 
     context = get_context("fork")  # nothing has touched the GPU yet, and everything is loaded
     with context.Pool(processes, initializer=_ignore_interrupts) as pool:
         done = 0
-        results = pool.imap_unordered(_run, specs)
-        while done < len(specs):
-            try:
-                line = results.next(timeout=max(0.1, bench.ends - time.monotonic()))
-            except Exception as error:  # time is up; `multiprocessing.TimeoutError` has no message
-                print(f"stopped with {len(specs) - done} runs left: {type(error).__name__}", flush=True)
-                pool.terminate()
-                return
-            done += 1
-            print(f"[{done}/{len(specs)}] {line}", flush=True)
+        for wave in waves(specs):
+            results = pool.imap_unordered(_run, wave)
+            for _ in wave:
+                try:
+                    line = results.next(timeout=max(0.1, bench.ends - time.monotonic()))
+                except Exception as error:  # time is up; `multiprocessing.TimeoutError` has no message
+                    print(f"stopped with {len(specs) - done} runs left: {type(error).__name__}", flush=True)
+                    pool.terminate()
+                    return
+                done += 1
+                print(f"[{done}/{len(specs)}] {line}", flush=True)
 
 
 def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
@@ -164,6 +167,8 @@ def arguments_of(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", help="In place of those of the tables.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--examples", type=int, help="Of each task, at most.")
+    parser.add_argument("--fraction", type=float, help="Of each task's examples, in place of --examples.")
+    parser.add_argument("--primaries", nargs="+", default=(), help="Judge on these tasks only; others help.")
     parser.add_argument("--epochs", type=float)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--train", default="{}", metavar="JSON", help="More of [train], for all methods.")
@@ -184,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     torch.set_num_threads(1)  # threads that exist before a fork are dead after it, and waited for
     name, _, file = arguments.data.partition("=")
-    data = read_for(chain.from_iterable(tables(arguments)), name, file)
+    data = read_for(chain.from_iterable(tables(arguments)), name, file).with_primaries(arguments.primaries)
     specs = wanted(arguments, data)
     missing = [spec for spec in specs if not storage.is_file(run_uri(arguments.results, spec.digest))]
     print(f"{len(specs)} runs on {data.name} ({data.digest}), {len(missing)} missing", flush=True)
@@ -193,7 +198,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{spec.digest} {spec.method} seed {spec.seed}")
         return
     tokenizer = load_tokenizer(arguments.backbone)
-    prepared = prepare(data, TextTokenizer(tokenizer, arguments.max_tokens), arguments.examples)
+    prepared = prepare(
+        data, TextTokenizer(tokenizer, arguments.max_tokens, keeps=KEPT_TEXTS), arguments.examples, arguments.fraction
+    )
     for judged in {spec.data_digest: tasks_of(method(spec.method), data)[1] for spec in specs}.values():
         storage.write_bytes(data_uri(arguments.results, judged.digest), DataRecord.of(judged).to_json())
     bench = Bench(

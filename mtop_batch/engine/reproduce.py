@@ -48,6 +48,7 @@ from mtop_batch.experiments.runs.records import (
 from mtop_batch.experiments.runs.run import run_spec
 from mtop_batch.experiments.runs.specs import RunSettings, RunSpec, make_spec
 from mtop_batch.experiments.runs.speed import measure_speed, speed_digest
+from mtop_batch.experiments.runs.waves import waves
 from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.training.one_process import Encoder
@@ -59,7 +60,6 @@ _SPEED_DOCUMENTS = 2_000
 _MANY_SPEED_DOCUMENTS = 400
 _ENCODERS = "encoders"
 _QUICK_ROWS = 64
-_USE_OTHERS = ("trial", "fine-grained")
 
 
 @dataclass(frozen=True)
@@ -277,24 +277,6 @@ def _missing(specs: Sequence[RunSpec], results: str) -> list[RunSpec]:
     return [spec for spec in specs if spec in missing or spec.digest in lost]
 
 
-def _waves(specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
-    """The runs that may go side by side, wave after wave.
-
-    Some use what others have measured, or begin with their encoder; and what the first seed of a method is
-    pre-finetuned to is what the others begin with.
-    """
-    first_seeds: dict[str, int] = {}
-
-    def wave_of(spec: RunSpec) -> int:
-        if spec.prefinetune is not None:
-            return int(spec.seed != first_seeds.setdefault(spec.method, spec.seed))
-        chooses = (spec.auxiliary or {}).get("method", "")
-        return _USE_OTHERS.index(chooses) + 1 if chooses in _USE_OTHERS else int(spec.begins_with is not None)
-
-    waves = [[spec for spec in specs if wave_of(spec) == number] for number in range(len(_USE_OTHERS) + 1)]
-    return [wave for wave in waves if wave]
-
-
 def _untimed(specs: Sequence[RunSpec], results: str) -> list[RunSpec]:
     """A model for each task has the speed of so many models; of those of many tasks only what they read counts."""
     counted = [
@@ -327,7 +309,7 @@ def _run(
         progress.phase("run", len(missing), "runs")
         ray_task_options = ray_options(len(missing), resources, _MAX_FAILURES)
         waiting = partial(progress.advance, 0)
-        for wave in _waves(missing):
+        for wave in waves(missing):
             for spec, record in side_by_side(
                 run_remotely, wave, job, ray_task_options, name_of=_named, waiting=waiting
             ):

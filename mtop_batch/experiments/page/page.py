@@ -76,6 +76,9 @@ How to read it:
 """
 _RECIPE = """
 All methods: `{common}`. Beside that: {own}.
+
+What else was tried on the recipe, and what did not pay, is told with numbers in
+[the benchmarks](../benchmarks/README.md#what-was-tried-on-the-recipe).
 """
 
 
