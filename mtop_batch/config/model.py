@@ -12,6 +12,7 @@ from mtop_batch.tasks import Reader, VectorInput
 
 _MAX_GROUPS = 256
 Likeness = Literal["correlation", "labels"]
+Grouping = Literal["correlation", "labels", "learned"]
 
 
 def _are_different(inputs: tuple[VectorInputConfig, ...]) -> tuple[VectorInputConfig, ...]:
@@ -70,7 +71,8 @@ class MTOPModelConfig(ModelConfig):
     """Tasks are assigned round-robin to so many groups, up to 256, and those of a group share `prompts_per_task`
     prompts; poolers and heads stay their own. 0, as in the paper: prompts of their own too. `{ by = "correlation",
     n = 8 }`: tasks whose own models use the same attention heads share prompts (`mtop select-tasks`). `{ by =
-    "labels", n = 8 }`: those with like names and labels do."""
+    "labels", n = 8 }`: those with like names and labels do. `{ by = "learned", n = 8 }`: tasks choose while they train,
+    in which every step computes the prompts of all groups."""
     pooler_rank: int = Field(0, ge=0, le=1024)
     """Rank of the poolers' kernels, which then have 2 * rank * width parameters per task; 0, as in the paper: full
     ones with width^2."""
@@ -97,12 +99,13 @@ class MTOPModelConfig(ModelConfig):
     @field_validator("prompt_groups", mode="before")
     @classmethod
     def _are_groups(cls, value: Any) -> Any:
-        by_likeness = isinstance(value, dict) and value.keys() == {"by", "n"} and value["by"] in get_args(Likeness)
+        by_likeness = isinstance(value, dict) and value.keys() == {"by", "n"} and value["by"] in get_args(Grouping)
         number = value["n"] if by_likeness else value
         least = 1 if by_likeness else 0
         if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= _MAX_GROUPS:
             raise ValueError(  # one line, and not one for each of the types that it may have
-                f'give a number of groups up to {_MAX_GROUPS}, or {{ by = "correlation", n = 8 }}, or by = "labels"'
+                f'give a number of groups up to {_MAX_GROUPS}, or {{ by = "correlation", n = 8 }}, or by = "labels" or '
+                '"learned"'
             )
         return value
 
@@ -122,14 +125,33 @@ class MTOPModelConfig(ModelConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _choices_are_isolated(self) -> Self:
+        if self.learns_groups and self.prompt_attention != "isolated":
+            raise ValueError(
+                'prompt_groups by = "learned" is for prompts that the text does not see; set prompt_attention = '
+                '"isolated", or give a number of groups'
+            )
+        return self
+
     @property
     def like_groups(self) -> tuple[Likeness, int] | None:
         """In what tasks of a group are alike, and how many groups; None where groups are made otherwise, or not at
         all.
         """
-        if not isinstance(self.prompt_groups, dict):
+        if not isinstance(self.prompt_groups, dict) or self.learns_groups:
             return None
-        return cast(Likeness, self.prompt_groups["by"]), int(self.prompt_groups["n"])
+        return cast(Likeness, self.prompt_groups["by"]), self.num_groups
+
+    @property
+    def learns_groups(self) -> bool:
+        """Whether tasks choose their prompt group while they train."""
+        return isinstance(self.prompt_groups, dict) and self.prompt_groups["by"] == "learned"
+
+    @property
+    def num_groups(self) -> int:
+        """How many groups those tasks have that name none."""
+        return int(self.prompt_groups["n"]) if isinstance(self.prompt_groups, dict) else self.prompt_groups
 
     def settings(self) -> dict[str, Any]:
         """All keys but those that say how prompts and poolers begin, and which tasks share prompts."""

@@ -238,15 +238,23 @@ class Config(Section):
 
         A task's own `prompt_group` counts. The others are assigned round-robin to the groups "1" to "G" where
         `model.prompt_groups` is G, so that tasks appended to the file leave the groups of those before as they are.
-        Groups of tasks that are alike are no longer open here: tasks were given theirs (`with_prompt_groups`).
+        Groups of tasks that are alike are no longer open here: tasks were given theirs (`with_prompt_groups`). Those
+        that choose theirs begin as if they were assigned.
         """
         named = {task.name: task.prompt_group for task in self.task if task.prompt_group is not None}
         if not isinstance(self.model, MTOPModelConfig):
             return {}
-        if isinstance(self.model.prompt_groups, dict):
+        if self.model.like_groups is not None:
             raise ValueError(
                 "groups of tasks that are alike are not open here: give tasks theirs (`with_prompt_groups`)"
             )
-        numbers = cycle(str(number + 1) for number in range(self.model.prompt_groups))
+        numbers = cycle(str(number + 1) for number in range(self.model.num_groups))
         assigned = zip((task.name for task in self.task if task.name not in named), numbers, strict=False)
         return {**named, **dict(assigned)}
+
+    def choosing_tasks(self) -> list[str]:
+        """The tasks that choose their prompt group while they train."""
+        if not isinstance(self.model, MTOPModelConfig) or not self.model.learns_groups:
+            return []
+        tasks = zip(self.task, self.tasks(), strict=True)
+        return [own.name for own, task in tasks if own.prompt_group is None and task.reads_prompts]

@@ -110,6 +110,7 @@ def fit(
     run.train(save)
     run.state.load_best_weights()
     model.eval()
+    model.settle()
     best = run.state.best
     return FitResult(
         history=run.state.history,

@@ -13,6 +13,9 @@ from mtop_batch.model.kinds.base import MultiTaskModel
 from mtop_batch.training.schedules import RateFactors
 from mtop_batch.training.settings import TrainSettings
 
+# A task has few steps to choose a prompt group in, and Adam moves a logit by about its rate in each.
+_CHOICE_RATE = 0.05
+
 
 def freeze_backbone(model: MultiTaskModel) -> None:
     """Train prompts, poolers and heads only (section 4.3)."""
@@ -73,20 +76,23 @@ def leave_backbone(optimizer: AdamW) -> None:
 
 
 def _parameter_groups(model: MultiTaskModel, settings: TrainSettings) -> list[dict[str, Any]]:
-    """Groups by rate and decay: backbone or head rate, and no decay for biases, layer norms and prompts."""
+    """Groups by rate and decay: backbone or head rate, and no decay for biases, layer norms and prompts; the logits of
+    a choice of prompt groups have a rate of their own.
+    """
     rates = {True: settings.learning_rate, False: settings.head_learning_rate or settings.learning_rate}
     in_backbone = {id(parameter) for encoder in model.encoders for parameter in encoder.parameters()}
-    groups: dict[tuple[bool, bool], list[Any]] = {}
+    groups: dict[tuple[bool, bool, bool], list[Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.numel():
             decays = parameter.ndim > 1 and not name.endswith("prompts")
-            groups.setdefault((id(parameter) in in_backbone, decays), []).append(parameter)
+            chooses = name.endswith("choice.logits")
+            groups.setdefault((id(parameter) in in_backbone, decays, chooses), []).append(parameter)
     return [
         {
             "params": parameters,
-            "peak_lr": rates[backbone],
+            "peak_lr": _CHOICE_RATE if chooses else rates[backbone],
             "backbone": backbone,
             "weight_decay": settings.weight_decay if decays else 0.0,
         }
-        for (backbone, decays), parameters in groups.items()
+        for (backbone, decays, chooses), parameters in groups.items()
     ]

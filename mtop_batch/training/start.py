@@ -115,6 +115,7 @@ def first_model(
             seed=config.train.seed,
         )
         load_prefinetuned(model, read_families(config.backbone.name))
+        model.open_groups(config.choosing_tasks())
     elif isinstance(model, PromptedModel) and counts is not None:
         start_from_tokens(model, counts, special_ids, config.train.seed)
     freeze(model, config.train)

@@ -233,6 +233,23 @@ def test_tasks_of_a_prompt_group_become_a_bundle_with_one_tensor_of_prompts(
     assert evaluate_bundle(config.output, config)["sport"] == pytest.approx(result.metrics["sport"], abs=1e-5)
 
 
+@pytest.mark.slow
+def test_tasks_choose_their_prompt_groups_on_two_workers_as_on_one(make_config: MakeConfig, tmp_path: Path) -> None:
+    model = {"prompt_groups": {"by": "learned", "n": 2}, "prompt_attention": "isolated"}
+    found = []
+    for workers in (1, 2):
+        config = make_config(tmp_path / f"bundle-{workers}", model=model, train={"num_workers": workers})
+        result, _ = run(config)
+        assert evaluate_bundle(config.output, config)["sport"] == pytest.approx(result.metrics["sport"], abs=1e-5)
+        tasks = json.loads((Path(config.output) / "config.json").read_text())["tasks"]
+        groups = [task["prompt_group"] for task in tasks]
+        assert {f"prompt_groups.group_{group}.prompts" for group in groups} == {
+            name for name in weights(config) if name.startswith("prompt_groups.")
+        }
+        found.append(groups)
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     ("sections", "error", "message"),
     [

@@ -56,6 +56,24 @@ def test_a_group_that_a_task_names_counts() -> None:
     assert set(config.prompt_groups().values()) == {"own"}
 
 
+def test_tasks_that_choose_their_groups_begin_as_if_they_were_assigned() -> None:
+    config = config_of(LABELS, {"by": "learned", "n": 3})
+    assert with_like_groups(config) is config
+    assert not needs_trainings(config)
+    assert config.prompt_groups() == {"shop_1": "1", "news_1": "2", "shop_2": "3", "news_2": "1"}
+    assert config.choosing_tasks() == list(LABELS)
+    named = config_of(LABELS, {"by": "learned", "n": 3}, prompt_group="own")
+    assert (named.choosing_tasks(), set(named.prompt_groups().values())) == ([], {"own"})
+    assert not config_of(LABELS, 3).choosing_tasks()
+
+
+def test_joint_prompts_cannot_be_chosen() -> None:
+    values = config_of(LABELS, {"by": "learned", "n": 3}).model_dump(mode="json")
+    values["model"]["prompt_attention"] = "joint"
+    with pytest.raises(ConfigError, match="is for prompts that the text does not see"):
+        validate(values, "a test")
+
+
 def test_other_likenesses_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"by = \"correlation\", n = 8 }, or by = \"labels\""):
         config_of(LABELS, {"by": "name", "n": 2})

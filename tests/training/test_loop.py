@@ -12,6 +12,7 @@ from torch import Tensor
 from mtop_batch.errors import ConfigError, DataError
 from mtop_batch.model.kinds.config import PromptAttention
 from mtop_batch.model.kinds.mtop import MTOPModel
+from mtop_batch.tasks import Task
 from mtop_batch.training import loop
 from mtop_batch.training.evaluation.evaluate import evaluate
 from mtop_batch.training.loop import WriteCheckpoint, fit
@@ -79,6 +80,36 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(
         again = fit(resumed, make_data(), settings, checkpoint=tmp_path / str(step))
         assert_identical(weights(resumed), weights(undisturbed))
         assert again == result
+
+
+@pytest.mark.parametrize("tasks_of_groups", [2, 3])
+def test_a_choice_of_prompt_groups_is_learned_and_resumes(tmp_path: Path, tasks_of_groups: int) -> None:
+    tasks = (*TASKS, Task("again", labels=TASKS[0].labels))[:tasks_of_groups]
+    groups = {task.name: task.name for task in tasks}
+    data = [
+        TaskData(task, make_examples(task, 40, seed=index), make_examples(task, 12, seed=100 + index))
+        for index, task in enumerate(tasks)
+    ]
+    settings = make_settings(checkpoint_steps=5)
+
+    def begin() -> MTOPModel:
+        model = make_model(0.1, tasks, "isolated", groups)
+        model.open_groups(list(groups))
+        return model
+
+    undisturbed, save = begin(), Checkpoints(tmp_path)
+    result = fit(undisturbed, data, settings, save=save)
+    learned = load_file(tmp_path / str(result.num_steps) / "model.safetensors")
+    logits = [value for name, value in learned.items() if name.endswith("choice.logits")]
+    assert len(logits) == len(tasks)
+    assert all(len(set(value.tolist())) == len(tasks) for value in logits)
+    assert not any("choice" in name for name in undisturbed.state_dict())
+    assert evaluate(undisturbed, data) == result.best_metrics
+    for step in (5, 15):
+        resumed = begin()
+        assert fit(resumed, data, settings, checkpoint=tmp_path / str(step)) == result
+        assert resumed.task_prompts == undisturbed.task_prompts
+        assert_identical(weights(resumed), weights(undisturbed))
 
 
 def test_checkpoints_come_at_intervals_evaluations_and_the_end(tmp_path: Path) -> None:

@@ -162,6 +162,7 @@ class Phases:
         """
         fitted, weights = self._train(model)
         model.load_state_dict(weights)
+        model.settle()
         steps = fitted.best_step, fitted.num_steps, fitted.last_step
         return Trained(fitted.best_metrics, *steps, TRAIN_PHASE, fitted.left_out)
 

@@ -92,6 +92,7 @@ READS: Mapping[str, Method] = {
     "many-by-correlation": _many(
         "Prompt groups by correlation", {**_PROMPTS, "prompt_groups": {"by": "correlation", "n": 8}}
     ),
+    "many-learned": _many("Prompt groups, learned", {**_PROMPTS, "prompt_groups": {"by": "learned", "n": 8}}),
     "many-pooled": _many("Fully connected heads", _BY_TEXT, "pooled"),
     "many-attention": _many("Attention heads, width 64", _FIXED, "attention"),
     "many-dypa": _many("Attention heads, DyPA", _DYPA, "attention"),

@@ -200,11 +200,9 @@ def untrained(config: Config, encoder: Encoder, data: Sequence[TaskData]) -> Mul
     changes: dict[str, Any] = {
         key: "random" for key in ("prompt_init", "pooler_init") if key in type(section).model_fields
     }
+    if isinstance(section, MTOPModelConfig):  # which tasks a group has makes no difference
+        changes["prompt_groups"] = section.num_groups
     cold = config.model_copy(update={"model": section.model_copy(update=changes)})
-    if isinstance(section, MTOPModelConfig) and section.like_groups:  # which tasks a group has makes no difference
-        cold = cold.with_prompt_groups(
-            {task.name: f"g{n % section.like_groups[1]}" for n, task in enumerate(cold.task)}
-        )
     return first_model(cold, copy.deepcopy(encoder.backbone), encoder.tokenizer, data, lambda *_: {})
 
 

@@ -124,6 +124,9 @@ class MultiTaskModel(EncoderModel):
         model.initialise(seed)
         return model.to(device=backbone.device, dtype=backbone.dtype).eval()  # type: ignore[call-arg]
 
+    def settle(self) -> None:
+        """Decide what is open while the model trains; called when that is over."""
+
     def initialise(self, seed: int) -> None:
         """Draw all but the backbone at random; a task's draws depend on the seed and its name only."""
         raise NotImplementedError

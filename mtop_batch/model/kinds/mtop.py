@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from mtop_batch.errors import TaskError
 from mtop_batch.families import Family
 from mtop_batch.model.encoder.backbone import backbone_config_dict, check_backbone, check_prompt_layers
-from mtop_batch.model.encoder.encode import encode, encode_kv_cache, encode_with_kv_cache
+from mtop_batch.model.encoder.encode import Pass, encode, encode_kv_cache, encode_with_kv_cache
 from mtop_batch.model.encoder.families import Branch
 from mtop_batch.model.encoder.inputs import Text
 from mtop_batch.model.encoder.kv_cache import KVCache, use_kv_cache_attention
@@ -33,7 +33,7 @@ from mtop_batch.model.kinds.config import MTOPConfig, PromptAttention
 from mtop_batch.model.kinds.prompt_sequence import MTOPSequence
 from mtop_batch.model.parts.document_vectors import Probe, StackedProbes, document_vectors, join_logits
 from mtop_batch.model.parts.heads import TaskModule
-from mtop_batch.model.parts.prompts import random_prompts
+from mtop_batch.model.parts.prompts import GroupChoice, random_prompts
 from mtop_batch.model.parts.stacked_heads import InferenceParts, StackedTasks, num_versions
 from mtop_batch.model.parts.text_heads import AttentionHead, StackedAttention
 from mtop_batch.model.parts.token_heads import TokenHead
@@ -180,6 +180,8 @@ class MTOPModel(MTOPSequence):
             TaskError: There is no such task.
         """
         module = self._module(task)
+        if isinstance(module, TaskModule) and module.choice is not None:
+            return module(module.choice(self._at_groups(task, module.choice, text)))
         layout = self._layout([task])
         with self._as_family(self.family_of(task)):
             outputs, at_text = encode(
@@ -204,6 +206,28 @@ class MTOPModel(MTOPSequence):
             return module(at_text[:, :1])
         own = layout.positions[task]
         return module(outputs[:, own.start : own.stop])
+
+    def _at_groups(self, task: str, choice: GroupChoice, text: Text) -> Tensor:
+        """(B, G, P, D) The outputs at the prompts of all groups that a task may choose; those of its own train."""
+        groups = [self.group_prompts(group) for group in choice.groups]
+        stops, shared = self.config.stop_gradient, self.shared_prompts
+        stopped = [p.detach() if stops and place != choice.best else p for place, p in enumerate(groups)]
+        numbers = [number for number, p in enumerate(groups, 1) for _ in p]
+        num_shared = 0 if shared is None else len(shared)
+        with self._as_family(self.family_of(task)):
+            outputs, _ = encode(
+                self.backbone,
+                torch.cat(stopped if shared is None else [shared, *stopped]),
+                text.input_ids,
+                text.attention_mask,
+                text.token_type_ids,
+                (*[0] * num_shared, *numbers),
+                passes=(Pass(len(numbers), num_layers=self.config.prompt_layers),),
+                at_context=False,
+                vectors=text.vectors,
+                places=text.places,
+            )
+        return outputs[:, num_shared:].unflatten(1, (len(groups), -1))
 
     def cached_logits(self, task: str, kv_cache: KVCache) -> Tensor:
         """(B, C) The logits of one isolated task from the KV cache of texts.
@@ -258,6 +282,8 @@ class MTOPModel(MTOPSequence):
         Prompts of isolated tasks that are not wanted are left out. Those of the context are always there, because the
         wanted outputs depend on them.
         """
+        if self.training:
+            self.follow_choices()
         by_family = self.by_family(wanted)
         if set(by_family) <= {None}:
             parts = self._parts(None, wanted)
@@ -378,7 +404,11 @@ class MTOPModel(MTOPSequence):
         return super()._apply(*args, **kwargs)
 
     def train(self, mode: bool = True) -> Self:
-        """Switch between training and evaluation; training forgets what evaluation had stacked."""
+        """Switch between training and evaluation; training forgets what evaluation had stacked.
+
+        Tasks that may still choose a prompt group are in the one that they would choose now.
+        """
+        self.follow_choices()
         if mode:
             self._inference_parts = {}
         return super().train(mode)

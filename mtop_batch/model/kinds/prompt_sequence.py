@@ -28,14 +28,14 @@ class MTOPSequence(MTOPParameters):
     """The prompts of some of the model's tasks as a sequence."""
 
     def has_fixed_cache(self, tasks: Sequence[str]) -> bool:
-        """Whether the tasks can train on a KV cache that is kept: all are isolated, of one family or none, and nothing
-        else trains.
+        """Whether the tasks can train on a KV cache that is kept: all are isolated, of one family or none, none may
+        still choose its prompts, and nothing else trains.
         """
         context = [parameter for _, parameter in self.context_tensors()]
         families = self.by_family(tasks)
         own = [p for family in families if family is not None for p in self.family_parameters(family)]
         trains = any(p.requires_grad for p in (*self.backbone.parameters(), *context, *own))
-        is_one = len(families) < 2
+        is_one = len(families) < 2 and not self._choices()
         return has_kv_cache(self.backbone) and not trains and is_one and all(map(self._reads_cache, tasks))
 
     def by_family(self, tasks: Sequence[str]) -> dict[str | None, tuple[str, ...]]:

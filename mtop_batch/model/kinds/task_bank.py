@@ -26,7 +26,7 @@ from mtop_batch.model.kinds.base import MultiTaskModel, generator_of, module_key
 from mtop_batch.model.kinds.config import MTOPConfig
 from mtop_batch.model.parts.document_vectors import Probe
 from mtop_batch.model.parts.heads import Prompts, TaskModule, identity_pooler
-from mtop_batch.model.parts.prompts import TaskPrompts
+from mtop_batch.model.parts.prompts import GroupChoice, TaskPrompts
 from mtop_batch.model.parts.text_heads import AttentionHead, least_width
 from mtop_batch.model.parts.token_heads import TokenHead
 from mtop_batch.tasks import Task, check_task_names, select_tasks
@@ -239,13 +239,61 @@ class MTOPParameters(MultiTaskModel):
         for name in removed:
             del self.task_modules[module_key(name)]
         self.config.tasks = [entry for entry in self.config.tasks if entry["task"]["name"] not in removed]
-        for key in self.prompt_groups.keys() - {_group_key(entry.get("prompt_group")) for entry in self.config.tasks}:
-            del self.prompt_groups[key]
+        self._drop_empty_groups()
         families = {*kept_families, *(entry.get("family") for entry in self.config.tasks)}
         for family in [entry["name"] for entry in self.config.families if entry["name"] not in families]:
             del self.families[_family_key(family)]
         self.config.families = [entry for entry in self.config.families if entry["name"] in families]
         self._tasks_changed()
+
+    def _drop_empty_groups(self) -> None:
+        for key in self.prompt_groups.keys() - {_group_key(entry.get("prompt_group")) for entry in self.config.tasks}:
+            del self.prompt_groups[key]
+
+    def open_groups(self, names: Sequence[str]) -> None:
+        """Let these tasks choose among their prompt groups while they train; `settle` ends that.
+
+        Args:
+            names: Isolated tasks, each in a prompt group.
+        """
+        own = {name: str(self._entry(name)["prompt_group"]) for name in names}
+        groups = tuple(dict.fromkeys(own.values()))
+        for name, group in own.items():
+            choice = GroupChoice(groups, groups.index(group))
+            self.task_module(name).choice = choice.to(self.backbone.device)
+
+    def settle(self) -> None:
+        """Leave tasks in the prompt groups that they chose; a group that no task chose goes."""
+        self.follow_choices()
+        chosen = self._choices()
+        for name in chosen:
+            self.task_module(name).choice = None
+        if chosen:
+            self._drop_empty_groups()
+            self._tasks_changed()
+
+    def follow_choices(self) -> None:
+        """Move tasks to the prompt groups that they would choose now."""
+        choices = self._choices()
+        if not choices:
+            return
+        best = torch.stack([choice.logits.detach() for choice in choices.values()]).argmax(dim=1).tolist()
+        groups = {name: choice.groups[place] for (name, choice), place in zip(choices.items(), best, strict=True)}
+        for entry in self.config.tasks:
+            if (name := entry["task"]["name"]) in groups:
+                entry["prompt_group"] = groups[name]
+        self._tasks_changed()
+
+    def _choices(self) -> dict[str, GroupChoice]:
+        """Of the tasks that may still choose."""
+        if not self.prompt_groups:
+            return {}
+        modules = {entry["task"]["name"]: self._module(entry["task"]["name"]) for entry in self.config.tasks}
+        return {
+            name: module.choice
+            for name, module in modules.items()
+            if isinstance(module, TaskModule) and module.choice is not None
+        }
 
     def _append_tasks(
         self,
@@ -342,7 +390,11 @@ class MTOPParameters(MultiTaskModel):
         own = self.task_module(name).prompts
         if own is not None:
             return own
-        return cast(Prompts, self.prompt_groups[_group_key(self._entry(name)["prompt_group"])]).prompts
+        return self.group_prompts(self._entry(name)["prompt_group"])
+
+    def group_prompts(self, group: str) -> nn.Parameter:
+        """(P, E) The prompts of a prompt group."""
+        return cast(Prompts, self.prompt_groups[_group_key(group)]).prompts
 
     def reads_prompts(self, name: str) -> bool:
         """Whether the task has prompts, its own or shared ones.

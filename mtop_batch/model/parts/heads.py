@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtop_batch.model.encoder.lora import LoRA
-from mtop_batch.model.parts.prompts import random_prompts
+from mtop_batch.model.parts.prompts import GroupChoice, random_prompts
 
 
 class Prompts(nn.Module):
@@ -83,6 +83,7 @@ class TaskModule(nn.Module):
         self.pooler = LowRankPooler(hidden_size, pooler_rank) if pooler_rank else nn.Linear(hidden_size, hidden_size)
         self.head = nn.Linear(hidden_size, num_outputs, bias=False)
         self.lora = lora
+        self.choice: GroupChoice | None = None
 
     def forward(self, prompt_outputs: Tensor) -> Tensor:
         """Equations 1 and 3: V tanh(W mean(H) + b), the last product in float32 whatever the others are in.

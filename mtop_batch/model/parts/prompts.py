@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from mtop_batch.errors import DataError
 
 INIT_STD = 0.02
+_HEAD_START = 0.5  # of the logit of the group that a task begins with
 
 
 class TaskPrompts(NamedTuple):
@@ -104,6 +105,37 @@ def attention_mask_of(groups: Tensor) -> Tensor:
         (L, L) bool; row q, column k says whether position q sees position k.
     """
     return (groups[None, :] == 0) | (groups[None, :] == groups[:, None])
+
+
+class GroupChoice(nn.Module):
+    """Which of several prompt groups a task reads, while it learns that.
+
+    The task reads the group with the highest logit, and the logits learn as if it read the groups' outputs in the
+    shares of their softmax: a straight-through estimator (Bengio et al., 2013, arXiv:1308.3432). So what is computed
+    while training is what is computed later.
+
+    Args:
+        groups: G names.
+        first: The place of the group that the task begins with.
+    """
+
+    def __init__(self, groups: Sequence[str], first: int) -> None:
+        super().__init__()
+        self.groups = tuple(groups)
+        self.logits = nn.Parameter(torch.zeros(len(groups)))
+        with torch.no_grad():
+            self.logits[first] = _HEAD_START
+
+    @property
+    def best(self) -> int:
+        """The place of the group that is read."""
+        return int(self.logits.argmax())
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        """(B, P, D) The outputs that the task reads, of (B, G, P, D) at the prompts of all groups."""
+        shares = self.logits.softmax(dim=0).to(outputs.dtype)
+        nothing = torch.einsum("g,bgpd->bpd", shares - shares.detach(), outputs.detach())  # but for its gradient
+        return outputs[:, self.best] + nothing
 
 
 def random_prompts(shape: Sequence[int], generator: torch.Generator) -> Tensor:
