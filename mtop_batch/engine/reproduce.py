@@ -29,6 +29,7 @@ from mtop_batch.experiments.methods.tables import (
     TABLES,
     DataName,
     TableName,
+    labels_alike,
     method,
     methods_of,
 )
@@ -278,12 +279,21 @@ def _missing(specs: Sequence[RunSpec], results: str) -> list[RunSpec]:
 
 
 def _untimed(specs: Sequence[RunSpec], results: str) -> list[RunSpec]:
-    """A model for each task has the speed of so many models; of those of many tasks only what they read counts."""
+    """The methods to time: none of which another that computes the same was timed.
+
+    A model for each task has the speed of so many models; of those of many tasks only what they read counts.
+    """
     counted = [
         spec for spec in specs if method(spec.method).judged is None or spec.method in TABLE_METHODS["many-reads"]
     ]
-    by_digest = {speed_digest(spec): spec for spec in counted if spec.auxiliary is None}
-    return [spec for digest, spec in by_digest.items() if not storage.is_file(speed_uri(results, digest))]
+    alike: dict[str, dict[str, RunSpec]] = {}
+    for spec in (spec for spec in counted if spec.auxiliary is None):
+        alike.setdefault(labels_alike(spec.method, spec.model), {})[speed_digest(spec)] = spec
+    return [
+        next(iter(specs.values()))
+        for specs in alike.values()
+        if not any(storage.is_file(speed_uri(results, digest)) for digest in specs)
+    ]
 
 
 def _run(

@@ -58,6 +58,8 @@ _PAPER = {
 _PROMPTED = {"dropout": 0.1, "prompt_init": "token"}
 # One teacher, trained first, labels 32 texts beside the 16 examples of a step.
 _TAUGHT = {"teachers": 1, "teacher_kind": "mt-dnn", "batch_size": 32, "weight": 3.0, "max_texts": 100_000}
+_TRAINING_ONLY = ("prompt_init", "pooler_init", "pretrained_top", "stop_gradient", "dropout", "prompt_dropout")
+"""Keys of `[model]` that change nothing of what a trained model computes."""
 MTOP = "mtop"
 OURS = "mtop-cls"
 OURS_TAUGHT = "mtop-cls-taught"
@@ -198,6 +200,20 @@ def methods_of(table: TableName) -> tuple[str, ...]:
     """The methods of a table and of its parts, which are called after it: those of "many" are all on many tasks."""
     names = (name for part in TABLES if part == table or part.startswith(f"{table}-") for name in TABLE_METHODS[part])
     return tuple(dict.fromkeys(names))
+
+
+def labels_alike(name: str, model: Mapping[str, Any]) -> str:
+    """The same for methods that compute the same to label texts, and differ in how they train.
+
+    Args:
+        name: Of a method.
+        model: What is said in the section `[model]`.
+    """
+    chosen = method(name)
+    computed = {key: value for key, value in model.items() if key not in _TRAINING_ONLY}
+    return repr(
+        (sorted(computed.items()), chosen.reads, chosen.families, chosen.auxiliary, chosen.judged, chosen.learns)
+    )
 
 
 def method(name: str) -> Method:

@@ -13,7 +13,15 @@ import numpy.typing as npt
 
 from mtop_batch.experiments.methods.families import ENTITIES, TEXTS, family_of
 from mtop_batch.experiments.methods.method import COMMON
-from mtop_batch.experiments.methods.tables import METHODS, TABLE_DATA, TABLE_METHODS, TABLES, TableName, references
+from mtop_batch.experiments.methods.tables import (
+    METHODS,
+    TABLE_DATA,
+    TABLE_METHODS,
+    TABLES,
+    TableName,
+    labels_alike,
+    references,
+)
 from mtop_batch.experiments.page.statistics import Difference, Differences, Drawn, TestOutputs, differences
 from mtop_batch.experiments.runs.records import DataRecord, Records, RunRecord, SpeedRecord, unpack
 from mtop_batch.experiments.runs.specs import RunSpec
@@ -294,13 +302,15 @@ def _dev_mean(run: RunRecord, tasks: Sequence[Task]) -> float:
 
 
 def _speed(speeds: Sequence[SpeedRecord], runs: Mapping[int, RunRecord]) -> SpeedRecord | None:
-    """The fastest that was measured: machines may differ, and the page says which."""
+    """The fastest that was measured of what computes the same: machines may differ, and the page says which."""
     spec = next(iter(runs.values())).spec
+    computed = labels_alike(spec.method, spec.model)
     same = [
         speed
         for speed in speeds
-        if (speed.method, speed.data_digest, speed.backbone) == (spec.method, spec.data_digest, spec.backbone)
-        and speed.model == spec.model
+        if (speed.data_digest, speed.backbone) == (spec.data_digest, spec.backbone)
+        and speed.method in METHODS
+        and labels_alike(speed.method, speed.model) == computed
     ]
     return max(same, key=lambda speed: speed.documents_per_s, default=None)
 
