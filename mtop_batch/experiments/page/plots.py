@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLORS = ("#1b6ca8", "#d1495b", "#66a182", "#edae49", "#8d6a9f", "#2e4057", "#888888", "#b5651d")
+_MARKERS = ("o", "s")
 _TITLES = {
     "ablations": "Ablations",
-    "prompt-lengths": "Lengths of prompts",
+    "prompt-lengths": "Lengths of prompts, and their layers",
     "auxiliary": "Auxiliary tasks",
     "families": "Entities beside texts",
     "many": "How steps take many tasks",
@@ -68,7 +70,7 @@ def _curves(table: ResultTable) -> Figure:
     """The mean over tasks and seeds on evaluation examples, after each epoch."""
     figure, axes = _axes()
     ticks: set[float] = set()
-    for row, color in zip(table.rows, _cycle(), strict=False):
+    for row, (color, marker) in zip(table.rows, _cycle(), strict=False):
         points: dict[float, list[float]] = {}
         for run in row.runs.values():
             by_epoch: dict[float, dict[str, float]] = {}
@@ -79,7 +81,7 @@ def _curves(table: ResultTable) -> Figure:
                     points.setdefault(epoch, []).append(100 * mean(found.values()))
         epochs = sorted(points)
         ticks.update(epochs)
-        axes.plot(epochs, [mean(points[epoch]) for epoch in epochs], marker="o", color=color, label=row.title)
+        axes.plot(epochs, [mean(points[epoch]) for epoch in epochs], marker=marker, color=color, label=row.title)
     axes.set(xlabel="epoch", ylabel="mean over tasks, evaluation examples, %")
     axes.set_xticks(sorted(ticks))
     figure.legend(loc="outside right center", fontsize=8, frameon=False)
@@ -130,13 +132,13 @@ def _speed(rows: Sequence[Row]) -> Figure:
     figure, axes = _axes()
     from matplotlib.ticker import LogFormatter
 
-    for row, color in zip(rows, _cycle(), strict=False):
+    for row, (color, marker) in zip(rows, _cycle(), strict=False):
         if row.speed is None:
             continue
         spread = row.mean
         error = [[spread.median - spread.low], [spread.high - spread.median]]
         axes.errorbar(
-            row.speed.documents_per_s, spread.median, yerr=error, fmt="o", color=color, capsize=3, label=row.title
+            row.speed.documents_per_s, spread.median, yerr=error, fmt=marker, color=color, capsize=3, label=row.title
         )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(LogFormatter())
@@ -160,9 +162,11 @@ def _axes(columns: int = 1) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _cycle() -> Iterator[str]:
-    while True:
-        yield from _COLORS
+def _cycle() -> Iterator[tuple[str, str]]:
+    """A color and a marker for each line."""
+    for marker in cycle(_MARKERS):
+        for color in _COLORS:
+            yield color, marker
 
 
 def _png(figure: Any, title: str) -> bytes:
