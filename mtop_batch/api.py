@@ -326,7 +326,7 @@ def label(
         table: The Iceberg table, with its namespace, such as `news.labels`.
         retry_timeout: Fail when storage has not answered for this many seconds.
         vectors: Store a document vector of each article too.
-        precision: Of the model; "auto" is bf16 where the hardware computes in it, fp32 elsewhere.
+        precision: Of the model; "auto" is bf16 where the hardware gains by it, fp32 elsewhere.
         notify: URL that gets a summary when the run has ended, whatever the end.
         price_per_hour: Of a device (a GPU, or else a CPU core): tells costs.
         config: TOML file with a section `[gate]`.

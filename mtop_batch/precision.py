@@ -17,7 +17,7 @@ def resolve_precision(choice: PrecisionChoice, device: torch.device, *, autocast
     """What a user's choice means on a device.
 
     Args:
-        choice: "auto" is bf16 on devices that compute in it by themselves.
+        choice: "auto" is bf16 on devices that gain by it (`has_bf16`).
         device: Where the model runs.
         autocast: The weights stay in fp32, as in training and evaluation. Then "auto" is bf16 on GPUs only.
 
@@ -33,10 +33,15 @@ def resolve_precision(choice: PrecisionChoice, device: torch.device, *, autocast
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device computes matrix products in bf16 by itself, not by conversions to fp32."""
+    """Whether the device computes matrix products in bf16 by itself, and faster than in fp32.
+
+    Intel's cores that have AMX multiply by AVX512-BF16 at about half their speed in fp32, and a virtual machine may
+    hide AMX (measured by `benchmarks/bf16.py`).
+    """
     import torch
 
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+    is_intel = "intel" in str(capabilities.get("cpu_name", "")).lower()
+    return bool(capabilities.get("amx_bf16") or (capabilities.get("avx512_bf16") and not is_intel))

@@ -25,7 +25,7 @@ ModelOption = Annotated[str, typer.Option("--model", help="Bundle: a local direc
 JsonOption = Annotated[str | None, typer.Option("--json", help="Also write the result here as JSON.", metavar="OUT")]
 PrecisionOption = Annotated[
     PrecisionChoice,
-    typer.Option("--precision", help="Of the model. auto: bf16 where the hardware computes in it, fp32 elsewhere."),
+    typer.Option("--precision", help="Of the model. auto: bf16 where the hardware gains by it, fp32 elsewhere."),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the bundle that the output holds.")]
 FormatOption = Annotated[

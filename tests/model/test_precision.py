@@ -44,10 +44,20 @@ def test_weights_of_the_encoder_are_bf16_and_its_buffers_are_not() -> None:
         torch.testing.assert_close(kept, buffer, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("capability", ["amx_bf16", "avx512_bf16", None])
-def test_a_cpu_has_bf16_if_it_says_so(monkeypatch: pytest.MonkeyPatch, capability: str | None) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, str(capability): True})
-    assert has_bf16(torch.device("cpu")) == (capability is not None)
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, True),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, False),  # half as fast as fp32
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True}, True),
+        ({"cpu_name": "AMD EPYC", "avx512_f": True}, False),
+    ],
+)
+def test_a_cpu_has_bf16_if_it_gains_by_it(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, object], expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert has_bf16(torch.device("cpu")) == expected
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ class LabelOptions:
         vectors: Store document vectors too.
         notify: URL that gets a summary when the run has ended, whatever the end.
         price_per_hour: Of a device (a GPU, or a CPU core where there is none), to tell costs.
-        precision: Of the model: "auto" is bf16 where the hardware computes in it, and fp32 elsewhere.
+        precision: Of the model: "auto" is bf16 where the hardware gains by it, and fp32 elsewhere.
     """
 
     model: str
