@@ -121,7 +121,7 @@ METHODS: Mapping[str, Method] = {
         )
         for number, layers in LATE_LAYERS.items()
     },
-    **{f"mtop-{n}-prompts": _mtop(f"{n} prompts a task", prompts_per_task=n) for n in (1, 4, 8)},
+    **{f"mtop-{n}-prompts": _mtop(f"{n} prompt{'s' if n > 1 else ''} a task", prompts_per_task=n) for n in (1, 4, 8)},
     **{f"mtop-{n}-shared": _mtop(f"2 prompts a task, {n} shared", shared_prompts=n) for n in (1, 2, 4)},
     **_selections("mt-dnn", Method("MT-DNN", {"kind": "mt-dnn", "dropout": 0.1})),
     "mtop-alone": replace(_mtop("MTOP, each task alone"), auxiliary={"method": "alone"}),
