@@ -106,6 +106,8 @@ def spec_of(data_set: DataSet, many_set: DataSet) -> MakeSpec:
         settings = RunSettings("tiny", max_tokens=16, train={**QUICK, **warm, **train})
         spec = make_spec(method, seed, many_set if chooses_tasks(method) else data_set, settings)
         model = {**spec.model, "pooler_rank": 8} if "pooler_rank" in spec.model else spec.model  # it is a tiny encoder
+        if model.get("prompt_layers"):  # and it has two layers
+            model = {**model, "prompt_layers": min(2, model["prompt_layers"])}
         return replace(spec, model=model)
 
     return make

@@ -319,7 +319,7 @@ def test_each_family_has_a_mean_and_a_difference(records: Records) -> None:
     (table,) = tables(records)
     assert table.name == "families"
     rows = {row.method: row for row in table.rows}
-    assert list(rows) == list(TABLE_METHODS["families"])
+    assert set(rows) == {run.spec.method for run in records.runs}
     found = rows["families-naive"]
     names = {"entities": ["names", "others"], "texts": list(TOPICS)}
     for family, tasks in names.items():
@@ -332,7 +332,7 @@ def test_each_family_has_a_mean_and_a_difference(records: Records) -> None:
     both = [found.families[family].difference for family in names]
     (compared,) = found.comparisons.values()
     assert compared.difference.mean == pytest.approx(np.mean([each.mean for each in both if each is not None]))
-    assert not rows["families-alone"].families
+    assert "families-alone" not in rows
 
 
 def metric_of(tasks: Sequence[Task]) -> list[tuple[str, str]]:
@@ -346,7 +346,7 @@ def test_the_page_and_the_plot_are_about_both_families(records: Records) -> None
     assert "| names (entity_f1) | others (entity_f1) | sport | business | mean, entities | mean, texts | mean |" in page
     assert "| to Task-primary LoRA, points | 95 % interval | entities, points | 95 % interval | texts, points |" in page
     assert "the very training examples of the tasks, no others" in page
-    assert "* Not run with these settings: A model for each family;" in page
+    assert "* Not run with these settings: " in page
     for block in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
         assert len({line.count("|") for line in block.splitlines()}) == 1
     (plot,) = results_plots(records)

@@ -46,6 +46,7 @@ MANY_TASKS = [
     "many-late-1",
     "many-by-labels",
     "many-by-correlation",
+    "many-learned",
     "many-pooled",
     "many-attention",
     "many-dypa",
