@@ -93,7 +93,8 @@ def _bars(rows: Sequence[Row]) -> Figure:
     figure, axes = _axes()
     colors = [_COLORS[1] if row.method in (MTOP, MANY) else _COLORS[0] for row in rows]
     _draw_bars(axes, {row.title: row.mean for row in rows}, colors)
-    axes.set(xlabel="mean over tasks, test examples, % (the axis does not begin at 0)")
+    # Of the whole figure: long names of rows leave little room below the bars.
+    figure.supxlabel("mean over tasks, test examples, % (the axis does not begin at 0)", fontsize=10)
     return figure
 
 
@@ -170,10 +171,7 @@ def _cycle() -> Iterator[tuple[str, str]]:
 
 
 def _png(figure: Any, title: str) -> bytes:
-    if len(figure.axes) == 1:
-        figure.axes[0].set_title(title, fontsize=10)
-    else:
-        figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10)
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=_DPI, metadata={"Software": None})
     return sink.getvalue()
