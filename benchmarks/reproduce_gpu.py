@@ -103,8 +103,16 @@ def _run(spec: RunSpec) -> str:
     return _BENCH.run(spec)
 
 
-def _ignore_interrupts() -> None:
+def _end_quietly(*_: object) -> None:
+    """End with nothing of this process's left on the GPU: others may share its context (MPS)."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    os._exit(1)
+
+
+def _set_signals() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_quietly)
 
 
 def wanted(arguments: argparse.Namespace, data: DataSet) -> list[RunSpec]:
@@ -141,7 +149,7 @@ def run_side_by_side(bench: Bench, specs: Sequence[RunSpec], processes: int) -> 
     global _BENCH
     _BENCH = bench
     context = get_context("fork")  # nothing has touched the GPU yet, and everything is loaded
-    with context.Pool(processes, initializer=_ignore_interrupts) as pool:
+    with context.Pool(processes, initializer=_set_signals) as pool:
         done = 0
         for wave in waves(specs):
             results = pool.imap_unordered(_run, wave)
