@@ -127,6 +127,9 @@ def test_what_more_tasks_and_a_large_one_are(many_set: DataSet) -> None:
     judged, learned = many_set.share(JUDGED), many_set.share(Share(1000))
     assert more.epochs == pytest.approx(many.epochs * judged.num_examples(None) / learned.num_examples(None), rel=1e-4)
     assert more.config(learned.configs).train.epochs == more.epochs
+    whole = make_spec("many-1000-epochs", 0, many_set, settings)
+    assert whole.learns == {**more.learns, "epochs": 1.0}
+    assert whole.epochs == many.epochs
     assert after.begins_with == more.digest
     assert large.data_digest == after.data_digest != many.data_digest
     assert make_spec("many-large-1000", 1, many_set, settings).begins_with != more.digest

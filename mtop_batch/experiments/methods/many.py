@@ -1,7 +1,7 @@
 """The methods on a hundred tasks and more, after "Exceeding the Limits of Visual-Linguistic Multi-Task Learning".
 
-All are as jobs/many.toml, but for what a row changes, and take as many steps as an epoch of a hundred tasks has; fewer
-tasks take their own epoch.
+All are as jobs/many.toml, but for what a row changes, and take as many steps as a hundred tasks; fewer tasks take their
+own epochs.
 """
 
 from __future__ import annotations
@@ -57,11 +57,21 @@ def _many(
     reads: Reader | None = None,
     judged: Share = JUDGED,
     learns: Share | None = None,
+    own_epochs: bool = False,
     begins_with: str | None = None,
     **train: Any,
 ) -> Method:
     known = {key: value for key, value in {**_TRAIN, **train}.items() if value is not None}
-    return Method(title, model, known, reads=reads, judged=judged, learns=learns, begins_with=begins_with)
+    return Method(
+        title,
+        model,
+        known,
+        reads=reads,
+        judged=judged,
+        learns=learns,
+        own_epochs=own_epochs,
+        begins_with=begins_with,
+    )
 
 
 SCHEDULES: Mapping[str, Method] = {
@@ -105,6 +115,12 @@ NUMBERS: Mapping[str, Method] = {
     ),
     "many-500": _many("Prompt groups, 500 tasks", learns=Share(500), **_BUDGET),
     "many-1000": _many("Prompt groups, 1,000 tasks", learns=Share(1_000), **_BUDGET),
+    **{
+        f"many-{number}-epochs": _many(
+            f"Prompt groups, {number:,} tasks, own epochs", learns=Share(number), own_epochs=True, **_BUDGET
+        )
+        for number in (500, 1_000)
+    },
     "many-and-large": _many("Prompt groups, a very large task added", learns=Share(100, large=True), **_BUDGET),
 }
 """How many tasks learn together."""

@@ -41,6 +41,8 @@ class Method:
             examples of a source; None if it begins as pretrained.
         judged: The tasks that it is tested on; None for all of the data set.
         learns: The tasks that it is trained on; None for those that it is tested on.
+        own_epochs: Whether it takes as many epochs of these as others take of the tasks that most are tested on, not as
+            many steps.
         begins_with: The method whose run with the same seed leaves the encoder that it begins with; None for the
             pretrained one.
     """
@@ -55,6 +57,7 @@ class Method:
     prefinetune: Mapping[str, Any] | None = None
     judged: Share | None = None
     learns: Share | None = None
+    own_epochs: bool = False
     begins_with: str | None = None
 
     @property

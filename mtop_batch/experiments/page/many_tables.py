@@ -15,17 +15,17 @@ Published = Mapping[str, Mapping[str, str]]
 def quality_of_many(table: ResultTable, published: Published) -> str:
     """A line for each method, for there are too many tasks to have a column each; below it the paper's."""
     several = len(table.tasks) > 1
-    head = ["method", "tasks", "seeds", *(["mean", "T10", "B10", "worst task", "best task"] if several else ["large"])]
+    head = ["method", "tasks", "steps", "seeds", *(["mean", "T10", "B10", "worst task", "best task"] if several else ["large"])]
     rows = []
     for row in table.rows:
         cells = [bold(spread_text(row.mean))]
         if several:
             ends = [f"{of(spread.median for spread in row.tasks.values()):.1f}" for of in (min, max) if row.tasks]
             cells += [*(spread_text(spread) for spread in row.tenths or (None, None)), *(ends or [EMPTY, EMPTY])]
-        rows.append([row.title, _num_tasks(row, table), str(len(row.runs)), *cells])
+        rows.append([row.title, _num_tasks(row, table), _num_steps(row), str(len(row.runs)), *cells])
         if row.method in published:
             theirs = list(published[row.method].values())
-            rows.append(["*in the paper*", "", "", *theirs, *([EMPTY] * (len(cells) - len(theirs)))])
+            rows.append(["*in the paper*", "", "", "", *theirs, *([EMPTY] * (len(cells) - len(theirs)))])
     return markdown(head, rows)
 
 
@@ -96,6 +96,10 @@ def costs_beside_one(table: ResultTable) -> str:
 def _num_tasks(row: Row, table: ResultTable) -> str:
     learned = [(run.spec.learns or {}).get("tasks", len(table.tasks)) for run in row.runs.values()]
     return f"{median(learned):,.0f}" if learned else EMPTY
+
+
+def _num_steps(row: Row) -> str:
+    return f"{median(run.num_steps for run in row.runs.values()):,.0f}" if row.runs else EMPTY
 
 
 def _columns(table: ResultTable) -> dict[str, list[tuple[Row, Spread]]]:

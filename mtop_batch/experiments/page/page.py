@@ -175,9 +175,10 @@ def _notes(table: ResultTable) -> list[str]:
         notes.append("The paper has this table on GLUE only.")
     if table.setting.data == "glue":
         names = {task.name for task in table.tasks}
-        covered = {paper.GLUE_TASKS[name] for name in names if name in paper.GLUE_TASKS}
-        missing = sorted(set(paper.GLUE_TASKS.values()) - covered)
-        notes += [f"{column}: not in the data, so the paper's mean covers more tasks." for column in missing]
+        if _PAPER[table.name]:
+            covered = {paper.GLUE_TASKS[name] for name in names if name in paper.GLUE_TASKS}
+            missing = sorted(set(paper.GLUE_TASKS.values()) - covered)
+            notes += [f"{column}: not in the data, so the paper's mean covers more tasks." for column in missing]
         notes += [
             f"`{name}` stands in for {recipe.paper}: {recipe.note}."
             for name, recipe in GLUE_RECIPES.items()

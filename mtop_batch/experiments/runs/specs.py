@@ -194,11 +194,11 @@ def make_spec(name: str, seed: int, data: DataSet, settings: RunSettings) -> Run
 def _learns(
     chosen: Method, learned: DataSet, judged: DataSet, data: DataSet, examples: int | None
 ) -> dict[str, Any] | None:
-    """No set takes more steps than the tasks that are judged by most methods."""
+    """No set takes more steps than the tasks that most methods are judged on, but where a method says so."""
     if chosen.judged is None:
         return None
     most = data.share(JUDGED).num_examples(examples) or learned.num_examples(examples)
-    epochs = min(1.0, most / learned.num_examples(examples))
+    epochs = 1.0 if chosen.own_epochs else min(1.0, most / learned.num_examples(examples))
     if learned.digest == judged.digest and epochs == 1:
         return None
     return {"tasks": len(learned.tasks), "digest": learned.digest, "epochs": round(epochs, 6)}
