@@ -29,6 +29,13 @@ _PROMPTS: Mapping[str, Any] = {
     "pooler_init": "random",
 }
 _GROUPS: Mapping[str, Any] = {**_PROMPTS, "prompt_groups": 8}
+_CLS: Mapping[str, Any] = {
+    "kind": "mtop",
+    "prompts_per_task": 2,
+    "prompt_attention": "isolated",
+    "prompt_init": "cls",
+    "pooler_init": "identity",
+}
 _BY_TEXT: Mapping[str, Any] = {
     "kind": "mtop",
     "prompt_attention": "isolated",
@@ -103,6 +110,8 @@ READS: Mapping[str, Method] = {
         "Prompt groups by correlation", {**_PROMPTS, "prompt_groups": {"by": "correlation", "n": 8}}
     ),
     "many-learned": _many("Prompt groups, learned", {**_PROMPTS, "prompt_groups": {"by": "learned", "n": 8}}),
+    "many-cls": _many("Prompt groups as [CLS], identity poolers", {**_CLS, "prompt_groups": 8}),
+    "many-cls-late-1": _many("Prompts as [CLS] in the last layer, identity poolers", {**_CLS, "prompt_layers": 1}),
     "many-pooled": _many("Fully connected heads", _BY_TEXT, "pooled"),
     "many-attention": _many("Attention heads, width 64", _FIXED, "attention"),
     "many-dypa": _many("Attention heads, DyPA", _DYPA, "attention"),
