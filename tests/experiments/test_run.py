@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mtop_batch.config.sections import Config
 from mtop_batch.errors import ConfigError
 from mtop_batch.experiments.methods.tables import METHODS
+from mtop_batch.experiments.runs import speed
 from mtop_batch.experiments.runs.data_set import LARGE, DataSet, tasks_of
 from mtop_batch.experiments.runs.prepared import Prepared
 from mtop_batch.experiments.runs.records import RunRecord, SpeedRecord, unpack
-from mtop_batch.experiments.runs.run import run_spec
+from mtop_batch.experiments.runs.run import run_spec, untrained
 from mtop_batch.experiments.runs.specs import RunSettings, make_spec
 from mtop_batch.experiments.runs.speed import measure_speed
+from mtop_batch.model.kinds.base import MultiTaskModel
+from mtop_batch.tasks import Task
 from mtop_batch.training.one_process import Encoder
-from mtop_batch.training.settings import Event, Worker
+from mtop_batch.training.settings import Event, TaskData, Worker
 from mtop_batch.training.unfinished import Unfinished
 from tests.experiments.conftest import QUICK, SIZES, MakeSpec
 
@@ -197,6 +202,26 @@ def test_the_speed_does_not_need_a_trained_model(
     assert record.documents_per_s > 0
     assert b"one_task" not in record.to_json()
     assert SpeedRecord(**json.loads(record.to_json())) == record
+
+
+@pytest.mark.parametrize("method", ["many", "many-pooled", "many-dypa"])
+def test_the_speed_is_that_of_what_the_method_reads(
+    method: str,
+    spec_of: MakeSpec,
+    prepared: Prepared,
+    data_set: DataSet,
+    encoder: Encoder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timed: list[Task] = []
+
+    def noting(config: Config, encoder: Encoder, data: Sequence[TaskData]) -> MultiTaskModel:
+        timed.extend(item.task for item in data)
+        return untrained(config, encoder, data)
+
+    monkeypatch.setattr(speed, "untrained", noting)
+    measure_speed(spec_of(method), data_set, prepared, encoder, worker=Worker(), documents=20)
+    assert [task.reads for task in timed] == [METHODS[method].reads or "prompts"] * len(data_set.tasks)
 
 
 @pytest.mark.parametrize("method", ["many", "many-by-correlation"])

@@ -111,6 +111,9 @@ READS: Mapping[str, Method] = {
     ),
     "many-learned": _many("Prompt groups, learned", {**_PROMPTS, "prompt_groups": {"by": "learned", "n": 8}}),
     "many-cls": _many("Prompt groups as [CLS], identity poolers", {**_CLS, "prompt_groups": 8}),
+    "many-cls-groups-late-1": _many(
+        "Prompt groups as [CLS] in the last layer, identity poolers", {**_CLS, "prompt_groups": 8, "prompt_layers": 1}
+    ),
     "many-cls-late-1": _many("Prompts as [CLS] in the last layer, identity poolers", {**_CLS, "prompt_layers": 1}),
     "many-pooled": _many("Fully connected heads", _BY_TEXT, "pooled"),
     "many-attention": _many("Attention heads, width 64", _FIXED, "attention"),

@@ -15,7 +15,13 @@ Published = Mapping[str, Mapping[str, str]]
 def quality_of_many(table: ResultTable, published: Published) -> str:
     """A line for each method, for there are too many tasks to have a column each; below it the paper's."""
     several = len(table.tasks) > 1
-    head = ["method", "tasks", "steps", "seeds", *(["mean", "T10", "B10", "worst task", "best task"] if several else ["large"])]
+    head = [
+        "method",
+        "tasks",
+        "steps",
+        "seeds",
+        *(["mean", "T10", "B10", "worst task", "best task"] if several else ["large"]),
+    ]
     rows = []
     for row in table.rows:
         cells = [bold(spread_text(row.mean))]

@@ -57,7 +57,7 @@ def measure_speed(
             to `spec.max_tokens`.
     """
     config = spec.config(data.configs)
-    own = with_reader(prepared, data.configs, config.model.default_reader)
+    own = with_reader(prepared, config.task, config.model.default_reader)
     # Where there are token tasks, their texts: of no others it is known where words begin.
     with_words = [examples.tokens for examples in own.test.values() if examples.tags is not None]
     tokens = Tokens.concat(with_words or [examples.tokens for examples in own.test.values()])
