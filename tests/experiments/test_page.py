@@ -119,6 +119,16 @@ def test_other_tasks_to_help_the_same_ones_make_another_table(made_up: MakeRecor
     assert page.count(", judged on 3 of 5 tasks\n") == page.count(", judged on 3 of 8 tasks\n") == 1
 
 
+def test_runs_that_choose_among_others_are_told_once(made_up: MakeRecords) -> None:
+    """Those that they are compared with stand beside them, and not once more in the first table of the data set."""
+    records = made_up({"mtop": 0.9, "mtop-threshold": 0.8})
+    assert [table.name for table in tables(records)] == ["news", "auxiliary"]
+    among = {"number": 5, "digest": "of five"}
+    runs = [replace(run, spec=replace(run.spec, among=among)) for run in records.runs]
+    assert [table.name for table in tables(replace(records, runs=runs))] == ["auxiliary"]
+    assert [table.name for table in tables(replace(records, runs=runs[:5]))] == ["news"]
+
+
 def test_ablations_have_a_table_where_one_was_run(made_up: MakeRecords) -> None:
     names = [table.name for table in tables(made_up({"mtop": 0.9, "mtop-rd-rd": 0.8}))]
     assert names == ["news", "ablations"]

@@ -182,8 +182,8 @@ def tables(records: Records) -> list[ResultTable]:
     """All tables that the records have a run for, the largest settings first.
 
     A method that stands in several tables, such as MTOP, is a reason for a table of its own name only: a table appears
-    if a run of a method is there that no other table has, or if it is the first table of that data set and judges all
-    of its tasks.
+    if a run of a method is there that no other table has, or if it is the first table of that data set. That has no
+    table of primary tasks whose runs all stand in one of auxiliary tasks.
     """
     found: dict[Setting, list[RunRecord]] = {}
     for run in records.runs:
@@ -201,7 +201,8 @@ def tables(records: Records) -> list[ResultTable]:
 def _belongs(name: TableName, setting: Setting, methods: set[str]) -> bool:
     own = set(TABLE_METHODS[name])
     if name in ("news", "glue", "many"):
-        return TABLE_DATA[name] == setting.data and not setting.among and bool(methods & own)
+        elsewhere = methods <= set(TABLE_METHODS["auxiliary"]) and _belongs("auxiliary", setting, methods)
+        return TABLE_DATA[name] == setting.data and bool(methods & own) and not (setting.among and elsewhere)
     others = {method for other in TABLES if other != name for method in TABLE_METHODS[other]}
     return bool(methods & (own - others))
 
