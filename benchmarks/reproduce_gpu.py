@@ -105,7 +105,7 @@ def _run(spec: RunSpec) -> str:
 
 def _end_quietly(*_: object) -> None:
     """End with nothing of this process's left on the GPU: others may share its context (MPS)."""
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
     os._exit(1)
 

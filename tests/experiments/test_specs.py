@@ -49,6 +49,12 @@ def test_methods_are_the_shipped_configurations(name: str, data_set: DataSet, ta
     )
 
 
+def test_the_recommended_model_of_many_tasks_is_the_shipped_one(many_set: DataSet, tasks_file: Path) -> None:
+    config = load_config(JOBS / "many.toml", [f"tasks={tasks_file}"])
+    spec = make_spec("many-cls-groups-late-1", 0, many_set, RunSettings(config.backbone.name))
+    assert spec.config(many_set.share(JUDGED).configs).model == config.model
+
+
 def test_what_decides_the_outcome_changes_the_digest_and_nothing_else_does(spec_of: MakeSpec) -> None:
     spec = spec_of("mtop")
     others = [

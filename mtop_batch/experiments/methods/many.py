@@ -1,7 +1,7 @@
 """The methods on a hundred tasks and more, after "Exceeding the Limits of Visual-Linguistic Multi-Task Learning".
 
-All are as jobs/many.toml, but for what a row changes, and take as many steps as a hundred tasks; fewer tasks take their
-own epochs.
+All train as jobs/many.toml does, but for what a row changes, and take as many steps as a hundred tasks; fewer tasks
+take their own epochs. "many-cls-groups-late-1" is the model of that file.
 """
 
 from __future__ import annotations
@@ -110,11 +110,9 @@ READS: Mapping[str, Method] = {
         "Prompt groups by correlation", {**_PROMPTS, "prompt_groups": {"by": "correlation", "n": 8}}
     ),
     "many-learned": _many("Prompt groups, learned", {**_PROMPTS, "prompt_groups": {"by": "learned", "n": 8}}),
-    "many-cls": _many("Prompt groups as [CLS], identity poolers", {**_CLS, "prompt_groups": 8}),
-    "many-cls-groups-late-1": _many(
-        "Prompt groups as [CLS] in the last layer, identity poolers", {**_CLS, "prompt_groups": 8, "prompt_layers": 1}
-    ),
-    "many-cls-late-1": _many("Prompts as [CLS] in the last layer, identity poolers", {**_CLS, "prompt_layers": 1}),
+    "many-cls-groups-late-1": _many("Our recipe, prompt groups", {**_CLS, "prompt_groups": 8, "prompt_layers": 1}),
+    "many-cls-late-1": _many("Our recipe, prompts of each task's own", {**_CLS, "prompt_layers": 1}),
+    "many-cls": _many("Our recipe, prompt groups in all layers", {**_CLS, "prompt_groups": 8}),
     "many-pooled": _many("Fully connected heads", _BY_TEXT, "pooled"),
     "many-attention": _many("Attention heads, width 64", _FIXED, "attention"),
     "many-dypa": _many("Attention heads, DyPA", _DYPA, "attention"),

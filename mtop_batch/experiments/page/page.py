@@ -292,7 +292,7 @@ def _recipes() -> str:
         if chosen.auxiliary is None
         and chosen.judged is None
         and name not in TABLE_METHODS["families"]
-        and (not name.startswith("mtop-") or name in ("mtop-isolated", "mtop-taught", OURS, OURS_TAUGHT))
+        and (not name.startswith("mtop-") or name in ("mtop-isolated", "mtop-taught", "mtop-cls", OURS, OURS_TAUGHT))
     )
     return "\n## Recipes\n" + _RECIPE.format(common=json.dumps(COMMON), own=own)
 
