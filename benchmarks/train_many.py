@@ -1,6 +1,6 @@
 """What do more tasks cost in training? Examples per second, and what a checkpoint takes, with prompt groups.
 
-Models as `jobs/many.toml` has them (8 prompt groups, poolers of rank 64), with few and with very many tasks of twelve
+Models with 8 prompt groups in all layers and poolers of rank 64, with few and with very many tasks of twelve
 labels, learn from random texts of 24 tokens, in batches of 32; with `--data`, the first tasks of such a set learn from
 their own examples (`mtop build-many`). Every round trains each of them for some steps, forwards
 and backwards in turn; `ratio` is the median over the rounds of examples/s relative to the fewest tasks in the same
