@@ -34,24 +34,24 @@ def plant_killers() -> None:
     marked = make_tokenizer().convert_tokens_to_ids(MARK["label"])
 
     def kill_where(is_deadly: Callable[..., bool], function: Callable[..., Any]) -> Callable[..., Any]:
-        def or_die(*arguments: Any) -> Any:
+        def or_die(*arguments: Any, **options: Any) -> Any:
             if is_deadly(*arguments):
                 os.kill(os.getpid(), signal.SIGKILL)
-            return function(*arguments)
+            return function(*arguments, **options)
 
         return or_die
 
     def has_word(_: object, texts: Sequence[str | None], *__: object) -> bool:
         return any(MARK["read"] in (text or "") for text in texts)
 
-    def has_token(_: object, tokens: Tokens) -> bool:
+    def has_token(_: object, tokens: Tokens, *__: object) -> bool:
         return bool(np.any(tokens.values == marked))
 
     def has_name(_: object, file: LabelFile, *__: object) -> bool:
         return MARK["write"] in file.path
 
     for name, replacement in {
-        "mtop_batch.data.tokens.TextTokenizer.encode": kill_where(has_word, TextTokenizer.encode),
+        "mtop_batch.data.tokens.TextTokenizer.encode_and_count": kill_where(has_word, TextTokenizer.encode_and_count),
         "mtop_batch.labelling.run.predictor.Predictor.predict_tokens": kill_where(has_token, Predictor.predict_tokens),
         "mtop_batch.labelling.run.stages.write_label_file": kill_where(has_name, write_label_file),
     }.items():

@@ -120,8 +120,8 @@ def test_a_training_that_cannot_work_ends_with_its_error(
 ) -> None:
     load_task = training.load_task
 
-    def with_a_label_too_many(*arguments: Any) -> Any:
-        data = load_task(*arguments)
+    def with_a_label_too_many(*arguments: Any, **options: Any) -> Any:
+        data = load_task(*arguments, **options)
         return replace(data, train=replace(data.train, labels=data.train.labels + 7))
 
     monkeypatch.setattr(training, "load_task", with_a_label_too_many)
