@@ -38,6 +38,7 @@ from mtop_batch.experiments.runs.data_set import DataSet, tasks_of
 from mtop_batch.experiments.runs.prepared import Prepared, prepare
 from mtop_batch.experiments.runs.read import read_for
 from mtop_batch.experiments.runs.records import (
+    RECORD_SUFFIX,
     DataRecord,
     RunRecord,
     SpeedRecord,
@@ -54,7 +55,7 @@ from mtop_batch.model.encoder.backbone import load_backbone, load_tokenizer
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.training.one_process import Encoder
 from mtop_batch.training.settings import single_worker
-from mtop_batch.training.unfinished import Unfinished
+from mtop_batch.training.unfinished import discard_finished, unfinished_in
 
 _MAX_FAILURES = 3
 _SPEED_DOCUMENTS = 2_000
@@ -141,6 +142,7 @@ def reproduce(options: ReproduceOptions, *, progress: Progress, plan_only: bool 
         for spec, number in zip(missing, examples, strict=True):
             progress.note(f"{spec.digest}: {_named(spec)}, {number:,} examples")
         return Reproduced("", (), *names, sum(examples))
+    discard_finished(options.results, RECORD_SUFFIX)
     for judged in {spec.data_digest: tasks_of(method(spec.method), data)[1] for spec in specs}.values():
         storage.write_bytes(data_uri(options.results, judged.digest), DataRecord.of(judged).to_json())
     untimed = _untimed(specs, options.results) if options.speed else []
@@ -187,7 +189,7 @@ def run_remotely(spec: RunSpec, job: _Job) -> RunRecord:
         learned.configs,
         Encoder(load_backbone(spec.backbone), load_tokenizer(spec.backbone)),
         worker=single_worker(job.precision),
-        unfinished=Unfinished(_unfinished(job.results, spec)),
+        unfinished=unfinished_in(job.results, spec.digest),
         kept=kept,
         encoders=encoders,
     )
@@ -324,7 +326,7 @@ def _run(
                 run_remotely, wave, job, ray_task_options, name_of=_named, waiting=waiting
             ):
                 storage.write_bytes(run_uri(options.results, spec.digest), record.to_json())
-                Unfinished(_unfinished(job.results, spec)).discard()
+                unfinished_in(job.results, spec.digest).discard()
                 progress.advance(1, _named(spec))
         progress.phase("measure documents/s", len(untimed), "methods")
         alone = ray_options(1, resources, _MAX_FAILURES)
@@ -336,7 +338,3 @@ def _run(
 
 def _named(spec: RunSpec) -> str:
     return f"{spec.method}, seed {spec.seed}"
-
-
-def _unfinished(results: str | None, spec: RunSpec) -> str | None:
-    return None if results is None else storage.join(results, f"{spec.digest}.unfinished")

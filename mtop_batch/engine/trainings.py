@@ -21,11 +21,11 @@ from mtop_batch.model.encoder.head_masks import check_heads
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.selection.jobs import Job, Jobs
 from mtop_batch.selection.prompt_groups import needs_trainings, open_tasks, with_like_groups
-from mtop_batch.selection.records import KeptRecords, Record, unfinished_of
+from mtop_batch.selection.records import RECORD_SUFFIX, KeptRecords, Record, unfinished_of
 from mtop_batch.selection.run_job import run_job
 from mtop_batch.training.one_process import Encoder
 from mtop_batch.training.settings import TaskData, single_worker
-from mtop_batch.training.unfinished import Unfinished
+from mtop_batch.training.unfinished import Unfinished, discard_finished
 
 
 def kept_beside(config: Config) -> str:
@@ -87,6 +87,7 @@ def trainings(
         ConfigError: The heads of the encoder cannot be had one by one.
     """
     check_heads(encoder.backbone)
+    discard_finished(kept, RECORD_SUFFIX)
     by_name = {item.task.name: item for item in data}
     with ExitStack() as until_done:
         started: list[tuple[Resources, ray.ObjectRef[Mapping[str, TaskData]], ray.ObjectRef[Encoder]]] = []

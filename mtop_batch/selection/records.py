@@ -19,7 +19,9 @@ from mtop_batch import storage
 from mtop_batch.json_text import to_json
 from mtop_batch.selection.importance import FloatArray
 from mtop_batch.selection.jobs import Job
-from mtop_batch.training.unfinished import Unfinished
+from mtop_batch.training.unfinished import Unfinished, unfinished_in
+
+RECORD_SUFFIX = ".npz"
 
 
 @dataclass(frozen=True)
@@ -110,12 +112,11 @@ class KeptRecords:
 
 def record_uri(kept: str, digest: str) -> str:
     """Where the record of a job lies."""
-    return storage.join(kept, f"{digest}.npz")
+    return storage.join(kept, f"{digest}{RECORD_SUFFIX}")
 
 
 def unfinished_of(kept: str | None, job: Job) -> Unfinished:
     """What an interrupted job left, and what its tasks learned alone; None to keep nothing."""
-    if kept is None:
-        return Unfinished(None)
-    learned = {name: storage.join(kept, f"{digest}.safetensors") for name, digest in job.warm_starts.items()}
-    return Unfinished(storage.join(kept, f"{job.digest}.unfinished"), learned)
+    warm_starts = {} if kept is None else job.warm_starts
+    learned = {name: storage.join(str(kept), f"{digest}.safetensors") for name, digest in warm_starts.items()}
+    return unfinished_in(kept, job.digest, learned)

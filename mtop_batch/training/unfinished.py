@@ -26,6 +26,8 @@ from mtop_batch.training.loop import Save, WriteCheckpoint
 from mtop_batch.training.soft_labels import FloatArray
 from mtop_batch.training.task_checkpoints import TaskCheckpoints
 
+_SUFFIX = ".unfinished"
+
 
 class Unfinished:
     """The directory of an unfinished run, local or on object storage.
@@ -120,6 +122,33 @@ class Unfinished:
             storage.delete(storage.join(self._uri, info.path))
         if not storage.is_remote(self._uri):
             shutil.rmtree(storage.absolute(self._uri), ignore_errors=True)
+
+
+def unfinished_in(directory: str | None, digest: str, learned: Mapping[str, str] | None = None) -> Unfinished:
+    """What an interrupted run left in a directory of records: `<digest>.unfinished/`.
+
+    Args:
+        directory: Local or on object storage; None to keep nothing.
+        digest: Of the run.
+        learned: As for `Unfinished`.
+    """
+    return Unfinished(None if directory is None else storage.join(directory, f"{digest}{_SUFFIX}"), learned)
+
+
+def discard_finished(directory: str, record_suffix: str) -> None:
+    """Remove what is left beside records: their command was killed just after it had written them.
+
+    Args:
+        directory: Of records `<digest><record_suffix>`.
+        record_suffix: Such as ".json".
+
+    Raises:
+        StorageError: The storage cannot be reached or refuses.
+    """
+    paths = [info.path for info in storage.list_files(directory)]
+    left = {path.split("/")[0].removesuffix(_SUFFIX) for path in paths if f"{_SUFFIX}/" in path}
+    for digest in left & {path.removesuffix(record_suffix) for path in paths}:
+        unfinished_in(directory, digest).discard()
 
 
 def _seconds(uri: str) -> str:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.local_cluster import find_process, processes_of
 from mtop_batch import api
 from mtop_batch.config.load import load_config
 from mtop_batch.config.model import MTOPModelConfig
@@ -206,7 +207,8 @@ def test_a_killed_command_goes_on_where_it_was(tmp_path: Path, backbone_dir: Pat
     while len(list(kept.glob("*.npz"))) < 2 and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
+    for each in processes_of([find_process(process.pid)]):  # what Ray leaves would go on to write for a while
+        os.kill(each.pid, signal.SIGKILL)
     process.wait()
     before = len(list(kept.glob("*.npz")))
     assert before >= 2

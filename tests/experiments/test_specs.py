@@ -136,6 +136,7 @@ def test_what_more_tasks_and_a_large_one_are(many_set: DataSet) -> None:
     whole = make_spec("many-1000-epochs", 0, many_set, settings)
     assert whole.learns == {**more.learns, "epochs": 1.0}
     assert whole.epochs == many.epochs
+    assert make_spec("many-large-1000-epochs", 0, many_set, settings).begins_with == whole.digest
     assert after.begins_with == more.digest
     assert large.data_digest == after.data_digest != many.data_digest
     assert make_spec("many-large-1000", 1, many_set, settings).begins_with != more.digest

@@ -139,6 +139,9 @@ TRANSFER: Mapping[str, Method] = {
     "many-large": _many("The pretrained encoder", judged=_LARGE, **_BUDGET),
     "many-large-100": _many("The encoder of 100 tasks", judged=_LARGE, begins_with=MANY, **_BUDGET),
     "many-large-1000": _many("The encoder of 1,000 tasks", judged=_LARGE, begins_with="many-1000", **_BUDGET),
+    "many-large-1000-epochs": _many(
+        "The encoder of 1,000 tasks, own epochs", judged=_LARGE, begins_with="many-1000-epochs", **_BUDGET
+    ),
 }
 """What a new, very large task begins with."""
 
