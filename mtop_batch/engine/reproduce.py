@@ -38,7 +38,6 @@ from mtop_batch.experiments.runs.data_set import DataSet, tasks_of
 from mtop_batch.experiments.runs.prepared import Prepared, prepare
 from mtop_batch.experiments.runs.read import read_for
 from mtop_batch.experiments.runs.records import (
-    RECORD_SUFFIX,
     DataRecord,
     RunRecord,
     SpeedRecord,
@@ -142,7 +141,7 @@ def reproduce(options: ReproduceOptions, *, progress: Progress, plan_only: bool 
         for spec, number in zip(missing, examples, strict=True):
             progress.note(f"{spec.digest}: {_named(spec)}, {number:,} examples")
         return Reproduced("", (), *names, sum(examples))
-    discard_finished(options.results, RECORD_SUFFIX)
+    discard_finished(options.results, {*names[0]}.__contains__)  # a lost encoder is learned again from a checkpoint
     for judged in {spec.data_digest: tasks_of(method(spec.method), data)[1] for spec in specs}.values():
         storage.write_bytes(data_uri(options.results, judged.digest), DataRecord.of(judged).to_json())
     untimed = _untimed(specs, options.results) if options.speed else []

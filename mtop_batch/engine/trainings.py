@@ -21,7 +21,7 @@ from mtop_batch.model.encoder.head_masks import check_heads
 from mtop_batch.precision import PrecisionChoice
 from mtop_batch.selection.jobs import Job, Jobs
 from mtop_batch.selection.prompt_groups import needs_trainings, open_tasks, with_like_groups
-from mtop_batch.selection.records import RECORD_SUFFIX, KeptRecords, Record, unfinished_of
+from mtop_batch.selection.records import KeptRecords, Record, record_uri, unfinished_of
 from mtop_batch.selection.run_job import run_job
 from mtop_batch.training.one_process import Encoder
 from mtop_batch.training.settings import TaskData, single_worker
@@ -87,7 +87,7 @@ def trainings(
         ConfigError: The heads of the encoder cannot be had one by one.
     """
     check_heads(encoder.backbone)
-    discard_finished(kept, RECORD_SUFFIX)
+    discard_finished(kept, lambda digest: storage.is_file(record_uri(kept, digest)))
     by_name = {item.task.name: item for item in data}
     with ExitStack() as until_done:
         started: list[tuple[Resources, ray.ObjectRef[Mapping[str, TaskData]], ray.ObjectRef[Encoder]]] = []

@@ -21,8 +21,6 @@ from mtop_batch.selection.importance import FloatArray
 from mtop_batch.selection.jobs import Job
 from mtop_batch.training.unfinished import Unfinished, unfinished_in
 
-RECORD_SUFFIX = ".npz"
-
 
 @dataclass(frozen=True)
 class Record:
@@ -112,7 +110,7 @@ class KeptRecords:
 
 def record_uri(kept: str, digest: str) -> str:
     """Where the record of a job lies."""
-    return storage.join(kept, f"{digest}{RECORD_SUFFIX}")
+    return storage.join(kept, f"{digest}.npz")
 
 
 def unfinished_of(kept: str | None, job: Job) -> Unfinished:

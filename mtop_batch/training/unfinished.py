@@ -135,19 +135,19 @@ def unfinished_in(directory: str | None, digest: str, learned: Mapping[str, str]
     return Unfinished(None if directory is None else storage.join(directory, f"{digest}{_SUFFIX}"), learned)
 
 
-def discard_finished(directory: str, record_suffix: str) -> None:
+def discard_finished(directory: str, is_finished: Callable[[str], bool]) -> None:
     """Remove what is left beside records: their command was killed just after it had written them.
 
     Args:
-        directory: Of records `<digest><record_suffix>`.
-        record_suffix: Such as ".json".
+        directory: Of records.
+        is_finished: Says of a digest whether nothing goes on from what its run left.
 
     Raises:
         StorageError: The storage cannot be reached or refuses.
     """
     paths = [info.path for info in storage.list_files(directory)]
     left = {path.split("/")[0].removesuffix(_SUFFIX) for path in paths if f"{_SUFFIX}/" in path}
-    for digest in left & {path.removesuffix(record_suffix) for path in paths}:
+    for digest in filter(is_finished, left):
         unfinished_in(directory, digest).discard()
 
 

@@ -11,18 +11,17 @@ from mtop_batch.training.unfinished import discard_finished, unfinished_in
 
 
 @pytest.mark.parametrize("where", ["disk", "memory"])
-def test_what_lies_beside_a_record_goes_and_what_has_none_stays(tmp_path: Path, where: str) -> None:
+def test_what_finished_runs_left_goes_and_what_others_left_stays(tmp_path: Path, where: str) -> None:
     root = str(tmp_path) if where == "disk" else f"memory://{tmp_path.name}"
     for digest in ("done", "killed"):
         unfinished_in(root, digest).keep_seconds({"train": 1.0})
     storage.write_bytes(storage.join(root, "done.json"), b"{}")
-    storage.write_bytes(storage.join(root, "killed.png"), b"")
-    discard_finished(root, ".json")
+    discard_finished(root, {"done", "another"}.__contains__)
     assert unfinished_in(root, "done").seconds() == {}
     assert unfinished_in(root, "killed").seconds() == {"train": 1.0}
     assert storage.is_file(storage.join(root, "done.json"))
 
 
 def test_a_directory_that_is_not_there_has_nothing_to_discard(tmp_path: Path) -> None:
-    discard_finished(str(tmp_path / "none"), ".json")
+    discard_finished(str(tmp_path / "none"), lambda digest: True)
     assert not list(tmp_path.iterdir())

@@ -182,12 +182,9 @@ class Records:
     speeds: list[SpeedRecord] = field(default_factory=list)
 
 
-RECORD_SUFFIX = ".json"
-
-
 def run_uri(results: str, digest: str) -> str:
     """Where the record of a run lies."""
-    return storage.join(results, f"{digest}{RECORD_SUFFIX}")
+    return storage.join(results, f"{digest}.json")
 
 
 def data_uri(results: str, digest: str) -> str:
